@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The process that outlives a test run to clean up after it: owns one machine's cgroup and PID 1; runs no commands in it.
+
+The caller starts it in a session of its own, gives it a plan on standard input and reads events
+from its standard output. The end of the input, or of the caller, ends the machine; the end of the
+keeper itself ends it too, because the kernel then kills the PID 1 that it forked.
+"""
+
+import contextlib
+import os
+import select
+import selectors
+import signal
+import socket
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from upgrader.private_systemd import interior, linux
+from upgrader.private_systemd.linux import Mount, Namespace
+from upgrader.private_systemd.plan import Event, Failed, Gone, Plan, Ready, Started
+
+_CGROUPS = Path("/sys/fs/cgroup")
+_PREFIX = "upgrader-"
+_CONSOLE_LIMIT = 64 * 1024
+# Killing 10,000 processes takes seconds on a slow machine; after this the keeper says what is left.
+_END_TIMEOUT = 20.0
+
+
+def _start_time(pid: int) -> str:
+    """When process `pid` started, in clock ticks since boot; raises OSError when there is none."""
+    stat_line = Path(f"/proc/{pid}/stat").read_text()
+    return stat_line.rpartition(")")[2].split()[19]
+
+
+def _remove(cgroup: Path) -> None:
+    for directory, _, _ in os.walk(cgroup, topdown=False):
+        os.rmdir(directory)
+
+
+def _sweep() -> None:
+    """Remove the empty cgroups of keepers that were killed themselves."""
+    for place in _CGROUPS.glob(f"{_PREFIX}*"):
+        pid, _, started = place.name.removeprefix(_PREFIX).partition("-")
+        with contextlib.suppress(OSError, ValueError):
+            if _start_time(int(pid)) == started:
+                continue
+        with contextlib.suppress(OSError):
+            _remove(place)
+
+
+def _own_cgroup() -> Path:
+    """A new cgroup below the caller's own, in the unified hierarchy, whatever the machine mounts."""
+    # From a cgroup namespace of our own: mounting cgroup2 from the first one would reset the
+    # options of the machine's own mount.
+    linux.unshare(Namespace.CGROUP | Namespace.MOUNT)
+    linux.mount(None, "/", flags=Mount.RECURSIVE | Mount.PRIVATE)
+    linux.mount("cgroup2", str(_CGROUPS), flags=Mount.NO_SUID | Mount.NO_DEV | Mount.NO_EXEC)
+    _sweep()
+    cgroup = _CGROUPS / f"{_PREFIX}{os.getpid()}-{_start_time(os.getpid())}"
+    cgroup.mkdir()
+    (cgroup / "commands").mkdir()
+    return cgroup
+
+
+class _Keeper:
+    """The machine of one plan, from its first process to its last."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.cgroup = _own_cgroup()
+        self.console = bytearray()
+        self.status: int | None = None
+        self.over = False
+        self.selector = selectors.DefaultSelector()
+
+    def run(self) -> None:
+        self._start()
+        while not self.over:
+            for key, _ in self.selector.select():
+                react: Callable[[], None] = key.data
+                react()
+        self._end()
+
+    def _watch(self, source: int | socket.socket, react: Callable[[], None]) -> None:
+        self.selector.register(source, selectors.EVENT_READ, react)
+
+    def _start(self) -> None:
+        self.terminal, console = os.openpty()
+        self.notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.trouble, trouble = os.pipe()
+        permission, go = os.pipe()
+        linux.unshare(Namespace.PID)
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._inner(permission, go, trouble, os.ttyname(console))
+        os.close(trouble)
+        os.close(permission)
+        # The slave side stays open: without it the terminal reports EIO whenever nobody writes.
+        self.process = os.pidfd_open(self.pid)
+        self._watch(0, self._input)
+        self._watch(self.terminal, self._read_console)
+        self._watch(self.notify, self._read_notify)
+        self._watch(self.process, self._ended)
+        self._watch(self.trouble, self._read_trouble)
+        with contextlib.suppress(ProcessLookupError):
+            self._watch(os.pidfd_open(self.plan.caller), self._stop)
+        tell(Started(self.pid, str(self.cgroup)))
+        os.write(go, b"g")
+        os.close(go)
+
+    def _inner(self, permission: int, go: int, trouble: int, console: str) -> None:
+        try:
+            os.close(go)
+            os.setsid()
+            linux.die_with_starter(signal.SIGKILL)
+            # A keeper that died before the line above took effect never says go.
+            if os.read(permission, 1) == b"g":
+                (self.cgroup / "cgroup.procs").write_text("0")
+                interior.become(self.plan, console, self.notify)
+        except BaseException as error:
+            os.write(trouble, _explain(error).encode())
+        os._exit(1)
+
+    def _stop(self) -> None:
+        self.over = True
+
+    def _input(self) -> None:
+        if not os.read(0, 4096):
+            self._stop()
+
+    def _read_console(self) -> None:
+        self.console += os.read(self.terminal, 65536)
+        del self.console[:-_CONSOLE_LIMIT]
+
+    def _read_notify(self) -> None:
+        if b"READY=1" in self.notify.recv(65536).splitlines():
+            tell(Ready())
+
+    def _read_trouble(self) -> None:
+        message = os.read(self.trouble, 65536)
+        self.selector.unregister(self.trouble)
+        if message:
+            tell(Failed(message.decode()))
+
+    def _ended(self) -> None:
+        self._reap()
+        self._stop()
+
+    def _reap(self) -> None:
+        if self.status is None:
+            _, status = os.waitpid(self.pid, 0)
+            self.status = os.waitstatus_to_exitcode(status)
+
+    def _end(self) -> None:
+        """Kill PID 1 (and with it everything in its namespace), then remove the cgroups."""
+        if self.status is None:
+            signal.pidfd_send_signal(self.process, signal.SIGKILL)
+            self._reap()
+        leftover = empty_and_remove(self.cgroup, _END_TIMEOUT)
+        self._drain_console()
+        tell(Gone(self.console.decode(errors="replace"), self.status, leftover))
+
+    def _drain_console(self) -> None:
+        os.set_blocking(self.terminal, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._read_console()
+
+
+def empty_and_remove(cgroup: Path, timeout: float) -> str:
+    """Kill all that is in `cgroup` and remove it; returns "" or what is left after `timeout` seconds."""
+    (cgroup / "cgroup.kill").write_text("1")
+    events = os.open(cgroup / "cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
+    # The kernel reports a change of cgroup.events as POLLPRI.
+    poll = select.poll()
+    poll.register(events, select.POLLPRI)
+    deadline = time.monotonic() + timeout
+    try:
+        while b"populated 1" in os.pread(events, 4096, 0):
+            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                return f"cgroup {cgroup} still has processes"
+    finally:
+        os.close(events)
+    try:
+        _remove(cgroup)
+    except OSError as error:
+        return str(error)
+    return ""
+
+
+def tell(event: Event) -> None:
+    """Report `event` to the caller, if there still is one."""
+    with contextlib.suppress(BrokenPipeError):
+        os.write(1, msgspec.json.encode(event) + b"\n")
+
+
+def _explain(error: BaseException) -> str:
+    """One line for what an OSError says by itself; the whole story for what should not happen."""
+    return str(error) if isinstance(error, OSError) else "".join(traceback.format_exception(error))
+
+
+def _read_plan() -> Plan:
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        # Byte-wise, so that nothing after the plan is taken: the rest of the input is the lifeline.
+        piece = os.read(0, 1)
+        if not piece:
+            raise SystemExit(1)
+        line += piece
+    return msgspec.json.decode(line, type=Plan)
+
+
+def main() -> None:
+    """Keep one machine until the standard input ends."""
+    # Only the caller's end or its word ends the machine; a Ctrl-C in its terminal reaches it alone.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    plan = _read_plan()
+    try:
+        _Keeper(plan).run()
+    except OSError as error:
+        tell(Failed(_explain(error)))
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

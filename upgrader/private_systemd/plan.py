@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What one private systemd is made of and what its keeper reports: the values between the two; does no IO."""
+
+import msgspec
+
+
+class File(msgspec.Struct, frozen=True):
+    """A file that the root gets before its systemd starts."""
+
+    path: str
+    text: str
+    mode: int = 0o644
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """One private systemd, as its keeper needs it."""
+
+    #: The root tree; only read, every write goes to memory.
+    root: str
+    #: Process whose end ends the machine.
+    caller: int
+    #: Directories on other file systems than `root` that are shown at their own path.
+    layers: tuple[str, ...] = ()
+    #: Paths that services without privileges must be able to reach.
+    reachable: tuple[str, ...] = ()
+    #: Files added to the root.
+    files: tuple[File, ...] = ()
+    #: A directory of the machine and the place in the root it is copied to.
+    package: tuple[str, str] | None = None
+
+
+class Started(msgspec.Struct, frozen=True, tag=True):
+    """The process that becomes the inner PID 1 exists; `cgroup` is below the keeper's own mount."""
+
+    pid: int
+    cgroup: str
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """The inner PID 1 said READY=1: its boot is complete (again, after a soft-reboot)."""
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """The root could not be set up; `message` names the step."""
+
+    message: str
+
+
+class Gone(msgspec.Struct, frozen=True, tag=True):
+    """Nothing is left of the machine, except what `leftover` names; `console` is its last output."""
+
+    console: str
+    status: int | None = None
+    leftover: str = ""
+
+
+Event = Started | Ready | Failed | Gone

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Root trees to boot: the machine's own, a Debian suite fetched once, or a path; mounts and boots nothing."""
+
+import functools
+import os
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from upgrader.private_systemd.errors import TreeError
+from upgrader.private_systemd.plan import File, Plan
+
+#: The directory of this package, which every tree gets to see.
+PACKAGE = Path(__file__).resolve().parent.parent
+
+# Their content is part of a machine even where they are file systems of their own.
+_SYSTEM_PLACES = ("/usr", "/etc", "/var", "/opt")
+# Fresh and empty inside: what lies there is invisible unless it is shown on purpose.
+_FRESH_PLACES = ("/tmp", "/run", "/dev")
+_DIST_PACKAGES = "/usr/lib/python3/dist-packages"
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A root tree and the Python in it: `name` for messages, `python` as a command prefix."""
+
+    name: str
+    root: Path
+    python: tuple[str, ...]
+    layers: tuple[str, ...] = ()
+    reachable: tuple[str, ...] = ()
+    files: tuple[File, ...] = ()
+    package: tuple[str, str] | None = None
+
+    def plan(self, caller: int) -> Plan:
+        """What the keeper of a machine over this tree is told; the machine ends with process `caller`."""
+        return Plan(
+            root=str(self.root),
+            caller=caller,
+            layers=self.layers,
+            reachable=self.reachable,
+            files=self.files,
+            package=self.package,
+        )
+
+
+def resolve(tree: str | Path) -> Tree:
+    """The tree that `tree` names: "host", a Debian suite, or a path; raises TreeError."""
+    if tree == "host":
+        return _host()
+    return _given(Path(tree))
+
+
+def _launcher(python: tuple[str, ...]) -> str:
+    return f'#!/bin/sh\nexec {shlex.join(python)} -m upgrader "$@"\n'
+
+
+@functools.cache
+def _own_python() -> tuple[str, ...]:
+    """A command prefix for this very interpreter, from which `import upgrader` works anywhere."""
+    found = subprocess.run(
+        [sys.executable, "-c", "import upgrader"],
+        cwd="/",
+        env={"PATH": os.defpath},
+        capture_output=True,
+        check=False,
+    )
+    if found.returncode == 0:
+        return (sys.executable,)
+    # Not installed, only on this process's path: say it in a way that every service inherits.
+    ways = [str(PACKAGE.parent), *(path for path in sys.path if path and Path(path).exists())]
+    return ("/usr/bin/env", f"PYTHONPATH={':'.join(dict.fromkeys(ways))}", sys.executable)
+
+
+def _host() -> Tree:
+    python = _own_python()
+    needed = [sys.prefix, sys.base_prefix, sys.executable, os.path.realpath(sys.executable)]
+    needed += [str(PACKAGE), *(path for path in sys.path if path and os.path.exists(path))]
+    return Tree(
+        name="this machine",
+        root=Path("/"),
+        python=python,
+        layers=_layers((*_SYSTEM_PLACES, *needed)),
+        reachable=tuple(dict.fromkeys(needed)),
+        files=(File("/usr/local/bin/upgrader", _launcher(python), 0o755),),
+    )
+
+
+def _layers(paths: tuple[str, ...]) -> tuple[str, ...]:
+    """The directories among `paths` that the overlay of `/` does not show by itself."""
+    device = os.stat("/").st_dev
+    found: dict[str, int] = {}
+    for path in sorted({os.path.realpath(path) for path in paths}):
+        directory = path if os.path.isdir(path) else os.path.dirname(path)
+        if not os.path.isdir(directory):
+            continue
+        own = os.stat(directory).st_dev
+        hidden = any(
+            directory == place or directory.startswith(place + "/") for place in _FRESH_PLACES
+        )
+        if own == device and not hidden:
+            continue
+        # Shown already, by a layer above it on the same file system.
+        if any(directory.startswith(f"{above}/") and found[above] == own for above in found):
+            continue
+        found[directory] = own
+    return tuple(found)
+
+
+def _given(root: Path) -> Tree:
+    if (
+        not (root / "usr/lib/systemd/systemd").exists()
+        and not (root / "lib/systemd/systemd").exists()
+    ):
+        raise TreeError(
+            f"{root} is not a root tree with a systemd: usr/lib/systemd/systemd is missing",
+            remedy='name a directory made by mmdebstrap or debootstrap, a suite like "trixie", or "host"',
+        )
+    python = ("/usr/bin/python3",)
+    return Tree(
+        name=str(root),
+        root=root.resolve(),
+        python=python,
+        files=(File("/usr/bin/upgrader", _launcher(python), 0o755),),
+        package=(str(PACKAGE), f"{_DIST_PACKAGES}/{PACKAGE.name}"),
+    )
