@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# Every target first sets up what it needs (packaging/bootstrap says what it installs, and why).
+
+# The systemds of the demo, one after the other: host, a Debian suite, or the path of a root tree.
+SYSTEMD ?= host trixie
+# More arguments for `upgrader demo` or pytest.
+ARGS ?=
+
+.PHONY: help demo test lint bench clean setup
+
+help:
+	@echo 'make demo    upgrade a live service ten times under a real systemd (SYSTEMD="$(SYSTEMD)")'
+	@echo 'make test    all tests (ARGS="-m \"not system\"" leaves out those that need root)'
+	@echo 'make lint    style, types and shell scripts only'
+	@echo 'make bench   the figures that are measured, not tested'
+	@echo 'make clean   remove what the other targets made here'
+
+setup:
+	@packaging/bootstrap
+
+demo: setup
+	@for systemd in $(SYSTEMD); do .venv/bin/upgrader demo --systemd "$$systemd" $(ARGS) || exit 1; done
+
+test: setup
+	@.venv/bin/python -m pytest $(ARGS)
+
+lint: setup
+	@.venv/bin/python -m pytest -q tests/test_project.py $(ARGS)
+
+bench: setup
+	@.venv/bin/python -m pytest -q -s tests/bench $(ARGS)
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build dist
+	find upgrader tests -name __pycache__ -type d -prune -exec rm -rf {} +
