@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The four kinds of client, as asyncio protocols; each tells the ledger what it saw and decides nothing else.
+
+A request is sent when it is due, whatever became of the one before (HTTP/1.1 allows that), so that a service that stands
+still makes requests wait, and the wait counts from when each was due: no coordinated omission.
+"""
+
+import asyncio
+from collections import deque
+from typing import cast
+
+from upgrader.demo.ledger import ContradictionError, Exchange, Kind, Ledger, Track
+from upgrader.demo.responses import BadResponseError, Chunk, Response, ResponseReader
+
+
+class Client(asyncio.Protocol):
+    """One TCP connection with its requests in the order in which they were sent."""
+
+    kind: Kind
+    #: Whether the connection is still used after a wrong answer.
+    trusting = True
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.loop = asyncio.get_running_loop()
+        self.transport: asyncio.Transport | None = None
+        self.outstanding: deque[Exchange] = deque()
+        self.track = Track()
+        self.lost = False
+        self._reader = ResponseReader()
+
+    async def connect(self, host: str, port: int) -> None:
+        """Open the connection; a failure is told to the ledger like any other loss, and not raised."""
+        try:
+            await self.loop.create_connection(lambda: self, host, port)
+        except OSError as error:
+            self.lose(f"could not connect: {error.strerror or error}")
+
+    def ask(self, path: str, due: float) -> None:
+        """A request for `path` is due; it is sent now, or as soon as there is a connection."""
+        self.outstanding.append(Exchange(self.kind, due, path))
+        self.ledger.asked[self.kind] += 1
+        if self.transport is not None:
+            self._send(path)
+
+    def overdue(self, before: float) -> None:
+        """Give up if the oldest request was due before that time."""
+        if self.outstanding and self.outstanding[0].due < before:
+            self.lose(f"no answer to {self.outstanding[0].path}")
+
+    def leave(self) -> None:
+        """Close the connection for good; nothing that happens to it from now on is a loss."""
+        self.lost = True
+        if self.transport is not None:
+            self.transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """asyncio: send what is waiting."""
+        self.transport = cast(asyncio.Transport, transport)
+        if self.lost:
+            self.transport.abort()
+        for exchange in self.outstanding:
+            self._send(exchange.path)
+
+    def data_received(self, data: bytes) -> None:
+        """asyncio: read responses."""
+        now = self.loop.time()
+        try:
+            for event in self._reader.feed(data):
+                if self.lost:
+                    return
+                if isinstance(event, Chunk):
+                    self.chunk(event.data)
+                else:
+                    self.answered(event, now)
+        except BadResponseError as error:
+            self.lose(str(error))
+
+    def eof_received(self) -> None:
+        """asyncio: the service will send nothing more."""
+        try:
+            self._reader.feed_eof()
+        except BadResponseError as error:
+            self.lose(str(error))
+        else:
+            self.ended("the service closed the connection")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """asyncio: the connection is gone."""
+        if not self.lost:
+            self.ended(str(exc) if exc else "the service closed the connection")
+
+    def ended(self, reason: str) -> None:
+        """The service closed the connection between two responses: a loss, but for those that asked for it."""
+        self.lose(reason)
+
+    def answered(self, response: Response, now: float) -> None:
+        """A whole response arrived."""
+        if not self.outstanding:
+            self.lose(f"a response to nothing (status {response.status})")
+            return
+        exchange = self.outstanding.popleft()
+        try:
+            self.ledger.answer(exchange, self.track, response, now)
+        except ContradictionError as error:
+            if self.trusting:
+                self.ledger.fail(self.kind, exchange.due, now, str(error), counted=error.counted)
+            else:
+                self.lose(str(error))
+
+    def chunk(self, data: bytes) -> None:
+        """A chunk of a response that goes on."""
+        self.lose(f"a chunk of {len(data)} bytes in what is no stream")
+
+    def lose(self, reason: str) -> None:
+        """The connection is of no use any more: what is outstanding has failed, or else the connection itself."""
+        if self.lost:
+            return
+        now = self.loop.time()
+        for exchange in self.outstanding or [Exchange(self.kind, now, "")]:
+            self.ledger.fail(self.kind, exchange.due, now, reason)
+        self.outstanding.clear()
+        self.leave()
+
+    def _send(self, path: str) -> None:
+        assert self.transport is not None
+        self.transport.write(b"GET %s HTTP/1.1\r\nHost: demo\r\n\r\n" % path.encode())
+
+
+class NewClient(Client):
+    """A connection for one request; the service closes it, as it was asked to."""
+
+    kind = Kind.NEW
+
+    def ended(self, reason: str) -> None:
+        """Expected once the answer is there."""
+        if self.outstanding:
+            self.lose(reason)
+        else:
+            self.leave()
+
+    def _send(self, path: str) -> None:
+        assert self.transport is not None
+        self.transport.write(
+            b"GET %s HTTP/1.1\r\nHost: demo\r\nConnection: close\r\n\r\n" % path.encode()
+        )
+
+
+class KeepaliveClient(Client):
+    """A connection for many requests, that must stay the same one throughout."""
+
+    kind = Kind.KEEPALIVE
+
+
+class HeldClient(Client):
+    """An idle connection that is asked now and then whether it still is one; lost at most once."""
+
+    kind = Kind.HELD
+    trusting = False
+
+    def lose(self, reason: str) -> None:
+        """The connection is lost, however many requests were outstanding."""
+        if self.lost:
+            return
+        self.ledger.fail(self.kind, self.loop.time(), self.loop.time(), reason)
+        self.outstanding.clear()
+        self.leave()
+
+
+class StreamClient(HeldClient):
+    """One response that never ends; the gaps between its chunks are counted, and it breaks at most once."""
+
+    kind = Kind.STREAM
+
+    def answered(self, response: Response, now: float) -> None:
+        """The head of the stream."""
+        super().answered(response, now)
+        self.track.chunk_at = now
+
+    def overdue(self, before: float) -> None:
+        """Give up if the stream has been silent since that time."""
+        super().overdue(before)
+        if not self.lost and self.track.chunk_at and self.track.chunk_at < before:
+            self.lose(f"silent after chunk {self.track.sequence}")
+
+    def chunk(self, data: bytes) -> None:
+        """The next chunk."""
+        if not data:
+            self.lose("the stream came to its end")
+            return
+        try:
+            self.ledger.chunk(self.track, data, self.loop.time())
+        except ContradictionError as error:
+            self.lose(str(error))

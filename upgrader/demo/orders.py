@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What the orchestrator tells the load client and hears from it, one JSON object a line; no behaviour.
+
+Times are seconds of CLOCK_MONOTONIC, which all processes of one machine share.
+"""
+
+import msgspec
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True, tag_field="order"):
+    """One line on the load client's standard input."""
+
+
+class Start(Order, frozen=True, kw_only=True, tag="start"):
+    """Open all connections and begin; always the first order."""
+
+    host: str
+    port: int
+    rate: float = 250.0
+    """New connections a second."""
+    keepalive: int = 10
+    """Keep-alive connections."""
+    keepalive_rate: float = 20.0
+    """Requests a second on each of them."""
+    streams: int = 8
+    held: int = 0
+    """Idle connections, opened before the load begins."""
+    timeout: float = 30.0
+    """Seconds after which an unanswered request has failed and a silent stream is broken."""
+
+
+class Begin(Order, frozen=True, kw_only=True, tag="begin"):
+    """An upgrade was asked for at `at`."""
+
+    upgrade: int
+    at: float
+
+
+class End(Order, frozen=True, kw_only=True, tag="end"):
+    """The upgrade is over, as far as the orchestrator can tell: judge it and answer with `Window`."""
+
+    sample: int = 0
+    """So many held connections are asked for one response each."""
+
+
+class Pause(Order, frozen=True, kw_only=True, tag="pause"):
+    """Ask nothing new, and answer `Quiet` once nothing is outstanding (streams go on)."""
+
+
+class Resume(Order, frozen=True, kw_only=True, tag="resume"):
+    """Go on asking."""
+
+
+class Stop(Order, frozen=True, kw_only=True, tag="stop"):
+    """Ask every held connection once, settle everything, answer `Result` and exit."""
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
+    """One line on the load client's standard output."""
+
+
+class Ready(Event, frozen=True, kw_only=True, tag="ready"):
+    """Everything is connected and the load runs."""
+
+    held: int
+    version: str
+    generation: int
+
+
+class Quiet(Event, frozen=True, kw_only=True, tag="quiet"):
+    """Nothing is outstanding."""
+
+
+class Window(Event, frozen=True, kw_only=True, tag="window"):
+    """What the clients saw of one upgrade; the counts are totals since the start."""
+
+    upgrade: int
+    version: str
+    generation: int
+    stall_ms: float
+    """The longest time that any request waited, from due to answered."""
+    stream_gap_ms: float
+    """The longest time between two chunks of one stream."""
+    time_to_new_code_ms: float | None
+    """From the request for the upgrade to the first response of a new generation; None: never."""
+    failed_requests: int
+    failed_keepalive: int
+    broken_streams: int
+    connections_lost: int
+    state_errors: int
+
+
+class Spread(msgspec.Struct, frozen=True, kw_only=True):
+    """Latencies in milliseconds."""
+
+    median: float
+    p99: float
+    max: float
+
+
+class Result(Event, frozen=True, kw_only=True, tag="result"):
+    """The whole run."""
+
+    requests: int
+    failed_requests: int
+    keepalive_requests: int
+    failed_keepalive: int
+    streams: int
+    broken_streams: int
+    chunks: int
+    connections_held: int
+    connections_lost: int
+    state_errors: int
+    latency_ms: Spread
+    """Of new connections, over the whole run."""
+    losses: list[str]
+    """The first losses, in words."""
+
+
+class Fatal(Event, frozen=True, kw_only=True, tag="fatal"):
+    """The load could not be started."""
+
+    message: str
+
+
+AnyOrder = Start | Begin | End | Pause | Resume | Stop
+AnyEvent = Ready | Quiet | Window | Result | Fatal
+
+order_decoder = msgspec.json.Decoder(AnyOrder)
+event_decoder = msgspec.json.Decoder(AnyEvent)
+
+
+def line(message: Order | Event) -> bytes:
+    """One message as a line of JSON."""
+    return msgspec.json.encode(message) + b"\n"
