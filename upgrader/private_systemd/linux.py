@@ -35,6 +35,7 @@ class Mount(enum.IntFlag):
     PRIVATE = 1 << 18
 
 
+NO_FLAGS = Mount(0)
 MNT_DETACH = 2
 PR_SET_PDEATHSIG = 1
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
@@ -52,7 +53,7 @@ def unshare(flags: Namespace) -> None:
 
 
 def mount(
-    kind: str | None, target: str, *, source: str = "none", flags: Mount = Mount(0), data: str = ""
+    kind: str | None, target: str, *, source: str = "none", flags: Mount = NO_FLAGS, data: str = ""
 ) -> None:
     """mount(2): file system `kind` on `target`; raises OSError naming the target."""
     _checked(
@@ -67,7 +68,7 @@ def mount(
     )
 
 
-def bind(source: str, target: str, flags: Mount = Mount(0)) -> None:
+def bind(source: str, target: str, flags: Mount = NO_FLAGS) -> None:
     """Show `source` at `target` as well; `flags` such as READ_ONLY apply to the new place only."""
     mount(None, target, source=source, flags=Mount.BIND)
     if flags:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -25,6 +25,7 @@ from upgrader.private_systemd.errors import BootError, CommandError, PrivateSyst
 from upgrader.private_systemd.plan import Event, Failed, Gone, Ready, Started
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_NAMESPACES = ("-m", "-p", "-i", "-u", "-C", "-n")
 #: A boot takes about a second; a machine that swaps may need many.
 BOOT_TIMEOUT = 60.0
 _CLOSE_TIMEOUT = 30.0
@@ -55,12 +56,18 @@ class PrivateSystemd:
         self._version = 0
 
     @classmethod
-    def boot(cls, tree: str | Path = "host", *, timeout: float = BOOT_TIMEOUT) -> Self:
+    def boot(
+        cls,
+        tree: str | Path = "host",
+        *,
+        timeout: float = BOOT_TIMEOUT,
+        progress: Callable[[str], None] = lambda _: None,
+    ) -> Self:
         """Boot the systemd of `tree` and wait until its boot is complete.
 
         `tree` is "host" (the machine's own), the name of a Debian suite ("trixie", "sid": fetched
-        once and cached), or the path of a root tree. `timeout` is in seconds and does not count
-        the time that fetching takes. Raises TreeError, BootError.
+        once and cached, which `progress` is told), or the path of a root tree. `timeout` is in
+        seconds and does not count the time that fetching takes. Raises TreeError, BootError.
         """
         if os.geteuid() != 0:
             raise PrivateSystemdError(
@@ -73,7 +80,7 @@ class PrivateSystemd:
             raise PrivateSystemdError(
                 "nsenter and setpriv are missing", remedy="install the package util-linux"
             )
-        resolved = trees.resolve(tree)
+        resolved = trees.resolve(tree, progress)
         # A file, not a pipe: nobody has to read it for the keeper to go on.
         errors = os.fdopen(os.memfd_create("keeper-stderr"), "w+b")
         keeper = subprocess.Popen(
@@ -147,7 +154,7 @@ class PrivateSystemd:
         environment = dict(os.environ)
         if not network_only:
             # setpriv: whoever ends this entering process ends the program too.
-            enter = ["nsenter", "-t", str(self._pid), *"-m -p -i -u -C -n --".split()]
+            enter = ["nsenter", "-t", str(self._pid), *_NAMESPACES, "--"]
             enter += ["setpriv", "--pdeathsig", "KILL", "--"]
             environment = {
                 "PATH": _PATH,

@@ -6,11 +6,13 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from upgrader.private_systemd.errors import TreeError
 from upgrader.private_systemd.plan import File, Plan
+from upgrader.private_systemd.suites import SUITES, fetch
 
 #: The directory of this package, which every tree gets to see.
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -46,11 +48,21 @@ class Tree:
         )
 
 
-def resolve(tree: str | Path) -> Tree:
-    """The tree that `tree` names: "host", a Debian suite, or a path; raises TreeError."""
+def resolve(tree: str | Path, progress: Callable[[str], None]) -> Tree:
+    """The tree that `tree` names: "host", a Debian suite, or a path; raises TreeError.
+
+    A suite that is not in the cache yet is fetched, and `progress` told about it.
+    """
     if tree == "host":
         return _host()
-    return _given(Path(tree))
+    if tree in SUITES:
+        return _given(str(tree), fetch(str(tree), progress))
+    if not Path(tree).is_dir():
+        raise TreeError(
+            f"there is no root tree {str(tree)!r}",
+            remedy=f"name a directory, one of the suites {', '.join(SUITES)}, or host",
+        )
+    return _given(str(tree), Path(tree))
 
 
 def _launcher(python: tuple[str, ...]) -> str:
@@ -109,18 +121,20 @@ def _layers(paths: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _given(root: Path) -> Tree:
-    if (
-        not (root / "usr/lib/systemd/systemd").exists()
-        and not (root / "lib/systemd/systemd").exists()
-    ):
+def _given(name: str, root: Path) -> Tree:
+    missing = [
+        path
+        for path in ("usr/lib/systemd/systemd", "usr/lib/systemd/system/dbus.socket")
+        if not (root / path).exists()
+    ]
+    if missing:
         raise TreeError(
-            f"{root} is not a root tree with a systemd: usr/lib/systemd/systemd is missing",
-            remedy='name a directory made by mmdebstrap or debootstrap, a suite like "trixie", or "host"',
+            f"{root} cannot be booted: {' and '.join(missing)} missing in it",
+            remedy="install systemd and dbus there; a cached tree may be removed, it is then made anew",
         )
     python = ("/usr/bin/python3",)
     return Tree(
-        name=str(root),
+        name=name,
         root=root.resolve(),
         python=python,
         files=(File("/usr/bin/upgrader", _launcher(python), 0o755),),

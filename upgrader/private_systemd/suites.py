@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Root trees of Debian suites: fetched once by mmdebstrap and cached; knows nothing of what they are booted for."""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from upgrader.private_systemd.errors import TreeError
+
+#: The suites whose systemd and python3-msgspec are recent enough: 257, and what is being made.
+SUITES = ("trixie", "forky", "sid")
+
+# What upgrader needs, and what a person looks around with.
+_PACKAGES = (
+    "systemd",
+    "systemd-sysv",
+    "dbus",
+    "python3",
+    "python3-msgspec",
+    "python3-click",
+    "python3-pystemd",
+    "curl",
+    "iproute2",
+    "procps",
+)
+_OPTIONS = (
+    "--mode=root",
+    "--variant=apt",
+    # A quarter of the size, and nobody reads them there.
+    "--dpkgopt=path-exclude=/usr/share/doc/*",
+    "--dpkgopt=path-exclude=/usr/share/man/*",
+    "--dpkgopt=path-exclude=/usr/share/locale/*",
+    # A mirror's copy of sid may be older than the week its index claims to be good for.
+    '--aptopt=Acquire::Check-Valid-Until "false"',
+    f"--include={','.join(_PACKAGES)}",
+)
+_DEFAULT_MIRROR = "http://deb.debian.org/debian"
+
+
+def cache_directory() -> Path:
+    """Where trees are kept: `upgrader/trees` below $XDG_CACHE_HOME, or below ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "upgrader" / "trees"
+
+
+def cached_path(suite: str) -> Path:
+    """The place of the tree of `suite`, whether it exists or not; a new recipe is a new place."""
+    recipe = hashlib.sha256("\n".join((suite, *_OPTIONS)).encode()).hexdigest()
+    return cache_directory() / f"{suite}-{recipe[:12]}"
+
+
+def fetch(suite: str, progress: Callable[[str], None]) -> Path:
+    """The root tree of `suite`, made now if it is not in the cache; raises TreeError.
+
+    Of several processes that ask at the same time one fetches, and the others wait for it.
+    """
+    place = cached_path(suite)
+    if place.exists():
+        return place
+    if shutil.which("mmdebstrap") is None:
+        raise TreeError(
+            f"the root tree of {suite} is made by mmdebstrap, which is missing here",
+            remedy="on Debian: apt-get install mmdebstrap; else give the path of a root tree",
+        )
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(place.with_name(f"{place.name}.lock")):
+            if not place.exists():
+                progress(
+                    f"fetching a root tree of Debian {suite} into {place} (about 250 MB, once)"
+                )
+                _make(suite, place)
+    except OSError as error:
+        raise TreeError(
+            f"the root tree of {suite} cannot be kept in {place.parent}: {error}",
+            remedy="set XDG_CACHE_HOME to a directory with 300 MB free",
+        ) from error
+    return place
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _make(suite: str, place: Path) -> None:
+    """Make the tree next to `place` and move it there when it is complete; the lock is held."""
+    partial = place.with_name(f"{place.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    with tempfile.NamedTemporaryFile("w", suffix=".conf") as configuration:
+        configuration.write(_machine_configuration())
+        configuration.flush()
+        made = subprocess.run(
+            [
+                # Ended with us: an orphan would go on writing into the cache.
+                *("setpriv", "--pdeathsig", "TERM", "--"),
+                *("mmdebstrap", *_OPTIONS, f"--aptopt={configuration.name}"),
+                *(suite, str(partial), *_mirror()),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+    if made.returncode != 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise TreeError(
+            f"mmdebstrap could not make a root tree of {suite}",
+            remedy="it needs a Debian mirror that has the suite, and its archive keys",
+            detail=made.stdout,
+        )
+    partial.rename(place)
+
+
+def _ask(*command: str) -> str:
+    try:
+        return subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        ).stdout
+    except OSError:
+        return ""
+
+
+def _machine_configuration() -> str:
+    """How this machine's apt reaches its mirrors (proxies, retries); mmdebstrap does not look at it."""
+    wanted = re.compile(r"Acquire::(http|https|Retries|Check-Valid-Until|Check-Date)\b", re.I)
+    lines = [line for line in _ask("apt-config", "dump").splitlines() if wanted.match(line)]
+    # An empty value is a section's own line: it would undo what stands in the section.
+    return "".join(f"{line}\n" for line in lines if not line.endswith('"";'))
+
+
+def _mirror() -> tuple[str, ...]:
+    """The mirror that this machine's apt uses for Debian, as an argument; none where it is the usual."""
+    listed = _ask("apt-get", "indextargets", "--format", "$(ORIGIN) $(LABEL) $(REPO_URI)")
+    for line in listed.splitlines():
+        origin, _, rest = line.partition(" ")
+        label, _, address = rest.partition(" ")
+        if origin == label == "Debian" and "://" in address:
+            return () if address.rstrip("/") == _DEFAULT_MIRROR else (address,)
+    return ()
