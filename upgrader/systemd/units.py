@@ -1,0 +1,362 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The units and jobs of PID 1 over D-Bus, in typed values; decides nothing about upgrades.
+
+pystemd gives the connection and the encoding. Its classes that introspect an object are not used:
+one `GetAll` reads a whole unit, and each question to PID 1 during a restart lengthens the pause.
+"""
+
+import difflib
+import os
+import re
+import select
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from upgrader.systemd.unit import (
+    AccessDenied,
+    BusUnreachable,
+    Change,
+    FdStore,
+    Job,
+    JobConflict,
+    JobRefused,
+    MissingPackage,
+    NoSuchUnit,
+    Unit,
+    UnitError,
+    WaitTimeout,
+    unit_name,
+)
+
+if TYPE_CHECKING:
+    from pystemd.dbuslib import DbusMessage
+
+_PID1 = b"org.freedesktop.systemd1"
+_PID1_PATH = b"/org/freedesktop/systemd1"
+_PID1_INTERFACE = b"org.freedesktop.systemd1.Manager"
+_PROPERTIES = b"org.freedesktop.DBus.Properties"
+_BUS = (b"org.freedesktop.DBus", b"/org/freedesktop/DBus", b"org.freedesktop.DBus")
+
+_SIGNAL = 4  # SD_BUS_MESSAGE_SIGNAL
+# sd_bus_process() may handle a message by itself and return none although more are queued.
+_EMPTY_READS = 3
+# Longest wait for one event before the queue is looked at again.
+_POLL_MS = 1000
+
+
+class Systemd:
+    """A connection to PID 1, closed by `with`; all that goes wrong is raised as UnitError.
+
+    One thread at a time. A call blocks at most as long as sd-bus waits for a reply, 25 s.
+    """
+
+    def __init__(self) -> None:
+        try:
+            from pystemd.dbuslib import DBus
+        except ImportError as error:
+            raise MissingPackage("pystemd") from error
+        self._bus = DBus()
+        self._watched: set[str] = set()
+        with _translated("", "connect"):
+            self._bus.open()
+        try:
+            version = self._get(_PID1_PATH.decode(), _PID1_INTERFACE, "Version")
+        except BaseException:
+            self.close()
+            raise
+        self.version = _text(version)
+        self.release = int("".join(re.findall(r"^\d+", self.version)) or 0)
+
+    def close(self) -> None:
+        self._bus.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # What there is
+
+    def unit(self, name: str) -> Unit:
+        """Read a unit, through its aliases; raises NoSuchUnit."""
+        name = unit_name(name)
+        with _translated(name, "read this unit"):
+            path = _text(self._call("LoadUnit", b"s", name))
+        unit = self._read(name, path)
+        if unit.load_state == "not-found":
+            raise NoSuchUnit(name, self.similar(name))
+        return unit
+
+    def similar(self, name: str) -> tuple[str, ...]:
+        """At most two names of service units that look like `name`."""
+        with _translated(name, "list units"):
+            files = self._call("ListUnitFilesByPatterns", b"asas", [], ["*.service"])
+            loaded = self._call("ListUnitsByPatterns", b"asas", [], ["*.service"])
+        names = {_text(path).rpartition("/")[2] for path, _ in files}
+        names |= {_text(row[0]) for row in loaded if _text(row[2]) == "loaded"}
+        names = {each for each in names if "@." not in each and each != name}
+        return tuple(difflib.get_close_matches(name, sorted(names), n=2, cutoff=0.7))
+
+    def job(self, unit: Unit) -> Job | None:
+        """The job in flight for this unit, as of now."""
+        with _translated(unit.id, "read its job"):
+            number, path = self._get(unit.path, _PID1 + b".Unit", "Job")
+            if not number:
+                return None
+            try:
+                kind, state = (
+                    _text(self._get(_text(path), _PID1 + b".Job", name))
+                    for name in ("JobType", "State")
+                )
+            except _bus_errors() as error:
+                if type(error).__name__ == "DBusUnknownObjectError":
+                    return None  # done in the meantime
+                raise
+        return Job(int(number), kind, state)
+
+    def fd_store(self, unit: Unit) -> FdStore:
+        """What PID 1 holds for this unit; the names are readable from systemd 254 on."""
+        with _translated(unit.id, "read its FD store"):
+            if self.release < 254:
+                count = self._get(unit.path, _PID1 + b".Service", "NFileDescriptorStore")
+                return FdStore(int(count), None)
+            if not unit.fd_store_max:
+                return FdStore(0, ())  # PID 1 refuses to list what is not enabled
+            entries = self._call("DumpUnitFileDescriptorStore", b"s", unit.id)
+        names = tuple(_text(entry[0]) for entry in entries)
+        return FdStore(len(names), names)
+
+    # What is done
+
+    def daemon_reload(self, unit: str) -> None:
+        """Make PID 1 read its unit files anew; `unit` only names it in an error."""
+        with _translated(unit, "reload unit files"):
+            self._call("Reload", b"")
+
+    def reset_failed(self, unit: str) -> None:
+        """Forget a failure and the count of starts that StartLimitBurst= bounds."""
+        with _translated(unit, "reset the failed state"):
+            self._call("ResetFailedUnit", b"s", unit)
+
+    def pin(self, unit: str) -> None:
+        """Keep the unit, and so its FD store, in PID 1 while this connection is open."""
+        with _translated(unit, "keep the unit loaded"):
+            self._call("RefUnit", b"s", unit)
+
+    def start(self, unit: Unit) -> int:
+        """Queue a start job and return its id; raises JobConflict, never replaces another job."""
+        return self._submit("StartUnit", "start", unit)
+
+    def stop(self, unit: Unit) -> int:
+        """Queue a stop job and return its id, as `start`."""
+        return self._submit("StopUnit", "stop", unit)
+
+    def restart(self, unit: Unit) -> int:
+        """Queue a restart job and return its id, as `start`."""
+        return self._submit("RestartUnit", "restart", unit)
+
+    # What happens
+
+    def watch(self, unit: Unit) -> None:
+        """Have PID 1 send the changes of this unit from now on, for `changes`."""
+        if unit.path in self._watched:
+            return
+        with _translated(unit.id, "watch it"):
+            self._call("Subscribe", b"")
+            pid1 = f"type='signal',sender='{_PID1.decode()}'"
+            for rule in (
+                f"{pid1},path='{_PID1_PATH.decode()}',member='JobRemoved'",
+                f"{pid1},path='{unit.path}',interface='{_PROPERTIES.decode()}'",
+            ):
+                self._bus.call_method(*_BUS, b"AddMatch", _arguments(b"s", rule))
+        self._watched.add(unit.path)
+
+    def changes(self, unit: Unit, timeout: float | None = None) -> Iterator[Change]:
+        """Yield what PID 1 says about this unit from `watch` on.
+
+        Raises WaitTimeout after `timeout` seconds.
+        """
+        self.watch(unit)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            with _translated(unit.id, "wait for it"):
+                message = self._next(deadline)
+                change = None if message is None else _change(unit, message)
+            if message is None:
+                raise WaitTimeout(unit.id, timeout or 0)
+            if change is not None:
+                yield change
+
+    def wait_job(self, unit: Unit, job: int, timeout: float | None = None) -> str:
+        """Wait for the end of a job that was queued after `watch`; returns PID 1's word for it.
+
+        The words are done, failed, canceled, timeout, dependency, skipped, and more.
+        """
+        for change in self.changes(unit, timeout):
+            if change.job_id == job:
+                return change.job_result
+        raise AssertionError("unreachable")
+
+    # How it is asked
+
+    def _submit(self, method: str, operation: str, unit: Unit) -> int:
+        self.watch(unit)
+        with _translated(unit.id, f"{operation} it"):
+            path = _text(self._call(method, b"ss", unit.id, "fail"))
+        return int(path.rpartition("/")[2])
+
+    def _call(self, method: str, signature: bytes, *values: object) -> Any:
+        return self._bus.call_method(
+            _PID1, _PID1_PATH, _PID1_INTERFACE, method.encode(), _arguments(signature, *values)
+        ).body
+
+    def _get(self, path: str, interface: bytes, name: str) -> Any:
+        return self._bus.call_method(
+            _PID1, path.encode(), _PROPERTIES, b"Get", _arguments(b"ss", interface, name)
+        ).body
+
+    def _read(self, name: str, path: str) -> Unit:
+        with _translated(name, "read this unit"):
+            # The empty interface stands for all of them.
+            values = self._bus.call_method(
+                _PID1, path.encode(), _PROPERTIES, b"GetAll", _arguments(b"s", "")
+            ).body
+        return _unit(path, {_text(key): value for key, value in values.items()})
+
+    def _next(self, deadline: float | None) -> "DbusMessage | None":
+        poll = select.poll()
+        poll.register(self._bus.get_fd(), select.POLLIN)
+        while True:
+            for _ in range(_EMPTY_READS):
+                message = self._bus.process()
+                if not message.is_empty() and message.get_type() == _SIGNAL:
+                    return message
+            left = _POLL_MS
+            if deadline is not None:
+                left = min(left, int((deadline - time.monotonic()) * 1000) + 1)
+                if left <= 0:
+                    return None
+            poll.poll(left)
+
+
+def _change(unit: Unit, message: "DbusMessage") -> Change | None:
+    path, member = _text(message.get_path()), message.get_member()
+    if member == b"PropertiesChanged" and path == unit.path:
+        message.process_reply(False)
+        _, values, _ = message.body
+        # An empty dictionary arrives as an empty list.
+        return Change({_text(key): value for key, value in dict(values).items()})
+    if member == b"JobRemoved":
+        message.process_reply(False)
+        number, _, name, result = message.body
+        if _text(name) == unit.id:
+            return Change({}, int(number), _text(result))
+    return None
+
+
+def _unit(path: str, values: Mapping[str, Any]) -> Unit:
+    def text(name: str) -> str:
+        return _text(values.get(name, b""))
+
+    def number(name: str) -> int:
+        return int(values.get(name, 0))
+
+    def texts(name: str) -> tuple[str, ...]:
+        return tuple(_text(item) for item in values.get(name, ()))
+
+    error_name, error_text = values.get("LoadError", (b"", b""))
+    return Unit(
+        id=text("Id"),
+        names=texts("Names"),
+        path=path,
+        load_state=text("LoadState"),
+        load_error=_text(error_text) or _text(error_name),
+        active_state=text("ActiveState"),
+        sub_state=text("SubState"),
+        result=text("Result"),
+        type=text("Type"),
+        main_pid=number("MainPID"),
+        exec_main_pid=number("ExecMainPID"),
+        exec_main_code=number("ExecMainCode"),
+        exec_main_status=number("ExecMainStatus"),
+        status_text=text("StatusText"),
+        job_id=int(values.get("Job", (0, b""))[0]),
+        need_daemon_reload=bool(values.get("NeedDaemonReload", False)),
+        stored_fds=number("NFileDescriptorStore"),
+        fd_store_max=number("FileDescriptorStoreMax"),
+        fd_store_preserve=text("FileDescriptorStorePreserve") or None,
+        notify_access=text("NotifyAccess"),
+        restart=text("Restart"),
+        restart_usec=number("RestartUSec"),
+        restarts=number("NRestarts"),
+        invocation_id=bytes(values.get("InvocationID", ())).hex(),
+        fragment_path=text("FragmentPath"),
+        drop_in_paths=texts("DropInPaths"),
+        environment=texts("Environment"),
+        timeout_start_usec=number("TimeoutStartUSec"),
+        timeout_stop_usec=number("TimeoutStopUSec"),
+        start_limit_usec=number("StartLimitIntervalUSec"),
+        active_enter_usec=number("ActiveEnterTimestampMonotonic"),
+        active_exit_usec=number("ActiveExitTimestampMonotonic"),
+    )
+
+
+def _arguments(signature: bytes, *values: object) -> list[Any]:
+    from pystemd.dbuslib import apply_signature
+
+    return list(apply_signature(signature, list(values))) if signature else []
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def _bus_errors() -> type[Exception]:
+    from pystemd.dbusexc import DBusBaseError
+
+    error: type[Exception] = DBusBaseError
+    return error
+
+
+@contextmanager
+def _translated(unit: str, operation: str) -> Iterator[None]:
+    """Turn errors of the bus into ours; `operation` completes "systemd does not allow you to"."""
+    try:
+        yield
+    except _bus_errors() as error:
+        raise _translate(unit, operation, error) from error
+
+
+def _translate(unit: str, operation: str, error: Any) -> UnitError:
+    # pystemd gives known D-Bus errors a class each, and the others a name.
+    kind = type(error).__name__
+    name = _text(error.err_name).rpartition(".")[2]
+    words = _text(error.err_message).rstrip(".") or os.strerror(abs(int(error.errno)))
+    if kind in ("DBusAccessDeniedError", "DBusInteractiveAuthorizationRequiredError"):
+        return AccessDenied(unit, operation)
+    if kind == "DBusNoSuchUnitError":
+        return NoSuchUnit(unit)
+    if name in ("TransactionIsDestructive", "ShuttingDown"):
+        return JobConflict(unit, words)
+    if operation == "connect" or kind in _UNREACHABLE:
+        return BusUnreachable(unit, words)
+    return JobRefused(unit, operation, words)
+
+
+_UNREACHABLE = frozenset(
+    f"DBus{name}Error"
+    for name in (
+        "ServiceUnknown", "NameHasNoOwner", "NoReply", "IOError", "BadAddress", "AuthFailed",
+        "NoServer", "Timeout", "TimedOut", "NoNetwork", "Disconnected", "FileNotFound",
+        "ConnectionRefused",
+    )
+)  # fmt: skip
