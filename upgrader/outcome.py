@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What became of one request, as a value, a line for people and an exit code; does nothing."""
+
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+from typing import Self
+
+import msgspec
+
+from upgrader.systemd.status import Status
+from upgrader.systemd.timespan import format_time_span
+from upgrader.systemd.unit import (
+    AccessDenied,
+    BusUnreachable,
+    InvalidUnitName,
+    JobConflict,
+    MissingPackage,
+    NoSuchUnit,
+    UnitError,
+)
+
+
+class ExitCode(IntEnum):
+    """The same on every verb; 1 and 3 are never mixed, for what counts is whether it serves."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    NOT_SERVING = 3
+    NOTHING_DONE = 4
+    BUSY = 75  # EX_TEMPFAIL of sysexits.h
+    INTERRUPTED = 130
+
+    @property
+    def meaning(self) -> str:
+        """In words, for the help text and the manual page."""
+        return _MEANING[self]
+
+
+_MEANING = {
+    ExitCode.DONE: "done",
+    ExitCode.FAILED: "failed, and the service serves: nothing was done, or its state is missing",
+    ExitCode.USAGE: "wrong usage, nothing was done",
+    ExitCode.NOT_SERVING: "the service does not serve, or this cannot be told",
+    ExitCode.NOTHING_DONE: "nothing was done: no such unit, no permission, or systemd out of reach",
+    ExitCode.BUSY: "nothing was done: another job is in the way; try again later",
+    ExitCode.INTERRUPTED: "interrupted (Ctrl-C)",
+}
+
+
+class Result(StrEnum):
+    """How it ended."""
+
+    DONE = "done"
+    OLD_SERVES = "failed-old-serves"  #: the instance that served before serves on
+    WITHOUT_IMAGE = "started-without-image"  #: a new instance serves, its state is missing
+    NOT_SERVING = "not-serving"
+    UNKNOWN = "unknown"  #: the connection to PID 1 was lost on the way
+    NO_SUCH_UNIT = "no-such-unit"
+    NO_PERMISSION = "no-permission"
+    UNREACHABLE = "systemd-unreachable"
+    BUSY = "busy"
+    USAGE = "usage"
+
+
+_EXIT_CODES = {
+    Result.DONE: ExitCode.DONE,
+    Result.OLD_SERVES: ExitCode.FAILED,
+    Result.WITHOUT_IMAGE: ExitCode.FAILED,
+    Result.NOT_SERVING: ExitCode.NOT_SERVING,
+    Result.UNKNOWN: ExitCode.NOT_SERVING,
+    Result.NO_SUCH_UNIT: ExitCode.NOTHING_DONE,
+    Result.NO_PERMISSION: ExitCode.NOTHING_DONE,
+    Result.UNREACHABLE: ExitCode.NOTHING_DONE,
+    Result.BUSY: ExitCode.BUSY,
+    Result.USAGE: ExitCode.USAGE,
+}
+_STANDS = {
+    Result.OLD_SERVES: "the running instance goes on serving",
+    Result.WITHOUT_IMAGE: "serving, but started without the image",
+    Result.NOT_SERVING: "NOT SERVING",
+    Result.UNKNOWN: "NOT KNOWN WHETHER IT SERVES",
+    Result.BUSY: "nothing was done",
+}
+
+
+class Verb(StrEnum):
+    """What was asked for."""
+
+    UPGRADE = "upgrade"
+    DISCARD = "discard"
+
+
+_FAILED = {Verb.UPGRADE: "not upgraded", Verb.DISCARD: "nothing discarded"}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One request and what became of it.
+
+    `before` and `after` are what the instances say of themselves; `done` completes the line of a
+    success, `cause` and `remedy` that of a failure. `seconds` is the whole request, `pause_seconds`
+    from the begin of the stop to READY=1, in PID 1's own timestamps.
+    """
+
+    verb: Verb
+    unit: str
+    result: Result
+    done: str = ""
+    cause: str = ""
+    remedy: str = ""
+    warnings: tuple[str, ...] = ()
+    before: Status | None = None
+    after: Status | None = None
+    seconds: float = 0.0
+    pause_seconds: float | None = None
+    systemd: str = ""
+
+    @classmethod
+    def of_error(
+        cls, verb: Verb, unit: str, error: UnitError, result: Result | None = None
+    ) -> Self:
+        """The outcome of an error; without `result` it is one from before anything was done."""
+        if result is None:
+            result = next(
+                (value for kind, value in _RESULTS.items() if isinstance(error, kind)),
+                Result.OLD_SERVES,
+            )
+        return cls(verb, error.unit or unit, result, cause=error.message, remedy=error.remedy)
+
+    @property
+    def exit_code(self) -> ExitCode:
+        return _EXIT_CODES[self.result]
+
+    @property
+    def line(self) -> str:
+        """What happened, in one line."""
+        unit = f"{self.unit}: " if self.unit else ""
+        if self.result is Result.DONE:
+            return f"{unit}{self.done}"
+        stands = f", {_STANDS[self.result]}" if self.result in _STANDS else ""
+        return f"{unit}{_FAILED[self.verb]}{stands}: {self.cause}"
+
+    @property
+    def pause(self) -> str:
+        """The pause for people, or nothing."""
+        return "" if self.pause_seconds is None else format_time_span(self.pause_seconds)
+
+    def json(self) -> bytes:
+        """One object: the fields, and `line`, `exit_code` and `serves`."""
+        values = msgspec.to_builtins(self)
+        del values["done"]
+        return msgspec.json.encode(
+            {**values, "line": self.line, "exit_code": int(self.exit_code), "serves": self.serves}
+        )
+
+    @property
+    def serves(self) -> bool | None:
+        """Whether the unit serves now; None where nobody looked."""
+        match self.result:
+            case Result.DONE | Result.OLD_SERVES | Result.WITHOUT_IMAGE:
+                return True
+            case Result.NOT_SERVING:
+                return False
+            case _:
+                return None
+
+
+_RESULTS: dict[type[UnitError], Result] = {
+    NoSuchUnit: Result.NO_SUCH_UNIT,
+    AccessDenied: Result.NO_PERMISSION,
+    BusUnreachable: Result.UNREACHABLE,
+    JobConflict: Result.BUSY,
+    InvalidUnitName: Result.USAGE,
+    MissingPackage: Result.UNREACHABLE,
+}

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Why a start of a unit failed, in one line, from the journal; judges nothing and changes nothing.
+
+The journal is read through `journalctl -o json`: python-systemd would be one more package that
+needs a compiler, for a file format that journalctl reads on every machine that has a journal.
+"""
+
+import contextlib
+import json
+import signal
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from upgrader.systemd.unit import Unit
+
+#: Of systemd's catalog (`journalctl --catalog`, sd-messages.h).
+_PROCESS_EXIT = "98e322203f7a4ed290d09fe03c09fe15"
+_SPAWN_FAILED = "641257651c1b4ec9a8624d7a40a9e1e7"
+_UNIT_FAILED = "d9b373ed55a64feb8242e02dbe79a49c"
+
+#: Only these many of the newest journal entries of the unit are read, and each so long at most.
+_ENTRIES = 2000
+_LINE = 500
+_JOURNAL_SECONDS = 10
+
+_PYTHON_UNCAUGHT = 1
+_TRACEBACK = "Traceback (most recent call last):"
+_FIELDS = (
+    "MESSAGE", "MESSAGE_ID", "PRIORITY", "INVOCATION_ID", "_SYSTEMD_INVOCATION_ID", "_TRANSPORT",
+    "_PID", "UPGRADER_OUTCOME", "EXIT_CODE", "EXIT_STATUS", "COMMAND", "UNIT_RESULT",
+)  # fmt: skip
+
+
+class Source(StrEnum):
+    """Who says it."""
+
+    LIBRARY = "library"  #: the instance itself, through this library
+    PROGRAM = "program"  #: the last line that the program wrote
+    SYSTEMD = "systemd"  #: PID 1
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Why it failed: one line, and who says so."""
+
+    text: str
+    source: Source
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One journal entry; the invocation is that of the unit it is about."""
+
+    message: str
+    message_id: str
+    transport: str
+    priority: int
+    pid: int
+    invocation: str
+    fields: Mapping[str, str]
+
+
+def read(unit: str, since_usec: int) -> tuple[Entry, ...]:
+    """The unit's journal entries of this boot since `since_usec` of CLOCK_MONOTONIC.
+
+    Empty where there is no journal, or this user may not read it.
+    """
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        # What the program wrote last may still be on its way into the journal.
+        _journalctl("--sync")
+    try:
+        text = _journalctl(
+            "-b", "-u", unit, "-n", str(_ENTRIES), "-o", "json", "--all", "-q", "--no-pager",
+            f"--output-fields={','.join(_FIELDS)}",
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return tuple(parse(text.splitlines(), since_usec))
+
+
+def parse(lines: Iterable[str], since_usec: int) -> Iterable[Entry]:
+    """Entries from `journalctl -o json`; lines that are no entry are skipped."""
+    for line in lines:
+        try:
+            raw = json.loads(line)
+        except ValueError:
+            continue
+        if int(raw.get("__MONOTONIC_TIMESTAMP", 0)) < since_usec:
+            continue
+        fields = {name: _text(value) for name, value in raw.items() if not name.startswith("__")}
+        yield Entry(
+            message=fields.get("MESSAGE", ""),
+            message_id=fields.get("MESSAGE_ID", ""),
+            transport=fields.get("_TRANSPORT", ""),
+            priority=_number(fields.get("PRIORITY", ""), 6),
+            pid=_number(fields.get("_PID", ""), 0),
+            invocation=fields.get("INVOCATION_ID") or fields.get("_SYSTEMD_INVOCATION_ID", ""),
+            fields=fields,
+        )
+
+
+def cause(entries: Sequence[Entry], unit: Unit, *, old_invocation: str = "") -> Cause:
+    """Why the last failed start of `unit` failed; `old_invocation` is not a start and is left out.
+
+    Best first: what the library reported, what the program wrote last, what PID 1 says.
+    """
+    starts = [entry for entry in entries if entry.invocation != old_invocation]
+    if text := reported(starts):
+        return Cause(text, Source.LIBRARY)
+    ended = [entry for entry in starts if entry.fields.get("UNIT_RESULT") or _is_main_exit(entry)]
+    result, code, status = unit.result, _CODES.get(unit.exec_main_code, ""), unit.exec_main_status
+    if ended:
+        last = ended[-1].invocation
+        starts = [entry for entry in starts if entry.invocation == last]
+        results = [entry.fields["UNIT_RESULT"] for entry in starts if "UNIT_RESULT" in entry.fields]
+        # That PID 1 gave up says nothing of what made it give up.
+        result = next((each for each in results if each != "start-limit-hit"), result)
+        for entry in starts:
+            if _is_main_exit(entry):
+                code = entry.fields.get("EXIT_CODE", code)
+                status = _exit_status(entry.fields.get("EXIT_STATUS", ""), status)
+    for entry in starts:
+        if entry.message_id == _SPAWN_FAILED:
+            return Cause(_line(entry.message), Source.SYSTEMD)
+    words = _words(result, code, status, unit)
+    if result == "exit-code" and (line := _last_line(starts, status)):
+        return Cause(f"{words}: {line}", Source.PROGRAM)
+    return Cause(words, Source.SYSTEMD)
+
+
+def reported(entries: Sequence[Entry]) -> str:
+    """The last failure that the library reported, or nothing."""
+    for entry in reversed(entries):
+        if entry.fields.get("UPGRADER_OUTCOME") == "failed":
+            return _line(entry.message)
+    return ""
+
+
+def _is_main_exit(entry: Entry) -> bool:
+    return entry.message_id == _PROCESS_EXIT and entry.fields.get("COMMAND") == "ExecStart"
+
+
+def _last_line(entries: Sequence[Entry], status: int) -> str:
+    """What the program wrote last; of a Python traceback, the line that names the exception."""
+    lines = [entry.message for entry in entries if entry.transport == "stdout"]
+    if status == _PYTHON_UNCAUGHT and _TRACEBACK in lines:
+        start = len(lines) - lines[::-1].index(_TRACEBACK)
+        for line in lines[start:]:
+            if line and not line[0].isspace():
+                return _line(line)
+    return next((_line(line) for line in reversed(lines) if line.strip()), "")
+
+
+def _words(result: str, code: str, status: int, unit: Unit) -> str:
+    """PID 1's `Result` (systemd.service(5), $SERVICE_RESULT) in plain words."""
+    match result:
+        case "exit-code" if code != "exited":
+            return "a command of the unit failed"
+        case "exit-code":
+            return f"the new instance exited with status {status}"
+        case "signal" | "core-dump":
+            dumped = " and dumped core" if result == "core-dump" else ""
+            return f"the new instance was killed by {_signal(status)}{dumped}"
+        case "timeout":
+            seconds = unit.timeout_start_usec / 1e6
+            return f"the new instance was not ready within TimeoutStartSec={seconds:g}s"
+        case "protocol":
+            return "the new instance ended without ever being ready"
+        case "watchdog":
+            return "the new instance did not answer the watchdog in time"
+        case "start-limit-hit":
+            return "too many starts in too short a time (StartLimitBurst=)"
+        case "oom-kill":
+            return "the kernel killed the new instance because memory ran out"
+        case "resources":
+            return "systemd could not set up the new instance"
+        case "success" | "":
+            return "systemd gives no reason"
+        case _:
+            return f"systemd says {result}"
+
+
+#: siginfo codes of waitid(2), in the words of the journal.
+_CODES = {1: "exited", 2: "killed", 3: "dumped"}
+
+
+def _exit_status(text: str, default: int) -> int:
+    if text.isdigit():
+        return int(text)
+    with contextlib.suppress(KeyError):
+        return signal.Signals[f"SIG{text.removeprefix('SIG')}"].value
+    return default
+
+
+def _signal(number: int) -> str:
+    with contextlib.suppress(ValueError):
+        return signal.Signals(number).name
+    return f"signal {number}"
+
+
+def _line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    first = lines[0] if lines else ""
+    return first if len(first) <= _LINE else first[: _LINE - 1] + "…"
+
+
+def _text(value: object) -> str:
+    # journalctl gives what is no UTF-8 as a list of bytes, and a repeated field as a list of texts.
+    if isinstance(value, list):
+        if all(isinstance(item, int) for item in value):
+            return bytes(value).decode(errors="replace")
+        return _text(value[-1]) if value else ""
+    return value if isinstance(value, str) else ""
+
+
+def _number(text: str, default: int) -> int:
+    return int(text) if text.isdigit() else default
+
+
+def _journalctl(*arguments: str) -> str:
+    done = subprocess.run(
+        ["journalctl", *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=_JOURNAL_SECONDS,
+        check=True,
+    )
+    return done.stdout.decode(errors="replace")
