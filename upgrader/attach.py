@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The way in: `with attach(...)` for blocking programs, `async with attach(...)` for asyncio."""
+
+import os
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from upgrader import blocking
+
+if TYPE_CHECKING:  # asyncio is loaded only by those who use it
+    from upgrader import aio
+
+
+class attach:  # noqa: N801, it reads as a function
+    """Attach this process to systemd as an instance of `service`.
+
+    `version` is the program's own, for people. Raises DeclarationError in a forked process, or for
+    an UPGRADER_ variable that makes no sense.
+    """
+
+    def __init__(self, service: str, *, version: str = "") -> None:
+        self._service = service
+        self._version = version
+        self._blocking: blocking.Instance | None = None
+        self._aio: aio.Instance | None = None
+
+    def __enter__(self) -> blocking.Instance:
+        self._blocking = blocking.Instance(self._service, self._version, os.environ)
+        return self._blocking
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._blocking is not None
+        self._blocking.__exit__(kind, error, trace)
+
+    async def __aenter__(self) -> "aio.Instance":
+        from upgrader import aio
+
+        self._aio = aio.Instance(self._service, self._version, os.environ)
+        return self._aio
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._aio is not None
+        await self._aio.__aexit__(kind, error, trace)

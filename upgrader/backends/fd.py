@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Owning one FD, and saying what it is; opens nothing."""
+
+import fcntl
+import os
+import socket
+import stat
+from enum import StrEnum
+from types import TracebackType
+from typing import Protocol, Self
+
+import msgspec
+
+from upgrader.errors import MismatchError
+
+
+class Kind(StrEnum):
+    """What a backend's FD is for; on the wire."""
+
+    LISTENER = "listener"
+    DATAGRAMS = "datagrams"
+    CONNECTION = "connection"
+
+
+class HasFileno(Protocol):
+    """Anything that owns an FD: `Fd`, `socket.socket`, an open file."""
+
+    def fileno(self) -> int:
+        """The number of the FD."""
+
+
+class Fd:
+    """Owns one FD: closes it once, at the latest when collected."""
+
+    __slots__ = ("_number",)
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def fileno(self) -> int:
+        """The FD's number, or -1 once closed or detached."""
+        return self._number
+
+    def detach(self) -> int:
+        """Give the number away; the caller owns the FD."""
+        number, self._number = self._number, -1
+        return number
+
+    def duplicate(self) -> "Fd":
+        """A second FD (CLOEXEC) for the same open file description."""
+        return Fd(fcntl.fcntl(self._number, fcntl.F_DUPFD_CLOEXEC, 3))
+
+    def socket(self) -> socket.socket:
+        """Turn into a socket object, which then owns the FD; raises OSError if it is none."""
+        made = socket.socket(fileno=self._number)
+        self._number = -1
+        return made
+
+    def close(self) -> None:
+        """Close the FD; a second call does nothing."""
+        number = self.detach()
+        if number >= 0:
+            os.close(number)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Fd({self._number})"
+
+
+class Identity(msgspec.Struct, frozen=True, array_like=True):
+    """What an FD is. Sockets have family, type and address; anything else has a file type only.
+
+    The inode of a socket is unique while it is open, and is the same in every process.
+    """
+
+    inode: int
+    file_type: int
+    family: int = 0
+    type: int = 0
+    address: str = ""
+
+    def __str__(self) -> str:
+        if not self.family:
+            return f"a file of type {self.file_type:#o} (inode {self.inode})"
+        family = socket.AddressFamily(self.family).name
+        kind = socket.SocketKind(self.type).name
+        return f"{family} {kind} {self.address or '(no address)'} (inode {self.inode})"
+
+
+def identify(owner: HasFileno) -> Identity:
+    """Ask the kernel what an FD is; raises OSError for a closed one."""
+    status = os.fstat(owner.fileno())
+    file_type = stat.S_IFMT(status.st_mode)
+    if not stat.S_ISSOCK(status.st_mode):
+        return Identity(status.st_ino, file_type)
+    if isinstance(owner, socket.socket):
+        return _identify_socket(owner, status.st_ino)
+    borrowed = socket.socket(fileno=owner.fileno())
+    try:
+        return _identify_socket(borrowed, status.st_ino)
+    finally:
+        borrowed.detach()
+
+
+def check_identity(item: str, expected: Identity, owner: HasFileno) -> None:
+    """Raise MismatchError unless the FD is what the manifest says."""
+    found = identify(owner)
+    if found != expected:
+        raise MismatchError(item, expected, found)
+
+
+def show_address(name: object) -> str:
+    """A socket address as people write it: `[::1]:80`, `127.0.0.1:80`, `/run/x`, `@abstract`."""
+    match name:
+        case (str() as host, int() as port, *_):
+            return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        case bytes():
+            return "@" + name[1:].decode(errors="replace")
+        case _:
+            return str(name) if name else ""
+
+
+def _identify_socket(sock: socket.socket, inode: int) -> Identity:
+    return Identity(
+        inode, stat.S_IFSOCK, int(sock.family), int(sock.type), show_address(sock.getsockname())
+    )

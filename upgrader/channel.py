@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The migration channel: an AF_UNIX stream socket that carries records with their FDs.
+
+Here it is *parked*: the source writes the whole stream into one end without a reader, and PID 1
+holds the other end. The destination reads it with MSG_PEEK, which duplicates the FDs and consumes
+nothing, so that a destination that dies changes nothing; after the commit it drains the channel
+for real, and PID 1's copy then reads as empty: *spent*.
+"""
+
+import array
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from upgrader import wire
+from upgrader.backends import Fd
+from upgrader.backends.fd import HasFileno
+from upgrader.errors import ChannelBusy, ChannelError, ProtocolError
+from upgrader.migration import Incoming, batches
+
+_SO_PEEK_OFF = 42  # <asm-generic/socket.h>; Python has no name for it
+_SPACE = socket.CMSG_SPACE(wire.MAX_FDS * array.array("i").itemsize)
+_LEDGER = struct.Struct("!I")  # attempts to load this image
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """What went into a parked channel: `sent` FDs of the manifest, in its order."""
+
+    sent: int
+    reason: wire.EndReason
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A whole stream as read: `fds[i]` belongs to entry `i`; shorter than the manifest if cut."""
+
+    generation: int
+    announced: int  #: FDs that the source had for the manifest
+    image: Fd
+    fds: list[Fd]
+    reason: wire.EndReason | None  #: None: the source died before it could say
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """A new channel: (read end, write end)."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+
+
+def send(sock: socket.socket, record: wire.Record, fds: Sequence[HasFileno] = ()) -> None:
+    """Send one record with its FDs in one message, without blocking; raises OSError."""
+    numbers = array.array("i", [owner.fileno() for owner in fds])
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)] if fds else []
+    flags = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+    sent = sock.sendmsg([wire.encode(record)], rights, flags)
+    if sent != wire.RECORD_SIZE:
+        raise ChannelError(f"{sent} of {wire.RECORD_SIZE} bytes of a record were taken")
+
+
+def receive(sock: socket.socket, *, peek: bool) -> tuple[wire.Record, list[Fd]] | None:
+    """One record with its FDs (CLOEXEC), or None where there is no more.
+
+    Raises ProtocolError for a bad record (its FDs are closed), ChannelError when FDs were cut off.
+    """
+    flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC | (socket.MSG_PEEK if peek else 0)
+    try:
+        frame, ancillary, result, _ = sock.recvmsg(wire.RECORD_SIZE, _SPACE, flags)
+    except BlockingIOError:
+        return None
+    fds = [Fd(number) for part in ancillary for number in _numbers(*part)]
+    if result & socket.MSG_CTRUNC:
+        raise ChannelError(
+            f"{len(fds)} FDs came, the rest was cut off",
+            remedy="raise LimitNOFILE= of this service",
+        )
+    if not frame:
+        return None
+    return wire.decode(frame), fds
+
+
+def park(
+    generation: int,
+    image: Fd,
+    fds: Sequence[HasFileno],
+    store: Callable[[socket.socket], None],
+) -> Parked:
+    """Park an image and its FDs, the most valuable first; `store` gives the read end to PID 1.
+
+    What does not fit ends the list: the number sent says so. Raises ChannelError if not even the
+    image fits, and whatever `store` raises.
+    """
+    reader, writer = pair()
+    ledger = Fd(os.memfd_create("upgrader-ledger", os.MFD_CLOEXEC))
+    with reader, writer, ledger:
+        # PID 1 first: with too many FDs in flight not even this one FD could be sent.
+        store(reader)
+        try:
+            send(writer, wire.Hello(generation, len(fds)), [image, ledger])
+        except OSError as error:
+            raise ChannelError(
+                f"the image cannot be parked: {error.strerror}",
+                remedy="raise LimitNOFILE= of this service",
+            ) from error
+        sent, reason = _send_batches(writer, fds)
+        with contextlib.suppress(BlockingIOError):  # without an End it is read as cut off there
+            send(writer, wire.End(sent, reason))
+    return Parked(sent, reason)
+
+
+class ParkedChannel:
+    """A channel that PID 1 held under `name`, as the destination finds it. Owns the socket."""
+
+    def __init__(self, sock: socket.socket, name: str) -> None:
+        self._sock = sock
+        self._first: list[Fd] = []
+        self.name = name
+        self.generation = 0
+
+    @property
+    def image(self) -> Fd:
+        """The sealed memfd; only after `open` has returned True."""
+        return self._first[0]
+
+    def open(self) -> bool:
+        """Lock the channel and look at its first record; False if it is spent.
+
+        Raises ChannelBusy when another process reads it: the peek offset lives in the shared
+        socket, and two readers would each get half the records.
+        """
+        try:
+            fcntl.lockf(self._sock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ChannelBusy("another process is reading the parked channel") from error
+        self._rewind()
+        first = receive(self._sock, peek=True)
+        if first is None:
+            return False
+        record, fds = first
+        Incoming().receive(record, len(fds))
+        assert isinstance(record, wire.Hello)
+        self.generation = record.generation
+        self._first = fds
+        return True
+
+    def count_attempt(self) -> int:
+        """Count one more attempt to load; returns how many there were before.
+
+        The ledger is a file of the stream itself, so the count survives whoever dies.
+        """
+        number = self._first[1].fileno()
+        try:
+            (attempts,) = _LEDGER.unpack(os.pread(number, _LEDGER.size, 0) or bytes(_LEDGER.size))
+            os.pwrite(number, _LEDGER.pack(attempts + 1), 0)
+        except (OSError, struct.error) as error:
+            raise ProtocolError("ledger", f"cannot be kept: {error}") from error
+        return int(attempts)
+
+    def peek(self) -> Stream:
+        """Read the whole stream, consuming nothing; raises RefusedError or ChannelError."""
+        self._rewind()
+        incoming = Incoming()
+        image: Fd | None = None
+        fds: list[Fd] = []
+        while (item := receive(self._sock, peek=True)) is not None:
+            record, came = item
+            incoming.receive(record, len(came))
+            if isinstance(record, wire.Hello):
+                image = came[0]
+            else:
+                fds += came
+        if image is None:
+            raise ProtocolError("stream", "is empty: it has been spent")
+        reason = incoming.end.reason if incoming.end else None
+        return Stream(incoming.hello.generation, incoming.hello.fds, image, fds, reason)
+
+    def spend(self) -> None:
+        """Consume the stream for real: from now on every copy of the channel reads as spent."""
+        while self._take():
+            pass
+        self.close()
+
+    def close(self) -> None:
+        """Give up the channel (and its lock) without consuming anything."""
+        for fd in self._first:
+            fd.close()
+        self._sock.close()
+
+    def _take(self) -> bool:
+        try:  # without room for ancillary data the kernel closes the FDs
+            return bool(self._sock.recv(wire.RECORD_SIZE, socket.MSG_DONTWAIT))
+        except BlockingIOError:
+            return False
+
+    def _rewind(self) -> None:
+        self._sock.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, 0)
+
+
+def _send_batches(writer: socket.socket, fds: Sequence[HasFileno]) -> tuple[int, wire.EndReason]:
+    sent = 0
+    for batch in batches(len(fds)):
+        try:
+            send(writer, batch, fds[batch.first : batch.first + batch.count])
+        except BlockingIOError:
+            return sent, wire.EndReason.CHANNEL_FULL
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS:
+                raise
+            return sent, wire.EndReason.TOO_MANY_IN_FLIGHT
+        sent += batch.count
+    return sent, wire.EndReason.COMPLETE
+
+
+def _numbers(level: int, kind: int, data: bytes) -> Sequence[int]:
+    if level != socket.SOL_SOCKET or kind != socket.SCM_RIGHTS:
+        return ()
+    numbers = array.array("i")
+    numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
+    return numbers

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Everything that can go wrong, as one tree of exceptions; imports nothing and prints nothing.
+
+UpgradeError
+├── DeclarationError        the program declares something impossible         .item
+├── Retired                 this instance no longer owns its backends
+├── RefusedError            something offered by the other side is refused    .item
+│   ├── ImageError          the image is damaged or of an unknown format
+│   ├── ProtocolError       a record breaks the rules of the stream
+│   ├── MismatchError       an FD is not what the manifest says               .expected .found
+│   ├── IncompatibleState   a state version this program cannot read          .offered .readable_from .own
+│   ├── UnreadableState     a state whose fields do not decode
+│   └── UnclaimedError      items that this program does not declare          .names
+├── VerifyError             the author's own check said no
+├── ChannelError            the migration channel cannot be used
+│   └── ChannelBusy         another process is reading it
+├── NotifyError             PID 1 could not be told
+└── BusError                the D-Bus question to PID 1 was not answered
+"""
+
+from collections.abc import Sequence
+
+
+class UpgradeError(Exception):
+    """Root of the tree: `message` says what is wrong, `remedy` what to do next (may be empty)."""
+
+    def __init__(self, message: str, *, remedy: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.remedy})" if self.remedy else self.message
+
+
+class DeclarationError(UpgradeError):
+    """The program declares `item` in a way that cannot work; raised before anything is touched."""
+
+    def __init__(self, item: str, message: str, *, remedy: str = "") -> None:
+        super().__init__(f"{item}: {message}", remedy=remedy)
+        self.item = item
+
+
+class Retired(UpgradeError):
+    """This instance has given up its backends; what it holds is read-only from now on."""
+
+    def __init__(self, item: str) -> None:
+        super().__init__(f"{item}: this instance has been replaced and no longer owns it")
+        self.item = item
+
+
+class RefusedError(UpgradeError):
+    """Something offered by the other side was refused; `item` names it, and nothing was consumed."""
+
+    def __init__(self, item: str, message: str, *, remedy: str = "") -> None:
+        super().__init__(f"{item}: {message}", remedy=remedy)
+        self.item = item
+
+
+class ImageError(RefusedError):
+    """The image is truncated, damaged, unsealed, or of a format this library does not know."""
+
+
+class ProtocolError(RefusedError):
+    """A record breaks the rules of the stream: kind, order, size, count or version."""
+
+
+class MismatchError(RefusedError):
+    """An FD is not what the manifest says it is."""
+
+    def __init__(self, item: str, expected: object, found: object) -> None:
+        super().__init__(item, f"the manifest says {expected}, the FD is {found}")
+        self.expected = expected
+        self.found = found
+
+
+class IncompatibleState(RefusedError):
+    """A state was saved by a version that this program cannot read."""
+
+    def __init__(self, name: str, *, offered: int, readable_from: int, own: int) -> None:
+        super().__init__(
+            f"state {name!r}",
+            f"saved as version {offered}, readable from version {readable_from} on;"
+            f" this program has version {own}",
+            remedy="start a version that can read it; the image is kept",
+        )
+        self.name = name
+        self.offered = offered
+        self.readable_from = readable_from
+        self.own = own
+
+
+class UnreadableState(RefusedError):
+    """The fields of a state do not decode into the class that declares it."""
+
+
+class UnclaimedError(RefusedError):
+    """The image carries items that this program does not declare."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__(
+            ", ".join(names),
+            "in the image, but not declared by this program",
+            remedy="declare it, or let it go with instance.drop(NAME)",
+        )
+        self.names = tuple(names)
+
+
+class VerifyError(UpgradeError):
+    """The author's own check refused the loaded instance."""
+
+
+class ChannelError(UpgradeError):
+    """The migration channel cannot be used."""
+
+
+class ChannelBusy(ChannelError):
+    """Another process is reading the parked channel."""
+
+
+class NotifyError(UpgradeError):
+    """PID 1 could not be told something that must not go untold."""
+
+
+class BusError(UpgradeError):
+    """PID 1 did not answer a question over D-Bus in time."""

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The image: everything one migration moves, encoded once into one sealed memfd.
+
+A fixed header (magic, format, checksum, length), then one msgpack document, the `Manifest`.
+The FDs themselves travel beside it; the manifest names each one, in the order they are sent.
+"""
+
+import errno
+import fcntl
+import os
+import struct
+import zlib
+
+import msgspec
+
+from upgrader.backends import ConnectionState, Fd, Identity, Kind
+from upgrader.errors import ImageError
+from upgrader.state import SavedState
+
+MAGIC = b"UPGRADER"
+FORMAT = 1
+#: Largest manifest that is read, in bytes: a bound on what a damaged header can make us allocate.
+MAX_BYTES = 1 << 30
+SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+
+_HEADER = struct.Struct("!8sIIQ")  # magic, format, crc32 of the document, its length in bytes
+
+
+class Entry(msgspec.Struct, frozen=True, array_like=True):
+    """One FD: the backend that declared it, what it is, and what goes with it.
+
+    `path_inode` is the inode of the socket file of a UNIX listener, 0 where there is none.
+    """
+
+    backend: str
+    kind: Kind
+    identity: Identity
+    path_inode: int = 0
+    connection: ConnectionState | None = None
+
+    def __str__(self) -> str:
+        return f"{self.kind} of {self.backend!r}"
+
+
+class LeftBehind(msgspec.Struct, frozen=True, array_like=True):
+    """Something the source could not move: it was drained or cut there, and why."""
+
+    backend: str
+    what: str
+    why: str
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """What is in the image. `generation` counts the migrations of this service, from 1 on.
+
+    `sessions` holds, for each backend with connections, the version of the author's state that
+    goes with them (its `data` is empty). `frozen_at` is CLOCK_MONOTONIC in nanoseconds: the
+    instant from which nobody serves.
+    """
+
+    service: str
+    generation: int
+    program: str
+    frozen_at: int
+    states: list[SavedState] = []
+    sessions: dict[str, SavedState] = {}
+    entries: list[Entry] = []
+    left_behind: list[LeftBehind] = []
+
+
+def seal(manifest: Manifest) -> Fd:
+    """Write a manifest into a new sealed memfd; raises OSError when out of memory or FDs."""
+    document = msgspec.msgpack.encode(manifest)
+    header = _HEADER.pack(MAGIC, FORMAT, zlib.crc32(document), len(document))
+    memfd = Fd(os.memfd_create("upgrader-image", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
+    view = memoryview(header + document)
+    while view:
+        view = view[os.write(memfd.fileno(), view) :]
+    fcntl.fcntl(memfd.fileno(), fcntl.F_ADD_SEALS, SEALS)
+    return memfd
+
+
+def unseal(memfd: Fd) -> Manifest:
+    """Read a manifest; raises ImageError that says what is wrong with it.
+
+    Only `pread` is used: the file offset belongs to every process that holds the memfd.
+    """
+    number = memfd.fileno()
+    try:
+        seals = fcntl.fcntl(number, fcntl.F_GET_SEALS)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF):
+            raise
+        raise ImageError("image", "is not a memfd") from error
+    if seals & SEALS != SEALS:
+        raise ImageError("image", "is not sealed: it could change while it is read")
+    header = os.pread(number, _HEADER.size, 0)
+    if len(header) < _HEADER.size:
+        raise ImageError("image", f"truncated: {len(header)} of {_HEADER.size} header bytes")
+    magic, version, checksum, length = _HEADER.unpack(header)
+    if magic != MAGIC:
+        raise ImageError("image", f"starts with {magic!r}, not {MAGIC!r}")
+    if version != FORMAT:
+        raise ImageError(
+            "image",
+            f"format {version} is unknown, this library reads format {FORMAT}",
+            remedy="start a version whose library can read it; the image is kept",
+        )
+    held = os.fstat(number).st_size - _HEADER.size
+    if length > MAX_BYTES or held != length:
+        raise ImageError("image", f"truncated: {held} of {length} bytes (limit {MAX_BYTES})")
+    document = os.pread(number, length, _HEADER.size)
+    if zlib.crc32(document) != checksum:
+        raise ImageError("image", "checksum does not match")
+    try:
+        return msgspec.msgpack.decode(document, type=Manifest)
+    except msgspec.MsgspecError as error:
+        raise ImageError("image", f"manifest does not decode: {error}") from error

@@ -1,0 +1,350 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Loading an instance: finds the image, checks all of it against the declarations, claims it.
+
+Nothing is consumed and no received FD is touched before `Arrival.commit`: until then a failure of
+any kind, this process killed included, leaves the image as it was for the next attempt.
+"""
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from upgrader import image
+from upgrader.backends import ConnectionState, Fd, Kind, bind, path_inode
+from upgrader.backends.fd import check_identity, identify
+from upgrader.channel import ParkedChannel, Stream
+from upgrader.declarations import Bound, Declarations, Listener
+from upgrader.errors import (
+    DeclarationError,
+    ImageError,
+    MismatchError,
+    NotifyError,
+    RefusedError,
+    UnclaimedError,
+)
+from upgrader.parameters import Parameters
+from upgrader.state import SavedState, load
+from upgrader.systemd.activation import Passed
+from upgrader.systemd.fdstore import FdStore, Stored, StoreName, removal
+from upgrader.systemd.notify import Notifier
+from upgrader.systemd.status import Origin, Status
+
+_log = logging.getLogger("upgrader")
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """One connection that has moved here, with what moved along."""
+
+    door: str
+    sock: socket.socket
+    state: ConnectionState
+    session: object | None
+
+
+@dataclass(slots=True)
+class Arrival:
+    """A loaded instance before its commit."""
+
+    status: Status = field(default_factory=lambda: Status(1, Origin.COLD))
+    adopted: list[Adopted] = field(default_factory=list)
+    channel: ParkedChannel | None = None
+    pause: float = 0.0  # seconds since the source froze
+    replaced: list[tuple[Bound, socket.socket]] = field(default_factory=list)
+    unwanted: list[StoreName] = field(default_factory=list)  # to leave the FD store
+    persistent: list[tuple[StoreName, socket.socket]] = field(default_factory=list)  # to enter it
+
+    def commit(self, notifier: Notifier, store: FdStore) -> None:
+        """Become the owner: tell PID 1 in one datagram, then mark the channel as spent.
+
+        Raises NotifyError if PID 1 cannot be told; the image is not consumed then.
+        """
+        store.remove(*self.unwanted)
+        for name, sock in self.persistent:
+            store.push(name, sock)
+        fields = ["READY=1", f"STATUS={self.status}"]
+        if self.channel:
+            fields += removal(self.channel.name)
+        notifier.send(*fields)
+        # The datagram is queued, and PID 1 will get to it: from here on there is no way back.
+        try:
+            notifier.barrier()
+        except NotifyError as error:
+            _log.warning("%s", error)
+        if self.channel:
+            self.channel.spend()
+        for bound, old in self.replaced:
+            _take_backlog(bound, old)
+
+
+class Loader:
+    """Loads one instance from what PID 1 passed."""
+
+    def __init__(
+        self,
+        declarations: Declarations,
+        parameters: Parameters,
+        store: FdStore,
+        passed: Sequence[Passed],
+    ) -> None:
+        self._declarations = declarations
+        self._parameters = parameters
+        self._store = store
+        self._channels: list[ParkedChannel] = []
+        self._stored: dict[StoreName, Fd] = {}
+        self._activated: list[Passed] = []
+        for item in passed:
+            name = StoreName.parse(item.name)
+            if name is None:
+                self._activated.append(item)
+            elif name.what is Stored.CHANNEL:
+                self._channels.append(ParkedChannel(item.fd.socket(), item.name))
+            else:
+                self._stored[name] = item.fd
+        self._arrival = Arrival()
+
+    def load(self) -> Arrival:
+        """Load everything; raises UpgradeError, consuming nothing."""
+        channel = self._choose_channel()
+        if channel and (reason := self._hopeless(channel)):
+            self._set_aside(channel, reason)
+            channel = None
+        received: dict[str, tuple[image.Entry, socket.socket]] = {}
+        if channel:
+            received = self._load_image(channel)
+        for declared in self._declarations.states.values():
+            if not declared.filled:
+                declared.fill(None)
+        for bound in self._declarations.sockets.values():
+            self._open(bound, received.get(bound.name))
+        # Nobody would accept from what is still there: clients would hang instead of being refused.
+        self._arrival.unwanted += [n for n in self._stored if n.what is not Stored.ASIDE]
+        return self._arrival
+
+    # What is parked
+
+    def _choose_channel(self) -> ParkedChannel | None:
+        """The newest channel that is not spent; spent ones leave the store, older ones go aside."""
+        waiting = []
+        throw_away = not self._parameters.enabled or self._parameters.discard == "all"
+        for channel in self._channels:
+            try:
+                spent = not channel.open()
+            except RefusedError as error:
+                if not throw_away:
+                    raise
+                _log.error("%s is thrown away: %s", channel.name, error)
+                spent = True
+            if spent:
+                self._store.remove(channel.name)
+                channel.close()
+            else:
+                waiting.append(channel)
+        waiting.sort(key=lambda channel: channel.generation)
+        for older in waiting[:-1]:
+            self._set_aside(older, f"generation {waiting[-1].generation} is newer")
+        return waiting[-1] if waiting else None
+
+    def _hopeless(self, channel: ParkedChannel) -> str:
+        """Why an image is not even tried; empty if it is."""
+        if not self._parameters.enabled:
+            return "UPGRADER=off"
+        if self._parameters.discard in ("all", str(channel.generation)):
+            return "UPGRADER_DISCARD is set"
+        attempts = channel.count_attempt()
+        if attempts >= self._parameters.load_attempts:
+            return f"{attempts} attempts to load it have failed"
+        return ""
+
+    def _set_aside(self, channel: ParkedChannel, reason: str) -> None:
+        """Keep the image (state, not FDs) in the store under a name that says so."""
+        aside = StoreName(Stored.ASIDE, str(channel.generation))
+        for old in [name for name in self._stored if name.what is Stored.ASIDE]:
+            self._store.remove(old)
+            del self._stored[old]
+        self._store.push(aside, channel.image)
+        self._store.remove(channel.name)
+        channel.spend()
+        _log.error(
+            "image of generation %d is not loaded: %s; its connections are closed,"
+            " its state is kept in the FD store as %s", channel.generation, reason, aside,
+        )  # fmt: skip
+        generation = max(self._arrival.status.generation, channel.generation + 1)
+        self._arrival.status = Status(generation, Origin.COLD, set_aside=channel.generation)
+
+    # Loading an image
+
+    def _load_image(self, channel: ParkedChannel) -> dict[str, tuple[image.Entry, socket.socket]]:
+        stream = channel.peek()
+        manifest = image.unseal(stream.image)
+        self._check(manifest, stream)
+        self._load_states(manifest)
+        bound: dict[str, tuple[image.Entry, socket.socket]] = {}
+        for entry, fd in zip(manifest.entries, stream.fds, strict=False):
+            check_identity(str(entry), entry.identity, fd)
+            if entry.backend in self._declarations.dropped:
+                continue
+            sock = fd.socket()
+            if entry.connection is None:
+                bound[entry.backend] = entry, sock
+            else:
+                self._adopt(manifest, entry, entry.connection, sock)
+        left = manifest.left_behind + [
+            image.LeftBehind(e.backend, str(e), stream.reason or "the source was killed")
+            for e in manifest.entries[len(stream.fds) :]
+        ]
+        for item in left:
+            _log.warning("left behind: %s of %r: %s", item.what, item.backend, item.why)
+        self._arrival.channel = channel
+        self._arrival.pause = time.clock_gettime(time.CLOCK_MONOTONIC) - manifest.frozen_at / 1e9
+        self._arrival.status = Status(
+            manifest.generation + 1,
+            Origin.RESTART,
+            manifest.generation,
+            len(stream.fds),
+            os.fstat(stream.image.fileno()).st_size,
+            len(left),
+        )
+        return bound
+
+    def _check(self, manifest: image.Manifest, stream: Stream) -> None:
+        """Raise for a manifest that does not fit the stream or the declarations."""
+        if manifest.generation != stream.generation:
+            raise ImageError("image", f"generation {manifest.generation}, not {stream.generation}")
+        if manifest.service != self._declarations.service:
+            raise ImageError(
+                "image", f"of service {manifest.service!r}, this is {self._declarations.service!r}"
+            )
+        if len(manifest.entries) != stream.announced:
+            raise ImageError("image", f"{len(manifest.entries)} entries, {stream.announced} FDs")
+        declared = self._declarations
+        unclaimed = {  # what it is called in messages: the name it is declared under
+            f"state {saved.name!r}": saved.name
+            for saved in manifest.states
+            if saved.name not in declared.states
+        }
+        for entry in manifest.entries:
+            if entry.connection is not None:
+                known = entry.backend in declared.connections
+            else:
+                bound = declared.sockets.get(entry.backend)
+                known = bound is not None and bound.kind is entry.kind
+            if not known:
+                unclaimed[str(entry)] = entry.backend
+        left = sorted(item for item, name in unclaimed.items() if name not in declared.dropped)
+        if left:
+            raise UnclaimedError(left)
+
+    def _load_states(self, manifest: image.Manifest) -> None:
+        for saved in manifest.states:
+            if declared := self._declarations.states.get(saved.name):
+                value, unknown = load(declared.cls, saved)
+                declared.fill(value)
+                if unknown:
+                    _log.warning(
+                        "state %r of version %d: fields dropped, unknown to version %d: %s",
+                        saved.name, saved.version, declared.description.version, ", ".join(unknown),
+                    )  # fmt: skip
+
+    def _adopt(
+        self,
+        manifest: image.Manifest,
+        entry: image.Entry,
+        connection: ConnectionState,
+        sock: socket.socket,
+    ) -> None:
+        session: object | None = None
+        header = manifest.sessions.get(entry.backend)
+        cls = self._declarations.connections[entry.backend].session
+        if cls is not None:
+            if header is None:
+                raise ImageError(str(entry), "has no state, this program declares one")
+            saved = SavedState(
+                header.name, header.version, header.readable_from, connection.session
+            )
+            session, _ = load(cls, saved)
+        self._arrival.adopted.append(Adopted(entry.backend, sock, connection, session))
+
+    # Sockets: image, then FD store, then socket activation, then bind
+
+    def _open(self, bound: Bound, received: tuple[image.Entry, socket.socket] | None) -> None:
+        stored_name = StoreName(Stored(bound.kind.value), bound.name)
+        activated = self._activated_socket(bound)
+        stored = self._stored.pop(stored_name, None)
+        current = activated
+        inode = 0
+        if received:
+            entry, sock = received
+            inode = entry.path_inode
+            if activated and identify(activated) != entry.identity:
+                self._replace(bound, sock)  # the .socket unit has changed
+            else:
+                current = sock
+        elif stored and not activated:
+            current = stored.socket()
+        if current and not activated and not _fits(bound, current, inode):
+            self._replace(bound, current)
+            self._arrival.unwanted.append(stored_name)
+            current = None
+        if current is None:
+            if bound.address is None:
+                raise DeclarationError(
+                    f"{bound.kind} {bound.name!r}",
+                    "PID 1 passed none of that name, and there is no bind= address",
+                    remedy=f"add a .socket unit with FileDescriptorName={bound.name}",
+                )
+            current = bind(bound.address, bound.socket_type)
+            stored = None
+        bound.open(current)
+        bound.persistent = activated is None
+        if bound.persistent and stored is None:
+            self._arrival.persistent.append((stored_name, current))
+        elif activated and stored:
+            self._arrival.unwanted.append(stored_name)
+
+    def _replace(self, bound: Bound, old: socket.socket) -> None:
+        if bound.kind is Kind.DATAGRAMS:
+            raise MismatchError(f"{bound.kind} {bound.name!r}", bound.address, identify(old))
+        self._arrival.replaced.append((bound, old))
+
+    def _activated_socket(self, bound: Bound) -> socket.socket | None:
+        """The socket of a .socket unit by name, or the only one if only one is declared."""
+        named = [item for item in self._activated if item.name == bound.name]
+        if not named and len(self._activated) == 1 == len(self._declarations.sockets):
+            named = self._activated
+        for item in named[:1]:
+            self._activated.remove(item)
+            sock = item.fd.socket()
+            if sock.type != bound.socket_type:
+                raise MismatchError(f"{bound.kind} {bound.name!r}", bound.socket_type.name, sock)
+            sock.setblocking(False)
+            return sock
+        return None
+
+
+def _fits(bound: Bound, sock: socket.socket, inode: int) -> bool:
+    """Whether a socket is still what the program wants, and can still be reached."""
+    if bound.address is not None and not bound.address.matches(sock):
+        return False
+    name = sock.getsockname()
+    if sock.family != socket.AF_UNIX or not isinstance(name, str) or not name:
+        return True
+    found = path_inode(sock)
+    return found != 0 and inode in (0, found)
+
+
+def _take_backlog(bound: Bound, old: socket.socket) -> None:
+    """Accept what already waits on a listener that is replaced, then let it go."""
+    if isinstance(bound, Listener):
+        old.setblocking(False)
+        try:
+            while True:
+                bound.backlog.append(old.accept()[0])
+        except OSError:
+            _log.info(
+                "%s: %d connections came from the replaced one", bound.name, len(bound.backlog)
+            )
+    old.close()

@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The instance: what the blocking and the asyncio face have in common; runs no loop.
+
+Declare, load, commit, and at the end park or leave. It holds no protocol state of its own.
+"""
+
+import contextlib
+import logging
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable, MutableMapping, Sequence
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from upgrader import outgoing
+from upgrader.backends import Address
+from upgrader.declarations import (
+    Bound,
+    Connections,
+    Datagrams,
+    Declarations,
+    Declared,
+    Listener,
+)
+from upgrader.errors import DeclarationError, UpgradeError, VerifyError
+from upgrader.image import LeftBehind
+from upgrader.incoming import Arrival, Loader
+from upgrader.parameters import Parameters
+from upgrader.systemd import journal
+from upgrader.systemd.activation import take
+from upgrader.systemd.fdstore import FdStore, Stored, StoreName
+from upgrader.systemd.journal import Outcome, Priority
+from upgrader.systemd.notify import Notifier, one_line
+from upgrader.systemd.stop import StopReason, stop_reason, unit_name
+from upgrader.turns import Turn, Turns
+
+T = TypeVar("T")
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_log = logging.getLogger("upgrader")
+
+
+class Ended(StrEnum):
+    """Why `serve` has returned."""
+
+    STOPPED = "stopped"  #: for good: everything was drained
+    MIGRATED = "migrated"  #: another instance goes on with all that was here
+
+
+class Instance:
+    """One running process of a service. Use `upgrader.attach`; this is what both faces share.
+
+    One instance is one process: run several as template units (`web@1`, `web@2`) on one `.socket`.
+    """
+
+    def __init__(self, service: str, version: str, environment: MutableMapping[str, str]) -> None:
+        main = environment.get("SYSTEMD_EXEC_PID")
+        if main and environment.get("NOTIFY_SOCKET") and main != str(os.getpid()):
+            raise DeclarationError(
+                service,
+                f"attach() in process {os.getpid()}, but systemd started process {main}",
+                remedy="one instance is one process: use template units instead of forking",
+            )
+        self.service = service
+        self.version = version
+        self.generation = 0  #: 1 on a cold start, one more with each migration; 0 before `serve`
+        self.turns = Turns()
+        self.parameters = Parameters.from_environment(environment)
+        self.declarations = Declarations(service)
+        self.unit = ""
+        self.frozen = False  #: everything has moved; nothing here touches it any more
+        self.exit_status = 0  #: of the process, once frozen
+        self._notifier = Notifier.from_environment(environment)
+        self._supervised = self._notifier.connected
+        self._store = FdStore(self._notifier)
+        self._passed = take(environment)
+        if self._supervised:
+            self.unit = unit_name()
+            for variable in Parameters.unknown(environment):
+                _log.warning("%s is not a parameter of upgrader", variable)
+        else:
+            _log.info("%s: not started by systemd, so nothing outlives this process", service)
+        _raise_fd_limit()
+
+    # Declarations
+
+    def state(self, cls: type[T]) -> Declared[T]:
+        """Declare application state: loaded from the image, or made new on a cold start.
+
+        Raises DeclarationError if `cls` is no state or is declared twice.
+        """
+        return self.declarations.add_state(cls)
+
+    def listener(self, name: str, *, bind: str | None = None) -> Listener:
+        """Declare a stream listener, taken from the image, the FD store, a `.socket` unit with
+        `FileDescriptorName=name`, or else bound to `bind` (`host:port`, `unix:/path`).
+
+        Raises DeclarationError for a bad name or address.
+        """
+        listener = Listener(name, Address.parse(bind) if bind else None)
+        self.declarations.add_socket(listener)
+        return listener
+
+    def datagrams(self, name: str, *, bind: str | None = None) -> Datagrams:
+        """Declare a datagram socket, found in the same places as a listener."""
+        datagrams = Datagrams(name, Address.parse(bind) if bind else None)
+        self.declarations.add_socket(datagrams)
+        return datagrams
+
+    def connections(
+        self, door: Listener, *, state: type | None = None
+    ) -> Callable[[Function], Function]:
+        """Declare who handles the connections of a door, accepted and adopted ones alike.
+
+        The handler gets the peer, and each declared state by the annotation of a parameter.
+        `state` is a state class of which every connection has its own object (`peer.state`).
+        """
+
+        def register(handler: Function) -> Function:
+            self.declarations.add_connections(Connections(door, state, handler))
+            return handler
+
+        return register
+
+    def verify(self, check: Function) -> Function:
+        """Declare a check of the loaded instance, run before it becomes the owner.
+
+        Whatever it raises refuses the upgrade: the image stays as it was.
+        """
+        self.declarations.arguments(check)
+        self.declarations.checks.append(check)
+        return check
+
+    def drop(self, name: str) -> None:
+        """This program no longer has the state or backend `name`: an image with it is accepted."""
+        self.declarations.dropped.add(name)
+
+    def turn(self) -> Turn:
+        """A stretch of work that no migration cuts in two; for threads and background tasks."""
+        return self.turns.turn()
+
+    # Loading
+
+    def load(self) -> Arrival:
+        """Load everything; raises UpgradeError, and nothing is consumed."""
+        self.declarations.serving = True
+        loader = Loader(self.declarations, self.parameters, self._store, self._passed)
+        self._passed = []
+        arrival = loader.load()
+        self.generation = arrival.status.generation
+        return arrival
+
+    def arguments(self, function: Callable[..., Any], *, skip: int = 0) -> dict[str, Any]:
+        """The live states that a function wants, by parameter name."""
+        wanted = self.declarations.arguments(function, skip=skip)
+        return {name: declared.value for name, declared in wanted.items()}
+
+    def commit(self, arrival: Arrival) -> None:
+        """Become the owner and say so; raises NotifyError."""
+        arrival.commit(self._notifier, self._store)
+        paused = f", paused {arrival.pause * 1000:.0f} ms" if arrival.channel else ""
+        self._report(
+            Priority.INFO, "destination", "load", Outcome.DONE, f"{arrival.status}{paused}"
+        )
+
+    def refuse(self, error: BaseException) -> None:
+        """Say why this instance could not be loaded."""
+        text = f"{type(error).__name__}: {error}"
+        with contextlib.suppress(UpgradeError):
+            self._notifier.send(f"STATUS=failed to load: {one_line(text)}", "ERRNO=71")  # EPROTO
+        self._report(Priority.ERR, "destination", "load", Outcome.FAILED, f"failed to load: {text}")
+
+    # The end
+
+    def stop_reason(self) -> StopReason:
+        """Why this instance is told to stop; at a desk, and with UPGRADER=off, it is for good."""
+        if not self._supervised or not self.parameters.enabled:
+            return StopReason.STOP
+        return stop_reason(self.unit)
+
+    def park(self, connections: Sequence[outgoing.Frozen], busy: Sequence[LeftBehind]) -> bool:
+        """Park everything; False (and said so) if that cannot be done and must be drained."""
+        try:
+            outcome = outgoing.park(
+                self.declarations,
+                self.generation,
+                self.version,
+                connections,
+                busy,
+                self._store,
+                self.unit,
+            )
+        except (UpgradeError, OSError) as error:
+            message = f"nothing could be parked, draining instead: {error}"
+            self._report(Priority.ERR, "source", "park", Outcome.FAILED, message)
+            return False
+        message = f"generation {self.generation} parked: {outcome.fds} FDs"
+        for item in outcome.left_behind[:20]:
+            message += f"\nleft behind: {item.what} of {item.backend!r}: {item.why}"
+        if outcome.left_behind:
+            message += f"\n{len(outcome.left_behind)} left behind in all"
+        self._report(Priority.INFO, "source", "park", Outcome.DONE, message)
+        for declared in self.declarations.states.values():
+            declared.retire()
+        return True
+
+    def stopping(self) -> None:
+        """Tell PID 1 that the end has begun."""
+        with contextlib.suppress(UpgradeError):
+            self._notifier.send("STOPPING=1")
+
+    def leave(self) -> None:
+        """A stop for good: close the doors and take all of ours out of the FD store.
+
+        A listener that PID 1 keeps with nobody behind it makes clients hang, not be refused.
+        """
+        names = [
+            StoreName(Stored(bound.kind.value), bound.name)
+            for bound in self.declarations.sockets.values()
+            if bound.persistent
+        ]
+        try:
+            self._store.remove(*names)
+        except UpgradeError as error:
+            _log.warning("%s", error)
+        for bound in self.declarations.sockets.values():
+            _unlink(bound)
+            bound.close()
+
+    def end(self, error: BaseException | None) -> None:
+        """Leave `attach`; ends the process if all of it has moved.
+
+        Without destructors then: no `finally` may say goodbye to a peer that is served elsewhere.
+        """
+        if self.frozen:
+            if error is not None:
+                _log.error("after serve()", exc_info=error)
+                self.exit_status = 1
+            logging.shutdown()
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(Exception):
+                    stream.flush()
+            os._exit(self.exit_status)
+        self._notifier.close()
+        if isinstance(error, UpgradeError) and self._supervised:
+            raise SystemExit(f"{self.service}: {error}")
+
+    @property
+    def supervised(self) -> bool:
+        """Whether systemd started this process."""
+        return self._supervised
+
+    def _report(
+        self, priority: Priority, side: str, phase: str, outcome: Outcome, message: str
+    ) -> None:
+        if self.supervised:
+            journal.report(
+                message, priority, unit=self.unit, generation=self.generation, side=side,
+                phase=phase, outcome=outcome,
+            )  # fmt: skip
+        elif priority is Priority.ERR:
+            _log.error("%s", message)
+
+
+def refused_by_check(check: Callable[..., Any], error: Exception) -> VerifyError:
+    """The error for a check that raised."""
+    if isinstance(error, VerifyError):
+        return error
+    return VerifyError(f"{check.__qualname__} refused: {type(error).__name__}: {error}")
+
+
+def stop_signals(supervised: bool) -> tuple[signal.Signals, ...]:
+    """The signals that stop an instance: SIGTERM, and Ctrl-C at a desk."""
+    return (signal.SIGTERM,) if supervised else (signal.SIGTERM, signal.SIGINT)
+
+
+def _raise_fd_limit() -> None:
+    # The kernel counts FDs in flight per user against the sender's soft limit (ETOOMANYREFS).
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _unlink(bound: Bound) -> None:
+    """Remove the socket file of a listener that we bound, if it is still ours to remove."""
+    address = bound.address
+    if bound.persistent and address and isinstance(address.name, str) and address.name[0] == "/":
+        with contextlib.suppress(OSError):
+            os.unlink(address.name)

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""FDs that PID 1 passed at start, by name: sockets of `.socket` units and the FD store.
+
+The order of the FDs means nothing (it changes with a daemon-reload), names may repeat.
+"""
+
+import os
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+
+from upgrader.backends import Fd
+from upgrader.errors import DeclarationError
+
+FIRST = 3  # SD_LISTEN_FDS_START
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """One FD that PID 1 passed, and its name (FileDescriptorName= or FDNAME=)."""
+
+    name: str
+    fd: Fd
+
+
+def take(environment: MutableMapping[str, str]) -> list[Passed]:
+    """Take ownership of the passed FDs (CLOEXEC from now on) and unset the LISTEN_ variables.
+
+    FDs meant for another process (LISTEN_PID) are not touched. Raises DeclarationError for
+    variables that make no sense.
+    """
+    pid = environment.get("LISTEN_PID", "")
+    if pid != str(os.getpid()):
+        return []
+    count = environment.get("LISTEN_FDS", "")
+    names = environment.get("LISTEN_FDNAMES", "").split(":")
+    for variable in ("LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+        environment.pop(variable, None)
+    if not count.isdecimal():
+        raise DeclarationError("LISTEN_FDS", f"is {count!r}, not a number")
+    fds = []
+    for index in range(int(count)):
+        os.set_inheritable(FIRST + index, False)
+        fds.append(Fd(FIRST + index))
+    names += ["unknown"] * (len(fds) - len(names))  # sd_listen_fds_with_names(3)
+    return [Passed(name, fd) for name, fd in zip(names, fds, strict=False)]

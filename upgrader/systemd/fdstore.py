@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The FD store of the unit: pushing and removing FDs, and the names we use in it.
+
+Every FD gets a name of its own, because FDSTOREREMOVE=1 removes all of one name. FDPOLL=0
+everywhere: else PID 1 drops an FD whose other end hangs up.
+"""
+
+import re
+import socket
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Self
+
+from upgrader.backends.fd import HasFileno
+from upgrader.systemd.notify import Notifier
+
+_NAME = re.compile(r"upgrader-(channel|aside|listener|datagrams)-(.+)")
+
+
+class Stored(StrEnum):
+    """What we keep in the FD store; part of the FDNAME."""
+
+    CHANNEL = "channel"  #: a parked image, by generation
+    ASIDE = "aside"  #: the memfd of an image that could not be loaded, by generation
+    LISTENER = "listener"  #: a listener that the service bound itself, by backend
+    DATAGRAMS = "datagrams"  #: likewise a datagram socket
+
+
+@dataclass(frozen=True, slots=True)
+class StoreName:
+    """A name in the FD store: `upgrader-<what>-<item>`."""
+
+    what: Stored
+    item: str
+
+    def __str__(self) -> str:
+        return f"upgrader-{self.what}-{self.item}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """Our name, or None for anybody else's."""
+        match = _NAME.fullmatch(text)
+        return cls(Stored(match[1]), match[2]) if match else None
+
+
+class FdStore:
+    """Pushes to and removes from this unit's FD store; every call waits until PID 1 has done it."""
+
+    def __init__(self, notifier: Notifier) -> None:
+        self._notifier = notifier
+
+    def push(self, name: StoreName, fd: HasFileno | socket.socket) -> None:
+        """Store one FD; raises NotifyError. PID 1 says nothing when the store is full or off."""
+        self._notifier.send("FDSTORE=1", f"FDNAME={name}", "FDPOLL=0", fds=[fd])
+        self._notifier.barrier()
+
+    def remove(self, *names: StoreName | str) -> None:
+        """Remove FDs; names that are not there do no harm. Raises NotifyError."""
+        for name in names:
+            self._notifier.send(*removal(name))
+        if names:
+            self._notifier.barrier()
+
+
+def removal(name: StoreName | str) -> tuple[str, str]:
+    """The fields that remove an FD, to ride in the same datagram as READY=1."""
+    return "FDSTOREREMOVE=1", f"FDNAME={name}"

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What an instance says of itself in STATUS=, written and read in one place.
+
+It reaches PID 1 in the same datagram as READY=1, so `StatusText` never lags behind the state.
+"""
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Self
+
+
+class Origin(StrEnum):
+    """Where an instance got its backends and state from."""
+
+    COLD = "cold"
+    RESTART = "restart"
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Generation and origin of a serving instance.
+
+    `fds` and `state_bytes` (size of the image) came from `source_generation`; `left_behind` counts
+    what could not cross; `set_aside` is the generation of an image that was not loaded.
+    """
+
+    generation: int
+    origin: Origin
+    source_generation: int | None = None
+    fds: int = 0
+    state_bytes: int = 0
+    left_behind: int = 0
+    set_aside: int | None = None
+
+    def __str__(self) -> str:
+        if self.origin is Origin.COLD:
+            aside = f", image of generation {self.set_aside} set aside"
+            return f"generation {self.generation}, cold start{aside if self.set_aside else ''}"
+        return (
+            f"generation {self.generation}, loaded by {self.origin}"
+            f" from generation {self.source_generation}: {self.fds} FDs,"
+            f" {self.state_bytes} bytes of state, {self.left_behind} left behind"
+        )
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """Read a status text; None if it is not ours."""
+        if match := _COLD.fullmatch(text):
+            aside = int(match["aside"]) if match["aside"] else None
+            return cls(int(match["generation"]), Origin.COLD, set_aside=aside)
+        if match := _LOADED.fullmatch(text):
+            generation, source, fds, size, left = (int(match[n]) for n in (1, 3, 4, 5, 6))
+            return cls(generation, Origin(match["origin"]), source, fds, size, left)
+        return None
+
+
+_COLD = re.compile(
+    r"generation (?P<generation>\d+), cold start"
+    r"(?:, image of generation (?P<aside>\d+) set aside)?"
+)
+_LOADED = re.compile(
+    r"generation (\d+), loaded by (?P<origin>restart) from generation (\d+):"
+    r" (\d+) FDs, (\d+) bytes of state, (\d+) left behind"
+)

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Why PID 1 stops this unit: tells `stop`, `restart` and soft-reboot apart; stops nothing."""
+
+import re
+from enum import StrEnum
+
+from upgrader.errors import BusError
+from upgrader.systemd.bus import Bus, Job
+
+#: Longest wait for PID 1's answer, in seconds; it adds to the pause of every restart.
+TIMEOUT = 0.2
+
+_UNIT = re.compile(r"[^/]+\.(?:service|scope)")
+
+
+class StopReason(StrEnum):
+    """What SIGTERM means this time."""
+
+    STOP = "stop"  #: an admin wants it gone: drain, leave nothing in the FD store
+    RESTART = "restart"  #: another instance follows: park
+    SOFT_REBOOT = "soft-reboot"  #: its job says "stop", but the FD store survives: park
+    NO_JOB = "no-job"  #: a signal sent by hand, or a watchdog: Restart= may follow, park
+    UNKNOWN = "unknown"  #: no answer: parking loses nothing, draining might
+
+
+def unit_name(cgroup: str | None = None) -> str:
+    """The unit of this process, from its cgroup; empty outside of systemd.
+
+    The last `*.service` component counts: with Delegate=yes there are groups of our own below.
+    """
+    if cgroup is None:
+        try:
+            with open("/proc/self/cgroup", encoding="ascii", errors="replace") as file:
+                cgroup = file.read()
+        except OSError:
+            return ""
+    for line in cgroup.splitlines():
+        hierarchy, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if (hierarchy == "0" or controllers == "name=systemd") and (found := _UNIT.findall(path)):
+            return str(found[-1])
+    return ""
+
+
+def stop_reason(unit: str) -> StopReason:
+    """Ask PID 1 which job stops `unit`; never fails and never takes longer than TIMEOUT."""
+    try:
+        with Bus(TIMEOUT) as bus:
+            return judge(unit, bus.list_jobs())
+    except BusError:
+        return StopReason.UNKNOWN
+
+
+def judge(unit: str, jobs: list[Job]) -> StopReason:
+    """The reason, given all jobs there are."""
+    types = {job.unit: job.type for job in jobs}
+    match types.get(unit):
+        case None:
+            return StopReason.NO_JOB
+        case "stop" if types.get("soft-reboot.target") == "start":
+            return StopReason.SOFT_REBOOT
+        case "stop":
+            return StopReason.STOP
+        case _:
+            return StopReason.RESTART

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""For authors: upgrade your own program from one version to the next, with no root and no systemd.
+
+`Service` plays the part of PID 1 that a restart needs: NOTIFY_SOCKET with an FD store, LISTEN_FDS,
+SIGTERM. It shows that a version loads what another one saved; only a real systemd shows the rest.
+"""
+
+import array
+import contextlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+import msgspec
+
+from upgrader.backends import Fd
+from upgrader.errors import UpgradeError
+from upgrader.state import SavedState, load, save
+from upgrader.systemd.status import Status
+
+T = TypeVar("T")
+
+_EXEC = """
+import fcntl, os, sys
+count = int(sys.argv[1])
+high = [fcntl.fcntl(int(n), fcntl.F_DUPFD_CLOEXEC, 3 + count) for n in sys.argv[2 : 2 + count]]
+for index, number in enumerate(high):
+    os.dup2(number, 3 + index)
+if count:
+    os.environ["LISTEN_PID"] = str(os.getpid())
+os.execvp(sys.argv[2 + count], sys.argv[2 + count :])
+"""
+
+
+class ServiceError(UpgradeError):
+    """The program did not become ready, or did not end; `stderr` is what it said."""
+
+    def __init__(self, message: str, stderr: str) -> None:
+        super().__init__(f"{message}:\n{stderr}" if stderr else message)
+        self.stderr = stderr
+
+
+class Service:
+    """One service under test. What it stores outlives its processes, until `close`."""
+
+    def __init__(
+        self, *, environment: Mapping[str, str] | None = None, timeout: float = 30.0
+    ) -> None:
+        self.store: list[tuple[str, Fd]] = []  #: the FD store: name and FD
+        self.status_text = ""
+        self.process: subprocess.Popen[bytes] | None = None
+        self._timeout = timeout
+        self._environment = dict(environment or {})
+        self._ready = False
+        self._directory = tempfile.TemporaryDirectory(prefix="upgrader-testing-")
+        self._stderr = Path(self._directory.name, "stderr")
+        self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._notify.bind(str(Path(self._directory.name, "notify")))
+
+    @property
+    def status(self) -> Status | None:
+        """What the instance last said of itself with READY=1."""
+        return Status.parse(self.status_text)
+
+    def start(self, command: Sequence[str]) -> Status:
+        """Start a version and wait for READY=1; raises ServiceError with its stderr."""
+        self._ready = False
+        numbers = [str(fd.fileno()) for _, fd in self.store]
+        environment = {
+            **os.environ,
+            **self._environment,
+            "NOTIFY_SOCKET": str(Path(self._directory.name, "notify")),
+        }
+        environment.pop("SYSTEMD_EXEC_PID", None)
+        if numbers:
+            environment["LISTEN_FDS"] = str(len(numbers))
+            environment["LISTEN_FDNAMES"] = ":".join(name for name, _ in self.store)
+        with self._stderr.open("wb") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, "-S", "-E", "-c", _EXEC, str(len(numbers)), *numbers, *command],
+                env=environment,
+                pass_fds=[fd.fileno() for _, fd in self.store],
+                stderr=stderr,
+            )
+        if not self._run_until(lambda: self._ready):
+            self.kill()
+            raise ServiceError("did not become ready", self.stderr)
+        status = self.status
+        if status is None:
+            raise ServiceError(f"is no instance: status {self.status_text!r}", self.stderr)
+        return status
+
+    def stop(self) -> None:
+        """SIGTERM, as in a restart: the instance parks. Raises ServiceError if it does not end."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        process = self.process
+        if not self._run_until(lambda: process.poll() is not None) or process.returncode != 0:
+            self.kill()
+            raise ServiceError(f"ended with {process.returncode}", self.stderr)
+        self.process = None
+
+    def upgrade(self, command: Sequence[str]) -> Status:
+        """Restart into another version; raises ServiceError, and what is parked stays parked."""
+        self.stop()
+        return self.start(command)
+
+    def kill(self) -> None:
+        """SIGKILL, as in a crash."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self._drain()
+            self.process = None
+
+    @property
+    def stderr(self) -> str:
+        """What the newest process wrote to stderr."""
+        return self._stderr.read_text(errors="replace") if self._stderr.exists() else ""
+
+    def close(self) -> None:
+        """End everything and forget what is stored."""
+        self.kill()
+        self._notify.close()
+        for _, fd in self.store:
+            fd.close()
+        self.store.clear()
+        self._directory.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # PID 1's part
+
+    def _run_until(self, done: Callable[[], bool]) -> bool:
+        assert self.process is not None
+        deadline = time.monotonic() + self._timeout
+        with Fd(os.pidfd_open(self.process.pid)) as pidfd:
+            poll = select.poll()
+            poll.register(pidfd.fileno(), select.POLLIN)
+            poll.register(self._notify, select.POLLIN)
+            while not done() and (left := deadline - time.monotonic()) > 0:
+                events = dict(poll.poll(left * 1000))
+                self._drain()
+                if pidfd.fileno() in events:
+                    self.process.poll()
+                    return done()
+        return done()
+
+    def _drain(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._receive()
+
+    def _receive(self) -> None:
+        space = socket.CMSG_SPACE(253 * 4)
+        flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+        data, ancillary, _, _ = self._notify.recvmsg(4096, space, flags)
+        numbers = array.array("i")
+        for _, _, part in ancillary:
+            numbers.frombytes(part)
+        fds = [Fd(number) for number in numbers]
+        fields = dict(line.partition("=")[::2] for line in data.decode().splitlines())
+        name = fields.get("FDNAME", "stored")
+        if fields.get("FDSTOREREMOVE") == "1":
+            self.store = [item for item in self.store if item[0] != name]
+        elif fields.get("FDSTORE") == "1":
+            self.store += [(name, fd) for fd in fds if not self._stored(fd)]
+        self.status_text = fields.get("STATUS", self.status_text)
+        self._ready = self._ready or fields.get("READY") == "1"
+
+    def _stored(self, fd: Fd) -> bool:
+        same = os.fstat(fd.fileno())
+        return any(os.path.samestat(same, os.fstat(known.fileno())) for _, known in self.store)
+
+
+def migrate(*versions: Sequence[str], environment: Mapping[str, str] | None = None) -> list[Status]:
+    """Start the first version and restart into each of the others; returns what each one said.
+
+    Raises ServiceError, with stderr, for the version that does not load what the one before saved.
+    """
+    with Service(environment=environment) as service:
+        statuses = [service.start(versions[0])]
+        statuses += [service.upgrade(version) for version in versions[1:]]
+        service.stop()
+        return statuses
+
+
+def save_golden(value: object, path: Path) -> None:
+    """Write a state to a file, to be kept in your repository for `assert_readable`."""
+    path.write_bytes(msgspec.msgpack.encode(save(value)))
+
+
+def assert_readable(cls: type[T], path: Path) -> T:
+    """Load a state that an earlier version wrote with `save_golden`; raises as an upgrade would."""
+    saved = msgspec.msgpack.decode(path.read_bytes(), type=SavedState)
+    return load(cls, saved)[0]

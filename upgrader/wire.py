@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Records of the migration stream: values to bytes and back; does no IO.
+
+Every record is RECORD_SIZE bytes, so that one `recvmsg` reads exactly one record with its FDs:
+a read that ends inside a record would deliver the FDs twice when peeking.
+"""
+
+import struct
+from enum import StrEnum
+
+import msgspec
+
+from upgrader.errors import ProtocolError
+
+MAGIC = b"UPGR"
+VERSION = 1
+#: 192 bytes of data and its bookkeeping fill one kernel buffer of 768 bytes: 278 records fit a
+#: default socket buffer (net.core.wmem_default), against 167 at 256 bytes.
+RECORD_SIZE = 192
+#: Most FDs in one message: SCM_MAX_FD of the kernel.
+MAX_FDS = 253
+#: FDs of a Hello: the image and the ledger of load attempts.
+HELLO_FDS = 2
+
+_HEADER = struct.Struct("!4sHH")  # magic, version, length of the msgpack body in bytes
+
+
+class EndReason(StrEnum):
+    """Why the list of FDs ended."""
+
+    COMPLETE = "complete"
+    TOO_MANY_IN_FLIGHT = "too-many-in-flight"  #: ETOOMANYREFS: RLIMIT_NOFILE of the user
+    CHANNEL_FULL = "channel-full"  #: the socket buffer takes no more
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello"):
+    """First record, with the image and the ledger: whose image this is, and how many FDs follow."""
+
+    generation: int
+    fds: int
+
+
+class Fds(msgspec.Struct, frozen=True, tag="fds"):
+    """A batch of FDs for the manifest entries `first` to `first + count - 1`."""
+
+    first: int
+    count: int
+
+
+class End(msgspec.Struct, frozen=True, tag="end"):
+    """Last record: how many FDs were sent, and why not more."""
+
+    sent: int
+    reason: EndReason
+
+
+Record = Hello | Fds | End
+
+
+def encode(record: Record) -> bytes:
+    """A record as exactly RECORD_SIZE bytes."""
+    body = msgspec.msgpack.encode(record)
+    frame = _HEADER.pack(MAGIC, VERSION, len(body)) + body
+    if len(frame) > RECORD_SIZE:
+        raise ProtocolError(type(record).__name__, f"{len(frame)} bytes exceed {RECORD_SIZE}")
+    return frame.ljust(RECORD_SIZE, b"\0")
+
+
+def decode(frame: bytes) -> Record:
+    """The record in a frame; raises ProtocolError that names what is wrong."""
+    if len(frame) != RECORD_SIZE:
+        raise ProtocolError("record", f"{len(frame)} bytes instead of {RECORD_SIZE}")
+    magic, version, length = _HEADER.unpack_from(frame)
+    if magic != MAGIC:
+        raise ProtocolError("record", f"starts with {magic!r}, not {MAGIC!r}")
+    if version != VERSION:
+        raise ProtocolError("stream", f"version {version}, this library speaks {VERSION}")
+    if length > RECORD_SIZE - _HEADER.size:
+        raise ProtocolError("record", f"claims {length} bytes of body")
+    body = frame[_HEADER.size : _HEADER.size + length]
+    try:
+        record: Record = msgspec.msgpack.decode(body, type=Record)
+    except msgspec.MsgspecError as error:
+        raise ProtocolError("record", f"does not decode: {error}") from error
+    return record
