@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""An example web service, version 1: it counts requests, and `/stream` never ends; an upgrade loses none of it."""
+
+import asyncio
+import os
+import zlib
+from http import HTTPStatus
+
+import upgrader
+
+from .http11 import chunk, head, requests, response
+
+BIND = os.environ.get("WEB_BIND", "127.0.0.1:8080")
+
+
+@upgrader.state("counters", version=1)
+class Counters:
+    """What the service knows."""
+
+    requests: int = 0
+
+
+@upgrader.state("session", version=1)
+class Session:
+    """What it knows of one connection."""
+
+    requests: int = 0
+    streaming: bool = False
+    sequence: int = 0
+    checksum: int = 0
+
+    def advance(self, generation: int) -> bytes:
+        """The next line of the stream: its number, who sends it, and a checksum of all lines so far."""
+        self.sequence += 1
+        line = b"%d %d" % (self.sequence, generation)
+        self.checksum = zlib.crc32(line + b"\n", self.checksum)
+        return b"%s %08x\n" % (line, self.checksum)
+
+
+async def main() -> None:
+    """Serve until stopped, or until another instance has taken over."""
+    async with upgrader.attach("web", version="1") as instance:
+        instance.state(Counters)
+        door = instance.listener("http", bind=BIND)
+
+        @instance.connections(door, state=Session)
+        async def talk(peer: upgrader.Peer[Session], counters: Counters) -> None:
+            if peer.state.streaming:  # adopted in the middle of a stream: the state says where
+                await stream(peer)
+            async for request in requests(peer):
+                counters.requests += 1
+                peer.state.requests += 1
+                about = {
+                    "Service-Version": instance.version,
+                    "Service-Generation": instance.generation,
+                    "Service-Requests": counters.requests,
+                    "Connection-Requests": peer.state.requests,
+                }
+                if request.path == "/stream":
+                    peer.state.streaming = True
+                    await peer.write(head(HTTPStatus.OK, about | {"Transfer-Encoding": "chunked"}))
+                    await stream(peer)
+                text = f"{request.method} {request.path} by generation {instance.generation}\n"
+                await peer.write(response(HTTPStatus.OK, about, text))
+                if request.close:
+                    return
+
+        async def stream(peer: upgrader.Peer[Session]) -> None:
+            while True:
+                line = peer.state.advance(instance.generation)
+                async with peer.safe():  # what is written here is in the state
+                    await peer.write(chunk(line))
+                    await asyncio.sleep(0.05)
+
+        await instance.serve()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

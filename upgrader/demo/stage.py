@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The example service, installed in a private systemd the way a package would install it; asks it nothing over HTTP."""
+
+import contextlib
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from importlib import resources
+from importlib.resources.abc import Traversable
+
+from upgrader.demo.options import DemoError, Options
+from upgrader.demo.report import FdCount
+from upgrader.private_systemd import CommandError, PrivateSystemd
+
+SERVICE = "web.service"
+#: The same program with the library switched off: what a restart costs that has nothing to load.
+PLAIN = "web-plain.service"
+HOST, PORT, PLAIN_PORT = "127.0.0.1", 8080, 8081
+VERSIONS = ("1", "2")
+
+_PACKAGE = "/usr/lib/web/web"
+_SHARE = "/usr/share/web"
+_UNITS = "/etc/systemd/system"
+_SWAP = f"""\
+#!/bin/sh
+# Installs version 1 or 2 of the example service, as a package upgrade would; nothing is restarted.
+set -eu
+[ -f "{_SHARE}/web${{1-}}.py" ] || {{ echo "usage: web-install 1|2" >&2; exit 2; }}
+cp "{_SHARE}/web$1.py" {_PACKAGE}/.new
+mv {_PACKAGE}/.new {_PACKAGE}/__main__.py
+"""
+_COUNT_FDS = """\
+service=$(systemctl show -P MainPID "$0")
+set -- $(systemctl show -P NFileDescriptorStore "$0") /proc/$service/fd/* -- /proc/1/fd/*
+echo $1; shift
+n=0; for fd; do if [ "$fd" = -- ]; then echo $n; n=0; else n=$((n + 1)); fi; done; echo $n
+"""
+
+
+class Stage:
+    """A booted machine with the example service in it."""
+
+    def __init__(self, machine: PrivateSystemd) -> None:
+        self.machine = machine
+
+    @classmethod
+    @contextlib.contextmanager
+    def set_up(cls, options: Options) -> Iterator["Stage"]:
+        """Boot, install version 1, and start it; raises PrivateSystemdError, DemoError."""
+        with PrivateSystemd.boot(options.systemd) as machine:
+            stage = cls(machine)
+            stage._install_all(options.user)
+            stage._start(SERVICE)
+            yield stage
+
+    def install(self, version: str) -> None:
+        """Put that version on disk in one step; the one that runs goes on running."""
+        self.machine.run(["web-install", version])
+
+    def start_plain(self) -> None:
+        """Start the instance that a plain restart is measured with."""
+        self._start(PLAIN)
+
+    def restart_plain(self) -> float:
+        """Restart it; returns milliseconds from the begin of the stop to READY=1."""
+        self.machine.run(["systemctl", "restart", PLAIN])
+        return self.restart_ms(PLAIN)
+
+    def upgrade(self, mode: str) -> "subprocess.CompletedProcess[str]":
+        """Upgrade the service with the product's own command."""
+        # Ten upgrades in a row are no crash loop: this sets the start limit's counter to 0.
+        self.machine.run(["systemctl", "reset-failed", SERVICE, PLAIN])
+        return self.machine.run(
+            ["upgrader", "upgrade", SERVICE, "--mode", mode, "--json"], check=False, timeout=120
+        )
+
+    def restart_ms(self, unit: str = SERVICE) -> float:
+        """The last restart in PID 1's own timestamps, from the begin of the stop to READY=1."""
+        names = "ActiveExitTimestampMonotonic", "ActiveEnterTimestampMonotonic"
+        shown = self.machine.run(["systemctl", "show", "-p", ",".join(names), unit]).stdout
+        values = dict(line.split("=", 1) for line in shown.splitlines())
+        return (int(values[names[1]]) - int(values[names[0]])) / 1000
+
+    def count_fds(self) -> FdCount:
+        """The FDs open now; PID 1 is looked at until it has closed what the looking itself opened."""
+        before = None
+        for _ in range(20):
+            store, service, pid1 = map(
+                int, self.machine.run(["sh", "-c", _COUNT_FDS, SERVICE]).stdout.split()
+            )
+            count = FdCount(service=service, pid1=pid1, store=store)
+            if count == before:
+                break
+            before = count
+        return count
+
+    def _install_all(self, user: str | None) -> None:
+        example = resources.files("upgrader.demo.example")
+        unit = _read(example / "web.service")
+        unit = unit.replace("@PYTHON@", " ".join(self.machine.python))
+        if user:
+            self._check_user(user)
+            unit = unit.replace("[Service]\n", f"[Service]\nUser={user}\n")
+        plain = f"Environment=UPGRADER=off WEB_BIND={HOST}:{PLAIN_PORT}\n"
+        machine = self.machine
+        machine.write(f"{_UNITS}/{SERVICE}", unit)
+        machine.write(f"{_UNITS}/{PLAIN}", unit.replace("[Service]\n", f"[Service]\n{plain}"))
+        machine.write(f"{_PACKAGE}/__init__.py", "")
+        machine.write(f"{_PACKAGE}/http11.py", _read(example / "http11.py"))
+        for version in VERSIONS:
+            machine.write(f"{_SHARE}/web{version}.py", _read(example / f"web{version}.py"))
+        machine.write("/usr/local/bin/web-install", _SWAP, mode=0o755)
+        self.install(VERSIONS[0])
+        machine.run(["systemctl", "daemon-reload"])
+        machine.run(["systemctl", "enable", "--quiet", SERVICE])
+
+    def _check_user(self, user: str) -> None:
+        if not re.fullmatch(r"[a-z_][a-z0-9_-]*", user):
+            raise DemoError(f"{user!r} is no user name")
+        if self.machine.run(["id", user], check=False).returncode != 0:
+            raise DemoError(f"there is no user {user!r} inside", remedy="daemon is on every Debian")
+
+    def _start(self, unit: str) -> None:
+        try:
+            self.machine.run(["systemctl", "start", unit])
+        except CommandError as error:
+            raise DemoError(
+                f"the example service does not start: {error.message}",
+                remedy=f"what it said:\n{self.machine.journal(unit=unit, lines=15)}",
+            ) from error
+
+
+def outcome_line(done: "subprocess.CompletedProcess[str]") -> str:
+    """What `upgrader upgrade --json` said, in one line."""
+    try:
+        answer = json.loads(done.stdout)
+        return f"{answer['line']} ({answer['remedy']})" if answer["remedy"] else str(answer["line"])
+    except (ValueError, KeyError, TypeError):
+        said = (done.stderr or done.stdout).strip().splitlines()
+        return said[-1] if said else f"exit code {done.returncode}"
+
+
+def _read(file: Traversable) -> str:
+    return file.read_text(encoding="utf-8")
