@@ -16,7 +16,7 @@ import click
 
 from upgrader.errors import UpgradeError
 from upgrader.outcome import ExitCode, Outcome, Result
-from upgrader.systemd.timespan import parse_time_span
+from upgrader.parameters import time_span
 from upgrader.upgrade import Mode, Progress
 
 #: Set to show the traceback of an error that this tool did not expect.
@@ -34,7 +34,7 @@ class _TimeSpan(click.ParamType):  # type: ignore[type-arg]  # a generic from cl
         if isinstance(value, float):
             return value
         try:
-            seconds = parse_time_span(value)
+            seconds = time_span(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
         if seconds <= 0:
@@ -91,7 +91,7 @@ _timeout = click.option(
 )
 
 
-@cli.command()
+@cli.command(short_help="Restart a unit into its new version.")
 @_unit
 @click.option(
     "--mode",
@@ -111,6 +111,11 @@ def upgrade(unit: str, mode: str, timeout: float | None, as_json: bool, quiet: b
     that the old one held; anything else is a failure, and the message names the cause, says
     whether the service serves now, and what to do. A changed unit file is reloaded first.
 
+    If the new version does not start, what the old instance held is kept, and is loaded as soon as
+    a good version is back and started. This needs systemd 254 or later, and
+    FileDescriptorStorePreserve=yes in the unit. Without them it is kept only while systemd goes on
+    restarting the service by itself (Restart= in the unit).
+
     \b
     Example:
       upgrader upgrade web.service
@@ -122,7 +127,7 @@ def upgrade(unit: str, mode: str, timeout: float | None, as_json: bool, quiet: b
     _finish(outcome, as_json)
 
 
-@cli.command()
+@cli.command(short_help="Start a unit without its parked image.")
 @_unit
 @_timeout
 @_json
@@ -144,7 +149,7 @@ def discard(unit: str, timeout: float | None, as_json: bool, quiet: bool) -> Non
     _finish(run(unit, timeout=timeout, progress=_progress(quiet)), as_json)
 
 
-@cli.command()
+@cli.command(short_help="Show upgrades under load.")
 @click.option(
     "--mode",
     type=click.Choice([mode.value for mode in Mode]),
@@ -215,7 +220,7 @@ def _finish(outcome: Outcome, as_json: bool) -> None:
         _say(outcome.line)
         if outcome.remedy:
             for line in outcome.remedy.splitlines():
-                _say(f"  {line[:1].upper()}{line[1:]}")
+                _say(f"  {line}")
     raise click.exceptions.Exit(outcome.exit_code)
 
 
@@ -278,5 +283,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"upgrader: unexpected {type(error).__name__}: {error}"
             f" (this is a bug; {DEBUG}=1 in the environment shows the traceback)"
         )
-        return ExitCode.FAILED
+        return ExitCode.NOT_SERVING
     return int(code or 0)

@@ -14,14 +14,14 @@ from dataclasses import replace
 from upgrader.outcome import Outcome, Result, Verb
 from upgrader.systemd import cause
 from upgrader.systemd.status import Status
-from upgrader.systemd.unit import JobConflict, Unit, UnitError
+from upgrader.systemd.unit import JobConflict, Unit, UnitError, unit_name
 from upgrader.systemd.units import Systemd
 from upgrader.upgrade import Progress, follow, parked_image, refuse_if_busy, what_to_do
 
 #: Read by an instance when it starts: a generation, or "all" where PID 1 cannot name it.
 VARIABLE = "UPGRADER_DISCARD"
-_DIRECTORY = "/run/systemd/system"
-_DROP_IN = "90-upgrader-discard.conf"
+#: Exists only while this runs.
+DROP_IN = "/run/systemd/system/{unit}.d/90-upgrader-discard.conf"
 
 
 def discard(
@@ -33,6 +33,7 @@ def discard(
     """
     begin = time.monotonic()
     try:
+        unit = unit_name(unit)
         with Systemd() as systemd:
             outcome = _discard(systemd, unit, timeout, progress)
             outcome = replace(outcome, systemd=systemd.version)
@@ -114,8 +115,8 @@ def _start(
 @contextlib.contextmanager
 def _drop_in(systemd: Systemd, unit: Unit, generation: str) -> Iterator[None]:
     """The drop-in that names what to leave out; gone again afterwards, whatever happens."""
-    directory = f"{_DIRECTORY}/{unit.id}.d"
-    path = f"{directory}/{_DROP_IN}"
+    path = DROP_IN.format(unit=unit.id)
+    directory = os.path.dirname(path)
     try:
         os.makedirs(directory, mode=0o755, exist_ok=True)
         with open(path, "w", encoding="ascii") as file:

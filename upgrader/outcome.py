@@ -8,7 +8,6 @@ from typing import Self
 import msgspec
 
 from upgrader.systemd.status import Status
-from upgrader.systemd.timespan import format_time_span
 from upgrader.systemd.unit import (
     AccessDenied,
     BusUnreachable,
@@ -18,6 +17,14 @@ from upgrader.systemd.unit import (
     NoSuchUnit,
     UnitError,
 )
+
+
+def duration(seconds: float) -> str:
+    """A measured duration for people: `0.142s`, `12.3s`, `2min 5s`."""
+    if seconds < 60:
+        return f"{seconds:.3f}s" if seconds < 10 else f"{seconds:.1f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}min {rest}s" if rest else f"{minutes}min"
 
 
 class ExitCode(IntEnum):
@@ -76,11 +83,10 @@ _EXIT_CODES = {
     Result.USAGE: ExitCode.USAGE,
 }
 _STANDS = {
-    Result.OLD_SERVES: "the running instance goes on serving",
+    Result.OLD_SERVES: "it serves as before",
     Result.WITHOUT_IMAGE: "serving, but started without the image",
     Result.NOT_SERVING: "NOT SERVING",
     Result.UNKNOWN: "NOT KNOWN WHETHER IT SERVES",
-    Result.BUSY: "nothing was done",
 }
 
 
@@ -140,11 +146,6 @@ class Outcome:
             return f"{unit}{self.done}"
         stands = f", {_STANDS[self.result]}" if self.result in _STANDS else ""
         return f"{unit}{_FAILED[self.verb]}{stands}: {self.cause}"
-
-    @property
-    def pause(self) -> str:
-        """The pause for people, or nothing."""
-        return "" if self.pause_seconds is None else format_time_span(self.pause_seconds)
 
     def json(self) -> bytes:
         """One object: the fields, and `line`, `exit_code` and `serves`."""

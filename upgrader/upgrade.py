@@ -9,12 +9,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from upgrader.outcome import Outcome, Result, Verb
+from upgrader.outcome import Outcome, Result, Verb, duration
+from upgrader.parameters import boolean
 from upgrader.systemd import cause
 from upgrader.systemd.fdstore import Stored, StoreName
 from upgrader.systemd.status import Origin, Status
-from upgrader.systemd.timespan import format_time_span
-from upgrader.systemd.unit import FdStore, JobConflict, Unit, UnitError, WaitTimeout
+from upgrader.systemd.unit import (
+    FdStore,
+    JobConflict,
+    Unit,
+    UnitError,
+    WaitTimeout,
+    unit_name,
+)
 from upgrader.systemd.units import Systemd
 
 Progress = Callable[[str], None]
@@ -51,6 +58,7 @@ def upgrade(
     """
     begin = time.monotonic()
     try:
+        unit = unit_name(unit)
         mode = Mode(mode)
         with Systemd() as systemd:
             outcome = _restart(systemd, unit, timeout, progress)
@@ -125,11 +133,6 @@ def not_ours(unit: Unit) -> Obstacle | None:
     """The obstacle that the running instance does not use the library."""
     if Status.parse(unit.status_text) is not None:
         return None
-    if "UPGRADER=off" in unit.environment:
-        return Obstacle(
-            "UPGRADER=off is set for it: it runs as a plain service",
-            "remove the setting, daemon-reload, and restart it once",
-        )
     says = (
         f"its status text is {unit.status_text!r}" if unit.status_text else "it has no status text"
     )
@@ -170,13 +173,22 @@ def settings(unit: Unit) -> Obstacle | None:
             "the FD store is full, and systemd drops more without a word",
             f"FileDescriptorStoreMax={max(64, 2 * unit.fd_store_max)}",
         )
-    if any(each.startswith("UPGRADER_DISCARD=") for each in unit.environment):
-        return Obstacle(
-            "UPGRADER_DISCARD= is set for it: the new instance would throw the image away",
-            f"remove it from the drop-ins of the unit (systemctl cat {unit.id}), then"
-            " systemctl daemon-reload",
-        )
+    for setting in unit.environment:
+        name, _, value = setting.partition("=")
+        if name == "UPGRADER_DISCARD" or (name == "UPGRADER" and is_off(value)):
+            return Obstacle(
+                f"Environment={setting} in the unit: it would start without the image",
+                f"remove it (systemctl cat {unit.id} shows where), then: systemctl daemon-reload",
+            )
     return None
+
+
+def is_off(value: str) -> bool:
+    """Whether UPGRADER= has this value as a kill switch."""
+    try:
+        return not boolean(value)
+    except ValueError:
+        return False
 
 
 def limits(systemd: Systemd, unit: Unit) -> tuple[str, ...]:
@@ -219,7 +231,7 @@ def follow(
         # Until the stop begins, PID 1 says that the old instance is active.
         if _PHASES.get(state, phase) != phase and (phase or state != "active"):
             phase = _PHASES[state]
-            progress(f"{unit.id}: {phase} ({format_time_span(time.monotonic() - begin)})")
+            progress(f"{unit.id}: {phase} ({duration(time.monotonic() - begin)})")
         if change.job_id == job:
             word = change.job_result
         # Between the failure and the next attempt of its own, PID 1 goes through "failed".
@@ -243,7 +255,7 @@ def _judge(
     after = Status.parse(now.status_text) if now.serves else None
     pause = (now.active_enter_usec - now.active_exit_usec) / 1e6 if now.serves else None
     if after and after.origin is Origin.RESTART and after.source_generation == before.generation:
-        took = f" in {format_time_span(pause)}" if pause else ""
+        took = f" in {duration(pause)}" if pause else ""
         return replace(
             _outcome(now, Result.DONE),
             done=f"upgraded{took}: {after}",
@@ -315,13 +327,12 @@ def _overdue(systemd: Systemd, unit: Unit, error: WaitTimeout) -> Outcome:
     result = Result.OLD_SERVES if now.invocation_id == unit.invocation_id else Result.NOT_SERVING
     if not now.serves:
         result = Result.NOT_SERVING
-    span = format_time_span(error.seconds)
     return _outcome(
         now,
         result,
         Obstacle(
-            f"not ready after {span} (--timeout): it is {now.active_state}",
-            f"systemd goes on with the restart; see: systemctl status {unit.id}",
+            f"not ready after {error.seconds:g}s (--timeout), it is {now.active_state}",
+            f"the restart goes on in systemd; see: systemctl status {unit.id}",
         ),
     )
 
@@ -334,22 +345,22 @@ def what_to_do(systemd: Systemd, unit: Unit, others: int = 0) -> str:
     parked = parked_image(systemd.fd_store(unit), others)
     if parked is None:
         return (
-            f"The image is lost. Put a good version in place, then: systemctl start {unit.id}\n"
-            "It starts cold."
+            "the image is lost; put a good version in place, and start it cold:"
+            f" systemctl start {unit.id}"
         )
-    kept = f"The image{_of(parked)} is kept"
-    discard = f"To start without the image: upgrader discard {unit.id}"
+    kept = f"the image{_of(parked)} is kept"
+    discard = f"to start without the image: upgrader discard {unit.id}"
     if unit.retries:
         if limits(systemd, unit):
             kept += " only while systemd goes on trying"
         return (
-            f"{kept}. Put a good version in place: systemd's next attempt loads it.\n"
-            f"To try at once: systemctl restart {unit.id}\n{discard}"
+            f"{kept}; put a good version in place, and the next attempt loads it\n"
+            f"to try at once: systemctl restart {unit.id}\n{discard}"
         )
     soon = ""
     if unit.result == "start-limit-hit":
         soon = f", at least {unit.start_limit_usec / 1e6:g}s after the last attempt"
-    return f"{kept}. Put a good version in place{soon}, then: systemctl start {unit.id}\n{discard}"
+    return f"{kept}; put a good version in place, then{soon}: systemctl start {unit.id}\n{discard}"
 
 
 def _of(generation: int) -> str:

@@ -116,7 +116,9 @@ def cause(entries: Sequence[Entry], unit: Unit, *, old_invocation: str = "") -> 
         starts = [entry for entry in starts if entry.invocation == last]
         results = [entry.fields["UNIT_RESULT"] for entry in starts if "UNIT_RESULT" in entry.fields]
         # That PID 1 gave up says nothing of what made it give up.
-        result = next((each for each in results if each != "start-limit-hit"), result)
+        result = next(
+            (each for each in results if each != "start-limit-hit"), (*results, result)[0]
+        )
         for entry in starts:
             if _is_main_exit(entry):
                 code = entry.fields.get("EXIT_CODE", code)

@@ -120,7 +120,9 @@ class MissingPackage(UnitError):
 
     def __init__(self, package: str) -> None:
         super().__init__(
-            "", f"the Python package {package} is missing", remedy="pip install 'upgrader[cli]'"
+            "",
+            f"the Python package {package} is missing",
+            remedy="install it: pip install 'upgrader[cli]'",
         )
         self.package = package
 

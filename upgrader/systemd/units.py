@@ -143,8 +143,8 @@ class Systemd:
             self._call("Reload", b"")
 
     def reset_failed(self, unit: str) -> None:
-        """Forget a failure and the count of starts that StartLimitBurst= bounds."""
-        with _translated(unit, "reset the failed state"):
+        """Forget a failure and the count of starts that StartLimitBurst= bounds, before a start."""
+        with _translated(unit, "start it"):
             self._call("ResetFailedUnit", b"s", unit)
 
     def pin(self, unit: str) -> None:
@@ -347,7 +347,9 @@ def _translate(unit: str, operation: str, error: Any) -> UnitError:
         return NoSuchUnit(unit)
     if name in ("TransactionIsDestructive", "ShuttingDown"):
         return JobConflict(unit, words)
-    if operation == "connect" or kind in _UNREACHABLE:
+    if operation == "connect":
+        return BusUnreachable(unit, os.strerror(abs(int(error.errno))))
+    if kind in _UNREACHABLE:
         return BusUnreachable(unit, words)
     return JobRefused(unit, operation, words)
 
