@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A unit value for tests: a healthy instance, with what a test wants changed."""
+
+from dataclasses import replace
+from typing import Any
+
+from upgrader.systemd.unit import Unit
+
+_HEALTHY = Unit(
+    id="web.service",
+    names=("web.service",),
+    path="/org/freedesktop/systemd1/unit/web_2eservice",
+    load_state="loaded",
+    load_error="",
+    active_state="active",
+    sub_state="running",
+    result="success",
+    type="notify",
+    main_pid=7,
+    exec_main_pid=7,
+    exec_main_code=0,
+    exec_main_status=0,
+    status_text="generation 1, cold start",
+    job_id=0,
+    need_daemon_reload=False,
+    stored_fds=1,
+    fd_store_max=16,
+    fd_store_preserve="yes",
+    notify_access="exec",
+    restart="always",
+    restart_usec=100_000,
+    restarts=0,
+    invocation_id="0" * 32,
+    fragment_path="/etc/systemd/system/web.service",
+    drop_in_paths=(),
+    environment=(),
+    timeout_start_usec=2_000_000,
+    timeout_stop_usec=90_000_000,
+    start_limit_usec=10_000_000,
+    active_enter_usec=0,
+    active_exit_usec=0,
+)
+
+
+def unit(**changes: Any) -> Unit:
+    """The unit with these values instead."""
+    return replace(_HEALTHY, **changes)
