@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from upgrader import image
 from upgrader.backends import ConnectionState, Fd, Kind, bind, path_inode
-from upgrader.backends.fd import check_identity, identify
+from upgrader.backends.fd import identify
 from upgrader.channel import ParkedChannel, Stream
 from upgrader.declarations import Bound, Declarations, Listener
 from upgrader.errors import (
@@ -184,10 +184,9 @@ class Loader:
         self._load_states(manifest)
         bound: dict[str, tuple[image.Entry, socket.socket]] = {}
         for entry, fd in zip(manifest.entries, stream.fds, strict=False):
-            check_identity(str(entry), entry.identity, fd)
+            sock = _as_socket(entry, fd)
             if entry.backend in self._declarations.dropped:
                 continue
-            sock = fd.socket()
             if entry.connection is None:
                 bound[entry.backend] = entry, sock
             else:
@@ -323,6 +322,18 @@ class Loader:
             sock.setblocking(False)
             return sock
         return None
+
+
+def _as_socket(entry: image.Entry, fd: Fd) -> socket.socket:
+    """The socket of an entry; raises MismatchError unless it is the one that the manifest says."""
+    try:
+        sock = fd.socket()
+    except OSError:
+        raise MismatchError(str(entry), entry.identity, identify(fd)) from None
+    found = identify(sock)
+    if found != entry.identity:
+        raise MismatchError(str(entry), entry.identity, found)
+    return sock
 
 
 def _fits(bound: Bound, sock: socket.socket, inode: int) -> bool:

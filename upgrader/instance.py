@@ -5,12 +5,13 @@ Declare, load, commit, and at the end park or leave. It holds no protocol state 
 """
 
 import contextlib
+import gc
 import logging
 import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -148,7 +149,8 @@ class Instance:
         self.declarations.serving = True
         loader = Loader(self.declarations, self.parameters, self._store, self._passed)
         self._passed = []
-        arrival = loader.load()
+        with _no_collection():
+            arrival = loader.load()
         self.generation = arrival.status.generation
         return arrival
 
@@ -183,15 +185,16 @@ class Instance:
     def park(self, connections: Sequence[outgoing.Frozen], busy: Sequence[LeftBehind]) -> bool:
         """Park everything; False (and said so) if that cannot be done and must be drained."""
         try:
-            outcome = outgoing.park(
-                self.declarations,
-                self.generation,
-                self.version,
-                connections,
-                busy,
-                self._store,
-                self.unit,
-            )
+            with _no_collection():
+                outcome = outgoing.park(
+                    self.declarations,
+                    self.generation,
+                    self.version,
+                    connections,
+                    busy,
+                    self._store,
+                    self.unit,
+                )
         except (UpgradeError, OSError) as error:
             message = f"nothing could be parked, draining instead: {error}"
             self._report(Priority.ERR, "source", "park", Outcome.FAILED, message)
@@ -281,6 +284,18 @@ def _raise_fd_limit() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage collection: nothing of thousands of new objects is garbage, and clients wait."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _unlink(bound: Bound) -> None:

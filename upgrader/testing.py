@@ -6,7 +6,6 @@ SIGTERM. It shows that a version loads what another one saved; only a real syste
 """
 
 import array
-import contextlib
 import os
 import select
 import signal
@@ -14,8 +13,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -60,11 +60,15 @@ class Service:
         self.process: subprocess.Popen[bytes] | None = None
         self._timeout = timeout
         self._environment = dict(environment or {})
-        self._ready = False
+        self._ready = threading.Event()
         self._directory = tempfile.TemporaryDirectory(prefix="upgrader-testing-")
         self._stderr = Path(self._directory.name, "stderr")
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notify.bind(str(Path(self._directory.name, "notify")))
+        self._lock = threading.Lock()  # held while the store changes
+        self._closing, self._closed = socket.socketpair()
+        self._listener = threading.Thread(target=self._listen, name="notify")
+        self._listener.start()
 
     @property
     def status(self) -> Status | None:
@@ -73,7 +77,7 @@ class Service:
 
     def start(self, command: Sequence[str]) -> Status:
         """Start a version and wait for READY=1; raises ServiceError with its stderr."""
-        self._ready = False
+        self._ready.clear()
         numbers = [str(fd.fileno()) for _, fd in self.store]
         environment = {
             **os.environ,
@@ -91,7 +95,7 @@ class Service:
                 pass_fds=[fd.fileno() for _, fd in self.store],
                 stderr=stderr,
             )
-        if not self._run_until(lambda: self._ready):
+        if not self._wait_ready():
             self.kill()
             raise ServiceError("did not become ready", self.stderr)
         status = self.status
@@ -103,11 +107,15 @@ class Service:
         """SIGTERM, as in a restart: the instance parks. Raises ServiceError if it does not end."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
-        process = self.process
-        if not self._run_until(lambda: process.poll() is not None) or process.returncode != 0:
+        try:
+            status = self.process.wait(self._timeout)
+        except subprocess.TimeoutExpired:
             self.kill()
-            raise ServiceError(f"ended with {process.returncode}", self.stderr)
+            raise ServiceError("did not end", self.stderr) from None
         self.process = None
+        self._settle()
+        if status != 0:
+            raise ServiceError(f"ended with {status}", self.stderr)
 
     def upgrade(self, command: Sequence[str]) -> Status:
         """Restart into another version; raises ServiceError, and what is parked stays parked."""
@@ -119,8 +127,8 @@ class Service:
         if self.process is not None:
             self.process.kill()
             self.process.wait()
-            self._drain()
             self.process = None
+            self._settle()
 
     @property
     def stderr(self) -> str:
@@ -130,6 +138,9 @@ class Service:
     def close(self) -> None:
         """End everything and forget what is stored."""
         self.kill()
+        self._closing.close()
+        self._listener.join()
+        self._closed.close()
         self._notify.close()
         for _, fd in self.store:
             fd.close()
@@ -149,30 +160,38 @@ class Service:
 
     # PID 1's part
 
-    def _run_until(self, done: Callable[[], bool]) -> bool:
+    def _wait_ready(self) -> bool:
         assert self.process is not None
         deadline = time.monotonic() + self._timeout
-        with Fd(os.pidfd_open(self.process.pid)) as pidfd:
-            poll = select.poll()
-            poll.register(pidfd.fileno(), select.POLLIN)
-            poll.register(self._notify, select.POLLIN)
-            while not done() and (left := deadline - time.monotonic()) > 0:
-                events = dict(poll.poll(left * 1000))
-                self._drain()
-                if pidfd.fileno() in events:
-                    self.process.poll()
-                    return done()
-        return done()
+        while time.monotonic() < deadline and self.process.poll() is None:
+            if self._ready.wait(0.02):  # short, to see a process that ends at once
+                return True
+        return self._ready.is_set()
 
-    def _drain(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                self._receive()
+    def _settle(self) -> None:
+        """Wait until all that a process sent before its end has been handled."""
+        reading, writing = os.pipe()
+        with Fd(reading) as end:
+            with Fd(writing), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+                sock.connect(self._notify.getsockname())
+                socket.send_fds(sock, [b"BARRIER=1"], [writing])
+            os.read(end.fileno(), 1)
+
+    def _listen(self) -> None:
+        poll = select.poll()
+        poll.register(self._notify, select.POLLIN)
+        poll.register(self._closed, select.POLLIN)
+        while True:
+            ready = [number for number, _ in poll.poll()]
+            if self._notify.fileno() in ready:
+                with self._lock:
+                    self._receive()
+            elif ready:
+                return
 
     def _receive(self) -> None:
         space = socket.CMSG_SPACE(253 * 4)
-        flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
-        data, ancillary, _, _ = self._notify.recvmsg(4096, space, flags)
+        data, ancillary, _, _ = self._notify.recvmsg(4096, space, socket.MSG_CMSG_CLOEXEC)
         numbers = array.array("i")
         for _, _, part in ancillary:
             numbers.frombytes(part)
@@ -184,7 +203,8 @@ class Service:
         elif fields.get("FDSTORE") == "1":
             self.store += [(name, fd) for fd in fds if not self._stored(fd)]
         self.status_text = fields.get("STATUS", self.status_text)
-        self._ready = self._ready or fields.get("READY") == "1"
+        if fields.get("READY") == "1":
+            self._ready.set()
 
     def _stored(self, fd: Fd) -> bool:
         same = os.fstat(fd.fileno())

@@ -11,8 +11,6 @@ from typing import Protocol, Self
 
 import msgspec
 
-from upgrader.errors import MismatchError
-
 
 class Kind(StrEnum):
     """What a backend's FD is for; on the wire."""
@@ -115,25 +113,18 @@ def identify(owner: HasFileno) -> Identity:
         borrowed.detach()
 
 
-def check_identity(item: str, expected: Identity, owner: HasFileno) -> None:
-    """Raise MismatchError unless the FD is what the manifest says."""
-    found = identify(owner)
-    if found != expected:
-        raise MismatchError(item, expected, found)
-
-
 def show_address(name: object) -> str:
     """A socket address as people write it: `[::1]:80`, `127.0.0.1:80`, `/run/x`, `@abstract`."""
-    match name:
-        case (str() as host, int() as port, *_):
-            return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        case bytes():
-            return "@" + name[1:].decode(errors="replace")
-        case _:
-            return str(name) if name else ""
+    if isinstance(name, tuple) and len(name) >= 2:
+        return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
+    if isinstance(name, bytes):
+        return "@" + name[1:].decode(errors="replace")
+    return str(name) if name else ""
 
 
 def _identify_socket(sock: socket.socket, inode: int) -> Identity:
-    return Identity(
-        inode, stat.S_IFSOCK, int(sock.family), int(sock.type), show_address(sock.getsockname())
-    )
+    # Asked of the kernel as plain numbers: `sock.family` makes an enum each time, which counts
+    # when there are thousands.
+    family = sock.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN)
+    kind = sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)
+    return Identity(inode, stat.S_IFSOCK, family, kind, show_address(sock.getsockname()))
