@@ -10,6 +10,7 @@ import contextlib
 import inspect
 import logging
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -25,12 +26,15 @@ from upgrader.instance import Instance as BaseInstance
 from upgrader.outgoing import Frozen
 from upgrader.state import encode
 from upgrader.stream import HIGH_WATER, Stream, accept, show_peer
-from upgrader.systemd.stop import StopReason
 
 S = TypeVar("S")
 Task = Callable[..., Coroutine[Any, Any, object]]
 
 _ACCEPTS = 128  # connections accepted in one go, so that one door does not starve the others
+_GRACE = 1.0  # seconds for what has to end although the deadline has passed
+#: Bytes that a handler may leave unsent while connections are being collected: what it has
+#: written moves along, and a client that reads slowly does not hold up the rest.
+_STOPPING_WATER = 64 << 20
 _log = logging.getLogger("upgrader")
 
 
@@ -50,6 +54,7 @@ class Peer(Generic[S]):
         self._writable: asyncio.Future[None] | None = None
         self._reading = False
         self._in_safe = False
+        self._high_water = HIGH_WATER
         self._mark(stream.waiting if stream.waiting is Waiting.CLOSING else None)
 
     @property
@@ -88,7 +93,7 @@ class Peer(Generic[S]):
         return self._stream.inbox.take(size)
 
     async def write(self, data: bytes) -> None:
-        """Queue data at once; wait only while more than 64 KiB are unsent.
+        """Queue data at once; wait only while more than 64 KiB are unsent (64 MiB at the end).
 
         Raises ConnectionResetError when the peer is gone, Retired after a migration.
         """
@@ -97,7 +102,7 @@ class Peer(Generic[S]):
         self._stream.queue(data)
         if self._stream.unsent:
             self._loop.add_writer(self._stream.sock, self._on_writable)
-        while len(self._stream.unsent) > HIGH_WATER:
+        while len(self._stream.unsent) > self._high_water:
             self._writable = self._loop.create_future()
             await self._writable
 
@@ -142,6 +147,11 @@ class Peer(Generic[S]):
     def flush(self) -> None:
         """Go on sending what the instance before left unsent."""
         self._loop.add_writer(self._stream.sock, self._on_writable)
+
+    def stopping(self) -> None:
+        """Let the handler write all that it has, so that it comes to a safe point."""
+        self._high_water = _STOPPING_WATER
+        self._wake_writer()
 
     def freeze(self) -> Frozen | LeftBehind | None:
         """What moves; why it stays; or None if it is gone anyway."""
@@ -199,10 +209,12 @@ class Peer(Generic[S]):
             self._loop.remove_writer(self._stream.sock)
             if self._stream.waiting is Waiting.CLOSING:
                 self._forget()
-        if len(self._stream.unsent) <= HIGH_WATER and self._writable:
-            if not self._writable.done():
-                self._writable.set_result(None)
-            self._writable = None
+        if len(self._stream.unsent) <= HIGH_WATER:
+            self._wake_writer()
+
+    def _wake_writer(self) -> None:
+        if self._writable and not self._writable.done():
+            self._writable.set_result(None)
 
     def _crowded(self) -> bool:
         return len(self._stream.inbox.buffer) >= HIGH_WATER
@@ -365,27 +377,28 @@ class Instance(BaseInstance):
     async def _retire(
         self, tasks: list[asyncio.Task[object]], failure: BaseException | None
     ) -> Ended:
-        reason = StopReason.NO_JOB if failure and self.supervised else self.stop_reason()
-        self.stopping()
+        parks, deadline = self.told_to_stop()
         self._gate.clear()
+        for peer in self._peers:
+            peer.stopping()
         for connections, _ in self._handlers.values():
             self.loop.remove_reader(connections.door.socket)
-        if reason is StopReason.STOP:
+        if not parks:
             self.leave()
-        await self._collect()
-        if reason is not StopReason.STOP and self._park():
+        await self._collect(deadline)
+        if parks and self._park():
             self.exit_status = 1 if failure else 0
-            await _cancel(tasks, self.parameters.drain_timeout)
+            await _cancel(tasks, deadline)
             return Ended.MIGRATED
         self.leave()
-        await self._drain(tasks)
+        await self._drain(tasks, deadline)
         return Ended.STOPPED
 
-    async def _collect(self) -> None:
-        """Wait until every connection is at a safe point and no turn runs, or for drain-timeout."""
+    async def _collect(self, deadline: float) -> None:
+        """Wait until every connection is at a safe point and no turn runs, or for the deadline."""
         idle = asyncio.Event()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self.parameters.drain_timeout):
+            async with _until_deadline(deadline):
                 while self._busy:
                     self._quiet.clear()
                     await self._quiet.wait()
@@ -408,13 +421,13 @@ class Instance(BaseInstance):
         self.frozen = self.park(frozen, busy)
         return self.frozen
 
-    async def _drain(self, tasks: list[asyncio.Task[object]]) -> None:
+    async def _drain(self, tasks: list[asyncio.Task[object]], deadline: float) -> None:
         """End all handlers, with their `finally` blocks, and send what is unsent."""
         self.turns.open()
         handlers = [task for task in self._peers.values() if task]
-        await _cancel([*tasks, *handlers], self.parameters.drain_timeout)
+        await _cancel([*tasks, *handlers], deadline)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self.parameters.drain_timeout):
+            async with _until_deadline(deadline):
                 while any(peer.unsent for peer in self._peers):
                     self._quiet.clear()
                     await self._quiet.wait()
@@ -448,10 +461,16 @@ async def _until(stop: asyncio.Event, tasks: list[asyncio.Task[object]]) -> Base
     return None
 
 
-async def _cancel(tasks: Sequence[asyncio.Task[Any]], timeout: float) -> None:
+def _until_deadline(deadline: float) -> asyncio.Timeout:
+    """A timeout at a deadline of `time.monotonic`, but in a second at the earliest."""
+    return asyncio.timeout(max(deadline - time.monotonic(), _GRACE))
+
+
+async def _cancel(tasks: Sequence[asyncio.Task[Any]], deadline: float) -> None:
     for task in tasks:
         task.cancel()
     if tasks:
+        timeout = max(deadline - time.monotonic(), _GRACE)
         _, pending = await asyncio.wait(tasks, timeout=timeout)
         for task in pending:
             _log.error("task %s did not end when cancelled", task.get_name())

@@ -25,7 +25,6 @@ from upgrader.instance import refused_by_check, stop_signals
 from upgrader.outgoing import Frozen
 from upgrader.state import encode
 from upgrader.stream import HIGH_WATER, Stream, accept, show_peer
-from upgrader.systemd.stop import StopReason
 
 S = TypeVar("S")
 
@@ -91,7 +90,7 @@ class Instance(BaseInstance):
         """
         if threading.current_thread() is not threading.main_thread():
             raise DeclarationError("serve()", "runs in the main thread only")
-        self._stop = False
+        self._signal = threading.Event()
         self._peers: dict[int, Peer[Any]] = {}
         wake, waker = socket.socketpair()
         with wake, waker, selectors.DefaultSelector() as self._selector:
@@ -118,7 +117,7 @@ class Instance(BaseInstance):
                     check(**self.arguments(check))
                 except Exception as error:
                     raise refused_by_check(check, error) from error
-            if self._stop:  # not the owner yet: nothing to park
+            if self._signal.is_set():  # not the owner yet: nothing to park
                 raise SystemExit(128 + signal.SIGTERM)
             self.commit(arrival)
         except Exception as error:
@@ -128,7 +127,7 @@ class Instance(BaseInstance):
 
     def _listen_to_signals(self, waker: socket.socket) -> dict[signal.Signals, Any]:
         def stop(number: int, frame: FrameType | None) -> None:
-            self._stop = True
+            self._signal.set()
 
         signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
         return {n: signal.signal(n, stop) for n in stop_signals(self.supervised)}
@@ -166,8 +165,10 @@ class Instance(BaseInstance):
     # One turn after the other
 
     def _turns(self, wake: socket.socket) -> Iterator[Bound]:
-        while not self._stop:
+        while True:
             for key, events in self._selector.select():
+                if self._signal.is_set():
+                    return
                 match key.data:
                     case Bound() as bound:
                         yield bound
@@ -177,8 +178,6 @@ class Instance(BaseInstance):
                         self._serve(peer, events)
                     case _:
                         wake.recv(4096)
-                if self._stop:
-                    return
 
     def _accept(self, connections: Connections) -> None:
         try:
@@ -230,23 +229,21 @@ class Instance(BaseInstance):
     # The end
 
     def _retire(self) -> None:
-        reason = self.stop_reason()
-        self.stopping()
-        if reason is StopReason.STOP:
+        parks, deadline = self.told_to_stop()
+        if not parks:
             self.leave()
         idle = threading.Event()
         self.turns.close(idle.set)
-        if not idle.wait(self.parameters.drain_timeout):
+        if not idle.wait(min(max(deadline - time.monotonic(), 0), threading.TIMEOUT_MAX)):
             for name in self.turns.running:
                 _log.error("%s did not end its turn within drain-timeout", name)
-        if reason is not StopReason.STOP:
+        if parks:
             frozen, busy = self._freeze()
             self.frozen = self.park(frozen, busy)
         if not self.frozen:
             self.turns.open()
-            if reason is not StopReason.STOP:
-                self.leave()
-            self._flush()
+            self.leave()
+            self._flush(deadline)
 
     def _freeze(self) -> tuple[list[Frozen], list[LeftBehind]]:
         frozen, busy = [], []
@@ -258,9 +255,8 @@ class Instance(BaseInstance):
                 busy.append(LeftBehind(door, peer.address, "its handler is busy"))
         return frozen, busy
 
-    def _flush(self) -> None:
-        """Send what is unsent, for at most drain-timeout, and close."""
-        deadline = time.monotonic() + self.parameters.drain_timeout
+    def _flush(self, deadline: float) -> None:
+        """Send what is unsent until the deadline, and close."""
         for peer in self._peers.values():
             while peer.stream.unsent and (left := deadline - time.monotonic()) > 0:
                 peer.stream.sock.settimeout(left)

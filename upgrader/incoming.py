@@ -32,6 +32,7 @@ from upgrader.systemd.fdstore import FdStore, Stored, StoreName, removal
 from upgrader.systemd.notify import Notifier
 from upgrader.systemd.status import Origin, Status
 
+_NAMED = 20  # items of one kind that are named in the log before only their number is
 _log = logging.getLogger("upgrader")
 
 
@@ -121,6 +122,8 @@ class Loader:
         for bound in self._declarations.sockets.values():
             self._open(bound, received.get(bound.name))
         # Nobody would accept from what is still there: clients would hang instead of being refused.
+        for item in self._activated:
+            _log.warning("FD %r that PID 1 passed is not declared: it is closed", item.name)
         self._arrival.unwanted += [n for n in self._stored if n.what is not Stored.ASIDE]
         return self._arrival
 
@@ -195,8 +198,10 @@ class Loader:
             image.LeftBehind(e.backend, str(e), stream.reason or "the source was killed")
             for e in manifest.entries[len(stream.fds) :]
         ]
-        for item in left:
+        for item in left[:_NAMED]:
             _log.warning("left behind: %s of %r: %s", item.what, item.backend, item.why)
+        if len(left) > _NAMED:
+            _log.warning("%d were left behind in all", len(left))
         self._arrival.channel = channel
         self._arrival.pause = time.clock_gettime(time.CLOCK_MONOTONIC) - manifest.frozen_at / 1e9
         self._arrival.status = Status(

@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -34,7 +35,7 @@ from upgrader.systemd.activation import take
 from upgrader.systemd.fdstore import FdStore, Stored, StoreName
 from upgrader.systemd.journal import Outcome, Priority
 from upgrader.systemd.notify import Notifier, one_line
-from upgrader.systemd.stop import StopReason, stop_reason, unit_name
+from upgrader.systemd.stop import Stop, StopReason, ask, unit_name
 from upgrader.turns import Turn, Turns
 
 T = TypeVar("T")
@@ -176,11 +177,18 @@ class Instance:
 
     # The end
 
-    def stop_reason(self) -> StopReason:
-        """Why this instance is told to stop; at a desk, and with UPGRADER=off, it is for good."""
-        if not self._supervised or not self.parameters.enabled:
-            return StopReason.STOP
-        return stop_reason(self.unit)
+    def told_to_stop(self) -> tuple[bool, float]:
+        """Find out how to end: (whether to park, when to be done, as of `time.monotonic`).
+
+        At a desk, and with UPGRADER=off, a stop is for good. A fifth of TimeoutStopSec= is kept
+        for parking itself, before PID 1 sends SIGKILL.
+        """
+        stop = ask(self.unit) if self._supervised else Stop(StopReason.STOP, float("inf"))
+        with contextlib.suppress(UpgradeError):
+            self._notifier.send("STOPPING=1")
+        patience = min(self.parameters.drain_timeout, stop.timeout * 0.8)
+        parks = self.parameters.enabled and stop.reason is not StopReason.STOP
+        return parks, time.monotonic() + patience
 
     def park(self, connections: Sequence[outgoing.Frozen], busy: Sequence[LeftBehind]) -> bool:
         """Park everything; False (and said so) if that cannot be done and must be drained."""
@@ -208,11 +216,6 @@ class Instance:
         for declared in self.declarations.states.values():
             declared.retire()
         return True
-
-    def stopping(self) -> None:
-        """Tell PID 1 that the end has begun."""
-        with contextlib.suppress(UpgradeError):
-            self._notifier.send("STOPPING=1")
 
     def leave(self) -> None:
         """A stop for good: close the doors and take all of ours out of the FD store.

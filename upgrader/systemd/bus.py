@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Two questions to PID 1 over D-Bus: which jobs are there, how full is an FD store; no more.
+"""What a service asks PID 1 over D-Bus: jobs, its FD store, its time to stop; no more.
 
-A service asks them between SIGTERM and its end, where every millisecond is a pause for its
+It asks between SIGTERM and its end, where every millisecond is a pause for its
 clients: importing a D-Bus library costs 80 ms, this costs one.
 https://dbus.freedesktop.org/doc/dbus-specification.html
 """
@@ -21,6 +21,7 @@ SYSTEM_BUS = "/run/dbus/system_bus_socket"
 
 _BUS = "org.freedesktop.DBus"
 _SYSTEMD = "org.freedesktop.systemd1"
+_USEC_INFINITY = 2**64 - 1
 _LIMIT = 1 << 20  # largest reply read, in bytes
 
 
@@ -61,14 +62,22 @@ class Bus:
         return _jobs(self._ask("/org/freedesktop/systemd1", f"{_SYSTEMD}.Manager", "ListJobs"))
 
     def stored_fds(self, unit: str) -> int:
-        """How many FDs the FD store of `unit` holds (property NFileDescriptorStore)."""
+        """How many FDs the FD store of `unit` holds."""
+        return self._get(unit, "NFileDescriptorStore", b"u", "<I", 4)
+
+    def stop_timeout(self, unit: str) -> float:
+        """TimeoutStopSec= of `unit` in seconds; infinity where there is none."""
+        usec = self._get(unit, "TimeoutStopUSec", b"t", "<Q", 8)
+        return float("inf") if usec == _USEC_INFINITY else usec / 1e6
+
+    def _get(self, unit: str, name: str, signature: bytes, layout: str, at: int) -> int:
+        """A number among the properties of a service: a variant, its value aligned to `at`."""
         path = "/org/freedesktop/systemd1/unit/" + _escape(unit)
-        arguments = (f"{_SYSTEMD}.Service", "NFileDescriptorStore")
-        body = self._ask(path, "org.freedesktop.DBus.Properties", "Get", *arguments)
-        signature, count = body[: body.index(b"\0", 1)], struct.unpack_from("<I", body, 4)
-        if signature != b"\1u":
-            raise BusError(f"NFileDescriptorStore of {unit} has type {signature!r}")
-        return int(count[0])
+        properties = "org.freedesktop.DBus.Properties"
+        body = self._ask(path, properties, "Get", f"{_SYSTEMD}.Service", name)
+        if body[:3] != b"\1" + signature + b"\0":
+            raise BusError(f"{name} of {unit} has type {body[:3]!r}")
+        return int(struct.unpack_from(layout, body, at)[0])
 
     def _ask(self, path: str, interface: str, member: str, *arguments: str) -> bytes:
         try:

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Why PID 1 stops this unit: tells `stop`, `restart` and soft-reboot apart; stops nothing."""
 
+import contextlib
 import re
+from dataclasses import dataclass
 from enum import StrEnum
 
 from upgrader.errors import BusError
@@ -9,6 +11,8 @@ from upgrader.systemd.bus import Bus, Job
 
 #: Longest wait for PID 1's answer, in seconds; it adds to the pause of every restart.
 TIMEOUT = 0.2
+#: DefaultTimeoutStopSec= of systemd, in seconds.
+DEFAULT_STOP_TIMEOUT = 90.0
 
 _UNIT = re.compile(r"[^/]+\.(?:service|scope)")
 
@@ -42,13 +46,21 @@ def unit_name(cgroup: str | None = None) -> str:
     return ""
 
 
-def stop_reason(unit: str) -> StopReason:
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Why this unit is stopped, and after how many seconds PID 1 sends SIGKILL."""
+
+    reason: StopReason
+    timeout: float
+
+
+def ask(unit: str) -> Stop:
     """Ask PID 1 which job stops `unit`; never fails and never takes longer than TIMEOUT."""
-    try:
-        with Bus(TIMEOUT) as bus:
-            return judge(unit, bus.list_jobs())
-    except BusError:
-        return StopReason.UNKNOWN
+    reason, timeout = StopReason.UNKNOWN, DEFAULT_STOP_TIMEOUT
+    with contextlib.suppress(BusError), Bus(TIMEOUT) as bus:
+        reason = judge(unit, bus.list_jobs())
+        timeout = bus.stop_timeout(unit)
+    return Stop(reason, timeout)
 
 
 def judge(unit: str, jobs: list[Job]) -> StopReason:
