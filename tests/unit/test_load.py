@@ -167,6 +167,7 @@ def losses(result: Result) -> dict[str, int]:
     counts = {
         "requests": result.failed_requests,
         "keepalive": result.failed_keepalive,
+        "split": result.failed_split,
         "streams": result.broken_streams,
         "held": result.connections_lost,
         "state": result.state_errors,
@@ -193,7 +194,7 @@ class TestHonest:
         async def body() -> tuple[Window, float, Result]:
             service = Service()
             async with loaded(service) as load:
-                load.begin(Begin(upgrade=1, at=time.monotonic()))
+                await load.begin(Begin(upgrade=1, at=time.monotonic()))
                 asked = time.monotonic()
                 await until(lambda: service.requests >= ENOUGH)
                 service.generation, service.version, service.streamed = 2, "2", 0
@@ -213,7 +214,7 @@ class TestHonest:
 
         async def body() -> Window:
             async with loaded(Service()) as load:
-                load.begin(Begin(upgrade=1, at=time.monotonic()))
+                await load.begin(Begin(upgrade=1, at=time.monotonic()))
                 return await load.end(End())
 
         assert asyncio.run(body()).time_to_new_code_ms is None
@@ -343,6 +344,37 @@ def test_keepalive_is_one_connection(service: type[Service]) -> None:
     result = run(service(), keepalive_rate=5.0)
 
     assert losses(result) == {"keepalive": 1}
+
+
+def upgraded(service: Service) -> Result:
+    """The result of a run with one upgrade in it."""
+
+    async def body() -> Result:
+        async with loaded(service) as load:
+            await load.begin(Begin(upgrade=1, at=time.monotonic()))
+            await until(lambda: service.requests >= ENOUGH)
+            service.generation += 1
+            await load.end(End())
+            return await load.stop()
+
+    return asyncio.run(body())
+
+
+class ClosesHalf(Service):
+    def count(self, session: Session) -> None:
+        super().count(session)
+        if self.requests == ENOUGH - 5:
+            # The only old connections of which nothing whole has come are those with half a request.
+            next(old for old in self.sessions[:20] if not old.requests).writer.close()
+
+
+def test_split_requests() -> None:
+    """A request of which half is sent before an upgrade and half after is answered once, or has failed."""
+    assert losses(upgraded(ClosesHalf())) == {"split": 1}
+
+    result = upgraded(Service())
+    assert losses(result) == {}
+    assert result.split_requests == 4
 
 
 class RepeatsChunk(Service):
@@ -513,7 +545,7 @@ def test_a_stall_is_as_long_as_it_was() -> None:
         service.gate.set()
         async with loaded(service, streams=0) as load:
             await until(lambda: service.requests >= ENOUGH)
-            load.begin(Begin(upgrade=1, at=time.monotonic()))
+            await load.begin(Begin(upgrade=1, at=time.monotonic()))
             service.gate.clear()
             closed = time.monotonic()
             asked = load.ledger.asked[Kind.NEW]
@@ -522,7 +554,7 @@ def test_a_stall_is_as_long_as_it_was() -> None:
             service.gate.set()
             service.generation = 2
             first = await load.end(End())
-            load.begin(Begin(upgrade=2, at=time.monotonic()))
+            await load.begin(Begin(upgrade=2, at=time.monotonic()))
             service.generation = 3
             second = await load.end(End())
             return elapsed * 1000, first, second, await load.stop()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The four kinds of client, as asyncio protocols; each tells the ledger what it saw and decides nothing else.
+"""The kinds of client, as asyncio protocols; each tells the ledger what it saw and decides nothing else.
 
 A request is sent when it is due, whatever became of the one before (HTTP/1.1 allows that), so that a service that stands
 still makes requests wait, and the wait counts from when each was due: no coordinated omission.
@@ -124,7 +124,7 @@ class Client(asyncio.Protocol):
 
     def _send(self, path: str) -> None:
         assert self.transport is not None
-        self.transport.write(b"GET %s HTTP/1.1\r\nHost: demo\r\n\r\n" % path.encode())
+        self.transport.write(_request(path))
 
 
 class NewClient(Client):
@@ -141,15 +141,41 @@ class NewClient(Client):
 
     def _send(self, path: str) -> None:
         assert self.transport is not None
-        self.transport.write(
-            b"GET %s HTTP/1.1\r\nHost: demo\r\nConnection: close\r\n\r\n" % path.encode()
-        )
+        self.transport.write(_request(path, "Connection: close\r\n"))
 
 
 class KeepaliveClient(Client):
     """A connection for many requests, that must stay the same one throughout."""
 
     kind = Kind.KEEPALIVE
+
+
+class SplitClient(Client):
+    """A connection whose requests are cut in two by the upgrade: half is sent before, half after."""
+
+    kind = Kind.SPLIT
+
+    def __init__(self, ledger: Ledger) -> None:
+        super().__init__(ledger)
+        self._rest = b""
+
+    def begin(self, path: str) -> None:
+        """Send the first half of a request, which ends in the middle of its head."""
+        if self.transport is not None and not self._rest:
+            request = _request(path)
+            half = len(request) // 2
+            self.transport.write(request[:half])
+            self._rest, self._path = request[half:], path
+
+    def finish(self) -> None:
+        """Send the second half; the request is due now."""
+        if self._rest and not self.lost:
+            self.ask(self._path, self.loop.time())
+
+    def _send(self, path: str) -> None:
+        assert self.transport is not None
+        self.transport.write(self._rest)
+        self._rest = b""
 
 
 class HeldClient(Client):
@@ -192,3 +218,7 @@ class StreamClient(HeldClient):
             self.ledger.chunk(self.track, data, self.loop.time())
         except ContradictionError as error:
             self.lose(str(error))
+
+
+def _request(path: str, more: str = "") -> bytes:
+    return f"GET {path} HTTP/1.1\r\nHost: demo\r\n{more}\r\n".encode()

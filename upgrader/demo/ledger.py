@@ -30,6 +30,7 @@ class Kind(StrEnum):
 
     NEW = "new connection"
     KEEPALIVE = "keep-alive connection"
+    SPLIT = "request in two halves"
     STREAM = "stream"
     HELD = "held connection"
 
@@ -171,6 +172,8 @@ class Ledger:
             failed_requests=self.failed[Kind.NEW],
             keepalive_requests=self.asked[Kind.KEEPALIVE],
             failed_keepalive=self.failed[Kind.KEEPALIVE],
+            split_requests=self.asked[Kind.SPLIT],
+            failed_split=self.failed[Kind.SPLIT],
             streams=streams,
             broken_streams=self.failed[Kind.STREAM],
             chunks=self.chunks.total(),

@@ -15,7 +15,14 @@ from collections.abc import Callable, Coroutine, Iterable
 
 import msgspec
 
-from upgrader.demo.clients import Client, HeldClient, KeepaliveClient, NewClient, StreamClient
+from upgrader.demo.clients import (
+    Client,
+    HeldClient,
+    KeepaliveClient,
+    NewClient,
+    SplitClient,
+    StreamClient,
+)
 from upgrader.demo.ledger import Ledger, Span, milliseconds
 from upgrader.demo.orders import (
     AnyOrder,
@@ -52,6 +59,7 @@ class Load:
         self.loop = asyncio.get_running_loop()
         self.new: set[NewClient] = set()
         self.keepalive: list[KeepaliveClient] = []
+        self.split: list[SplitClient] = []
         self.streams: list[StreamClient] = []
         self.held: list[HeldClient] = []
         self._numbers = itertools.count(1)
@@ -74,7 +82,8 @@ class Load:
             await self._ask_held(batch)
         self.keepalive = [KeepaliveClient(self.ledger) for _ in range(self.start.keepalive)]
         self.streams = [StreamClient(self.ledger) for _ in range(self.start.streams)]
-        await self._connect([*self.keepalive, *self.streams])
+        self.split = [SplitClient(self.ledger) for _ in range(self.start.split)]
+        await self._connect([*self.keepalive, *self.split, *self.streams])
         for stream in self.streams:
             stream.ask("/stream", self.loop.time())
         await self._settled(self.streams)
@@ -91,9 +100,13 @@ class Load:
         version = self.ledger.versions[generation]
         return Ready(held=self.start.held, version=version, generation=generation)
 
-    def begin(self, order: Begin) -> None:
+    async def begin(self, order: Begin) -> None:
         """From `order.at` on, waits are this upgrade's."""
         self.ledger.span = Span(order.upgrade, order.at, self.ledger.generation)
+        self.split = [SplitClient(self.ledger) if client.lost else client for client in self.split]
+        await self._connect(client for client in self.split if client.transport is None)
+        for client in self.split:
+            client.begin(self._path())
 
     async def end(self, order: End) -> Window:
         """Close the window once all that was due in it is answered, and judge it."""
@@ -101,7 +114,10 @@ class Load:
         assert span is not None
         span.end = now = self.loop.time()
         await self._until(lambda: self.ledger.generation > span.generation, NEW_CODE_WAIT)
+        for client in self.split:
+            client.finish()
         await self._answered([*self.new, *self.keepalive], due=now)
+        await self._settled(self.split)
         await self._chunk_after(now)
         await self._sample(order.sample)
         seen = [
@@ -117,6 +133,7 @@ class Load:
             time_to_new_code_ms=milliseconds(min(seen) - span.begin) if seen else None,
             failed_requests=total.failed_requests,
             failed_keepalive=total.failed_keepalive,
+            failed_split=total.failed_split,
             broken_streams=total.broken_streams,
             connections_lost=total.connections_lost,
             state_errors=total.state_errors,
@@ -201,7 +218,7 @@ class Load:
             await asyncio.sleep(min(0.25, self.start.timeout / 4))
 
     def _all(self) -> list[Client]:
-        return [*self.new, *self.keepalive, *self.streams, *self.held]
+        return [*self.new, *self.keepalive, *self.split, *self.streams, *self.held]
 
     async def _connect(self, clients: Iterable[Client]) -> None:
         await asyncio.gather(
@@ -258,7 +275,7 @@ async def follow(orders: asyncio.StreamReader, answer: Callable[[Event], None]) 
                 if isinstance(opened, Fatal):
                     return 1
             case Begin(), Load():
-                load.begin(order)
+                await load.begin(order)
             case End(), Load():
                 answer(await load.end(order))
             case Pause(), Load():

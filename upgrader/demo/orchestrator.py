@@ -119,7 +119,7 @@ def _describe(options: Options) -> str:
 def _describe_upgrade(number: int, before: str, options: Options, findings: Findings) -> str:
     window = findings.windows[-1]
     lost = {
-        "failed requests": window.failed_requests + window.failed_keepalive,
+        "failed requests": window.failed_requests + window.failed_keepalive + window.failed_split,
         "broken streams": window.broken_streams,
         "lost connections": window.connections_lost,
         "state errors": window.state_errors,
@@ -148,6 +148,8 @@ def _report(
         failed_requests=result.failed_requests,
         keepalive_requests=result.keepalive_requests,
         failed_keepalive=result.failed_keepalive,
+        split_requests=result.split_requests,
+        failed_split=result.failed_split,
         streams=result.streams,
         broken_streams=result.broken_streams,
         stream_chunks=result.chunks,

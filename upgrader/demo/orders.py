@@ -22,6 +22,8 @@ class Start(Order, frozen=True, kw_only=True, tag="start"):
     """Keep-alive connections."""
     keepalive_rate: float = 20.0
     """Requests a second on each of them."""
+    split: int = 4
+    """Connections that send half a request before each upgrade and the other half after it."""
     streams: int = 8
     held: int = 0
     """Idle connections, opened before the load begins."""
@@ -85,6 +87,7 @@ class Window(Event, frozen=True, kw_only=True, tag="window"):
     """From the request for the upgrade to the first response of a new generation; None: never."""
     failed_requests: int
     failed_keepalive: int
+    failed_split: int
     broken_streams: int
     connections_lost: int
     state_errors: int
@@ -105,6 +108,8 @@ class Result(Event, frozen=True, kw_only=True, tag="result"):
     failed_requests: int
     keepalive_requests: int
     failed_keepalive: int
+    split_requests: int
+    failed_split: int
     streams: int
     broken_streams: int
     chunks: int

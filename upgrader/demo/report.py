@@ -63,6 +63,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     failed_requests: int
     keepalive_requests: int
     failed_keepalive: int
+    split_requests: int
+    failed_split: int
     streams: int
     broken_streams: int
     stream_chunks: int
@@ -87,6 +89,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
             self.failed_upgrades
             or self.failed_requests
             or self.failed_keepalive
+            or self.failed_split
             or self.broken_streams
             or self.connections_lost
             or self.state_errors
@@ -113,6 +116,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
                     self.keepalive_requests,
                     self.failed_keepalive,
                 ),
+                ("requests cut in two by an upgrade", self.split_requests, self.failed_split),
                 ("long streams", self.streams, self.broken_streams),
                 ("idle connections held", self.connections_held, self.connections_lost),
                 ("contradictions in the state", "", self.state_errors),
