@@ -12,6 +12,9 @@ from typing import IO, Any
 # The shell puts itself in the cgroup before anything is forked, so that nothing escapes it.
 _ENTER = 'echo 0 >"$0" && exec "$@"'
 
+# A killed process is gone in microseconds; a fork bomb is not, and then cgroup.kill ends it.
+_REAP_TIMEOUT = 5.0
+
 Stream = int | IO[Any] | None
 
 
@@ -45,20 +48,41 @@ class Command(subprocess.Popen[str]):
 
     def send_signal(self, sig: int) -> None:
         """Send `sig` to the program itself."""
-        if self.poll() is not None:
-            return
-        try:
-            with open(f"/proc/{self.pid}/task/{self.pid}/children") as listing:
-                inner = [int(pid) for pid in listing.read().split()]
-        except FileNotFoundError:
-            return
-        # Without a PID namespace to enter, nobody forks: the program is this process.
-        for pid in inner or [self.pid]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, sig)
+        if self.poll() is None:
+            # Without a PID namespace to enter, nobody forks: the program is this process.
+            for pid in self._entered() or [self.pid]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, sig)
 
     def kill(self) -> None:
-        """Kill the program and all that it started."""
-        with contextlib.suppress(FileNotFoundError):
+        """Kill the program and all that it started, without waiting for them."""
+        # The process that entered has to outlive them and to reap them: as an orphan, what it
+        # started would go to some process outside, and the PID namespace could not end.
+        if self.poll() is None and self._entered():
+            self.resume()
+            for pid in self._members() - {self.pid}:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.wait(_REAP_TIMEOUT)
+        with contextlib.suppress(OSError):
             (self._cgroup / "cgroup.kill").write_text("1")
-        super().send_signal(signal.SIGKILL)
+
+    def resume(self) -> None:
+        """Let the entering process go on after it was stopped together with the program."""
+        if self.poll() is None:
+            super().send_signal(signal.SIGCONT)
+
+    def _entered(self) -> list[int]:
+        """What the entering process forked into the PID namespace: the program, once it is there."""
+        try:
+            with open(f"/proc/{self.pid}/task/{self.pid}/children") as listing:
+                return [int(pid) for pid in listing.read().split()]
+        except OSError:
+            return []
+
+    def _members(self) -> set[int]:
+        try:
+            return {int(pid) for pid in (self._cgroup / "cgroup.procs").read_text().split()}
+        except OSError:
+            return set()

@@ -78,6 +78,11 @@ Wants=dbus.service
 After=basic.target dbus.socket dbus.service
 AllowIsolate=yes
 """
+# What the outside mounted stays through a soft-reboot: nothing inside could mount it again.
+_MOUNT_TEXT = """\
+[Unit]
+DefaultDependencies=no
+"""
 _JOURNALD_TEXT = """\
 [Journal]
 Storage=volatile
@@ -220,6 +225,7 @@ def _dress(plan: Plan) -> str:
     for target, wanted in _WANTED.items():
         for unit in wanted:
             _link(f"{units}/{target}.wants/{unit}", f"/usr/lib/systemd/system/{unit}")
+    _replace(f"{units}/mount.d/private.conf", _MOUNT_TEXT)
     _replace("/run/systemd/journald.conf.d/private.conf", _JOURNALD_TEXT)
     os.makedirs(os.path.dirname(NOTIFY_SOCKET), exist_ok=True)
     for file in plan.files:

@@ -21,7 +21,7 @@ import msgspec
 
 from upgrader.private_systemd import interior, linux
 from upgrader.private_systemd.linux import Mount, Namespace
-from upgrader.private_systemd.plan import Event, Failed, Gone, Plan, Ready, Started
+from upgrader.private_systemd.plan import Event, Failed, Gone, Plan, Ready, Started, Stopping
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _PREFIX = "upgrader-"
@@ -31,9 +31,14 @@ _END_TIMEOUT = 20.0
 
 
 def _start_time(pid: int) -> str:
-    """When process `pid` started, in clock ticks since boot; raises OSError when there is none."""
-    stat_line = Path(f"/proc/{pid}/stat").read_text()
-    return stat_line.rpartition(")")[2].split()[19]
+    """When process `pid` started, in clock ticks since boot; raises OSError when there is none.
+
+    Together with the PID it names a process for good.
+    """
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    if fields[0] in ("Z", "X"):
+        raise ProcessLookupError(f"process {pid} has ended")
+    return fields[19]
 
 
 def _remove(cgroup: Path) -> None:
@@ -137,7 +142,10 @@ class _Keeper:
         del self.console[:-_CONSOLE_LIMIT]
 
     def _read_notify(self) -> None:
-        if b"READY=1" in self.notify.recv(65536).splitlines():
+        message = self.notify.recv(65536).splitlines()
+        if f"X_SYSTEMD_UNIT_INACTIVE={interior.TARGET}".encode() in message:
+            tell(Stopping())
+        elif b"READY=1" in message:
             tell(Ready())
 
     def _read_trouble(self) -> None:
@@ -157,12 +165,34 @@ class _Keeper:
 
     def _end(self) -> None:
         """Kill PID 1 (and with it everything in its namespace), then remove the cgroups."""
-        if self.status is None:
+        deadline = time.monotonic() + _END_TIMEOUT
+        # Whoever entered reaps what it forked inside; until that is done the namespace stays.
+        self._resume_commands()
+        with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.process, signal.SIGKILL)
-            self._reap()
-        leftover = empty_and_remove(self.cgroup, _END_TIMEOUT)
+        patient = self._await_end(_END_TIMEOUT / 4)
+        (self.cgroup / "cgroup.kill").write_text("1")
+        leftover = remove_when_empty(self.cgroup, deadline)
+        if not patient and not self._await_end(deadline - time.monotonic()):
+            leftover = (
+                leftover or f"process {self.pid}: something does not reap what it started there"
+            )
         self._drain_console()
         tell(Gone(self.console.decode(errors="replace"), self.status, leftover))
+
+    def _resume_commands(self) -> None:
+        for listing in self.cgroup.glob("commands/*/cgroup.procs"):
+            for pid in listing.read_text().split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGCONT)
+
+    def _await_end(self, seconds: float) -> bool:
+        """Whether PID 1 is gone within `seconds`; it is reaped then."""
+        if self.status is None:
+            if not select.select([self.process], [], [], max(0.0, seconds))[0]:
+                return False
+            self._reap()
+        return True
 
     def _drain_console(self) -> None:
         os.set_blocking(self.terminal, False)
@@ -171,14 +201,12 @@ class _Keeper:
                 self._read_console()
 
 
-def empty_and_remove(cgroup: Path, timeout: float) -> str:
-    """Kill all that is in `cgroup` and remove it; returns "" or what is left after `timeout` seconds."""
-    (cgroup / "cgroup.kill").write_text("1")
+def remove_when_empty(cgroup: Path, deadline: float) -> str:
+    """Remove `cgroup` once its processes are gone; returns "", or what is left at `deadline`."""
     events = os.open(cgroup / "cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
     # The kernel reports a change of cgroup.events as POLLPRI.
     poll = select.poll()
     poll.register(events, select.POLLPRI)
-    deadline = time.monotonic() + timeout
     try:
         while b"populated 1" in os.pread(events, 4096, 0):
             if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):

@@ -15,20 +15,22 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, NoReturn, Self, TypeVar
 
 import msgspec
 
 from upgrader.private_systemd import trees
 from upgrader.private_systemd.command import Command, Stream
 from upgrader.private_systemd.errors import BootError, CommandError, PrivateSystemdError
-from upgrader.private_systemd.plan import Event, Failed, Gone, Ready, Started
+from upgrader.private_systemd.plan import Event, Failed, Gone, Ready, Started, Stopping
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _NAMESPACES = ("-m", "-p", "-i", "-u", "-C", "-n")
 #: A boot takes about a second; a machine that swaps may need many.
 BOOT_TIMEOUT = 60.0
 _CLOSE_TIMEOUT = 30.0
+
+_E = TypeVar("_E", Started, Ready, Stopping)
 
 
 class PrivateSystemd:
@@ -98,8 +100,7 @@ class PrivateSystemd:
             machine._send(msgspec.json.encode(resolved.plan(os.getpid())) + b"\n")
             machine._await_boot(time.monotonic() + timeout, timeout)
         except BaseException:
-            with contextlib.suppress(PrivateSystemdError):
-                machine.close()
+            machine._discard()
             raise
         return machine
 
@@ -117,6 +118,16 @@ class PrivateSystemd:
     def __repr__(self) -> str:
         state = "closed" if self._keeper.stdin is None or self._keeper.stdin.closed else "running"
         return f"<PrivateSystemd {self.tree.name} {state}, PID 1 is {self._pid} outside>"
+
+    @property
+    def pid(self) -> int:
+        """The inner PID 1, as seen from outside."""
+        return self._pid
+
+    @property
+    def keeper_pid(self) -> int:
+        """The process that cleans up after this machine."""
+        return self._keeper.pid
 
     # Commands inside
 
@@ -165,7 +176,11 @@ class PrivateSystemd:
             }
         self._forget_finished()
         cgroup = self._cgroup / "commands" / str(next(self._numbers))
-        cgroup.mkdir()
+        try:
+            cgroup.mkdir()
+        except OSError:
+            # The keeper is clearing away what has just ended.
+            self._raise_over()
         started = Command(
             [*enter, *map(str, command)],
             cgroup,
@@ -282,8 +297,18 @@ class PrivateSystemd:
                 f"systemd {self.systemd_version} has no soft-reboot",
                 remedy="it came with systemd 254",
             )
-        self.run(["systemctl", "--no-block", "soft-reboot"])
-        self._await_ready(time.monotonic() + timeout, timeout)
+        self._drop_events()
+        deadline = time.monotonic() + timeout
+        with self.popen(["systemctl", "--no-block", "soft-reboot"]) as asked:
+            try:
+                self._await(Stopping, deadline, timeout)
+                self._await_up(deadline, timeout)
+            finally:
+                # PID 1 stops all processes before it kills them, and whoever entered for one
+                # stops with it.
+                for command, _ in self._commands:
+                    command.resume()
+                asked.kill()
 
     def close(self) -> None:
         """Kill everything inside and wait until nothing is left; raises PrivateSystemdError if something is."""
@@ -311,6 +336,11 @@ class PrivateSystemd:
             raise PrivateSystemdError(
                 f"left behind: {self._gone.leftover}", remedy="remove it by hand and report this"
             )
+
+    def _discard(self) -> None:
+        """Close for a reason that matters more than what closing may complain about."""
+        with contextlib.suppress(PrivateSystemdError):
+            self.close()
 
     def _check_running(self) -> None:
         if self._keeper.stdin is None or self._keeper.stdin.closed:
@@ -355,47 +385,47 @@ class PrivateSystemd:
         return event
 
     def _await_boot(self, deadline: float, timeout: float) -> None:
-        started = self._next_event(deadline)
-        if isinstance(started, Failed):
-            raise BootError(
-                f"the private systemd cannot be set up: {started.message}",
-                remedy="it needs root with CAP_SYS_ADMIN, overlayfs, and namespaces",
-            )
-        if not isinstance(started, Started):
-            self._raise_over()
-            return
+        started = self._await(Started, deadline, timeout)
         self._pid = started.pid
         self._cgroup = Path(f"/proc/{self._keeper.pid}/root{started.cgroup}")
-        self._await_ready(deadline, timeout)
-        up = self.run(["systemctl", "is-active", "default.target"], check=False)
-        if up.returncode != 0:
-            failed = self.run(["systemctl", "list-units", "--failed", "--no-legend"], check=False)
+        self._await_up(deadline, timeout)
+
+    def _await_up(self, deadline: float, timeout: float) -> None:
+        self._await(Ready, deadline, timeout)
+        # READY=1 may come before the last unit is up; starting the target again waits for it.
+        try:
+            self.run(["systemctl", "start", "default.target"], timeout=timeout)
+        except CommandError as error:
             raise BootError(
                 "the systemd inside is up, but without its D-Bus or journal",
                 remedy=f"the tree {self.tree.root} needs the packages systemd and dbus",
-                detail=failed.stdout,
-            )
+                detail=error.stderr,
+            ) from error
 
-    def _await_ready(self, deadline: float, timeout: float) -> None:
-        event = self._next_event(deadline)
-        if isinstance(event, Ready):
-            return
-        if isinstance(event, Failed):
-            raise BootError(
-                f"the private systemd cannot be set up: {event.message}",
-                remedy="it needs root with CAP_SYS_ADMIN, overlayfs, and namespaces",
-            )
-        if isinstance(event, Gone) or self._keeper.poll() is not None:
+    def _drop_events(self) -> None:
+        while self._next_event(0.0) is not None:
+            pass
+
+    def _await(self, wanted: type[_E], deadline: float, timeout: float) -> _E:
+        """Wait for the keeper to report a `wanted`; anything final raises BootError."""
+        while (event := self._next_event(deadline)) is not None:
+            if isinstance(event, wanted):
+                return event
+            if isinstance(event, Failed):
+                raise BootError(
+                    f"the private systemd cannot be set up: {event.message}",
+                    remedy="it needs root with CAP_SYS_ADMIN, overlayfs, and namespaces",
+                )
+        if self._gone is not None or self._keeper.poll() is not None:
             self._raise_over()
-        with contextlib.suppress(PrivateSystemdError):
-            self.close()
+        self._discard()
         raise BootError(
             f"the systemd of {self.tree.name} did not finish its boot within {timeout:g} s",
             remedy="a slow machine needs a longer timeout; else the console below says what it waits for",
             detail=self._gone.console if self._gone else "",
         )
 
-    def _raise_over(self) -> None:
+    def _raise_over(self) -> NoReturn:
         while self._next_event(time.monotonic() + _CLOSE_TIMEOUT) is not None:
             pass
         detail = self._gone.console if self._gone else ""

@@ -37,7 +37,11 @@ class Started(msgspec.Struct, frozen=True, tag=True):
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """The inner PID 1 said READY=1: its boot is complete (again, after a soft-reboot)."""
+    """The inner PID 1 said READY=1: after a boot, but after a daemon-reload as well."""
+
+
+class Stopping(msgspec.Struct, frozen=True, tag=True):
+    """The inner PID 1 left its target: it is about to reboot (said by systemd 254 and later)."""
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
@@ -54,4 +58,4 @@ class Gone(msgspec.Struct, frozen=True, tag=True):
     leftover: str = ""
 
 
-Event = Started | Ready | Failed | Gone
+Event = Started | Ready | Stopping | Failed | Gone

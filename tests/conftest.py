@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What all tests share: machines to run in, and fixtures that fail a test which leaves something behind."""
+
+import contextlib
+import ctypes
+import gc
+import os
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import cannot_run, eventually, machine_cgroups
+from upgrader.private_systemd import PrivateSystemd, PrivateSystemdError, TreeError
+
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+# Sessions
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Become the one that orphans are given to, so that a doubly forked process is seen too."""
+    if ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise pytest.UsageError("prctl(PR_SET_CHILD_SUBREAPER) failed")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever lies in tests/system is a system test."""
+    for item in items:
+        if item.path.parent.name == "system":
+            item.add_marker(pytest.mark.system)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """System tests need root."""
+    if item.get_closest_marker("system") is not None and os.geteuid() != 0:
+        cannot_run("needs root: it boots a private systemd")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Attach the journal of every machine that a failed test used."""
+    report = yield
+    if report.failed and call.when in ("setup", "call"):
+        used = getattr(item, "funcargs", {}).values()
+        for machine in {id(value): value for value in used}.values():
+            if isinstance(machine, PrivateSystemd):
+                with contextlib.suppress(PrivateSystemdError):
+                    report.sections.append(
+                        (f"journal of {machine.tree.name}", machine.journal(lines=150))
+                    )
+    return report
+
+
+# Machines
+
+Boot = Callable[[str], PrivateSystemd]
+
+
+@pytest.fixture(scope="session")
+def boot_once() -> Iterator[Boot]:
+    """Boots a machine of a tree, or gives the one booted before: they are shared by a whole run."""
+    with contextlib.ExitStack() as machines:
+        booted: dict[str, PrivateSystemd] = {}
+
+        def boot(tree: str) -> PrivateSystemd:
+            if tree not in booted:
+                try:
+                    booted[tree] = machines.enter_context(PrivateSystemd.boot(tree))
+                except TreeError as error:
+                    if tree == "sid":
+                        # A moving target: its archive may be broken on any day.
+                        pytest.skip(str(error))
+                    cannot_run(str(error))
+            return booted[tree]
+
+        yield boot
+
+
+@pytest.fixture(scope="session")
+def host_machine(boot_once: Boot) -> PrivateSystemd:
+    """A machine with the systemd of the machine itself."""
+    return boot_once("host")
+
+
+@pytest.fixture(scope="session")
+def trixie_machine(boot_once: Boot) -> PrivateSystemd:
+    """A machine with systemd 257."""
+    return boot_once("trixie")
+
+
+@pytest.fixture(scope="session")
+def sid_machine(boot_once: Boot) -> PrivateSystemd:
+    """A machine with the newest systemd; skipped where it cannot be had."""
+    return boot_once("sid")
+
+
+@pytest.fixture(scope="session", params=["host", "trixie"])
+def any_machine(request: pytest.FixtureRequest, boot_once: Boot) -> PrivateSystemd:
+    """The test runs on the systemd of the machine itself, and on 257."""
+    return boot_once(request.param)
+
+
+# Leaks: every fixture compares what there is after a test with what there was before
+
+
+def _open_fds() -> Counter[tuple[int, int, str]]:
+    """What is open, by identity: a number says nothing, it is given again at once."""
+    found: Counter[tuple[int, int, str]] = Counter()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            there = os.stat(f"/proc/self/fd/{name}")
+            what = os.readlink(f"/proc/self/fd/{name}")
+            # The inode of what is listed right now: the directory itself.
+            if not (stat.S_ISDIR(there.st_mode) and what.startswith("/proc/")):
+                found[(there.st_dev, there.st_ino, what)] += 1
+    return found
+
+
+def _descendants() -> dict[int, str]:
+    """Live processes that were started by this one, however indirectly: PID to command line."""
+    found: dict[int, str] = {}
+    open_ends = [os.getpid()]
+    while open_ends:
+        pid = open_ends.pop()
+        with contextlib.suppress(OSError):
+            for task in os.listdir(f"/proc/{pid}/task"):
+                listed = Path(f"/proc/{pid}/task/{task}/children").read_text().split()
+                open_ends += [int(entry) for entry in listed]
+        with contextlib.suppress(OSError):
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+            if state not in ("Z", "X") and pid != os.getpid():
+                line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
+                found[pid] = line.decode(errors="replace").strip()
+    return found
+
+
+def _mounts() -> set[str]:
+    return {
+        f"{fields[4]} ({fields[0]})"
+        for fields in map(str.split, Path("/proc/self/mountinfo").read_text().splitlines())
+    }
+
+
+def _lost_cgroups() -> set[Path]:
+    """Of those, the ones that nobody will remove: their keeper is gone (others may be testing, too)."""
+    return {
+        path for path in machine_cgroups() if not Path("/proc", path.name.split("-")[1]).exists()
+    }
+
+
+@pytest.fixture(autouse=True)
+def no_leaked_fds() -> Iterator[None]:
+    """A test closes what it opens."""
+    before = _open_fds()
+    yield
+    if _open_fds() - before:
+        gc.collect()
+    leaked = _open_fds() - before
+
+    assert not leaked, f"left open: {sorted(what for _, _, what in leaked.elements())}"
+
+
+@pytest.fixture(autouse=True)
+def no_leaked_processes() -> Iterator[None]:
+    """A test ends what it starts."""
+    before = _descendants()
+    yield
+    left: dict[int, str] = {}
+
+    def settled() -> bool:
+        left.clear()
+        left.update({pid: line for pid, line in _descendants().items() if pid not in before})
+        return not left
+
+    # What is about to end gets the time to; nobody but its starter could wait for it.
+    if not eventually(settled, 2.0):
+        pytest.fail(f"left running: {left}", pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def no_leaked_mounts() -> Iterator[None]:
+    """A test leaves no mount and no cgroup."""
+    mounts, cgroups = _mounts(), _lost_cgroups()
+    yield
+
+    assert not _mounts() - mounts, "left mounted"
+    assert not _lost_cgroups() - cgroups, "left in the cgroup tree"

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What tests call by name: when they cannot run, and what no event announces; fixtures are in conftest."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+# How long what a test started may take to happen: a slow CI machine needs seconds.
+SETTLE = 20.0
+IN_CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
+
+
+def cannot_run(reason: str) -> NoReturn:
+    """Skip the running test for `reason`; in CI, where nothing may go untested, fail it."""
+    __tracebackhide__ = True
+    if IN_CI:
+        pytest.fail(f"cannot run, and CI skips nothing: {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+def eventually(condition: Callable[[], bool], seconds: float = SETTLE) -> bool:
+    """Whether `condition` comes true in time; only for what offers no event to wait for."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def machine_cgroups() -> set[Path]:
+    """The cgroups of private systemds below this process's own, wherever cgroup2 is mounted."""
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    roots = [line.split()[4] for line in mounts if " - cgroup2 " in line]
+    listed = Path("/proc/self/cgroup").read_text().splitlines()
+    own = [line[3:] for line in listed if line.startswith("0::")]
+    if not roots or not own:
+        return set()
+    return set(Path(roots[0] + own[0]).glob("upgrader-*"))

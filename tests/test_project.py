@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The project's own order: style, types and shell scripts; what the code does is tested elsewhere."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support import cannot_run
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _scripts() -> list[str]:
+    """Every shell script in the repository, by its first line."""
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.split()
+    candidates = listed or ["packaging/bootstrap", ".ci/run"]
+    return [
+        name
+        for name in candidates
+        if (ROOT / name).is_file()
+        and (ROOT / name).read_bytes()[:32].split(b"\n")[0] in (b"#!/bin/sh", b"#!/bin/bash")
+    ]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(["ruff", "check", "."], id="ruff check"),
+        pytest.param(["ruff", "format", "--check", "."], id="ruff format"),
+        pytest.param(["mypy"], id="mypy"),
+        pytest.param(["shellcheck", *_scripts()], id="shellcheck"),
+    ],
+)
+def test_linters_find_nothing(command: list[str]) -> None:
+    """Style, types and shell scripts are clean."""
+    beside = Path(sys.executable).with_name(command[0])
+    program = str(beside) if beside.exists() else shutil.which(command[0])
+    if program is None:
+        cannot_run(f"{command[0]} is missing: packaging/bootstrap installs it")
+    done = subprocess.run(
+        [program, *command[1:]],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+
+    if done.returncode != 0:
+        pytest.fail(f"{' '.join(command)}:\n{done.stdout}", pytrace=False)
+
+
+def test_setup_is_quiet_and_done() -> None:
+    """Where everything is set up, packaging/bootstrap installs nothing and says nothing."""
+    if not (ROOT / ".venv" / "upgrader-setup").exists():
+        cannot_run("no .venv here: run packaging/bootstrap")
+    done = subprocess.run(
+        [ROOT / "packaging" / "bootstrap"], capture_output=True, text=True, check=False
+    )
+
+    assert (0, "", "") == (done.returncode, done.stdout, done.stderr)
