@@ -28,7 +28,7 @@ lint: setup
 	@.venv/bin/python -m pytest -q tests/test_project.py $(ARGS)
 
 bench: setup
-	@.venv/bin/python -m pytest -q -s tests/bench $(ARGS)
+	@.venv/bin/python -m pytest -q -s tests/bench/bench_*.py $(ARGS)
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build dist

@@ -49,6 +49,9 @@ class Peer(Generic[S]):
         self._instance = instance
         self._door = door
         self._stream = stream
+        # asyncio gets the number: looked up as an object, a new socket is formatted into an error
+        # message first, which costs more than all the rest.
+        self._fd = stream.sock.fileno()
         self._loop = instance.loop
         self._readable: asyncio.Future[None] | None = None
         self._writable: asyncio.Future[None] | None = None
@@ -101,7 +104,7 @@ class Peer(Generic[S]):
             raise Retired(self.address)
         self._stream.queue(data)
         if self._stream.unsent:
-            self._loop.add_writer(self._stream.sock, self._on_writable)
+            self._loop.add_writer(self._fd, self._on_writable)
         while len(self._stream.unsent) > self._high_water:
             self._writable = self._loop.create_future()
             await self._writable
@@ -126,7 +129,7 @@ class Peer(Generic[S]):
         if self._stream.unsent and not self._stream.lost:
             self._stream.eof = True
             self._mark(Waiting.CLOSING)
-            self._loop.add_writer(self._stream.sock, self._on_writable)
+            self._loop.add_writer(self._fd, self._on_writable)
             return
         self._forget()
 
@@ -146,7 +149,7 @@ class Peer(Generic[S]):
 
     def flush(self) -> None:
         """Go on sending what the instance before left unsent."""
-        self._loop.add_writer(self._stream.sock, self._on_writable)
+        self._loop.add_writer(self._fd, self._on_writable)
 
     def stopping(self) -> None:
         """Let the handler write all that it has, so that it comes to a safe point."""
@@ -185,7 +188,7 @@ class Peer(Generic[S]):
             return
         if not self._reading:
             self._reading = True
-            self._loop.add_reader(self._stream.sock, self._on_readable)
+            self._loop.add_reader(self._fd, self._on_readable)
         self._readable = self._loop.create_future()
         try:
             await self._readable
@@ -206,7 +209,7 @@ class Peer(Generic[S]):
             return
         self._stream.flush()
         if not self._stream.unsent:
-            self._loop.remove_writer(self._stream.sock)
+            self._loop.remove_writer(self._fd)
             if self._stream.waiting is Waiting.CLOSING:
                 self._forget()
         if len(self._stream.unsent) <= HIGH_WATER:
@@ -222,7 +225,7 @@ class Peer(Generic[S]):
     def _stop_reading(self) -> None:
         if self._reading:
             self._reading = False
-            self._loop.remove_reader(self._stream.sock)
+            self._loop.remove_reader(self._fd)
 
     def _mark(self, waiting: Waiting | None) -> None:
         self._stream.waiting = waiting
@@ -231,7 +234,7 @@ class Peer(Generic[S]):
     def _forget(self) -> None:
         if self._stream.sock.fileno() >= 0:
             self._stop_reading()
-            self._loop.remove_writer(self._stream.sock)
+            self._loop.remove_writer(self._fd)
             self._stream.sock.close()
         self._stream.lose()
         self._instance.forget(self)
