@@ -30,12 +30,9 @@ set -eu
 cp "{_SHARE}/web$1.py" {_PACKAGE}/.new
 mv {_PACKAGE}/.new {_PACKAGE}/__main__.py
 """
-_COUNT_FDS = """\
-service=$(systemctl show -P MainPID "$0")
-set -- $(systemctl show -P NFileDescriptorStore "$0") /proc/$service/fd/* -- /proc/1/fd/*
-echo $1; shift
-n=0; for fd; do if [ "$fd" = -- ]; then echo $n; n=0; else n=$((n + 1)); fi; done; echo $n
-"""
+_COUNT_FDS = 'for pid; do set -- /proc/$pid/fd/*; echo $#; done'
+#: So many equal counts in a row are believed: PID 1 closes a connection some time after its client did.
+_SETTLED = 3
 
 
 class Stage:
@@ -83,17 +80,18 @@ class Stage:
         return (int(values[names[1]]) - int(values[names[0]])) / 1000
 
     def count_fds(self) -> FdCount:
-        """The FDs open now; PID 1 is looked at until it has closed what the looking itself opened."""
-        before = None
-        for _ in range(20):
-            store, service, pid1 = map(
-                int, self.machine.run(["sh", "-c", _COUNT_FDS, SERVICE]).stdout.split()
-            )
-            count = FdCount(service=service, pid1=pid1, store=store)
-            if count == before:
+        """The FDs open now in the service and in PID 1, once both have closed what they no longer need."""
+        store, service = (
+            self.machine.run(["systemctl", "show", "-P", name, SERVICE]).stdout.strip()
+            for name in ("NFileDescriptorStore", "MainPID")
+        )
+        counts: list[FdCount] = []
+        for _ in range(20 * _SETTLED):
+            lines = self.machine.run(["sh", "-c", _COUNT_FDS, "sh", service, "1"]).stdout.split()
+            counts.append(FdCount(int(lines[0]), int(lines[1]), int(store)))
+            if len(counts) >= _SETTLED and len(set(counts[-_SETTLED:])) == 1:
                 break
-            before = count
-        return count
+        return counts[-1]
 
     def _install_all(self, user: str | None) -> None:
         example = resources.files("upgrader.demo.example")

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The demonstration itself: it loses nothing with the real library, and says so when a service does lose something."""
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from upgrader import demo
+from upgrader.demo import stage
+
+pytestmark = pytest.mark.system
+
+#: What a reader of the JSON can rely on.
+KEYS = {
+    "mode", "systemd", "upgrades", "requests", "failed_requests", "keepalive_requests",
+    "failed_keepalive", "streams", "broken_streams", "connections_held", "connections_lost",
+    "state_errors", "stall_ms", "time_to_new_code_ms", "restart_ms", "plain_restart_ms", "fds",
+}  # fmt: skip
+
+
+@pytest.fixture
+def spoiled(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Replaces a piece of text in the example service, in both versions."""
+    read = stage._read
+
+    def spoil(good: str, bad: str) -> None:
+        monkeypatch.setattr(stage, "_read", lambda file: read(file).replace(good, bad))
+
+    return spoil
+
+
+def small(**more: object) -> demo.Options:
+    return demo.Options(**{"upgrades": 2, "streams": 2, "connections": 20, **more})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("tree", ["host", "trixie"])
+def test_nothing_is_lost(tree: str) -> None:
+    """Three upgrades, downgrade included, lose nothing, and the report has all that was promised."""
+    said: list[str] = []
+    report = demo.run(small(upgrades=3, systemd=tree, connections=100), said.append)
+    found = json.loads(report.json())
+
+    assert not report.lost, report.table()
+    assert KEYS <= found.keys()
+    assert (found["upgrades"], found["streams"], found["connections_held"]) == (3, 2, 100)
+    assert min(found["requests"], found["keepalive_requests"], found["split_requests"]) > 0
+    for key in ("stall_ms", "time_to_new_code_ms", "restart_ms", "plain_restart_ms"):
+        assert 0 < found[key]["median"] <= found[key]["max"], key
+    assert found["fds"]["first"] == found["fds"]["last"] > 100
+    assert report.fd_counts[0].store == 1
+    assert [line for line in said if line.startswith("upgrade  3 of 3: version 1 -> 2")]
+    assert "Nothing was lost." in report.table()
+
+
+def test_an_unprivileged_service() -> None:
+    """The same as an ordinary user loses nothing."""
+    report = demo.run(small(systemd="trixie", user="daemon"), lambda line: None)
+
+    assert not report.lost, report.table()
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "lost"),
+    [
+        ("            async for request in requests(peer):", "            if peer.adopted:\n                return\n            async for request in requests(peer):", "connections_lost"),
+        ("self.sequence += 1", "self.sequence += 1 + (generation > 1)", "broken_streams"),
+        ("peer.state.requests += 1", "peer.state.requests = 1 + peer.state.requests * (instance.generation < 2)", "state_errors"),
+        ("def frame(buffer: bytearray) -> int | None:", "def frame(buffer: bytearray) -> int | None:\n    if buffer == b'':\n        return None\n    if b'\\r\\n\\r\\n' not in buffer:\n        del buffer[:]\n        return None", "failed_split"),
+    ],
+    ids=["closes", "skips", "forgets", "drops-a-half"],
+)  # fmt: skip
+def test_a_lossy_service_is_caught(
+    spoiled: Callable[[str, str], None], good: str, bad: str, lost: str
+) -> None:
+    """A service that loses one kind of thing in an upgrade is reported as such, and it is a failure."""
+    spoiled(good, bad)
+    report = demo.run(small(upgrades=1), lambda line: None)
+
+    assert report.lost
+    assert getattr(report, lost) > 0, report.table()
+    assert report.losses
+    assert "SOMETHING WAS LOST." in report.table()
+
+
+def test_a_failed_upgrade_is_a_failure(spoiled: Callable[[str, str], None]) -> None:
+    """When a version does not start, the demonstration ends, names the cause, and has lost."""
+    spoiled("streamed: int = upgrader.since(2, default=0)", "streamed: int = 1 // 0")
+    report = demo.run(small(), lambda line: None)
+
+    assert report.lost
+    assert report.upgrades == 0
+    assert "ZeroDivisionError" in report.failed_upgrades[0]
+
+
+def test_a_command_inside(capfd: pytest.CaptureFixture[str]) -> None:
+    """--run runs a command beside the service, with `upgrader` on the PATH, and gives its exit code."""
+    command = "web-install 2 && upgrader upgrade web.service >/dev/null && systemctl show -P StatusText web; exit 7"
+    code = demo.run_inside(small(), command, lambda line: None)
+
+    assert code == 7
+    assert "generation 2, loaded by restart" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"upgrades": 0}, {"streams": -1}, {"connections": 10**7}, {"mode": "magic"}], ids=str
+)
+def test_wrong_options_are_named(wrong: dict[str, object]) -> None:
+    """An option that cannot be is refused before anything is booted, by the name it has on the command line."""
+    (option,) = wrong
+    with pytest.raises(demo.OptionError, match=f"--{option}"):
+        small(**wrong)
+
+
+def test_an_unknown_user_is_named() -> None:
+    """A user who is not there is an error that names him, not an upgrade that failed."""
+    with pytest.raises(demo.DemoError, match="nobody-here"):
+        demo.run(small(user="nobody-here"), lambda line: None)
