@@ -114,6 +114,20 @@ def test_two_machines_know_nothing_of_each_other() -> None:
     assert before == _settings()
 
 
+NESTED = """
+from upgrader.private_systemd import PrivateSystemd
+with PrivateSystemd.boot("host") as machine:
+    print(machine.run(["systemctl", "is-system-running"]).stdout)
+"""
+
+
+def test_a_machine_boots_inside_another(host_machine: PrivateSystemd) -> None:
+    """It boots where only cgroup2 is mounted and the root is an overlay: in a container, that is."""
+    said = host_machine.run([*host_machine.python, "-c", NESTED]).stdout
+
+    assert "running" == said.strip()
+
+
 # Services without privileges
 
 

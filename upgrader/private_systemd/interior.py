@@ -232,6 +232,8 @@ def _dress(plan: Plan) -> str:
         _replace(file.path, file.text, file.mode)
     for path in plan.reachable:
         _open_way(path)
+    for tree in plan.readable:
+        _open_files(tree)
     return machine_id
 
 
@@ -253,6 +255,16 @@ def _open_way(path: str) -> None:
             mode = stat.S_IMODE(directory.stat().st_mode)
             if mode & 0o011 != 0o011:
                 directory.chmod(mode | 0o011)
+
+
+def _open_files(tree: str) -> None:
+    """Let every user read `tree`: a checkout made under umask 077 would stop their services."""
+    for directory, _, names in os.walk(tree):
+        for path in (Path(directory), *(Path(directory, name) for name in names)):
+            mode = stat.S_IMODE(path.lstat().st_mode)
+            wanted = mode | 0o044 | (0o011 if mode & 0o100 else 0)
+            if mode != wanted and not path.is_symlink():
+                path.chmod(wanted)
 
 
 def _execute(machine_id: str) -> NoReturn:

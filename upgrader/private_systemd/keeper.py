@@ -23,7 +23,10 @@ from upgrader.private_systemd import interior, linux
 from upgrader.private_systemd.linux import Mount, Namespace
 from upgrader.private_systemd.plan import Event, Failed, Gone, Plan, Ready, Started, Stopping
 
-_CGROUPS = Path("/sys/fs/cgroup")
+# In the keeper's own mount namespace. Not on /sys/fs/cgroup: the kernel refuses to mount cgroup2 on
+# itself, and that is where a machine with only cgroup2 has it.
+_WORK = Path("/sys")
+_CGROUPS = _WORK / "cgroup"
 _PREFIX = "upgrader-"
 _CONSOLE_LIMIT = 64 * 1024
 # Killing 10,000 processes takes seconds on a slow machine; after this the keeper says what is left.
@@ -63,6 +66,8 @@ def _own_cgroup() -> Path:
     # options of the machine's own mount.
     linux.unshare(Namespace.CGROUP | Namespace.MOUNT)
     linux.mount(None, "/", flags=Mount.RECURSIVE | Mount.PRIVATE)
+    linux.mount("tmpfs", str(_WORK), data="mode=0700")
+    _CGROUPS.mkdir()
     linux.mount("cgroup2", str(_CGROUPS), flags=Mount.NO_SUID | Mount.NO_DEV | Mount.NO_EXEC)
     _sweep()
     cgroup = _CGROUPS / f"{_PREFIX}{os.getpid()}-{_start_time(os.getpid())}"
@@ -134,8 +139,9 @@ class _Keeper:
         self.over = True
 
     def _input(self) -> None:
-        if not os.read(0, 4096):
-            self._stop()
+        # A word from the caller or its end: either way the machine is not wanted any more.
+        os.read(0, 4096)
+        self._stop()
 
     def _read_console(self) -> None:
         self.console += os.read(self.terminal, 65536)

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -53,6 +54,8 @@ class PrivateSystemd:
         self._pid = 0
         self._cgroup = Path()
         self._commands: list[tuple[Command, Path]] = []
+        # Commands may be started from several threads.
+        self._lock = threading.Lock()
         self._numbers = itertools.count(1)
         self._gone: Gone | None = None
         self._version = 0
@@ -86,7 +89,7 @@ class PrivateSystemd:
         # A file, not a pipe: nobody has to read it for the keeper to go on.
         errors = os.fdopen(os.memfd_create("keeper-stderr"), "w+b")
         keeper = subprocess.Popen(
-            [sys.executable, "-m", "upgrader.private_systemd.keeper"],
+            [sys.executable, "-P", "-m", "upgrader.private_systemd.keeper"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -174,7 +177,8 @@ class PrivateSystemd:
                 "LANG": "C.UTF-8",
                 "TERM": os.environ.get("TERM", "dumb"),
             }
-        self._forget_finished()
+        with self._lock:
+            self._forget_finished()
         cgroup = self._cgroup / "commands" / str(next(self._numbers))
         try:
             cgroup.mkdir()
@@ -189,7 +193,8 @@ class PrivateSystemd:
             stdout=stdout,
             stderr=stderr,
         )
-        self._commands.append((started, cgroup))
+        with self._lock:
+            self._commands.append((started, cgroup))
         return started
 
     def run(
@@ -316,6 +321,8 @@ class PrivateSystemd:
         assert self._keeper.stdout is not None
         if self._keeper.stdin.closed:
             return
+        # Said, not only meant: a forked copy of this process may hold the same pipe open.
+        self._send(b"end\n")
         self._keeper.stdin.close()
         deadline = time.monotonic() + _CLOSE_TIMEOUT
         while self._next_event(deadline) is not None:

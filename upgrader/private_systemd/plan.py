@@ -23,6 +23,8 @@ class Plan(msgspec.Struct, frozen=True):
     layers: tuple[str, ...] = ()
     #: Paths that services without privileges must be able to reach.
     reachable: tuple[str, ...] = ()
+    #: Directories whose files every user may read.
+    readable: tuple[str, ...] = ()
     #: Files added to the root.
     files: tuple[File, ...] = ()
     #: A directory of the machine and the place in the root it is copied to.

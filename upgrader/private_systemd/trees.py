@@ -33,6 +33,7 @@ class Tree:
     python: tuple[str, ...]
     layers: tuple[str, ...] = ()
     reachable: tuple[str, ...] = ()
+    readable: tuple[str, ...] = ()
     files: tuple[File, ...] = ()
     package: tuple[str, str] | None = None
 
@@ -43,6 +44,7 @@ class Tree:
             caller=caller,
             layers=self.layers,
             reachable=self.reachable,
+            readable=self.readable,
             files=self.files,
             package=self.package,
         )
@@ -91,11 +93,12 @@ def _host() -> Tree:
     needed = [sys.prefix, sys.base_prefix, sys.executable, os.path.realpath(sys.executable)]
     needed += [str(PACKAGE), *(path for path in sys.path if path and os.path.exists(path))]
     return Tree(
-        name="this machine",
+        name="host",
         root=Path("/"),
         python=python,
         layers=_layers((*_SYSTEM_PLACES, *needed)),
         reachable=tuple(dict.fromkeys(needed)),
+        readable=(str(PACKAGE),),
         files=(File("/usr/local/bin/upgrader", _launcher(python), 0o755),),
     )
 
@@ -133,10 +136,12 @@ def _given(name: str, root: Path) -> Tree:
             remedy="install systemd and dbus there; a cached tree may be removed, it is then made anew",
         )
     python = ("/usr/bin/python3",)
+    package = f"{_DIST_PACKAGES}/{PACKAGE.name}"
     return Tree(
         name=name,
         root=root.resolve(),
         python=python,
         files=(File("/usr/bin/upgrader", _launcher(python), 0o755),),
-        package=(str(PACKAGE), f"{_DIST_PACKAGES}/{PACKAGE.name}"),
+        readable=(package,),
+        package=(str(PACKAGE), package),
     )
