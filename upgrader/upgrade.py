@@ -358,7 +358,7 @@ def what_to_do(systemd: Systemd, unit: Unit, others: int = 0) -> str:
             f"to try at once: systemctl restart {unit.id}\n{discard}"
         )
     soon = ""
-    if unit.result == "start-limit-hit":
+    if unit.active_state == "failed" and unit.restart != "no":  # so it met the start limit
         soon = f", at least {unit.start_limit_usec / 1e6:g}s after the last attempt"
     return f"{kept}; put a good version in place, then{soon}: systemctl start {unit.id}\n{discard}"
 

@@ -5,13 +5,13 @@ pystemd gives the connection and the encoding. Its classes that introspect an ob
 one `GetAll` reads a whole unit, and each question to PID 1 during a restart lengthens the pause.
 """
 
+import contextlib
 import difflib
 import os
 import re
 import select
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -125,15 +125,19 @@ class Systemd:
 
     def fd_store(self, unit: Unit) -> FdStore:
         """What PID 1 holds for this unit; the names are readable from systemd 254 on."""
-        with _translated(unit.id, "read its FD store"):
+        with (
+            contextlib.suppress(NoSuchUnit),  # PID 1 has forgotten it: nothing is stored for it
+            _translated(unit.id, "read its FD store"),
+        ):
             if self.release < 254:
                 count = self._get(unit.path, _PID1 + b".Service", "NFileDescriptorStore")
                 return FdStore(int(count), None)
             if not unit.fd_store_max:
                 return FdStore(0, ())  # PID 1 refuses to list what is not enabled
             entries = self._call("DumpUnitFileDescriptorStore", b"s", unit.id)
-        names = tuple(_text(entry[0]) for entry in entries)
-        return FdStore(len(names), names)
+            names = tuple(_text(entry[0]) for entry in entries)
+            return FdStore(len(names), names)
+        return FdStore(0, ())
 
     # What is done
 
@@ -327,7 +331,7 @@ def _bus_errors() -> type[Exception]:
     return error
 
 
-@contextmanager
+@contextlib.contextmanager
 def _translated(unit: str, operation: str) -> Iterator[None]:
     """Turn errors of the bus into ours; `operation` completes "systemd does not allow you to"."""
     try:
@@ -347,9 +351,10 @@ def _translate(unit: str, operation: str, error: Any) -> UnitError:
         return NoSuchUnit(unit)
     if name in ("TransactionIsDestructive", "ShuttingDown"):
         return JobConflict(unit, words)
-    if operation == "connect":
+    # An error without a name does not come from the other end of the bus.
+    if operation == "connect" or (not name and kind == "DBusBaseError"):
         return BusUnreachable(unit, os.strerror(abs(int(error.errno))))
-    if kind in _UNREACHABLE:
+    if kind in _UNREACHABLE or name in ("ECONNRESET", "ENOTCONN", "EPIPE"):
         return BusUnreachable(unit, words)
     return JobRefused(unit, operation, words)
 
