@@ -8,6 +8,9 @@ import pytest
 
 from upgrader import demo
 from upgrader.demo import stage
+from upgrader.demo.loading import LoadProcess
+from upgrader.demo.orders import Ready, Result, Start, Stop
+from upgrader.demo.stage import SERVICE, Stage
 
 pytestmark = pytest.mark.system
 
@@ -91,6 +94,47 @@ def test_a_failed_upgrade_is_a_failure(spoiled: Callable[[str, str], None]) -> N
     assert report.lost
     assert report.upgrades == 0
     assert "ZeroDivisionError" in report.failed_upgrades[0]
+
+
+#: Versions that never become ready, as a change of the good one, and what the upgrade names.
+BAD = {
+    "exits": ("BIND = ", "raise SystemExit('no licence')\nBIND = ", "no licence"),
+    "hangs": ("BIND = ", "import time\ntime.sleep(3600)\nBIND = ", "TimeoutStartSec=1s"),
+    "unreadable": ("    requests: int = 0", "    requests: list[str] = upgrader.since(1, default_factory=list)", "counters"),
+}  # fmt: skip
+
+
+def test_bad_versions_under_load() -> None:
+    """Versions that exit, hang or cannot read the state: with the good one back, all clients go on.
+
+    They wait as long as nobody serves, and no request, connection, stream or count is lost.
+    """
+    with (
+        Stage.set_up(small(systemd="trixie")) as scene,
+        LoadProcess(scene.machine) as load,
+    ):
+        scene.machine.write(
+            f"/etc/systemd/system/{SERVICE}.d/test.conf", "[Service]\nTimeoutStartSec=1s\n"
+        )
+        scene.machine.run(["systemctl", "daemon-reload"])
+        order = Start(host=stage.HOST, port=stage.PORT, rate=50, held=50, timeout=120)
+        load.ask(order, Ready)
+        good = scene.machine.run(["cat", "/usr/share/web/web1.py"]).stdout
+        for number, (bad, (old, new, cause)) in enumerate(BAD.items()):
+            scene.add_version(bad, good.replace(old, new, 1))
+            scene.install(bad)
+            done = scene.upgrade("restart")
+            assert done.returncode == 3, (bad, done)
+            assert cause in json.loads(done.stdout)["line"], bad
+            scene.install(stage.VERSIONS[number % 2])
+            scene.machine.run(["systemctl", "reset-failed", SERVICE])
+            scene.machine.run(["systemctl", "restart", SERVICE])
+        result = load.ask(Stop(), Result)
+
+    assert result.losses == []
+    assert result.requests > 0
+    assert (result.failed_requests, result.failed_keepalive, result.broken_streams) == (0, 0, 0)
+    assert (result.connections_lost, result.state_errors) == (0, 0)
 
 
 def test_a_command_inside(capfd: pytest.CaptureFixture[str]) -> None:

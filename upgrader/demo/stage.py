@@ -24,13 +24,13 @@ _SHARE = "/usr/share/web"
 _UNITS = "/etc/systemd/system"
 _SWAP = f"""\
 #!/bin/sh
-# Installs version 1 or 2 of the example service, as a package upgrade would; nothing is restarted.
+# Installs a version of the example service, as a package upgrade would; nothing is restarted.
 set -eu
-[ -f "{_SHARE}/web${{1-}}.py" ] || {{ echo "usage: web-install 1|2" >&2; exit 2; }}
+[ -f "{_SHARE}/web${{1-}}.py" ] || {{ echo "usage: web-install VERSION (of those in {_SHARE})" >&2; exit 2; }}
 cp "{_SHARE}/web$1.py" {_PACKAGE}/.new
 mv {_PACKAGE}/.new {_PACKAGE}/__main__.py
 """
-_COUNT_FDS = 'for pid; do set -- /proc/$pid/fd/*; echo $#; done'
+_COUNT_FDS = "for pid; do set -- /proc/$pid/fd/*; echo $#; done"
 #: So many equal counts in a row are believed: PID 1 closes a connection some time after its client did.
 _SETTLED = 3
 
@@ -51,6 +51,10 @@ class Stage:
             stage._start(SERVICE)
             yield stage
 
+    def add_version(self, version: str, text: str) -> None:
+        """Make one more version known, to be installed later."""
+        self.machine.write(f"{_SHARE}/web{version}.py", text)
+
     def install(self, version: str) -> None:
         """Put that version on disk in one step; the one that runs goes on running."""
         self.machine.run(["web-install", version])
@@ -61,13 +65,13 @@ class Stage:
 
     def restart_plain(self) -> float:
         """Restart it; returns milliseconds from the begin of the stop to READY=1."""
+        # Ten restarts in a row are no crash loop: this sets the start limit's counter to 0.
+        self.machine.run(["systemctl", "reset-failed", PLAIN])
         self.machine.run(["systemctl", "restart", PLAIN])
         return self.restart_ms(PLAIN)
 
     def upgrade(self, mode: str) -> "subprocess.CompletedProcess[str]":
         """Upgrade the service with the product's own command."""
-        # Ten upgrades in a row are no crash loop: this sets the start limit's counter to 0.
-        self.machine.run(["systemctl", "reset-failed", SERVICE, PLAIN])
         return self.machine.run(
             ["upgrader", "upgrade", SERVICE, "--mode", mode, "--json"], check=False, timeout=120
         )
@@ -107,7 +111,7 @@ class Stage:
         machine.write(f"{_PACKAGE}/__init__.py", "")
         machine.write(f"{_PACKAGE}/http11.py", _read(example / "http11.py"))
         for version in VERSIONS:
-            machine.write(f"{_SHARE}/web{version}.py", _read(example / f"web{version}.py"))
+            self.add_version(version, _read(example / f"web{version}.py"))
         machine.write("/usr/local/bin/web-install", _SWAP, mode=0o755)
         self.install(VERSIONS[0])
         machine.run(["systemctl", "daemon-reload"])
