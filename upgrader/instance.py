@@ -17,7 +17,7 @@ from enum import StrEnum
 from typing import Any, TypeVar
 
 from upgrader import outgoing
-from upgrader.backends import Address
+from upgrader.backends import Address, Fd
 from upgrader.declarations import (
     Bound,
     Connections,
@@ -40,6 +40,9 @@ from upgrader.turns import Turn, Turns
 
 T = TypeVar("T")
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+#: FDs that parking opens at once (channel, image, ledger, barrier, bus, journal), and some.
+_RESERVED = 16
 
 _log = logging.getLogger("upgrader")
 
@@ -78,6 +81,7 @@ class Instance:
         self._supervised = self._notifier.connected
         self._store = FdStore(self._notifier)
         self._passed = take(environment)
+        self._reserve: list[Fd] = []
         if self._supervised:
             self.unit = unit_name()
             for variable in Parameters.unknown(environment):
@@ -163,6 +167,7 @@ class Instance:
     def commit(self, arrival: Arrival) -> None:
         """Become the owner and say so; raises NotifyError."""
         arrival.commit(self._notifier, self._store)
+        self._reserve = _reserve(_RESERVED + len(self.declarations.sockets))
         paused = f", paused {arrival.pause * 1000:.0f} ms" if arrival.channel else ""
         self._report(
             Priority.INFO, "destination", "load", Outcome.DONE, f"{arrival.status}{paused}"
@@ -183,6 +188,7 @@ class Instance:
         At a desk, and with UPGRADER=off, a stop is for good. A fifth of TimeoutStopSec= is kept
         for parking itself, before PID 1 sends SIGKILL.
         """
+        self._reserve.clear()
         stop = ask(self.unit) if self._supervised else Stop(StopReason.STOP, float("inf"))
         with contextlib.suppress(UpgradeError):
             self._notifier.send("STOPPING=1")
@@ -280,6 +286,16 @@ def refused_by_check(check: Callable[..., Any], error: Exception) -> VerifyError
 def stop_signals(supervised: bool) -> tuple[signal.Signals, ...]:
     """The signals that stop an instance: SIGTERM, and Ctrl-C at a desk."""
     return (signal.SIGTERM,) if supervised else (signal.SIGTERM, signal.SIGINT)
+
+
+def _reserve(count: int) -> list[Fd]:
+    """Numbers that clients cannot use up: parking opens a few FDs, and so does loading."""
+    reserve: list[Fd] = []
+    with contextlib.suppress(OSError):
+        reserve.append(Fd(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)))
+        while len(reserve) < count:
+            reserve.append(reserve[0].duplicate())
+    return reserve
 
 
 def _raise_fd_limit() -> None:

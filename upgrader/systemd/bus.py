@@ -47,7 +47,10 @@ class Bus:
         private = os.geteuid() == 0 and os.path.exists(PRIVATE)
         user = os.environ.get("XDG_RUNTIME_DIR", "") if _is_user_service() else ""
         self._path = f"{user}/systemd/private" if user else PRIVATE if private else SYSTEM_BUS
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        except OSError as error:  # out of FDs
+            raise BusError(f"{self._path}: {error}") from error
         self._connection = _Connection(self._sock, time.monotonic() + timeout)
         try:
             self._connection.authenticate(self._path)

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Services in a machine and their clients outside of it: installs, asks PID 1, connects; asserts nothing."""
+
+import contextlib
+import ctypes
+import itertools
+import json
+import os
+import resource
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from tests.support import SETTLE, eventually
+from upgrader.private_systemd import PrivateSystemd
+from upgrader.systemd.status import Status
+
+PROGRAMS = Path(__file__).parent / "services"
+_PLACE = "/opt/upgrader-tests"
+_PORTS = itertools.count(7000)
+# Starting an interpreter on a busy CI machine takes seconds.
+_UNIT = """\
+[Unit]
+StartLimitIntervalSec=0
+
+[Service]
+Type=notify
+NotifyAccess=exec
+FileDescriptorStoreMax=16
+{preserve}
+Restart=always
+RestartSec=50ms
+TimeoutStartSec=20
+TimeoutStopSec=20
+Environment=PORT={port} UPGRADER_DRAIN_TIMEOUT=5s
+EnvironmentFile=-/run/{name}.env
+ExecStart={command}
+{more}
+
+[Install]
+WantedBy=default.target
+"""
+
+
+class Service:
+    """One service in a machine, with a port of its own. A unit that is enabled keeps its FD store."""
+
+    def __init__(
+        self, machine: PrivateSystemd, name: str, program: str, more: Sequence[str]
+    ) -> None:
+        self.machine = machine
+        self.name = name
+        self.unit = f"{name}.service"
+        self.port = next(_PORTS)
+        self._program = program
+        machine.copy_in(PROGRAMS / f"{program}.py", f"{_PLACE}/{program}.py")
+        self.configure(*more)
+        machine.run(["systemctl", "enable", self.unit])
+
+    def configure(self, *more: str) -> None:
+        """Write the unit with these lines added to its [Service] section, and reload PID 1."""
+        known = self.machine.systemd_version >= 254
+        text = _UNIT.format(
+            name=self.name,
+            port=self.port,
+            preserve="FileDescriptorStorePreserve=yes" if known else "",
+            command=" ".join([*self.machine.python, f"{_PLACE}/{self._program}.py"]),
+            more="\n".join(more),
+        )
+        self.machine.write(f"/etc/systemd/system/{self.unit}", text)
+        self.machine.run(["systemctl", "daemon-reload"])
+
+    def environment(self, **variables: str) -> None:
+        """Set what the next start gets as its environment, without a daemon-reload."""
+        text = "".join(f"{name}={value}\n" for name, value in variables.items())
+        self.inside(f"/run/{self.name}.env").write_text(text)
+
+    # Jobs
+
+    def start(self) -> None:
+        self.machine.run(["systemctl", "start", self.unit])
+
+    def stop(self) -> None:
+        self.machine.run(["systemctl", "stop", self.unit])
+
+    def restart(self, *, check: bool = True) -> None:
+        self.machine.run(["systemctl", "restart", self.unit], check=check)
+
+    def signal(self, name: str) -> None:
+        """Send a signal to the main process."""
+        self.machine.run(["systemctl", "kill", "--kill-whom=main", "-s", name, self.unit])
+
+    def remove(self) -> None:
+        """Stop, forget what is stored, and take the unit away."""
+        with contextlib.suppress(FileNotFoundError):
+            self.inside(f"/run/{self.name}.env").unlink()
+        self.machine.run(["systemctl", "stop", self.unit], check=False)
+        self.machine.run(["systemctl", "disable", self.unit], check=False)
+        self.machine.run(["systemctl", "reset-failed", self.unit], check=False)
+        self.machine.run(["rm", f"/etc/systemd/system/{self.unit}"])
+        self.machine.run(["systemctl", "daemon-reload"])
+
+    # What PID 1 says
+
+    def show(self, *properties: str) -> list[str]:
+        """Values of properties of the unit, in their order."""
+        text = self.machine.run(["systemctl", "show", "-p", ",".join(properties), self.unit]).stdout
+        found = dict(line.split("=", 1) for line in text.splitlines())
+        return [found[name] for name in properties]
+
+    @property
+    def stored(self) -> int:
+        """FDs in the FD store."""
+        return int(self.show("NFileDescriptorStore")[0])
+
+    @property
+    def status(self) -> Status:
+        """What the instance says of itself."""
+        (text,) = self.show("StatusText")
+        status = Status.parse(text)
+        assert status is not None, f"not a status of ours: {text!r}"
+        return status
+
+    @property
+    def pid(self) -> int:
+        """The main process, as numbered inside."""
+        return int(self.show("MainPID")[0])
+
+    def until(self, **properties: str) -> None:
+        """Wait until PID 1 says so."""
+        wanted = list(properties.values())
+        seen: list[str] = []
+
+        def reached() -> bool:
+            seen[:] = self.show(*properties)
+            return seen == wanted
+
+        assert eventually(reached), f"{self.unit}: {properties} wanted, {seen} seen"
+
+    def journal(self, *matches: str) -> list[Mapping[str, str]]:
+        """Journal entries of the unit, oldest first."""
+        asked = ["journalctl", "-q", "--no-pager", "-o", "json", "-u", self.unit, *matches]
+        self.machine.run(["journalctl", "--sync"])
+        return [json.loads(line) for line in self.machine.run(asked).stdout.splitlines()]
+
+    def messages(self, *matches: str) -> str:
+        """The texts of those entries."""
+        return "\n".join(str(entry["MESSAGE"]) for entry in self.journal(*matches))
+
+    # Files inside
+
+    def inside(self, path: str) -> Path:
+        """The absolute `path` of the machine, as seen from here."""
+        return Path(f"/proc/{self.machine.pid}/root{path}")
+
+    def open_fds(self, pid: int) -> int:
+        """How many FDs a process has."""
+        return sum(1 for _ in self.inside(f"/proc/{pid}/fd").iterdir())
+
+    # Clients
+
+    def connect(self) -> "Client":
+        """A client of the service on 127.0.0.1; raises ConnectionRefusedError."""
+        with network_of(self.machine):
+            sock = socket.create_connection(("127.0.0.1", self.port), SETTLE)
+        return Client(sock)
+
+    @contextlib.contextmanager
+    def clients(self, count: int) -> Iterator[list["Client"]]:
+        """That many clients, closed at the end."""
+        opened: list[Client] = []
+        try:
+            with network_of(self.machine):
+                for _ in range(count):
+                    sock = socket.create_connection(("127.0.0.1", self.port), SETTLE)
+                    opened.append(Client(sock))
+            yield opened
+        finally:
+            for client in opened:
+                client.close()
+
+
+class Client:
+    """A client of the line protocol of the programs in services/."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self._unread = b""
+
+    def send(self, text: str) -> None:
+        self.sock.sendall(text.encode())
+
+    def line(self) -> str:
+        """The next line without its end; "" at the end of the stream, even if it was reset."""
+        while b"\n" not in self._unread:
+            try:
+                data = self.sock.recv(1 << 20)
+            except ConnectionResetError:
+                data = b""
+            if not data:
+                assert not self._unread, f"cut in the middle of a line: {self._unread[:80]!r}"
+                return ""
+            self._unread += data
+        line, _, self._unread = self._unread.partition(b"\n")
+        return line.decode()
+
+    def ask(self, text: str) -> str:
+        self.send(text + "\n")
+        return self.line()
+
+    def add(self) -> tuple[int, int, int]:
+        """Count one more; returns the count of this connection, of all, and the generation."""
+        count, total, generation = self.ask("add").split()
+        return int(count), int(total), int(generation)
+
+    def close(self) -> None:
+        self.sock.close()
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@contextlib.contextmanager
+def network_of(machine: PrivateSystemd) -> Iterator[None]:
+    """Sockets that this thread makes meanwhile belong to the network of the machine, for good."""
+    clone_newnet = 0x40000000
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open("/proc/thread-self/ns/net") as own, open(f"/proc/{machine.pid}/ns/net") as inner:
+        for there in (inner, own):
+            if libc.setns(there.fileno(), clone_newnet) != 0:
+                raise OSError(ctypes.get_errno(), "setns")
+            if there is inner:
+                try:
+                    yield
+                except BaseException:
+                    libc.setns(own.fileno(), clone_newnet)
+                    raise
+
+
+def allow_many_fds(count: int) -> None:
+    """Let this process open that many FDs more than it needs for itself."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(count + 1000, hard), hard))
+
+
+def outside_pid(service: Service) -> int:
+    """The main process of a service, as numbered out here."""
+    group = service.show("ControlGroup")[0]
+    return int(service.inside(f"/sys/fs/cgroup{group}/cgroup.procs").read_text().split()[0])
+
+
+def kill(pid: int, number: int) -> None:
+    os.kill(pid, number)

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Thousands of idle connections cross a restart; what cannot cross is named."""
+
+import contextlib
+import statistics
+import subprocess
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support import eventually
+from tests.system.conftest import Install
+from tests.system.serving import PROGRAMS, Client, Service, allow_many_fds
+from upgrader.private_systemd import PrivateSystemd
+
+MANY = 5000
+ROUNDS = 3
+
+
+@pytest.fixture(autouse=True)
+def _many_fds() -> None:
+    allow_many_fds(MANY)
+
+
+def _add_all(clients: list[Client]) -> list[tuple[int, ...]]:
+    for client in clients:
+        client.send("add\n")
+    return [tuple(map(int, client.line().split())) for client in clients]
+
+
+def _restart_seconds(service: Service) -> float:
+    begun = time.monotonic()
+    service.restart()
+    return time.monotonic() - begun
+
+
+@contextlib.contextmanager
+def _asking(service: Service) -> Iterator[list[float]]:
+    """Ask PID 1 about a unit all the time; yields a list that gets the longest wait in ms."""
+    machine = service.machine
+    machine.copy_in(PROGRAMS / "responsive.py", "/opt/upgrader-tests/responsive.py")
+    command = [*machine.python, "/opt/upgrader-tests/responsive.py", service.unit]
+    longest: list[float] = []
+    with machine.popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as asking:
+        assert asking.stdout is not None
+        assert "asking\n" == asking.stdout.readline()
+        yield longest
+        longest.append(float(asking.communicate("\n")[0]))
+
+
+@pytest.mark.parametrize("user", ["root", "nobody"])
+def test_thousands_of_connections(any_machine: PrivateSystemd, install: Install, user: str) -> None:
+    """5,000 idle connections cross as one FD in the store, also with User= and the default
+    LimitNOFILE=, in about the time of a plain restart, and PID 1 goes on answering."""
+    plain = install(any_machine, "none", "holder", f"User={user}", "Environment=UPGRADER=off")
+    service = install(any_machine, "many", "holder", f"User={user}")
+    with service.clients(MANY) as clients:
+        _add_all(clients)
+        holding_none = [_restart_seconds(plain) for _ in range(ROUNDS)]
+        holding_many = [_restart_seconds(service) for _ in range(ROUNDS)]
+        with _asking(service) as longest:
+            service.restart()
+        status = service.status
+        answers = _add_all(clients)
+        stored = service.stored
+
+    ratio = statistics.median(holding_many) / statistics.median(holding_none)
+    print(
+        f"{any_machine.tree.name}, {user}: restart {statistics.median(holding_many):.3f} s with"
+        f" {MANY} connections, {statistics.median(holding_none):.3f} s with none,"
+        f" ratio {ratio:.2f}; systemctl show at most {longest[0]:.0f} ms"
+    )
+    assert {(2, 2 + ROUNDS)} == {(answer[0], answer[2]) for answer in answers}
+    assert 2 * MANY == max(answer[1] for answer in answers)
+    assert (MANY + 1, 0) == (status.fds, status.left_behind)
+    assert 1 == stored
+    assert ratio <= 4
+    assert longest[0] < 1000
+
+
+def test_fds_of_another_service_in_flight(any_machine: PrivateSystemd, install: Install) -> None:
+    """Parked FDs count against the limit of their user: what the FDs of another service leave no
+    room for is cut, counted and named, the rest crosses."""
+    shared = ("User=daemon", "LimitNOFILE=1000")
+    other = install(any_machine, "flown", "holder", *shared)
+    service = install(any_machine, "flight", "holder", *shared)
+    with other.clients(800) as others, service.clients(800) as clients:
+        _add_all(others)
+        _add_all(clients)
+        other.environment(MODE="exit")
+        other.restart(check=False)
+        service.restart()
+        status = service.status
+        alive = sum(1 for client in clients if _is_alive(client))
+        other.environment()
+        other.until(ActiveState="active")
+
+        assert {"2"} == {client.ask("add").split()[0] for client in others}
+    print(f"{any_machine.tree.name}: {alive} of 800 crossed: {status}")
+    assert 200 <= alive < 800
+    assert (alive + 1, 800 - alive) == (status.fds, status.left_behind)
+    assert f"{800 - alive} left behind in all" in service.messages()
+
+
+def test_a_service_that_is_full(any_machine: PrivateSystemd, install: Install) -> None:
+    """A service that accepts no more, having as many FDs as its hard limit allows, still parks,
+    and the next one has room to load all of it; the backlog is served in turn."""
+    service = install(any_machine, "full", "holder", "LimitNOFILE=200")
+    with service.clients(300) as clients:
+        for client in clients:
+            client.send("add\n")
+        assert eventually(lambda: "cannot accept" in service.messages())
+        for _ in range(3):
+            service.restart()
+            status = service.status
+            held = status.fds - 1
+            assert 0 == status.left_behind
+            assert 150 < held < 200
+        print(f"{any_machine.tree.name}: {status}")
+        assert {"1"} == {client.line().split()[0] for client in clients[:held]}
+        for client in clients[:held]:
+            client.close()
+        assert {"1 4"} == {"{0} {2}".format(*client.line().split()) for client in clients[held:]}
+    assert 1 == service.stored
+
+
+def _is_alive(client: Client) -> bool:
+    try:
+        return client.ask("add") != ""
+    except BrokenPipeError:
+        return False
