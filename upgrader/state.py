@@ -7,7 +7,6 @@ says from which version on it can be read, because old code cannot know newer co
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from datetime import date, datetime, time
 from typing import Any, TypeVar, dataclass_transform
 
 import msgspec
@@ -18,7 +17,6 @@ T = TypeVar("T")
 Converter = Callable[[dict[str, Any]], dict[str, Any]]
 
 _SINCE = "upgrader.since"
-_BUILTINS = (bytes, bytearray, datetime, date, time)
 
 
 class SavedState(msgspec.Struct, frozen=True):
@@ -38,6 +36,7 @@ class Description:
     version: int
     readable_from: int
     since: Mapping[str, int]
+    fields: frozenset[str]
     converters: dict[int, Converter]
     retired: type
 
@@ -75,7 +74,11 @@ def state(
             if first > version:
                 raise DeclarationError(f"state {name!r}", f"{field} is since {first} > {version}")
         retired = type(cls.__name__, (made,), {"__slots__": (), "__setattr__": _refuse_write})
-        made.__upgrader__ = Description(name, version, oldest, versions, {}, retired)  # type: ignore[attr-defined]
+        names = frozenset(field.name for field in fields)
+        description = Description(name, version, oldest, versions, names, {}, retired)
+        # Each has its own: a class that only inherits from a state is no state.
+        for described in (made, retired):
+            described.__upgrader__ = description  # type: ignore[attr-defined]
         return made
 
     return declare
@@ -83,7 +86,7 @@ def state(
 
 def describe(cls: type) -> Description:
     """The declaration of a state class; raises DeclarationError for any other class."""
-    description = getattr(cls, "__upgrader__", None)
+    description = vars(cls).get("__upgrader__")
     if not isinstance(description, Description):
         raise DeclarationError(cls.__qualname__, "is not a state", remedy="add @upgrader.state")
     return description
@@ -110,7 +113,7 @@ def save(value: object) -> SavedState:
     d = describe(type(value))
     try:
         data = msgspec.msgpack.encode(value)
-    except (TypeError, ValueError, OverflowError) as error:
+    except Exception as error:
         raise UnreadableState(f"state {d.name!r}", f"cannot be saved: {error}") from error
     return SavedState(d.name, d.version, d.readable_from, data)
 
@@ -129,39 +132,46 @@ def header(cls: type) -> SavedState:
 def load(cls: type[T], saved: SavedState) -> tuple[T, tuple[str, ...]]:
     """Decode a saved state into `cls`; also returns the names of fields that `cls` does not know.
 
-    Raises IncompatibleState where the versions cannot meet, UnreadableState where the fields do
-    not decode.
+    Raises IncompatibleState where the versions cannot meet, UnreadableState where it is another
+    state, or the fields do not decode.
     """
     d = describe(cls)
+    item = f"state {d.name!r}"
+    if saved.name != d.name:
+        raise UnreadableState(item, f"the image has state {saved.name!r} in its place")
     if saved.version > d.version and saved.readable_from > d.version:
         raise IncompatibleState(
             d.name, offered=saved.version, readable_from=saved.readable_from, own=d.version
         )
+    data = saved.data
     try:
-        if saved.version == d.version:
-            return msgspec.msgpack.decode(saved.data, type=cls), ()
-        return _load_other_version(cls, d, saved)
-    except (msgspec.MsgspecError, ValueError, TypeError, KeyError) as error:
-        why = f"version {saved.version} does not decode: {error}"
-        raise UnreadableState(f"state {d.name!r}", why) from error
+        if saved.version != d.version:
+            data = _to_version(d, saved)
+        value = msgspec.msgpack.decode(data, type=cls)
+        unknown = msgspec.msgpack.decode(data, type=dict[str, msgspec.Raw]).keys() - d.fields
+    except Exception as error:  # the author's converters and __post_init__ raise what they like
+        name = "" if isinstance(error, msgspec.MsgspecError) else f"{type(error).__name__}: "
+        why = f"version {saved.version} does not decode: {name}{error}"
+        raise UnreadableState(item, why) from error
+    return value, tuple(sorted(unknown))
 
 
 def retire(value: object) -> None:
     """Make a state read-only: setting a field raises Retired from now on."""
-    value.__class__ = describe(type(value)).retired
+    object.__setattr__(value, "__class__", describe(type(value)).retired)
 
 
-def _load_other_version(
-    cls: type[T], d: Description, saved: SavedState
-) -> tuple[T, tuple[str, ...]]:
+def _to_version(d: Description, saved: SavedState) -> bytes:
+    """The fields of a saved state after all converters that lie in between."""
+    versions = range(saved.version, d.version)
+    converters = [d.converters[version] for version in versions if version in d.converters]
+    if not converters:
+        return saved.data
     fields = msgspec.msgpack.decode(saved.data, type=dict[str, Any])
-    for version in range(saved.version, d.version):
-        if converter := d.converters.get(version):
-            fields = converter(fields)
-    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    unknown = tuple(sorted(fields.keys() - known))
-    wanted = {name: value for name, value in fields.items() if name in known}
-    return msgspec.convert(wanted, cls, builtin_types=_BUILTINS), unknown
+    for converter in converters:
+        fields = converter(fields)
+    # Back to bytes: only msgpack's own decoder turns each of them into what the class declares.
+    return msgspec.msgpack.encode(fields)
 
 
 def _refuse_write(self: object, name: str, value: object) -> None:
