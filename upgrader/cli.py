@@ -186,7 +186,8 @@ def demo(as_json: bool, command: str | None, shell: bool, **options: Any) -> int
 
     Boots a systemd of its own in namespaces (as root; nothing of the machine is touched), starts
     an example web service, loads it with clients, upgrades it again and again, and counts what
-    was lost. The exit code is 0 only if nothing was.
+    was lost. The exit code is 0 only if nothing was, and else 1; that of --run and --shell is the
+    command's.
 
     \b
     Example:

@@ -82,7 +82,7 @@ def _start(
     systemd.reset_failed(unit.id)
     # Not start: that would wait for the next automatic restart.
     job = systemd.restart(unit)
-    progress(f"{unit.id}: starts without the {image}, job {job}")
+    progress(f"{unit.id}: systemd starts it without the {image} (job {job})")
     try:
         _, now = follow(systemd, unit, job, timeout, progress)
     except JobConflict:

@@ -136,6 +136,7 @@ class Outcome:
 
     @property
     def exit_code(self) -> ExitCode:
+        """What the command ends with."""
         return _EXIT_CODES[self.result]
 
     @property

@@ -84,12 +84,12 @@ def _restart(systemd: Systemd, name: str, timeout: float | None, progress: Progr
     warnings = limits(systemd, unit)
     for warning in warnings:
         progress(f"{unit.id}: warning: {warning}")
-    progress(f"{unit.id}: {before}")
+    progress(f"{unit.id}: runs {before}")
     since = time.monotonic_ns() // 1000
     # Else StartLimitBurst= may refuse the start of a service that the same job has just stopped.
     systemd.reset_failed(unit.id)
     job = systemd.restart(unit)
-    progress(f"{unit.id}: restart, job {job}")
+    progress(f"{unit.id}: systemd restarts it (job {job})")
     try:
         word, now = follow(systemd, unit, job, timeout, progress)
         outcome = _judge(systemd, unit, now, before, word, since)

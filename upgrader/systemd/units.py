@@ -7,6 +7,7 @@ one `GetAll` reads a whole unit, and each question to PID 1 during a restart len
 
 import contextlib
 import difflib
+import math
 import os
 import re
 import select
@@ -71,6 +72,7 @@ class Systemd:
         self.release = int("".join(re.findall(r"^\d+", self.version)) or 0)
 
     def close(self) -> None:
+        """Close the connection; jobs go on."""
         self._bus.close()
 
     def __enter__(self) -> Self:
@@ -190,7 +192,9 @@ class Systemd:
         Raises WaitTimeout after `timeout` seconds.
         """
         self.watch(unit)
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = None
+        if timeout is not None and timeout != math.inf:
+            deadline = time.monotonic() + timeout
         while True:
             with _translated(unit.id, "wait for it"):
                 message = self._next(deadline)
