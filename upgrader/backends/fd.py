@@ -5,7 +5,7 @@ import fcntl
 import os
 import socket
 import stat
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -93,8 +93,8 @@ class Identity(msgspec.Struct, frozen=True, array_like=True):
     def __str__(self) -> str:
         if not self.family:
             return f"a file of type {self.file_type:#o} (inode {self.inode})"
-        family = socket.AddressFamily(self.family).name
-        kind = socket.SocketKind(self.type).name
+        family = _name(socket.AddressFamily, self.family)
+        kind = _name(socket.SocketKind, self.type)
         return f"{family} {kind} {self.address or '(no address)'} (inode {self.inode})"
 
 
@@ -116,10 +116,19 @@ def identify(owner: HasFileno) -> Identity:
 def show_address(name: object) -> str:
     """A socket address as people write it: `[::1]:80`, `127.0.0.1:80`, `/run/x`, `@abstract`."""
     if isinstance(name, tuple) and len(name) >= 2:
-        return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
+        host = str(name[0])  # a number in some families, AF_VSOCK for one
+        return f"[{host}]:{name[1]}" if ":" in host else f"{host}:{name[1]}"
     if isinstance(name, bytes):
         return "@" + name[1:].decode(errors="replace")
-    return str(name) if name else ""
+    # A path need not be UTF-8, what travels in an image must be.
+    return os.fsencode(str(name)).decode(errors="replace") if name else ""
+
+
+def _name(names: type[IntEnum], number: int) -> str:
+    try:
+        return names(number).name
+    except ValueError:
+        return str(number)
 
 
 def _identify_socket(sock: socket.socket, inode: int) -> Identity:

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import os
 import socket
+import stat
 from dataclasses import dataclass
 from typing import Self
 
@@ -47,7 +48,7 @@ class Address:
         if sock.family != self.family:
             return False
         if isinstance(self.name, str):
-            return show_address(sock.getsockname()) == self.name
+            return show_address(sock.getsockname()) == show_address(self.name)
         host, port = sock.getsockname()[:2]
         return host == self.name[0] and self.name[1] in (0, port)
 
@@ -72,8 +73,8 @@ def bind(address: Address, kind: socket.SocketKind) -> socket.socket:
             sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
-        number = error.errno or errno.EINVAL
-        raise OSError(number, f"cannot bind {address.text}: {os.strerror(number)}") from error
+        why = error.strerror or str(error)
+        raise OSError(error.errno or errno.EINVAL, f"cannot bind {address.text}: {why}") from error
     return sock
 
 
@@ -89,11 +90,14 @@ def path_inode(sock: socket.socket) -> int:
 
 
 def _remove_stale(path: str, kind: socket.SocketKind) -> None:
-    with socket.socket(socket.AF_UNIX, kind) as probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            with contextlib.suppress(FileNotFoundError):
+    """Remove a socket file that nobody listens on; whatever else is there makes `bind` fail."""
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            return  # connecting to it would be refused just the same
+        with socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK) as probe:
+            try:
+                probe.connect(path)
+            except ConnectionRefusedError:
                 os.unlink(path)
-        except OSError:
-            return
+            except OSError:  # a full backlog included: somebody lives there
+                return
