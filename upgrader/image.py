@@ -19,7 +19,7 @@ from upgrader.state import SavedState
 
 MAGIC = b"UPGRADER"
 FORMAT = 1
-#: Largest manifest that is read, in bytes: a bound on what a damaged header can make us allocate.
+#: Largest manifest, in bytes: a bound on what a damaged header can make us allocate.
 MAX_BYTES = 1 << 30
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 
@@ -69,8 +69,16 @@ class Manifest(msgspec.Struct, frozen=True):
 
 
 def seal(manifest: Manifest) -> Fd:
-    """Write a manifest into a new sealed memfd; raises OSError when out of memory or FDs."""
-    document = msgspec.msgpack.encode(manifest)
+    """Write a manifest into a new sealed memfd.
+
+    Raises ImageError for one that could not be read again, OSError when out of memory or FDs.
+    """
+    try:
+        document = msgspec.msgpack.encode(manifest)
+    except (ValueError, OverflowError) as error:  # msgpack's own limits: 4 GiB, text in UTF-8
+        raise ImageError("image", f"cannot be encoded: {error}") from error
+    if len(document) > MAX_BYTES:
+        raise ImageError("image", f"of {len(document)} bytes is too large (limit {MAX_BYTES})")
     header = _HEADER.pack(MAGIC, FORMAT, zlib.crc32(document), len(document))
     memfd = Fd(os.memfd_create("upgrader-image", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
     view = memoryview(header + document)
@@ -114,5 +122,5 @@ def unseal(memfd: Fd) -> Manifest:
         raise ImageError("image", "checksum does not match")
     try:
         return msgspec.msgpack.decode(document, type=Manifest)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise ImageError("image", f"manifest does not decode: {error}") from error

@@ -80,6 +80,6 @@ def decode(frame: bytes) -> Record:
     body = frame[_HEADER.size : _HEADER.size + length]
     try:
         record: Record = msgspec.msgpack.decode(body, type=Record)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, ValueError) as error:  # ValueError: text that is not UTF-8
         raise ProtocolError("record", f"does not decode: {error}") from error
     return record

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What is committed of stream version 1 and image format 1: every later version must read it.
+
+`python -m tests.unit.golden` writes the files; a released one is never written again.
+"""
+
+import os
+import stat
+from pathlib import Path
+
+from upgrader import wire
+from upgrader.backends import ConnectionState, Identity, Kind, Waiting
+from upgrader.image import Entry, LeftBehind, Manifest, seal
+from upgrader.state import SavedState
+
+STREAMS = Path(__file__).with_name("streams")
+
+FRAMES: dict[str, wire.Record] = {
+    "v1-hello": wire.Hello(generation=3, fds=300),
+    "v1-fds-first": wire.Fds(first=0, count=253),
+    "v1-fds-last": wire.Fds(first=253, count=47),
+    "v1-end-complete": wire.End(sent=300, reason=wire.EndReason.COMPLETE),
+    "v1-end-in-flight": wire.End(sent=253, reason=wire.EndReason.TOO_MANY_IN_FLIGHT),
+    "v1-end-full": wire.End(sent=253, reason=wire.EndReason.CHANNEL_FULL),
+}
+
+IMAGE = "v1-image"
+MANIFEST = Manifest(
+    service="web",
+    generation=3,
+    program="2.1",
+    frozen_at=123_456_789_000,
+    states=[SavedState("counters", 2, 1, b"\x81\xa8requests\x07")],
+    sessions={"http": SavedState("session", 1, 1, b"")},
+    entries=[
+        Entry("http", Kind.LISTENER, Identity(11, stat.S_IFSOCK, 2, 1, "127.0.0.1:80")),
+        Entry("local", Kind.LISTENER, Identity(12, stat.S_IFSOCK, 1, 1, "/run/web"), 99),
+        Entry("dns", Kind.DATAGRAMS, Identity(13, stat.S_IFSOCK, 10, 2, "[::]:53")),
+        Entry(
+            "http",
+            Kind.CONNECTION,
+            Identity(14, stat.S_IFSOCK, 2, 1, "127.0.0.1:80"),
+            0,
+            ConnectionState(Waiting.MESSAGE, b"GET /", b"\xff\x00", b"\x80"),
+        ),
+        Entry(
+            "http",
+            Kind.CONNECTION,
+            Identity(15, stat.S_IFSOCK, 2, 1, "127.0.0.1:80"),
+            0,
+            ConnectionState(Waiting.SAFE),
+        ),
+        Entry(
+            "http",
+            Kind.CONNECTION,
+            Identity(16, stat.S_IFSOCK, 2, 1, "127.0.0.1:80"),
+            0,
+            ConnectionState(Waiting.CLOSING, unsent=b"rest"),
+        ),
+    ],
+    left_behind=[LeftBehind("http", "127.0.0.1:5000", "its handler is busy")],
+)
+
+
+def image_bytes(manifest: Manifest = MANIFEST) -> bytes:
+    """What is in the memfd of a manifest."""
+    with seal(manifest) as memfd:
+        return os.pread(memfd.fileno(), 1 << 20, 0)
+
+
+if __name__ == "__main__":
+    STREAMS.mkdir(exist_ok=True)
+    for name, record in FRAMES.items():
+        (STREAMS / f"{name}.bin").write_bytes(wire.encode(record))
+    (STREAMS / f"{IMAGE}.bin").write_bytes(image_bytes())
