@@ -92,6 +92,7 @@ class Ledger:
     state_errors: int = 0
     losses: list[str] = field(default_factory=list)
     latencies: "array[float]" = field(default_factory=lambda: array("d"))
+    lateness: "array[float]" = field(default_factory=lambda: array("d"))
     generation: int = 0
     versions: dict[int, str] = field(default_factory=dict)
     first_seen: dict[int, float] = field(default_factory=dict)
@@ -166,7 +167,6 @@ class Ledger:
 
     def result(self, streams: int, held: int) -> Result:
         """The counts as one message."""
-        ordered = sorted(self.latencies) or [0.0]
         return Result(
             requests=self.asked[Kind.NEW],
             failed_requests=self.failed[Kind.NEW],
@@ -180,11 +180,8 @@ class Ledger:
             connections_held=held,
             connections_lost=self.failed[Kind.HELD],
             state_errors=self.state_errors,
-            latency_ms=Spread(
-                median=milliseconds(ordered[len(ordered) // 2]),
-                p99=milliseconds(ordered[len(ordered) * 99 // 100]),
-                max=milliseconds(ordered[-1]),
-            ),
+            latency_ms=_spread(self.latencies),
+            lateness_ms=_spread(self.lateness),
             losses=self.losses,
         )
 
@@ -240,6 +237,15 @@ class Ledger:
 def milliseconds(seconds: float) -> float:
     """Milliseconds to a tenth, as all figures of the demo."""
     return round(seconds * 1000, 1)
+
+
+def _spread(seconds: "array[float]") -> Spread:
+    ordered = sorted(seconds) or [0.0]
+    return Spread(
+        median=milliseconds(ordered[len(ordered) // 2]),
+        p99=milliseconds(ordered[len(ordered) * 99 // 100]),
+        max=milliseconds(ordered[-1]),
+    )
 
 
 def _whole(exchange: Exchange, response: Response) -> None:

@@ -203,7 +203,8 @@ class Load:
             if not self._running.is_set():
                 await self._running.wait()
                 due = self.loop.time()
-            while due <= self.loop.time():
+            while due <= (now := self.loop.time()):
+                self.ledger.lateness.append(now - due)
                 ask(due)
                 due += 1 / rate
             await asyncio.sleep(due - self.loop.time())

@@ -163,6 +163,7 @@ def _report(
         plain_restart_ms=Range.of(findings.plain),
         pid1_show_ms=Range.of(shows),
         latency_ms=result.latency_ms,
+        lateness_ms=result.lateness_ms,
         fds=FirstLast(counts[0].total, counts[-1].total) if counts else FirstLast(0, 0),
         fd_counts=counts,
         losses=result.losses,

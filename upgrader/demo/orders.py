@@ -118,6 +118,8 @@ class Result(Event, frozen=True, kw_only=True, tag="result"):
     state_errors: int
     latency_ms: Spread
     """Of new connections, over the whole run."""
+    lateness_ms: Spread
+    """Of the load client itself: how long after a request was due it got to it."""
     losses: list[str]
     """The first losses, in words."""
 

@@ -50,7 +50,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     `time_to_new_code_ms` runs from the request for the upgrade to the first response of the new
     generation; `restart_ms` and `plain_restart_ms` are from the begin of the stop to READY=1 in
     PID 1's own timestamps, the latter of the same program with UPGRADER=off and no connections;
-    `fds` are those of the service and of PID 1 together.
+    `fds` are those of the service and of PID 1 together; `latency_ms` is that of new connections,
+    and `lateness_ms` how late the load client itself was, which is part of every wait.
     """
 
     mode: str
@@ -78,6 +79,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     plain_restart_ms: Range
     pid1_show_ms: Range
     latency_ms: Spread
+    lateness_ms: Spread
     fds: FirstLast
     fd_counts: list[FdCount]
     losses: list[str]
@@ -130,6 +132,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
                 ("restart, stop to READY=1", *_ms(self.restart_ms)),
                 ("plain restart, nothing to load", *_ms(self.plain_restart_ms)),
                 ("`systemctl show` meanwhile", *_ms(self.pid1_show_ms)),
+                ("the load client itself was late by", *_ms(self.lateness_ms)),
             ),
             "",
             *self._fd_lines(),
@@ -150,7 +153,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         ]
 
 
-def _ms(range_: Range) -> tuple[str, str]:
+def _ms(range_: Range | Spread) -> tuple[str, str]:
     def show(figure: float | None) -> str:
         return "-" if figure is None else f"{figure:,.0f} ms".replace(",", " ")
 
