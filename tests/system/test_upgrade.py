@@ -97,9 +97,10 @@ class Service:
         return self.cli("upgrade", "--quiet", self.unit, *arguments)
 
     def remove(self) -> None:
-        """Stop it at once, and have PID 1 forget it."""
+        """Stop it at once, and have PID 1 forget it, and what it stores for it."""
         self.machine.run(["systemctl", "kill", "-s", "KILL", self.unit], check=False)
         self.machine.run(["systemctl", "stop", self.unit], check=False)
+        self.machine.run(["systemctl", "clean", "--what=fdstore", self.unit], check=False)
         self.machine.run(["rm", "-rf", f"/run/systemd/system/{self.unit}", self.next_version])
         self.systemctl("daemon-reload")
         self.machine.run(["systemctl", "reset-failed", self.unit], check=False)
