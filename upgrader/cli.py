@@ -61,7 +61,11 @@ def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
         ctx.exit()
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_Group,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.option(
     "--version",
     is_flag=True,
@@ -70,12 +74,15 @@ def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     callback=_version,
     help="Show the version and exit.",
 )
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     """Upgrade systemd services in place, without losing a connection or any state.
 
     A service that uses the upgrader library parks its sockets, connections and state with systemd
     when it is restarted, and its next version goes on from there.
     """
+    if ctx.invoked_subcommand is None:
+        _print(ctx.get_help())
 
 
 _unit = click.argument("unit", metavar="UNIT")

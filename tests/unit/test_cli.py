@@ -75,6 +75,14 @@ def test_version_is_the_package_s(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr().out == f"upgrader {upgrader.__version__}\n"
 
 
+def test_alone_it_shows_the_help(capfd: pytest.CaptureFixture[str]) -> None:
+    """Without a command, the help and the exit codes are shown."""
+    assert cli.main([]) == 0
+    shown = capfd.readouterr().out
+    assert all(f"  {name} " in shown for name in cli.cli.commands)
+    assert all(f"  {code} " in shown for code in cli.EXIT_CODES)
+
+
 def test_success_goes_to_stdout(outcome: list[Outcome], capfd: pytest.CaptureFixture[str]) -> None:
     """A success is one line on stdout."""
     assert cli.main(["upgrade", "web"]) == 0
