@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from upgrader import wire
 from upgrader.backends import Fd
 from upgrader.backends.fd import HasFileno
-from upgrader.errors import ChannelBusy, ChannelError, ProtocolError
+from upgrader.errors import ChannelBusy, ChannelError, ProtocolError, UpgradeError
 from upgrader.migration import Incoming, batches
 
 _SO_PEEK_OFF = 42  # <asm-generic/socket.h>; Python has no name for it
@@ -65,22 +65,30 @@ def send(sock: socket.socket, record: wire.Record, fds: Sequence[HasFileno] = ()
 def receive(sock: socket.socket, *, peek: bool) -> tuple[wire.Record, list[Fd]] | None:
     """One record with its FDs (CLOEXEC), or None where there is no more.
 
-    Raises ProtocolError for a bad record (its FDs are closed), ChannelError when FDs were cut off.
+    Raises ProtocolError for a bad record, ChannelError when FDs were cut off or nothing can be
+    read; the FDs that came are closed then.
     """
     flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC | (socket.MSG_PEEK if peek else 0)
     try:
         frame, ancillary, result, _ = sock.recvmsg(wire.RECORD_SIZE, _SPACE, flags)
     except BlockingIOError:
         return None
+    except OSError as error:
+        raise ChannelError(f"the channel cannot be read: {error.strerror}") from error
     fds = [Fd(number) for part in ancillary for number in _numbers(*part)]
-    if result & socket.MSG_CTRUNC:
-        raise ChannelError(
-            f"{len(fds)} FDs came, the rest was cut off",
-            remedy="raise LimitNOFILE= of this service",
-        )
-    if not frame:
-        return None
-    return wire.decode(frame), fds
+    try:
+        if result & socket.MSG_CTRUNC:
+            raise ChannelError(
+                f"{len(fds)} FDs came, the rest was cut off",
+                remedy="raise LimitNOFILE= of this service",
+            )
+        if not frame:
+            return None
+        return wire.decode(frame), fds
+    except UpgradeError:
+        for fd in fds:
+            fd.close()
+        raise
 
 
 def park(
@@ -129,9 +137,15 @@ class ParkedChannel:
     def open(self) -> bool:
         """Lock the channel and look at its first record; False if it is spent.
 
+        A channel that does not begin with Hello is spent, too: whoever began to consume it had
+        told PID 1 that it owns all of this, and was killed.
+
         Raises ChannelBusy when another process reads it: the peek offset lives in the shared
-        socket, and two readers would each get half the records.
+        socket, and two readers would each get half the records. Raises ProtocolError or
+        ChannelError for what is no channel.
         """
+        if (self._sock.family, self._sock.type) != (socket.AF_UNIX, socket.SOCK_STREAM):
+            raise ProtocolError(self.name, "is not a UNIX stream socket")
         try:
             fcntl.lockf(self._sock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -141,8 +155,9 @@ class ParkedChannel:
         if first is None:
             return False
         record, fds = first
+        if not isinstance(record, wire.Hello):
+            return False
         Incoming().receive(record, len(fds))
-        assert isinstance(record, wire.Hello)
         self.generation = record.generation
         self._first = fds
         return True

@@ -2,7 +2,8 @@
 """Records of the migration stream: values to bytes and back; does no IO.
 
 Every record is RECORD_SIZE bytes, so that one `recvmsg` reads exactly one record with its FDs:
-a read that ends inside a record would deliver the FDs twice when peeking.
+a read that ends inside a record would deliver the FDs twice when peeking. Only the last record
+comes without FDs: peeking at any other such record would deliver those of the next one with it.
 """
 
 import struct
