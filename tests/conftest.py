@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import cannot_run, eventually, machine_cgroups
+from tests.support import cannot_run, eventually, is_abandoned, machine_cgroups
 from upgrader.private_systemd import PrivateSystemd, PrivateSystemdError, TreeError
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -146,10 +146,8 @@ def _mounts() -> set[str]:
 
 
 def _lost_cgroups() -> set[Path]:
-    """Of those, the ones that nobody will remove: their keeper is gone (others may be testing, too)."""
-    return {
-        path for path in machine_cgroups() if not Path("/proc", path.name.split("-")[1]).exists()
-    }
+    """The ones that nobody will remove; others on this machine may be testing, too."""
+    return {path for path in machine_cgroups() if is_abandoned(path)}
 
 
 @pytest.fixture(autouse=True)

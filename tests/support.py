@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What tests call by name: when they cannot run, and what no event announces; fixtures are in conftest."""
 
+import fcntl
 import os
 import time
 from collections.abc import Callable
@@ -41,3 +42,18 @@ def machine_cgroups() -> set[Path]:
     if not roots or not own:
         return set()
     return set(Path(roots[0] + own[0]).glob("upgrader-*"))
+
+
+def is_abandoned(cgroup: Path) -> bool:
+    """Whether nobody will remove `cgroup`: a living keeper holds a lock on it."""
+    try:
+        fd = os.open(cgroup, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return cgroup.exists()

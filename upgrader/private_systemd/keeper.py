@@ -7,7 +7,9 @@ keeper itself ends it too, because the kernel then kills the PID 1 that it forke
 """
 
 import contextlib
+import fcntl
 import os
+import secrets
 import select
 import selectors
 import signal
@@ -33,31 +35,37 @@ _CONSOLE_LIMIT = 64 * 1024
 _END_TIMEOUT = 20.0
 
 
-def _start_time(pid: int) -> str:
-    """When process `pid` started, in clock ticks since boot; raises OSError when there is none.
-
-    Together with the PID it names a process for good.
-    """
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    if fields[0] in ("Z", "X"):
-        raise ProcessLookupError(f"process {pid} has ended")
-    return fields[19]
-
-
 def _remove(cgroup: Path) -> None:
     for directory, _, _ in os.walk(cgroup, topdown=False):
         os.rmdir(directory)
 
 
+def _lock(cgroup: Path, flags: int = 0) -> int | None:
+    """Take `cgroup` for this process; None if it is another's or has just been removed.
+
+    The lock is what says that a keeper lives: PIDs differ between PID namespaces.
+    """
+    try:
+        fd = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    with contextlib.suppress(OSError):
+        fcntl.flock(fd, fcntl.LOCK_EX | flags)
+        if os.path.exists(cgroup):
+            return fd
+    os.close(fd)
+    return None
+
+
 def _sweep() -> None:
-    """Remove the empty cgroups of keepers that were killed themselves."""
+    """Remove the cgroups of keepers that were killed themselves."""
     for place in _CGROUPS.glob(f"{_PREFIX}*"):
-        pid, _, started = place.name.removeprefix(_PREFIX).partition("-")
-        with contextlib.suppress(OSError, ValueError):
-            if _start_time(int(pid)) == started:
-                continue
-        with contextlib.suppress(OSError):
-            _remove(place)
+        lock = _lock(place, fcntl.LOCK_NB)
+        if lock is not None:
+            # Never with processes in it: the kernel refuses.
+            with contextlib.suppress(OSError):
+                _remove(place)
+            os.close(lock)
 
 
 def _own_cgroup() -> Path:
@@ -70,10 +78,13 @@ def _own_cgroup() -> Path:
     _CGROUPS.mkdir()
     linux.mount("cgroup2", str(_CGROUPS), flags=Mount.NO_SUID | Mount.NO_DEV | Mount.NO_EXEC)
     _sweep()
-    cgroup = _CGROUPS / f"{_PREFIX}{os.getpid()}-{_start_time(os.getpid())}"
-    cgroup.mkdir()
-    (cgroup / "commands").mkdir()
-    return cgroup
+    while True:
+        cgroup = _CGROUPS / f"{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
+        cgroup.mkdir()
+        # Held until this process ends. Another's sweep may have been quicker: then once more.
+        if _lock(cgroup) is not None:
+            (cgroup / "commands").mkdir()
+            return cgroup
 
 
 class _Keeper:

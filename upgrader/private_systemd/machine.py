@@ -182,9 +182,9 @@ class PrivateSystemd:
         cgroup = self._cgroup / "commands" / str(next(self._numbers))
         try:
             cgroup.mkdir()
-        except OSError:
-            # The keeper is clearing away what has just ended.
-            self._raise_over()
+        except OSError as error:
+            # Most likely the keeper is clearing away what has just ended.
+            self._raise_over(because=str(error))
         started = Command(
             [*enter, *map(str, command)],
             cgroup,
@@ -432,9 +432,15 @@ class PrivateSystemd:
             detail=self._gone.console if self._gone else "",
         )
 
-    def _raise_over(self) -> NoReturn:
-        while self._next_event(time.monotonic() + _CLOSE_TIMEOUT) is not None:
+    def _raise_over(self, because: str = "") -> NoReturn:
+        deadline = time.monotonic() + _CLOSE_TIMEOUT / 3
+        while self._next_event(deadline) is not None:
             pass
+        if because and self._gone is None and self._keeper.poll() is None:
+            raise PrivateSystemdError(
+                f"the private systemd of {self.tree.name} cannot be entered: {because}",
+                remedy="it is still there; look at its journal, or boot another",
+            )
         detail = self._gone.console if self._gone else ""
         if not detail and not self._errors.closed:
             self._errors.seek(0)
