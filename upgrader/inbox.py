@@ -6,7 +6,7 @@ Only whole messages leave: what is here when an instance is frozen moves along, 
 
 from collections.abc import Callable
 
-from upgrader.errors import UpgradeError
+from upgrader.errors import DeclarationError, UpgradeError
 
 #: How a message ends: at a separator, or where a function says. It gets the buffer and returns
 #: the length of the first whole message in bytes, or None while that is still incomplete.
@@ -24,14 +24,19 @@ class MessageTooLong(UpgradeError):
 class Inbox:
     """The unread bytes of one connection."""
 
-    __slots__ = ("_scanned", "buffer")
+    __slots__ = ("_scanned", "_separator", "buffer")
 
     def __init__(self, unread: bytes = b"") -> None:
         self.buffer = bytearray(unread)
         self._scanned = 0  # no separator begins before here: keeps slow senders linear
+        self._separator = b""
 
     def take_message(self, frame: Frame, limit: int) -> bytes | None:
-        """The next whole message (with its separator), or None; raises MessageTooLong."""
+        """The next whole message (with its separator), or None.
+
+        Raises MessageTooLong, and DeclarationError for a frame that would give empty messages for
+        ever.
+        """
         if not self.buffer:
             return None
         length = self._find(frame) if isinstance(frame, bytes) else frame(self.buffer)
@@ -39,6 +44,8 @@ class Inbox:
             if len(self.buffer) > limit:
                 raise MessageTooLong(limit)
             return None
+        if length < 1:
+            raise DeclarationError("frame", f"gives a message of {length} bytes")
         if length > limit:
             raise MessageTooLong(limit)
         return self.take(length) if length <= len(self.buffer) else None
@@ -51,6 +58,8 @@ class Inbox:
         return taken
 
     def _find(self, separator: bytes) -> int | None:
+        if separator != self._separator:
+            self._separator, self._scanned = separator, 0
         at = self.buffer.find(separator, self._scanned)
         if at < 0:
             self._scanned = max(0, len(self.buffer) - len(separator) + 1)

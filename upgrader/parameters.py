@@ -13,13 +13,20 @@ from typing import Self
 from upgrader.errors import DeclarationError
 
 _UNITS = {
-    "us": 1e-6, "usec": 1e-6, "ms": 1e-3, "msec": 1e-3,
+    "us": 1e-6, "usec": 1e-6, "\N{MICRO SIGN}s": 1e-6, "\N{GREEK SMALL LETTER MU}s": 1e-6,
+    "ms": 1e-3, "msec": 1e-3,
     "": 1.0, "s": 1.0, "sec": 1.0, "second": 1.0, "seconds": 1.0,
     "m": 60.0, "min": 60.0, "minute": 60.0, "minutes": 60.0,
     "h": 3600.0, "hr": 3600.0, "hour": 3600.0, "hours": 3600.0,
     "d": 86400.0, "day": 86400.0, "days": 86400.0,
+    "w": 604800.0, "week": 604800.0, "weeks": 604800.0,
+    "M": 2629800.0, "month": 2629800.0, "months": 2629800.0,  # systemd's: 30.4375 days
+    "y": 31557600.0, "year": 31557600.0, "years": 31557600.0,  # 365.25 days
 }  # fmt: skip
-_SPAN = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)")
+_SPAN = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?|(?<![0-9])\.[0-9]+)\s*([^\W\d]*)")
+#: Longest wait, in seconds: "infinity" and more than a year are all the same to a migration, and
+#: not all timers take larger numbers.
+_LONGEST = 366 * 86400.0
 _ON = {"1", "yes", "y", "true", "t", "on"}
 _OFF = {"0", "no", "n", "false", "f", "off"}
 
@@ -49,6 +56,22 @@ def boolean(text: str) -> bool:
     if text.lower() in _OFF:
         return False
     raise ValueError(f"{text!r} is neither yes nor no")
+
+
+def _wait(text: str) -> float:
+    return min(time_span(text), _LONGEST)
+
+
+def _attempts(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and int(text) > 0):
+        raise ValueError(f"{text!r} is not a number of attempts from 1 on")
+    return int(text)
+
+
+def _generation(text: str) -> str:
+    if text != "all" and not (text.isascii() and text.isdecimal()):
+        raise ValueError(f"{text!r} is neither a generation nor 'all'")
+    return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +108,7 @@ class Parameters:
 
 _VARIABLES: dict[str, tuple[str, Callable[[str], object]]] = {
     "UPGRADER": ("enabled", boolean),
-    "UPGRADER_DRAIN_TIMEOUT": ("drain_timeout", time_span),
-    "UPGRADER_LOAD_ATTEMPTS": ("load_attempts", int),
-    "UPGRADER_DISCARD": ("discard", str),
+    "UPGRADER_DRAIN_TIMEOUT": ("drain_timeout", _wait),
+    "UPGRADER_LOAD_ATTEMPTS": ("load_attempts", _attempts),
+    "UPGRADER_DISCARD": ("discard", _generation),
 }

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Parameters from the environment: as systemd writes them, and errors that name the variable."""
+
+import shutil
+import subprocess
+
+import pytest
+
+from tests.support import cannot_run
+from upgrader.errors import DeclarationError
+from upgrader.parameters import Parameters, boolean, time_span
+
+SPANS = {
+    "5": 5.0,
+    "5s": 5.0,
+    " 5 s ": 5.0,
+    "1min30s": 90.0,
+    "1min 30s": 90.0,
+    "1h 2": 3602.0,
+    "5 5s": 10.0,
+    "5s5": 10.0,
+    "1.5s": 1.5,
+    ".5s": 0.5,
+    "500ms": 0.5,
+    "5 msec": 0.005,
+    "5us": 5e-6,
+    "5\N{MICRO SIGN}s": 5e-6,
+    "5\N{GREEK SMALL LETTER MU}s": 5e-6,
+    "2d": 172800.0,
+    "3weeks": 1814400.0,
+    "2M": 5259600.0,
+    "2m": 120.0,
+    "1y": 31557600.0,
+    "0": 0.0,
+    "infinity": float("inf"),
+}
+NO_SPANS = ["", " ", "-5", "5x", "5S", "5ns", "s", ".", "5.", "1.s", "1.5.5", "1e3", "0x10", "inf",
+            "infinity5", "5,5", "\N{ARABIC-INDIC DIGIT THREE}"]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "seconds"), SPANS.items())
+def test_time_spans(text: str, seconds: float) -> None:
+    """Every form of systemd.time(7)."""
+    assert pytest.approx(seconds) == time_span(text)
+
+
+@pytest.mark.parametrize("text", NO_SPANS)
+def test_what_is_no_time_span(text: str) -> None:
+    """The error shows the text."""
+    with pytest.raises(ValueError, match="is not a time span") as caught:
+        time_span(text)
+
+    assert repr(text) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", [*SPANS, *NO_SPANS])
+def test_systemd_reads_the_same(text: str) -> None:
+    """What we read is what systemd-analyze(1) reads."""
+    if shutil.which("systemd-analyze") is None:
+        cannot_run("systemd-analyze is missing")
+    done = subprocess.run(
+        ["systemd-analyze", "timespan", "--", text], capture_output=True, text=True, check=False
+    )
+    if text in NO_SPANS:
+        assert done.returncode != 0
+    elif text != "infinity":
+        found = [line.split()[1] for line in done.stdout.splitlines() if "s:" in line]
+
+        assert [str(round(time_span(text) * 1e6))] == found
+
+
+def test_booleans() -> None:
+    """Those of systemd, in any case."""
+    assert all(boolean(text) for text in ("1", "yes", "Y", "true", "T", "On"))
+    assert not any(boolean(text) for text in ("0", "no", "N", "false", "F", "OFF"))
+    with pytest.raises(ValueError, match="'maybe'"):
+        boolean("maybe")
+
+
+def test_parameters_come_from_the_environment() -> None:
+    """Nothing set, or set to nothing, is the default."""
+    assert Parameters() == Parameters.from_environment({"UPGRADER": "", "PATH": "/bin"})
+    assert Parameters(False, 90.0, 3, "all") == Parameters.from_environment(
+        {
+            "UPGRADER": "off",
+            "UPGRADER_DRAIN_TIMEOUT": "1min 30s",
+            "UPGRADER_LOAD_ATTEMPTS": "3",
+            "UPGRADER_DISCARD": "all",
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("UPGRADER", "maybe"),
+        ("UPGRADER_DRAIN_TIMEOUT", "soon"),
+        ("UPGRADER_LOAD_ATTEMPTS", "many"),
+        ("UPGRADER_LOAD_ATTEMPTS", "0"),
+        ("UPGRADER_LOAD_ATTEMPTS", "-1"),
+        ("UPGRADER_DISCARD", "this one"),
+    ],
+)
+def test_bad_parameters_are_named(variable: str, value: str) -> None:
+    """The variable and its value."""
+    with pytest.raises(DeclarationError, match=f"{variable}: .*{value}"):
+        Parameters.from_environment({variable: value})
+
+
+def test_infinity_is_bounded() -> None:
+    """A wait of `infinity` is one that every timer can take."""
+    parameters = Parameters.from_environment({"UPGRADER_DRAIN_TIMEOUT": "infinity"})
+
+    assert 365 * 86400 < parameters.drain_timeout < 2**31
+
+
+def test_unknown_variables_are_found() -> None:
+    """A typing error is worth a warning."""
+    environment = {"UPGRADER_DRAIN_TIMOUT": "5s", "UPGRADER_DISCARD": "3", "UPGRADER": "on"}
+
+    assert ["UPGRADER_DRAIN_TIMOUT"] == Parameters.unknown(environment)
