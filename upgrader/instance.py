@@ -86,6 +86,11 @@ class Instance:
             self.unit = unit_name()
             for variable in Parameters.unknown(environment):
                 _log.warning("%s is not a parameter of upgrader", variable)
+        elif main == str(os.getpid()):
+            _log.warning(
+                "%s: systemd gives it no NOTIFY_SOCKET, so nothing outlives a restart;"
+                " set Type=notify, NotifyAccess=exec and FileDescriptorStoreMax= in the unit", service,
+            )  # fmt: skip
         else:
             _log.info("%s: not started by systemd, so nothing outlives this process", service)
         _raise_fd_limit()
