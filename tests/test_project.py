@@ -14,16 +14,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def _scripts() -> list[str]:
-    """Every shell script in the repository, by its first line."""
-    listed = subprocess.run(
-        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
-    ).stdout.split()
-    candidates = listed or ["packaging/bootstrap", ".ci/run"]
+    """Every shell script of the project, by its first line."""
+    places = (ROOT / name for name in (".ci", "packaging", "tests", "units", "upgrader"))
     return [
-        name
-        for name in candidates
-        if (ROOT / name).is_file()
-        and (ROOT / name).read_bytes()[:32].split(b"\n")[0] in (b"#!/bin/sh", b"#!/bin/bash")
+        str(path.relative_to(ROOT))
+        for place in places
+        for path in sorted(place.rglob("*"))
+        if path.is_file()
+        and path.read_bytes()[:32].split(b"\n")[0] in (b"#!/bin/sh", b"#!/bin/bash")
     ]
 
 
