@@ -83,8 +83,10 @@ class Service:
     def stop(self) -> None:
         self.machine.run(["systemctl", "stop", self.unit])
 
-    def restart(self, *, check: bool = True) -> None:
-        self.machine.run(["systemctl", "restart", self.unit], check=check)
+    def restart(self, *, check: bool = True) -> bool:
+        """Whether the new instance is up; without `check` it may fail."""
+        done = self.machine.run(["systemctl", "restart", self.unit], check=check)
+        return done.returncode == 0
 
     def signal(self, name: str) -> None:
         """Send a signal to the main process."""

@@ -53,7 +53,7 @@ def _asking(service: Service) -> Iterator[list[float]]:
 def test_thousands_of_connections(any_machine: PrivateSystemd, install: Install, user: str) -> None:
     """5,000 idle connections cross as one FD in the store, also with User= and the default
     LimitNOFILE=, in about the time of a plain restart, and PID 1 goes on answering."""
-    plain = install(any_machine, "none", "holder", f"User={user}", "Environment=UPGRADER=off")
+    plain = install(any_machine, "none", "holder", f"User={user}")
     service = install(any_machine, "many", "holder", f"User={user}")
     with service.clients(MANY) as clients:
         _add_all(clients)
