@@ -28,18 +28,22 @@ def take(environment: MutableMapping[str, str]) -> list[Passed]:
     FDs meant for another process (LISTEN_PID) are not touched. Raises DeclarationError for
     variables that make no sense.
     """
-    pid = environment.get("LISTEN_PID", "")
-    if pid != str(os.getpid()):
+    if environment.get("LISTEN_PID", "") != str(os.getpid()):
         return []
     count = environment.get("LISTEN_FDS", "")
-    names = environment.get("LISTEN_FDNAMES", "").split(":")
+    listed = environment.get("LISTEN_FDNAMES")
     for variable in ("LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES"):
         environment.pop(variable, None)
     if not count.isdecimal():
         raise DeclarationError("LISTEN_FDS", f"is {count!r}, not a number")
     fds = []
-    for index in range(int(count)):
-        os.set_inheritable(FIRST + index, False)
-        fds.append(Fd(FIRST + index))
+    for number in range(FIRST, FIRST + int(count)):
+        try:
+            os.set_inheritable(number, False)
+        except OSError as error:
+            why = f"says {count}, but FD {number} is not open: {error.strerror}"
+            raise DeclarationError("LISTEN_FDS", why) from error
+        fds.append(Fd(number))
+    names = [] if listed is None else listed.split(":")
     names += ["unknown"] * (len(fds) - len(names))  # sd_listen_fds_with_names(3)
     return [Passed(name, fd) for name, fd in zip(names, fds, strict=False)]
