@@ -101,8 +101,10 @@ def _make(suite: str, place: Path) -> None:
         configuration.flush()
         made = subprocess.run(
             [
-                # Ended with us: an orphan would go on writing into the cache.
+                # Ended with us: an orphan would go on writing into the cache. And in a mount
+                # namespace of its own: whatever ends it, no mount of its tree stays.
                 *("setpriv", "--pdeathsig", "TERM", "--"),
+                *("unshare", "--mount", "--propagation", "private", "--"),
                 *("mmdebstrap", *_OPTIONS, f"--aptopt={configuration.name}"),
                 *(suite, str(partial), *_mirror()),
             ],
