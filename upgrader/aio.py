@@ -21,7 +21,7 @@ from upgrader.errors import DeclarationError, Retired
 from upgrader.image import LeftBehind
 from upgrader.inbox import Frame
 from upgrader.incoming import Adopted, Arrival
-from upgrader.instance import Ended, refused_by_check, stop_signals
+from upgrader.instance import Ended, no_collection, refused_by_check, stop_signals
 from upgrader.instance import Instance as BaseInstance
 from upgrader.outgoing import Frozen
 from upgrader.state import encode
@@ -163,7 +163,7 @@ class Peer(Generic[S]):
         moved = self._stream.freeze(encode(self.state))
         if moved is None:
             return LeftBehind(self._door, self.address, "its handler is busy")
-        return Frozen(self._door, self._stream.sock, moved)
+        return Frozen(self._door, self._stream.sock, self._stream.identity, moved)
 
     @property
     def unsent(self) -> int:
@@ -329,8 +329,9 @@ class Instance(BaseInstance):
             name: (connections, self.arguments(connections.handler, skip=1))
             for name, connections in self.declarations.connections.items()
         }
-        for adopted in arrival.adopted:
-            self._adopt(adopted)
+        with no_collection():
+            for adopted in arrival.adopted:
+                self._adopt(adopted)
         for connections, _ in self._handlers.values():
             door = connections.door
             while door.backlog:
@@ -338,7 +339,7 @@ class Instance(BaseInstance):
             self.loop.add_reader(door.socket, self._on_acceptable, connections)
 
     def _adopt(self, adopted: Adopted) -> None:
-        stream = Stream(adopted.sock, adopted.state)
+        stream = Stream(adopted.sock, adopted.state, adopted.identity)
         peer = Peer(self, adopted.door, stream, adopted.session, adopted=True)
         if stream.unsent:
             peer.flush()

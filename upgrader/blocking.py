@@ -150,7 +150,7 @@ class Instance(BaseInstance):
 
     def _adopt(self, adopted: Adopted) -> None:
         connections = self.declarations.connections[adopted.door]
-        stream = Stream(adopted.sock, adopted.state)
+        stream = Stream(adopted.sock, adopted.state, adopted.identity)
         self._add(Peer(self, connections, stream, adopted.session, adopted=True))
 
     def _open(self, connections: Connections, sock: socket.socket) -> None:
@@ -250,7 +250,7 @@ class Instance(BaseInstance):
         for peer in self._peers.values():
             door = peer.connections.door.name
             if moved := peer.stream.freeze(encode(peer.state)):
-                frozen.append(Frozen(door, peer.stream.sock, moved))
+                frozen.append(Frozen(door, peer.stream.sock, peer.stream.identity, moved))
             else:
                 busy.append(LeftBehind(door, peer.address, "its handler is busy"))
         return frozen, busy

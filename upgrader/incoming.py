@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from upgrader import image
-from upgrader.backends import ConnectionState, Fd, Kind, bind, path_inode
+from upgrader.backends import ConnectionState, Fd, Identity, Kind, bind, path_inode
 from upgrader.backends.fd import identify
 from upgrader.channel import ParkedChannel, Stream
 from upgrader.declarations import Bound, Declarations, Listener
@@ -42,6 +42,7 @@ class Adopted:
 
     door: str
     sock: socket.socket
+    identity: Identity
     state: ConnectionState
     session: object | None
 
@@ -270,7 +271,9 @@ class Loader:
                 header.name, header.version, header.readable_from, connection.session
             )
             session, _ = load(cls, saved)
-        self._arrival.adopted.append(Adopted(entry.backend, sock, connection, session))
+        self._arrival.adopted.append(
+            Adopted(entry.backend, sock, entry.identity, connection, session)
+        )
 
     # Sockets: image, then FD store, then socket activation, then bind
 
@@ -331,13 +334,14 @@ class Loader:
 
 def _as_socket(entry: image.Entry, fd: Fd) -> socket.socket:
     """The socket of an entry; raises MismatchError unless it is the one that the manifest says."""
-    try:
-        sock = fd.socket()
-    except OSError:
-        raise MismatchError(str(entry), entry.identity, identify(fd)) from None
+    said = entry.identity
+    # Told what it is, the socket object asks the kernel nothing; `identify` does, once.
+    sock = socket.socket(said.family, said.type, 0, fileno=fd.fileno())
+    fd.detach()
     found = identify(sock)
-    if found != entry.identity:
-        raise MismatchError(str(entry), entry.identity, found)
+    if found != said:
+        sock.close()
+        raise MismatchError(str(entry), said, found)
     return sock
 
 

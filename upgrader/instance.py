@@ -159,7 +159,7 @@ class Instance:
         self.declarations.serving = True
         loader = Loader(self.declarations, self.parameters, self._store, self._passed)
         self._passed = []
-        with _no_collection():
+        with no_collection():
             arrival = loader.load()
         self.generation = arrival.status.generation
         return arrival
@@ -204,7 +204,7 @@ class Instance:
     def park(self, connections: Sequence[outgoing.Frozen], busy: Sequence[LeftBehind]) -> bool:
         """Park everything; False (and said so) if that cannot be done and must be drained."""
         try:
-            with _no_collection():
+            with no_collection():
                 outcome = outgoing.park(
                     self.declarations,
                     self.generation,
@@ -311,13 +311,17 @@ def _raise_fd_limit() -> None:
 
 
 @contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """No garbage collection: nothing of thousands of new objects is garbage, and clients wait."""
+def no_collection() -> Iterator[None]:
+    """No garbage collection: nothing of thousands of new objects is garbage, and clients wait.
+
+    What there is afterwards is left out of later collections as well: it is there to stay.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        gc.freeze()
         if enabled:
             gc.enable()
 

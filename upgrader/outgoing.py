@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from socket import socket
 
 from upgrader import channel, image
-from upgrader.backends import ConnectionState, Kind, identify, path_inode
+from upgrader.backends import ConnectionState, Identity, Kind, identify, path_inode
 from upgrader.backends.fd import HasFileno
 from upgrader.declarations import Declarations
 from upgrader.errors import BusError, ChannelError
@@ -26,6 +26,7 @@ class Frozen:
 
     door: str
     sock: socket
+    identity: Identity
     state: ConnectionState
 
 
@@ -61,7 +62,7 @@ def park(
         fds.append(sock)
     for frozen in connections:
         kind = Kind.CONNECTION
-        entries.append(image.Entry(frozen.door, kind, identify(frozen.sock), 0, frozen.state))
+        entries.append(image.Entry(frozen.door, kind, frozen.identity, 0, frozen.state))
         fds.append(frozen.sock)
     manifest = image.Manifest(
         service=declarations.service,

@@ -4,7 +4,7 @@ did not go out; never blocks and calls nobody back."""
 
 import socket
 
-from upgrader.backends import ConnectionState, Waiting
+from upgrader.backends import ConnectionState, Identity, Waiting, identify
 from upgrader.backends.fd import show_address
 from upgrader.inbox import Inbox
 
@@ -15,11 +15,18 @@ HIGH_WATER = 65536
 class Stream:
     """Both directions of a connection. `waiting` is its safe point, None while it is busy."""
 
-    __slots__ = ("address", "eof", "inbox", "lost", "sock", "unsent", "waiting")
+    __slots__ = ("eof", "identity", "inbox", "lost", "sock", "unsent", "waiting")
 
-    def __init__(self, sock: socket.socket, moved: ConnectionState | None = None) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        moved: ConnectionState | None = None,
+        identity: Identity | None = None,
+    ) -> None:
         sock.setblocking(False)
         self.sock = sock
+        # Asked once, when there is time: thousands of them would make a pause of it.
+        self.identity = identity or identify(sock)
         self.inbox = Inbox(moved.unread if moved else b"")
         self.unsent = bytearray(moved.unsent if moved else b"")
         self.waiting: Waiting | None = moved.waiting if moved else None
