@@ -55,10 +55,14 @@ def test_thousands_of_connections(any_machine: PrivateSystemd, install: Install,
     LimitNOFILE=, in about the time of a plain restart, and PID 1 goes on answering."""
     plain = install(any_machine, "none", "holder", f"User={user}")
     service = install(any_machine, "many", "holder", f"User={user}")
+    holding_none: list[float] = []
+    holding_many: list[float] = []
     with service.clients(MANY) as clients:
         _add_all(clients)
-        holding_none = [_restart_seconds(plain) for _ in range(ROUNDS)]
-        holding_many = [_restart_seconds(service) for _ in range(ROUNDS)]
+        for _ in range(ROUNDS):
+            holding_none.append(_restart_seconds(plain))
+            clients[-1].add()  # all that the restart before has left to do is done
+            holding_many.append(_restart_seconds(service))
         with _asking(service) as longest:
             service.restart()
         status = service.status
@@ -71,8 +75,8 @@ def test_thousands_of_connections(any_machine: PrivateSystemd, install: Install,
         f" {MANY} connections, {statistics.median(holding_none):.3f} s with none,"
         f" ratio {ratio:.2f}; systemctl show at most {longest[0]:.0f} ms"
     )
-    assert {(2, 2 + ROUNDS)} == {(answer[0], answer[2]) for answer in answers}
-    assert 2 * MANY == max(answer[1] for answer in answers)
+    assert {(2, 2 + ROUNDS)} == {(answer[0], answer[2]) for answer in answers[:-1]}
+    assert 2 * MANY + ROUNDS == max(answer[1] for answer in answers)
     assert (MANY + 1, 0) == (status.fds, status.left_behind)
     assert 1 == stored
     assert ratio <= 4
