@@ -1,14 +1,24 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """`systemctl restart` of a real service: what was there before is there after."""
 
+import socket
+import struct
+
+import pytest
+
 from tests.system.conftest import Install
 from upgrader.private_systemd import PrivateSystemd
 from upgrader.systemd.status import Origin
 
+PROGRAMS = ["holder", "blocking"]
 
-def test_connections_and_state_move(any_machine: PrivateSystemd, install: Install) -> None:
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_connections_and_state_move(
+    any_machine: PrivateSystemd, install: Install, program: str
+) -> None:
     """Connections, what belongs to each, and the state of all go on where they were."""
-    service = install(any_machine, "moving", "holder")
+    service = install(any_machine, f"moving-{program}", program)
     with service.connect() as first, service.connect() as second:
         first.add()
         second.add()
@@ -28,10 +38,13 @@ def test_connections_and_state_move(any_machine: PrivateSystemd, install: Instal
     assert 1 == service.stored
 
 
-def test_requests_split_by_a_restart(any_machine: PrivateSystemd, install: Install) -> None:
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_requests_split_by_a_restart(
+    any_machine: PrivateSystemd, install: Install, program: str
+) -> None:
     """Half a request sent before and half after the restart is answered once; so is one in whole
     that was sent while nobody ran."""
-    service = install(any_machine, "split", "holder")
+    service = install(any_machine, f"split-{program}", program)
     with service.connect() as half, service.connect() as whole:
         half.add()
         whole.add()
@@ -49,10 +62,13 @@ def test_requests_split_by_a_restart(any_machine: PrivateSystemd, install: Insta
         assert 7 == half.add()[1]
 
 
-def test_a_response_half_written(any_machine: PrivateSystemd, install: Install) -> None:
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_response_half_written(
+    any_machine: PrivateSystemd, install: Install, program: str
+) -> None:
     """What the service has written and the client has not read yet arrives once and whole."""
     size = 12_000_000  # more than the socket buffers of both sides take
-    service = install(any_machine, "unsent", "holder")
+    service = install(any_machine, f"unsent-{program}", program)
     with service.connect() as slow:
         slow.send(f"big {size}\n")
         begun = slow.sock.recv(1)
@@ -109,3 +125,69 @@ def test_no_fd_leaks(any_machine: PrivateSystemd, install: Install) -> None:
     print(f"{any_machine.tree.name}: FDs of service, PID 1, store: {counted}")
     assert counted[0] == counted[1]
     assert 1 == counted[0][2]
+
+
+def test_clients_that_leave_meanwhile(any_machine: PrivateSystemd, install: Install) -> None:
+    """Connections that were closed or reset while nobody ran do not keep the others from moving."""
+    service = install(any_machine, "left", "holder")
+    reset = struct.pack("ii", 1, 0)
+    with service.clients(30) as clients:
+        for client in clients:
+            client.add()
+        service.environment(MODE="exit")
+        service.restart(check=False)
+        for client in clients[:10]:
+            client.close()
+        for client in clients[10:20]:
+            client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+            client.close()
+        service.environment()
+        service.until(ActiveState="active")
+
+        assert {(2, 2)} == {client.add()[::2] for client in clients[20:]}
+    assert 31 == service.status.fds
+
+
+def test_restarts_one_on_top_of_the_other(any_machine: PrivateSystemd, install: Install) -> None:
+    """A restart that comes while the instance before is still starting loses nothing."""
+    service = install(any_machine, "storm", "holder")
+    with service.clients(200) as clients:
+        for client in clients:
+            client.add()
+        for _ in range(30):
+            any_machine.run(["systemctl", "restart", "--no-block", service.unit])
+        service.restart()
+
+        assert {2} == {client.add()[0] for client in clients}
+        with service.connect() as last:
+            assert 401 == last.add()[1]
+    assert 1 == service.stored
+
+
+_SOCKET = """\
+[Socket]
+ListenStream=127.0.0.1:{port}
+FileDescriptorName=door
+"""
+
+
+def test_a_socket_unit(any_machine: PrivateSystemd, install: Install) -> None:
+    """With a listener of PID 1 connections move just the same, and nothing stays in the store."""
+    service = install(any_machine, "activated", "holder")
+    service.stop()
+    text = _SOCKET.format(port=service.port)
+    any_machine.write("/etc/systemd/system/activated.socket", text)
+    any_machine.run(["systemctl", "daemon-reload"])
+    any_machine.run(["systemctl", "start", "activated.socket"])
+    try:
+        with service.connect() as client:
+            client.add()
+            for generation in (2, 3):
+                service.restart()
+                assert (generation, generation) == client.add()[::2]
+                assert 0 == service.stored
+                with service.connect() as other:
+                    other.add()
+    finally:
+        any_machine.run(["systemctl", "stop", "activated.socket"])
+        any_machine.run(["rm", "/etc/systemd/system/activated.socket"])
