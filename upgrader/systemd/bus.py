@@ -23,6 +23,7 @@ _BUS = "org.freedesktop.DBus"
 _SYSTEMD = "org.freedesktop.systemd1"
 _USEC_INFINITY = 2**64 - 1
 _LIMIT = 1 << 20  # largest reply read, in bytes
+_UNREADABLE = (OSError, struct.error, ValueError, IndexError)  # whatever a damaged reply leads to
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +57,17 @@ class Bus:
             self._connection.authenticate(self._path)
             if self._path == SYSTEM_BUS:
                 self._connection.call(_BUS, "/org/freedesktop/DBus", _BUS, "Hello")
-        except (OSError, struct.error, ValueError) as error:
+        except _UNREADABLE as error:
             self._sock.close()
             raise BusError(f"{self._path}: {error or type(error).__name__}") from error
 
     def list_jobs(self) -> list[Job]:
         """All jobs there are."""
-        return _jobs(self._ask("/org/freedesktop/systemd1", f"{_SYSTEMD}.Manager", "ListJobs"))
+        body = self._ask("/org/freedesktop/systemd1", f"{_SYSTEMD}.Manager", "ListJobs")
+        try:
+            return _jobs(body)
+        except _UNREADABLE as error:
+            raise BusError(f"ListJobs: {error}") from error
 
     def stored_fds(self, unit: str) -> int:
         """How many FDs the FD store of `unit` holds."""
@@ -78,14 +83,14 @@ class Bus:
         path = "/org/freedesktop/systemd1/unit/" + _escape(unit)
         properties = "org.freedesktop.DBus.Properties"
         body = self._ask(path, properties, "Get", f"{_SYSTEMD}.Service", name)
-        if body[:3] != b"\1" + signature + b"\0":
-            raise BusError(f"{name} of {unit} has type {body[:3]!r}")
+        if body[:3] != b"\1" + signature + b"\0" or len(body) < at + struct.calcsize(layout):
+            raise BusError(f"{name} of {unit} is {body!r}")
         return int(struct.unpack_from(layout, body, at)[0])
 
     def _ask(self, path: str, interface: str, member: str, *arguments: str) -> bytes:
         try:
             return self._connection.call(_SYSTEMD, path, interface, member, *arguments)
-        except (OSError, struct.error, ValueError) as error:
+        except _UNREADABLE as error:
             raise BusError(f"{self._path}: {member}: {error or type(error).__name__}") from error
 
     def __enter__(self) -> Self:
@@ -96,8 +101,12 @@ class Bus:
 
 
 def _escape(unit: str) -> str:
-    """Object paths take letters and digits only; sd_bus_path_encode(3)."""
-    return "".join(c if c.isascii() and c.isalnum() else f"_{ord(c):02x}" for c in unit)
+    """Object paths take letters and digits only, no digit first; sd_bus_path_encode(3)."""
+    label = "".join(
+        chr(byte) if chr(byte).isascii() and chr(byte).isalnum() else f"_{byte:02x}"
+        for byte in unit.encode()
+    )
+    return f"_{ord(label[0]):02x}{label[1:]}" if label[:1].isdigit() else label or "_"
 
 
 def _is_user_service() -> bool:

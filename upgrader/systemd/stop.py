@@ -14,7 +14,7 @@ TIMEOUT = 0.2
 #: DefaultTimeoutStopSec= of systemd, in seconds.
 DEFAULT_STOP_TIMEOUT = 90.0
 
-_UNIT = re.compile(r"[^/]+\.(?:service|scope)")
+_UNIT = re.compile(r"(?<=/)_?([^/]+\.(?:service|scope))(?=/|$)")
 
 
 class StopReason(StrEnum):
@@ -31,6 +31,7 @@ def unit_name(cgroup: str | None = None) -> str:
     """The unit of this process, from its cgroup; empty outside of systemd.
 
     The last `*.service` component counts: with Delegate=yes there are groups of our own below.
+    An underscore in front is systemd's escape of names such as `memory.service`.
     """
     if cgroup is None:
         try:
