@@ -57,10 +57,12 @@ def test_fields_are_one_datagram(pid1: tuple[Pid1, Notifier]) -> None:
     """READY=1 and what goes with it arrive together; the barrier comes after them."""
     ear, notifier = pid1
     notifier.send("READY=1", "STATUS=generation 1, cold start", *removal("x"))
+    notifier.send("STATUS=failed: \udcff")  # a path that is not UTF-8
     notifier.barrier()
 
     assert [
         ("READY=1\nSTATUS=generation 1, cold start\nFDSTOREREMOVE=1\nFDNAME=x", 0),
+        ("STATUS=failed: ?", 0),
         ("BARRIER=1", 1),
     ] == ear.heard
 

@@ -68,7 +68,9 @@ def _send(fields: Mapping[str, str]) -> bool:
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.setblocking(False)
         sock.connect(SOCKET)
-        sock.send(b"".join(_field(name, value.encode()) for name, value in fields.items()))
+        sock.send(
+            b"".join(_field(name, value.encode(errors="replace")) for name, value in fields.items())
+        )
         return True
     return False
 

@@ -51,7 +51,7 @@ class Notifier:
         """Send fields (`READY=1`, ...) as one datagram; raises NotifyError if it is not taken."""
         if self._sock is None:
             return
-        message = "\n".join(fields).encode()
+        message = "\n".join(fields).encode(errors="replace")
         numbers = array.array("i", [owner.fileno() for owner in fds])
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)] if fds else []
         try:

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Services as authors write them, for `mypy --strict`; never run. Each `ignore` is a mistake found."""
+
+import asyncio
+from typing import assert_type
+
+import upgrader
+
+
+@upgrader.state("counters", version=2, readable_from=1)
+class Counters:
+    requests: int = 0
+    streamed: int = upgrader.since(2, default=0)
+    names: list[str] = upgrader.since(2, default_factory=list)
+
+
+@upgrader.state("session")
+class Session:
+    sequence: int = 0
+
+
+@upgrader.convert(Counters, 1)
+def from_1(fields: dict[str, object]) -> dict[str, object]:
+    return fields
+
+
+Counters(requests=1, streamed=2)
+Counters(request=1)  # type: ignore[call-arg]
+Counters(requests="1")  # type: ignore[arg-type]
+
+
+def request(buffer: bytearray) -> int | None:
+    at = buffer.find(b"\r\n\r\n")
+    return at + 4 if at >= 0 else None
+
+
+async def main() -> None:
+    async with upgrader.attach("web", version="2") as instance:
+        counters = instance.state(Counters)
+        assert_type(counters, upgrader.Declared[Counters])
+        assert_type(counters.value.requests, int)
+        door = instance.listener("http", bind="127.0.0.1:8080")
+        assert_type(door, upgrader.Listener)
+        queries = instance.datagrams("dns")
+        assert_type(queries, upgrader.Datagrams)
+
+        @instance.connections(door, state=Session)
+        async def talk(peer: upgrader.Peer[Session], counters: Counters) -> None:
+            async for message in peer.messages(request, limit=65536):
+                assert_type(message, bytes)
+                counters.requests += 1
+                peer.state.sequence += 1
+                peer.state.sequences += 1  # type: ignore[attr-defined]
+                await peer.write(message)
+                await peer.write("text")  # type: ignore[arg-type]
+            async for line in peer.lines():
+                assert_type(line, bytes)
+            async with peer.safe():
+                await asyncio.sleep(0.05)
+            assert_type(await peer.readexactly(3), bytes)
+            assert_type(await peer.read(3), bytes)
+            assert_type(peer.address, str)
+            assert_type(peer.adopted, bool)
+            peer.close()
+
+        @instance.verify
+        async def sane(counters: Counters) -> None:
+            if counters.requests < 0:
+                raise upgrader.VerifyError("negative")
+
+        async def every_minute(counters: Counters) -> None:
+            async with instance.turn():
+                counters.streamed += 1
+
+        assert_type(await instance.serve(tasks=[every_minute]), upgrader.Ended)
+        assert_type(instance.generation, int)
+
+
+def blocking() -> None:
+    with upgrader.attach("web") as instance:
+        assert_type(instance, upgrader.Instance)
+        counters = instance.state(Counters)
+        inbox = instance.datagrams("inbox", bind="unix:/run/web/inbox")
+        door = instance.listener("http")
+        instance.drop("old")
+        for backend in instance.serve(inbox, door):
+            if backend is inbox:
+                data, _ = inbox.recvfrom()
+                assert_type(data, bytes)
+                counters.value.requests += 1
+            else:
+                sock, _ = door.accept()
+                sock.close()
+        with instance.turn():
+            pass

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What authors import: the list is pinned, everything on it is documented, and it type-checks."""
+
+import inspect
+import shutil
+import subprocess
+import sys
+import typing
+from pathlib import Path
+
+import pytest
+
+import upgrader
+from tests.support import cannot_run
+from upgrader import errors
+
+TYPING = Path(__file__).parents[1] / "typing" / "api.py"
+
+PUBLIC = [
+    "ChannelError",
+    "Datagrams",
+    "DeclarationError",
+    "Declared",
+    "Ended",
+    "Frame",
+    "IncompatibleState",
+    "Instance",
+    "Listener",
+    "MessageTooLong",
+    "Peer",
+    "Retired",
+    "UnclaimedError",
+    "UpgradeError",
+    "VerifyError",
+    "attach",
+    "convert",
+    "since",
+    "state",
+]
+
+
+def test_the_public_names() -> None:
+    """A change here is a change for every author: it goes into the release notes."""
+    assert PUBLIC == upgrader.__all__
+    assert sorted(PUBLIC) == PUBLIC
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_names_exist_and_are_documented(name: str) -> None:
+    """Each has a docstring of its own, and so does each of its public methods."""
+    value = getattr(upgrader, name)
+    if name == "Frame":  # a type alias has no docstring
+        assert typing.get_args(value)
+        return
+    assert vars(value).get("__doc__") if inspect.isclass(value) else value.__doc__
+    for member, function in vars(value).items() if inspect.isclass(value) else ():
+        if not member.startswith("_") and inspect.isroutine(function):
+            assert inspect.getdoc(function), f"{name}.{member}"
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    """As in any module."""
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        upgrader.Nothing  # noqa: B018
+
+
+def test_all_errors_are_in_the_tree() -> None:
+    """The drawing in the module's docstring is complete and right."""
+    drawn: dict[str, str] = {}
+    above: list[str] = []
+    for line in (errors.__doc__ or "").splitlines():
+        bare = line.lstrip("│├└─ ")
+        name = bare.split()[0] if bare.split() else ""
+        if isinstance(vars(errors).get(name), type):
+            depth = (len(line) - len(bare)) // 4
+            above[depth:] = [name]
+            drawn[name] = above[depth - 1] if depth else "Exception"
+    real = {
+        name: value.__base__.__name__
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, Exception)
+    }
+
+    assert real == drawn
+
+
+@pytest.mark.parametrize("error", [e for e in vars(errors).values() if inspect.isclass(e)])
+def test_errors_are_documented(error: type) -> None:
+    """What happened, for every one of them."""
+    assert error.__doc__
+
+
+def test_a_remedy_is_shown() -> None:
+    """An error says what to do next."""
+    error = errors.UpgradeError("it is broken", remedy="mend it")
+
+    assert ("it is broken", "mend it") == (error.message, error.remedy)
+    assert "it is broken (mend it)" == str(error)
+    assert "it is broken" == str(errors.UpgradeError("it is broken"))
+
+
+def test_a_service_type_checks() -> None:
+    """The services of tests/typing are clean for `mypy --strict`, and their mistakes are found."""
+    beside = Path(sys.executable).with_name("mypy")
+    program = str(beside) if beside.exists() else shutil.which("mypy")
+    if program is None:
+        cannot_run("mypy is missing: packaging/bootstrap installs it")
+    done = subprocess.run(
+        [program, "--strict", "--warn-unused-ignores", "--no-error-summary", TYPING],
+        cwd=TYPING.parents[2],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+
+    assert "" == done.stdout

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The reading order is the import order, and what lives in every service stays small."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import upgrader
+
+ROOT = Path(upgrader.__file__).parent
+
+CORE = [
+    "errors",
+    "state",
+    "backends.connection",
+    "backends.fd",
+    "backends.listener",
+    "backends",
+    "image",
+    "wire",
+    "migration",
+    "channel",
+    "systemd",
+    "systemd.activation",
+    "systemd.notify",
+    "systemd.fdstore",
+    "systemd.bus",
+    "systemd.stop",
+    "systemd.status",
+    "systemd.journal",
+    "parameters",
+    "inbox",
+    "turns",
+    "declarations",
+    "incoming",
+    "outgoing",
+    "stream",
+    "instance",
+    "blocking",
+    "aio",
+    "attach",
+    "testing",
+]
+#: The side of the operator: asks for upgrades, and never touches an FD of a service.
+OPERATOR = [
+    "systemd.unit",
+    "outcome",
+    "systemd.cause",
+    "systemd.units",
+    "upgrade",
+    "discard",
+    "private_systemd",
+    "demo",
+    "cli",
+    "__main__",
+]
+ORDER = [*CORE, *OPERATOR]
+#: Read on their own; their modules may import each other.
+SHELVES = ("private_systemd", "demo")
+#: Loaded with the core by nobody but those who use them.
+HEAVY = ("asyncio", "click", "pystemd", "lxml", "subprocess", "tempfile", "email", "ssl")
+
+
+def module_of(path: Path) -> str:
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    return name.removesuffix("__init__").removesuffix(".")
+
+
+MODULES = {name: path for path in sorted(ROOT.rglob("*.py")) if (name := module_of(path))}
+
+
+def layer(module: str) -> str:
+    """Its place in the order: the module itself, or the shelf it stands on."""
+    shelf = module.split(".")[0]
+    return shelf if shelf in SHELVES else module
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module a file imports, wherever the statement stands."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:  # only within a shelf
+                assert layer(module_of(path)) in SHELVES, f"{path}: relative import"
+                continue
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                is_module = full.removeprefix("upgrader.") in MODULES
+                yield full if is_module else str(node.module)
+
+
+def test_every_module_has_its_place() -> None:
+    """A new module must say where it is read."""
+    assert {layer(name) for name in MODULES} == set(ORDER)
+    assert len(ORDER) == len(set(ORDER))
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "__main__"])
+def test_modules_import_only_what_is_read_before(module: str) -> None:
+    """From top to bottom, nothing needs what comes later."""
+    place = ORDER.index(layer(module))
+    for imported in imports(MODULES[module]):
+        if not imported.startswith("upgrader."):
+            continue
+        other = layer(imported.removeprefix("upgrader."))
+        same_shelf = other == layer(module) and other in SHELVES
+
+        assert same_shelf or ORDER.index(other) < place, f"{module} imports {imported}"
+
+
+@pytest.mark.parametrize("module", CORE)
+def test_the_core_needs_msgspec_only(module: str) -> None:
+    """Not even in a function does it import another package."""
+    for imported in imports(MODULES[module]):
+        package = imported.split(".")[0]
+
+        assert package in ("upgrader", "msgspec") or package in sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("module", ["wire", "migration"])
+def test_the_protocol_does_no_io(module: str) -> None:
+    """It is decided by values alone."""
+    assert not {"os", "socket", "select", "time"} & set(imports(MODULES[module]))
+
+
+def test_importing_it_loads_little() -> None:
+    """`import upgrader` in a fresh interpreter: none of the heavy ones."""
+    script = "import sys, upgrader; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", f"import sys; sys.path[:] = {sys.path!r}; {script}"],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    loaded = {name.split(".")[0] for name in done.stdout.split()}
+
+    assert "msgspec" in loaded
+    assert not loaded & set(HEAVY)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_begin_alike(module: str) -> None:
+    """The licence in the first line, then a docstring that says what it is for."""
+    text = MODULES[module].read_text()
+
+    assert text.startswith("# SPDX-License-Identifier: LGPL-2.1-or-later\n")
+    assert ast.get_docstring(ast.parse(text))
