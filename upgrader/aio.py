@@ -381,7 +381,7 @@ class Instance(BaseInstance):
     async def _retire(
         self, tasks: list[asyncio.Task[object]], failure: BaseException | None
     ) -> Ended:
-        parks, deadline = self.told_to_stop()
+        parks, deadline = self.told_to_stop(failed=failure is not None)
         self._gate.clear()
         for peer in self._peers:
             peer.stopping()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from upgrader import image
 from upgrader.backends import ConnectionState, Fd, Identity, Kind, bind, path_inode
-from upgrader.backends.fd import identify
+from upgrader.backends.fd import identify, is_socket
 from upgrader.channel import ParkedChannel, Stream
 from upgrader.declarations import Bound, Declarations, Listener
 from upgrader.errors import (
@@ -36,8 +36,7 @@ _NAMED = 20  # items of one kind that are named in the log before only their num
 _log = logging.getLogger("upgrader")
 
 
-@dataclass(frozen=True, slots=True)
-class Adopted:
+class Adopted(msgspec.Struct, frozen=True):
     """One connection that has moved here, with what moved along."""
 
     door: str
@@ -66,7 +65,10 @@ class Arrival:
         """
         store.remove(*self.unwanted)
         for name, sock in self.persistent:
-            store.push(name, sock)
+            try:
+                store.push(name, sock)
+            except NotifyError as error:  # with too many FDs of this user in flight, none can go
+                _log.warning("%s would not survive a crash: %s", name, error)
         fields = ["READY=1", f"STATUS={self.status}"]
         if self.channel:
             fields += removal(self.channel.name)
@@ -338,8 +340,8 @@ def _as_socket(entry: image.Entry, fd: Fd) -> socket.socket:
     # Told what it is, the socket object asks the kernel nothing; `identify` does, once.
     sock = socket.socket(said.family, said.type, 0, fileno=fd.fileno())
     fd.detach()
-    found = identify(sock)
-    if found != said:
+    if not is_socket(sock, said):
+        found = identify(sock)
         sock.close()
         raise MismatchError(str(entry), said, found)
     return sock

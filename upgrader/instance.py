@@ -187,14 +187,17 @@ class Instance:
 
     # The end
 
-    def told_to_stop(self) -> tuple[bool, float]:
+    def told_to_stop(self, *, failed: bool = False) -> tuple[bool, float]:
         """Find out how to end: (whether to park, when to be done, as of `time.monotonic`).
 
-        At a desk, and with UPGRADER=off, a stop is for good. A fifth of TimeoutStopSec= is kept
+        At a desk, with UPGRADER=off, and where no job and no Restart= starts another instance, a
+        stop is for good. `failed`: this instance ends by itself, with a failure. A fifth of TimeoutStopSec= is kept
         for parking itself, before PID 1 sends SIGKILL.
         """
         self._reserve.clear()
-        stop = ask(self.unit) if self._supervised else Stop(StopReason.STOP, float("inf"))
+        stop = Stop(StopReason.STOP, float("inf"))
+        if self._supervised:
+            stop = ask(self.unit, failed=failed)
         with contextlib.suppress(UpgradeError):
             self._notifier.send("STOPPING=1")
         patience = min(self.parameters.drain_timeout, stop.timeout * 0.8)

@@ -63,6 +63,20 @@ def test_start_after_parking_by_hand(any_machine: PrivateSystemd, install: Insta
     assert 1 == service.stored
 
 
+@pytest.mark.parametrize("policy", ["no", "on-failure"])
+def test_sigterm_where_no_restart_follows(
+    any_machine: PrivateSystemd, install: Install, policy: str
+) -> None:
+    """SIGTERM by hand is a stop for good where Restart= starts nothing after a clean exit."""
+    service = install(any_machine, f"ended-{policy}", "holder", f"Restart={policy}")
+    with service.connect() as client:
+        client.add()
+        service.signal("SIGTERM")
+
+        assert ["goodbye", ""] == [client.line(), client.line()]
+    service.until(ActiveState="inactive", NFileDescriptorStore="0")
+
+
 def test_reexecuting_pid_1(any_machine: PrivateSystemd, install: Install) -> None:
     """A restart after daemon-reexec, which hands the FD store from one PID 1 to the next, works."""
     service = install(any_machine, "reexec", "holder")

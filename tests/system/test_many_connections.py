@@ -107,6 +107,27 @@ def test_fds_of_another_service_in_flight(any_machine: PrivateSystemd, install: 
     assert f"{800 - alive} left behind in all" in service.messages()
 
 
+def test_starting_with_too_many_in_flight(any_machine: PrivateSystemd, install: Install) -> None:
+    """A service starts even while another one of its user has parked so much that the kernel lets
+    it pass no FD to PID 1: it says that its listener would not survive a crash."""
+    shared = ("User=daemon", "LimitNOFILE=500")
+    other = install(any_machine, "hoarder", "holder", *shared)
+    with other.clients(400) as others:
+        _add_all(others)
+        other.environment(MODE="exit")
+        other.restart(check=False)
+        service = install(any_machine, "newcomer", "holder", "User=daemon", "LimitNOFILE=100")
+        with service.connect() as client:
+            assert (1, 1, 1) == client.add()
+            assert "Too many references" in service.messages()
+            other.environment()
+            other.until(ActiveState="active")
+            service.restart()
+
+            assert (2, 2, 2) == client.add()
+        assert 1 == service.stored
+
+
 def test_a_service_that_is_full(any_machine: PrivateSystemd, install: Install) -> None:
     """A service that accepts no more, having as many FDs as its hard limit allows, still parks,
     and the next one has room to load all of it; the backlog is served in turn."""

@@ -78,11 +78,28 @@ class Bus:
         usec = self._get(unit, "TimeoutStopUSec", b"t", "<Q", 8)
         return float("inf") if usec == _USEC_INFINITY else usec / 1e6
 
-    def _get(self, unit: str, name: str, signature: bytes, layout: str, at: int) -> int:
-        """A number among the properties of a service: a variant, its value aligned to `at`."""
+    def restart_policy(self, unit: str) -> str:
+        """Restart= of `unit`."""
+        return self._get_text(unit, "Restart")
+
+    def result(self, unit: str) -> str:
+        """How the service has ended, or why it is made to end: "success", "timeout", ..."""
+        return self._get_text(unit, "Result")
+
+    def _get_text(self, unit: str, name: str) -> str:
+        body = self._get_variant(unit, name)
+        if body[:3] != b"\1s\0" or body[-1:] != b"\0":
+            raise BusError(f"{name} of {unit} is {body!r}")
+        return body[8:-1].decode(errors="replace")
+
+    def _get_variant(self, unit: str, name: str) -> bytes:
         path = "/org/freedesktop/systemd1/unit/" + _escape(unit)
         properties = "org.freedesktop.DBus.Properties"
-        body = self._ask(path, properties, "Get", f"{_SYSTEMD}.Service", name)
+        return self._ask(path, properties, "Get", f"{_SYSTEMD}.Service", name)
+
+    def _get(self, unit: str, name: str, signature: bytes, layout: str, at: int) -> int:
+        """A number among the properties of a service: a variant, its value aligned to `at`."""
+        body = self._get_variant(unit, name)
         if body[:3] != b"\1" + signature + b"\0" or len(body) < at + struct.calcsize(layout):
             raise BusError(f"{name} of {unit} is {body!r}")
         return int(struct.unpack_from(layout, body, at)[0])

@@ -23,7 +23,7 @@ class StopReason(StrEnum):
     STOP = "stop"  #: an admin wants it gone: drain, leave nothing in the FD store
     RESTART = "restart"  #: another instance follows: park
     SOFT_REBOOT = "soft-reboot"  #: its job says "stop", but the FD store survives: park
-    NO_JOB = "no-job"  #: a signal sent by hand, or a watchdog: Restart= may follow, park
+    NO_JOB = "no-job"  #: a signal sent by hand, say, and Restart= may follow: park
     UNKNOWN = "unknown"  #: no answer: parking loses nothing, draining might
 
 
@@ -55,13 +55,25 @@ class Stop:
     timeout: float
 
 
-def ask(unit: str) -> Stop:
-    """Ask PID 1 which job stops `unit`; never fails and never takes longer than TIMEOUT."""
+def ask(unit: str, *, failed: bool = False) -> Stop:
+    """Ask PID 1 which job stops `unit`; never fails and never takes longer than TIMEOUT.
+
+    `failed`: this process ends with a failure of its own.
+    """
     reason, timeout = StopReason.UNKNOWN, DEFAULT_STOP_TIMEOUT
     with contextlib.suppress(BusError), Bus(TIMEOUT) as bus:
         reason = judge(unit, bus.list_jobs())
         timeout = bus.stop_timeout(unit)
+        if reason is StopReason.NO_JOB:
+            clean = not failed and bus.result(unit) == "success"
+            if not restart_follows(bus.restart_policy(unit), clean=clean):
+                reason = StopReason.STOP
     return Stop(reason, timeout)
+
+
+def restart_follows(policy: str, *, clean: bool) -> bool:
+    """Whether Restart= may start an instance after this one, as far as its end is known."""
+    return policy in ("always", "on-success") if clean else policy != "no"
 
 
 def judge(unit: str, jobs: list[Job]) -> StopReason:
