@@ -12,6 +12,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from upgrader import image
 from upgrader.backends import ConnectionState, Fd, Identity, Kind, bind, path_inode
 from upgrader.backends.fd import identify, is_socket

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from socket import socket
 
+import msgspec
+
 from upgrader import channel, image
 from upgrader.backends import ConnectionState, Identity, Kind, identify, path_inode
 from upgrader.backends.fd import HasFileno
@@ -20,8 +22,7 @@ from upgrader.systemd.fdstore import FdStore, Stored, StoreName
 from upgrader.systemd.stop import TIMEOUT
 
 
-@dataclass(frozen=True, slots=True)
-class Frozen:
+class Frozen(msgspec.Struct, frozen=True):
     """A connection at a safe point: everything that moves with it."""
 
     door: str

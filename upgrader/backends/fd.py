@@ -113,6 +113,20 @@ def identify(owner: HasFileno) -> Identity:
         borrowed.detach()
 
 
+def is_socket(sock: socket.socket, said: Identity) -> bool:
+    """Whether a socket is the one that was identified.
+
+    Its address need not be asked for: one inode is one socket, and that is bound only once.
+    """
+    status = os.fstat(sock.fileno())
+    return (
+        status.st_ino == said.inode
+        and stat.S_IFMT(status.st_mode) == said.file_type == stat.S_IFSOCK
+        and sock.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN) == said.family
+        and sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) == said.type
+    )
+
+
 def show_address(name: object) -> str:
     """A socket address as people write it: `[::1]:80`, `127.0.0.1:80`, `/run/x`, `@abstract`."""
     if isinstance(name, tuple) and len(name) >= 2:
