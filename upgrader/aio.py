@@ -106,8 +106,9 @@ class Peer(Generic[S]):
         if self._stream.unsent:
             self._loop.add_writer(self._fd, self._on_writable)
         while len(self._stream.unsent) > self._high_water:
-            self._writable = self._loop.create_future()
-            await self._writable
+            if self._writable is None or self._writable.done():
+                self._writable = self._loop.create_future()
+            await asyncio.shield(self._writable)  # other handlers may wait for it, too
 
     @contextlib.asynccontextmanager
     async def safe(self) -> AsyncIterator[None]:
@@ -237,6 +238,7 @@ class Peer(Generic[S]):
             self._loop.remove_writer(self._fd)
             self._stream.sock.close()
         self._stream.lose()
+        self._wake_writer()
         self._instance.forget(self)
 
     def _forbid_in_safe(self) -> None:
@@ -402,7 +404,8 @@ class Instance(BaseInstance):
         """Wait until every connection is at a safe point and no turn runs, or for the deadline."""
         idle = asyncio.Event()
         with contextlib.suppress(TimeoutError):
-            async with _until_deadline(deadline):
+            # No grace here: PID 1 kills at the end of TimeoutStopSec=, and parking comes first.
+            async with asyncio.timeout(max(deadline - time.monotonic(), 0)):
                 while self._busy:
                     self._quiet.clear()
                     await self._quiet.wait()

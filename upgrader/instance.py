@@ -31,7 +31,7 @@ from upgrader.image import LeftBehind
 from upgrader.incoming import Arrival, Loader
 from upgrader.parameters import Parameters
 from upgrader.systemd import journal
-from upgrader.systemd.activation import take
+from upgrader.systemd.activation import own_number, take
 from upgrader.systemd.fdstore import FdStore, Stored, StoreName
 from upgrader.systemd.journal import Outcome, Priority
 from upgrader.systemd.notify import Notifier, one_line
@@ -62,10 +62,11 @@ class Instance:
 
     def __init__(self, service: str, version: str, environment: MutableMapping[str, str]) -> None:
         main = environment.get("SYSTEMD_EXEC_PID")
-        if main and environment.get("NOTIFY_SOCKET") and main != str(os.getpid()):
+        own = own_number(environment)
+        if main and environment.get("NOTIFY_SOCKET") and main != own:
             raise DeclarationError(
                 service,
-                f"attach() in process {os.getpid()}, but systemd started process {main}",
+                f"attach() in process {own}, but systemd started process {main}",
                 remedy="one instance is one process: use template units instead of forking",
             )
         self.service = service
@@ -86,7 +87,7 @@ class Instance:
             self.unit = unit_name()
             for variable in Parameters.unknown(environment):
                 _log.warning("%s is not a parameter of upgrader", variable)
-        elif main == str(os.getpid()):
+        elif main == own:
             _log.warning(
                 "%s: systemd gives it no NOTIFY_SOCKET, so nothing outlives a restart;"
                 " set Type=notify, NotifyAccess=exec and FileDescriptorStoreMax= in the unit", service,

@@ -155,3 +155,78 @@ def test_a_socket_file_that_is_kept(any_machine: PrivateSystemd, install: Instal
         assert "1 1 2" == Client(sock).ask("add")
     assert inode == service.inside(path).stat().st_ino
     assert 1 == service.stored
+
+
+def test_a_unit_with_a_name_to_escape(any_machine: PrivateSystemd, install: Install) -> None:
+    """An instance of a template, in a slice and with a cgroup of its own, finds out what stops it."""
+    service = install(
+        any_machine, "1-deep:er@one-two", "holder", "Delegate=yes", "Slice=deep-down.slice"
+    )
+    with service.connect() as client:
+        client.add()
+        service.restart()
+        assert (2, 2, 2) == client.add()
+        service.stop()
+
+        assert "goodbye" == client.line()
+    assert 0 == service.stored
+
+
+def test_a_pid_namespace_of_its_own(sid_machine: PrivateSystemd, install: Install) -> None:
+    """With PrivatePIDs=, where the instance is process 1, a restart moves everything. (257 takes
+    such a process for somebody else's child, and kills it without a SIGTERM.)"""
+    service = install(sid_machine, "alone", "holder", "PrivatePIDs=yes")
+    with service.connect() as client:
+        client.add()
+        service.restart()
+
+        assert (2, 2, 2) == client.add()
+    assert 1 == service.stored
+
+
+def test_drain_timeout_beyond_the_stop_timeout(
+    any_machine: PrivateSystemd, install: Install
+) -> None:
+    """A drain-timeout longer than TimeoutStopSec= does not get the source killed with all it has."""
+    service = install(
+        any_machine,
+        "hasty",
+        "holder",
+        "TimeoutStopSec=1",
+        "Environment=UPGRADER_DRAIN_TIMEOUT=1h",
+    )
+    with service.connect() as busy, service.connect() as idle:
+        busy.send("busy 3600\n")
+        idle.add()
+        service.restart()
+
+        assert (2, 2, 2) == idle.add()
+        assert "" == busy.line()
+    assert 1 == service.status.left_behind
+
+
+def test_another_address(any_machine: PrivateSystemd, install: Install) -> None:
+    """A version that binds another address gets the connections of the old one, and who still
+    waited there; new clients come to the new address, and are refused at the old one."""
+    service = install(any_machine, "moved", "holder", "RestartSec=200ms")
+    old, new = service.port, service.port + 10_000
+    with service.connect() as client:
+        client.add()
+        service.environment(MODE="exit")
+        service.restart(check=False)
+        with service.connect() as waiting:
+            waiting.send("add\n")
+            service.environment(BIND=f"127.0.0.1:{new}")
+            service.until(ActiveState="active")
+
+            assert "1" == waiting.line().split()[0]
+        assert (2, 2) == client.add()[::2]
+        with pytest.raises(ConnectionRefusedError):
+            service.connect()
+        service.port = new
+        for generation in (2, 3):
+            with service.connect() as other:
+                assert (1, generation) == other.add()[::2]
+            service.restart()
+        service.port = old
+    assert 1 == service.stored

@@ -5,7 +5,7 @@ The order of the FDs means nothing (it changes with a daemon-reload), names may 
 """
 
 import os
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
 from upgrader.backends import Fd
@@ -22,13 +22,19 @@ class Passed:
     fd: Fd
 
 
+def own_number(environment: Mapping[str, str]) -> str:
+    """This process as PID 1 numbers it: with PrivatePIDs= it is process 1 only in here."""
+    number = str(os.getpid())
+    return environment.get("SYSTEMD_EXEC_PID", number) if number == "1" else number
+
+
 def take(environment: MutableMapping[str, str]) -> list[Passed]:
     """Take ownership of the passed FDs (CLOEXEC from now on) and unset the LISTEN_ variables.
 
     FDs meant for another process (LISTEN_PID) are not touched. Raises DeclarationError for
     variables that make no sense.
     """
-    if environment.get("LISTEN_PID", "") != str(os.getpid()):
+    if environment.get("LISTEN_PID", "") != own_number(environment):
         return []
     count = environment.get("LISTEN_FDS", "")
     listed = environment.get("LISTEN_FDNAMES")
