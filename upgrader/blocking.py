@@ -72,6 +72,8 @@ class Peer(Generic[S]):
         if self._instance.frozen:
             raise Retired(self.address)
         self.stream.queue(data)
+        if self.stream.unsent:
+            self._instance.watch(self)  # it may not be the one whose handler runs
 
     def close(self) -> None:
         """Close the connection once this call of the handler is over and all is sent."""
@@ -214,6 +216,13 @@ class Instance(BaseInstance):
                 stream.waiting = Waiting.CLOSING if stream.eof else Waiting.MESSAGE
         if stream.lost or (stream.waiting is Waiting.CLOSING and not stream.unsent):
             self._forget(peer)
+            return
+        self.watch(peer)
+
+    def watch(self, peer: Peer[Any]) -> None:
+        """See to it that the loop wakes up for what the connection waits for."""
+        stream = peer.stream
+        if self._peers.get(stream.sock.fileno()) is not peer:
             return
         wanted = selectors.EVENT_WRITE if stream.unsent else 0
         if stream.waiting is Waiting.MESSAGE and len(stream.unsent) <= HIGH_WATER:

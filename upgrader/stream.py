@@ -61,7 +61,10 @@ class Stream:
         if self.unsent:
             with memoryview(self.unsent) as view:
                 sent = self._send(view)
-            del self.unsent[:sent]
+            if self.lost:
+                self.unsent.clear()
+            else:
+                del self.unsent[:sent]
 
     def freeze(self, session: bytes) -> ConnectionState | None:
         """What moves along; None if the connection is busy or gone."""
@@ -71,8 +74,11 @@ class Stream:
 
     def lose(self) -> None:
         """The peer is gone: nothing more comes and nothing more goes."""
-        self.lost = self.eof = True
+        self._mark_lost()
         self.unsent.clear()
+
+    def _mark_lost(self) -> None:
+        self.lost = self.eof = True
 
     def _send(self, data: bytes | memoryview) -> int:
         try:
@@ -80,7 +86,7 @@ class Stream:
         except (BlockingIOError, InterruptedError):
             return 0
         except OSError:
-            self.lose()
+            self._mark_lost()  # `data` may be a view of `unsent`, which cannot be cleared then
             return len(data)
 
 

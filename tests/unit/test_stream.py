@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""One connection without a loop: what is queued, what is lost, and what moves."""
+
+import socket
+import struct
+from collections.abc import Iterator
+
+import pytest
+
+from upgrader.backends import ConnectionState, Waiting, identify
+from upgrader.stream import Stream
+
+LARGE = b"x" * 8_000_000
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[Stream, socket.socket]]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        there = socket.create_connection(listener.getsockname())
+        here, _ = listener.accept()
+        with here, there:
+            yield Stream(here), there
+
+
+def reset(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+def test_what_does_not_go_out_is_kept(ends: tuple[Stream, socket.socket]) -> None:
+    """It follows in order when it is flushed."""
+    stream, there = ends
+    stream.queue(LARGE)
+    stream.queue(b"end")
+    kept = len(stream.unsent)
+    got = bytearray()
+    while len(got) < len(LARGE) + 3:
+        got += there.recv(1 << 20)
+        stream.flush()
+
+    assert 0 < kept < len(LARGE)
+    assert got == LARGE + b"end"
+    assert not stream.unsent
+
+
+def test_a_reset_while_flushing(ends: tuple[Stream, socket.socket]) -> None:
+    """The rest is dropped, the connection is lost, and writing says so."""
+    stream, there = ends
+    stream.queue(LARGE)
+    reset(there)
+    while not stream.lost:
+        stream.flush()
+
+    assert stream.eof
+    assert not stream.unsent
+    assert stream.freeze(b"") is None
+    with pytest.raises(ConnectionResetError, match="the peer is gone"):
+        stream.queue(b"x")
+
+
+def test_a_reset_while_receiving(ends: tuple[Stream, socket.socket]) -> None:
+    """What came before stays."""
+    stream, there = ends
+    there.send(b"abc")
+    stream.receive()
+    stream.queue(LARGE)
+    reset(there)
+    while not stream.lost:
+        stream.receive()
+
+    assert b"abc" == stream.inbox.buffer
+    assert not stream.unsent
+
+
+@pytest.mark.parametrize("waiting", [*Waiting, None])
+def test_freezing(ends: tuple[Stream, socket.socket], waiting: Waiting | None) -> None:
+    """At a safe point everything moves along; a busy one does not move."""
+    stream, there = ends
+    there.send(b"half")
+    stream.receive()
+    stream.queue(LARGE)
+    stream.waiting = waiting
+    moved = stream.freeze(b"session")
+    if waiting is None:
+        assert moved is None
+        return
+
+    assert ConnectionState(waiting, b"half", bytes(stream.unsent), b"session") == moved
+    again = Stream(stream.sock, moved)
+    assert (b"half", stream.unsent) == (again.inbox.buffer, again.unsent)
+    assert (waiting, identify(stream.sock)) == (again.waiting, again.identity)
