@@ -6,6 +6,7 @@ import ctypes
 import gc
 import os
 import stat
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,6 +39,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """System tests need root."""
     if item.get_closest_marker("system") is not None and os.geteuid() != 0:
         cannot_run("needs root: it boots a private systemd")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish() -> None:
+    """The summary is the last line: what a failed test still holds is no news after it."""
+    warnings.simplefilter("ignore", pytest.PytestUnraisableExceptionWarning)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -104,6 +111,13 @@ def any_machine(request: pytest.FixtureRequest, boot_once: Boot) -> PrivateSyste
     return boot_once(request.param)
 
 
+@pytest.fixture
+def fresh_machine(any_machine: PrivateSystemd) -> Iterator[PrivateSystemd]:
+    """Like `any_machine`, but nobody has used it, and it is thrown away after the test."""
+    with PrivateSystemd.boot(any_machine.tree.name) as machine:
+        yield machine
+
+
 # Leaks: every fixture compares what there is after a test with what there was before
 
 
@@ -121,20 +135,23 @@ def _open_fds() -> Counter[tuple[int, int, str]]:
 
 
 def _descendants() -> dict[int, str]:
-    """Live processes that were started by this one, however indirectly: PID to command line."""
+    """Live processes that were started by this one, however indirectly: PID to command line.
+
+    What a machine runs is left out: it goes with the machine, and its keeper is in the list.
+    """
     found: dict[int, str] = {}
     open_ends = [os.getpid()]
     while open_ends:
         pid = open_ends.pop()
         with contextlib.suppress(OSError):
-            for task in os.listdir(f"/proc/{pid}/task"):
-                listed = Path(f"/proc/{pid}/task/{task}/children").read_text().split()
-                open_ends += [int(entry) for entry in listed]
-        with contextlib.suppress(OSError):
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+            line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").strip()
             if state not in ("Z", "X") and pid != os.getpid():
-                line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
-                found[pid] = line.decode(errors="replace").strip()
+                found[pid] = line.decode(errors="replace")
+            if b"private_systemd.keeper" not in line:
+                for task in os.listdir(f"/proc/{pid}/task"):
+                    listed = Path(f"/proc/{pid}/task/{task}/children").read_text().split()
+                    open_ends += [int(entry) for entry in listed]
     return found
 
 
