@@ -140,8 +140,12 @@ class Service:
         assert eventually(reached), f"{self.unit}: {properties} wanted, {seen} seen"
 
     def journal(self, *matches: str) -> list[Mapping[str, str]]:
-        """Journal entries of the unit, oldest first."""
-        asked = ["journalctl", "-q", "--no-pager", "-o", "json", "-u", self.unit, *matches]
+        """Journal entries of the unit, oldest first; ours if one of our fields must match."""
+        # journald looks up the unit of a sender when it gets to the entry; who has ended by then
+        # has none, but our own field.
+        ours = any(match.startswith("UPGRADER_") for match in matches)
+        which = [f"UPGRADER_UNIT={self.unit}"] if ours else ["-u", self.unit]
+        asked = ["journalctl", "-q", "--no-pager", "-o", "json", *which, *matches]
         self.machine.run(["journalctl", "--sync"])
         return [json.loads(line) for line in self.machine.run(asked).stdout.splitlines()]
 

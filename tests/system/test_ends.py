@@ -38,8 +38,7 @@ def test_stop_with_a_client_in_the_backlog(any_machine: PrivateSystemd, install:
         blocking.add()
         service.signal("SIGSTOP")
         with service.connect() as waiting:
-            any_machine.run(["systemctl", "stop", "--no-block", service.unit])
-            service.signal("SIGCONT")
+            service.stop()  # PID 1 sends SIGCONT as well
 
             assert waiting.line() in ("", "goodbye")
     service.until(ActiveState="inactive", NFileDescriptorStore="0")
@@ -142,7 +141,7 @@ def test_the_watchdog(any_machine: PrivateSystemd, install: Install) -> None:
         service.until(NRestarts="1", ActiveState="active")
 
     assert [] == wrong
-    assert "watchdog" in service.show("Result")[0] or "1" == service.show("NRestarts")[0]
+    assert "Watchdog timeout" in service.messages()
 
 
 def test_a_source_that_does_not_end_in_time(any_machine: PrivateSystemd, install: Install) -> None:
@@ -158,7 +157,7 @@ def test_a_source_that_does_not_end_in_time(any_machine: PrivateSystemd, install
         with service.connect() as other:
             other.add()
     assert [] == wrong
-    assert "timeout" in service.messages("_PID=1") or "1" == service.show("NRestarts")[0]
+    assert "timed out. Killing." in service.messages()
 
 
 def _is_stuck(service: Service) -> bool:
