@@ -5,6 +5,7 @@ Every FD gets a name of its own, because FDSTOREREMOVE=1 removes all of one name
 everywhere: else PID 1 drops an FD whose other end hangs up.
 """
 
+import contextlib
 import re
 import socket
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from enum import StrEnum
 from typing import Self
 
 from upgrader.backends.fd import HasFileno
+from upgrader.errors import NotifyError
 from upgrader.systemd.notify import Notifier
 
 _NAME = re.compile(r"upgrader-(channel|aside|listener|datagrams)-(.+)")
@@ -59,7 +61,9 @@ class FdStore:
         for name in names:
             self._notifier.send(*removal(name))
         if names:
-            self._notifier.barrier()
+            # A barrier is an FD, and may not be let through. What was sent is done all the same.
+            with contextlib.suppress(NotifyError):
+                self._notifier.barrier()
 
 
 def removal(name: StoreName | str) -> tuple[str, str]:

@@ -5,6 +5,7 @@ Our own, because pystemd's notify passes no FDs and a D-Bus stack would cost eve
 """
 
 import array
+import errno
 import os
 import select
 import socket
@@ -17,6 +18,8 @@ from upgrader.errors import NotifyError
 #: Longest wait for PID 1 to take a datagram, and to answer a barrier, in seconds. PID 1 may be
 #: busy with a daemon-reload; TimeoutStartSec= and TimeoutStopSec= default to 90 s.
 PATIENCE = 30.0
+
+_TOO_MANY = "raise LimitNOFILE=: all FDs that services of this user have parked count against it"
 
 
 class Notifier:
@@ -58,7 +61,8 @@ class Notifier:
             self._sock.sendmsg([message], rights, socket.MSG_NOSIGNAL)
         except OSError as error:
             why = error.strerror or "timed out"
-            raise NotifyError(f"PID 1 did not take {fields[0]}: {why}") from error
+            remedy = _TOO_MANY if error.errno == errno.ETOOMANYREFS else ""
+            raise NotifyError(f"PID 1 did not take {fields[0]}: {why}", remedy=remedy) from error
 
     def barrier(self) -> None:
         """Wait until PID 1 has handled all that was sent before; raises NotifyError if it did not.
