@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 
 from upgrader.backends import Waiting
 from upgrader.declarations import Connections, Listener
-from upgrader.errors import DeclarationError, Retired
+from upgrader.errors import DeclarationError, Retired, UnreadableState
 from upgrader.image import LeftBehind
 from upgrader.inbox import Frame
 from upgrader.incoming import Adopted, Arrival
@@ -161,7 +161,10 @@ class Peer(Generic[S]):
         """What moves; why it stays; or None if it is gone anyway."""
         if self._stream.lost:
             return None
-        moved = self._stream.freeze(encode(self.state))
+        try:
+            moved = self._stream.freeze(encode(self.state))
+        except UnreadableState as error:
+            return LeftBehind(self._door, self.address, str(error))
         if moved is None:
             return LeftBehind(self._door, self.address, "its handler is busy")
         return Frozen(self._door, self._stream.sock, self._stream.identity, moved)

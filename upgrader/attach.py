@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The way in: `with attach(...)` for blocking programs, `async with attach(...)` for asyncio."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from upgrader import blocking
+from upgrader.errors import UpgradeError
+from upgrader.systemd import journal
+from upgrader.systemd.journal import Outcome, Priority
+from upgrader.systemd.stop import unit_name
 
 if TYPE_CHECKING:  # asyncio is loaded only by those who use it
     from upgrader import aio
@@ -25,7 +31,8 @@ class attach:  # noqa: N801, it reads as a function
         self._aio: aio.Instance | None = None
 
     def __enter__(self) -> blocking.Instance:
-        self._blocking = blocking.Instance(self._service, self._version, os.environ)
+        with _explained(self._service):
+            self._blocking = blocking.Instance(self._service, self._version, os.environ)
         return self._blocking
 
     def __exit__(
@@ -40,7 +47,8 @@ class attach:  # noqa: N801, it reads as a function
     async def __aenter__(self) -> "aio.Instance":
         from upgrader import aio
 
-        self._aio = aio.Instance(self._service, self._version, os.environ)
+        with _explained(self._service):
+            self._aio = aio.Instance(self._service, self._version, os.environ)
         return self._aio
 
     async def __aexit__(
@@ -51,3 +59,19 @@ class attach:  # noqa: N801, it reads as a function
     ) -> None:
         assert self._aio is not None
         await self._aio.__aexit__(kind, error, trace)
+
+
+@contextlib.contextmanager
+def _explained(service: str) -> Iterator[None]:
+    """Under systemd, an admin reads what is wrong: one line, also in the journal."""
+    try:
+        yield
+    except UpgradeError as error:
+        if "NOTIFY_SOCKET" not in os.environ:
+            raise
+        message = f"{service}: {error}"
+        journal.report(
+            message, Priority.ERR, unit=unit_name(), generation=0, side="destination",
+            phase="attach", outcome=Outcome.FAILED,
+        )  # fmt: skip
+        raise SystemExit(message) from error

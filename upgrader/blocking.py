@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from upgrader.backends import Waiting
 from upgrader.declarations import Bound, Connections
-from upgrader.errors import DeclarationError, Retired
+from upgrader.errors import DeclarationError, Retired, UnreadableState
 from upgrader.image import LeftBehind
 from upgrader.inbox import Frame
 from upgrader.incoming import Adopted, Arrival
@@ -102,7 +102,7 @@ class Instance(BaseInstance):
             try:
                 arrival = self._load()
                 self._begin(arrival, backends)
-                yield from self._turns(wake)
+                yield from self._turns(wake, backends)
                 self._retire()
             finally:
                 signal.set_wakeup_fd(-1)
@@ -166,7 +166,10 @@ class Instance(BaseInstance):
 
     # One turn after the other
 
-    def _turns(self, wake: socket.socket) -> Iterator[Bound]:
+    def _turns(self, wake: socket.socket, backends: tuple[Bound, ...]) -> Iterator[Bound]:
+        for backend in backends:
+            for _ in range(backend.waiting):
+                yield backend
         while True:
             for key, events in self._selector.select():
                 if self._signal.is_set():
@@ -258,7 +261,14 @@ class Instance(BaseInstance):
         frozen, busy = [], []
         for peer in self._peers.values():
             door = peer.connections.door.name
-            if moved := peer.stream.freeze(encode(peer.state)):
+            if peer.stream.lost:
+                continue
+            try:
+                moved = peer.stream.freeze(encode(peer.state))
+            except UnreadableState as error:
+                busy.append(LeftBehind(door, peer.address, str(error)))
+                continue
+            if moved:
                 frozen.append(Frozen(door, peer.stream.sock, peer.stream.identity, moved))
             else:
                 busy.append(LeftBehind(door, peer.address, "its handler is busy"))

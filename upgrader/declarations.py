@@ -81,6 +81,11 @@ class Bound:
             raise DeclarationError(self.name, "is not open before serve() has begun")
         return self._sock
 
+    @property
+    def waiting(self) -> int:
+        """How many connections or datagrams came over from a socket that this one replaces."""
+        return 0
+
     def open(self, sock: Socket) -> None:
         """Set the live socket."""
         self._sock = sock
@@ -107,6 +112,11 @@ class Listener(Bound):
         #: Connections accepted from the backlog of a listener that this one replaces.
         self.backlog: deque[Socket] = deque()
 
+    @property
+    def waiting(self) -> int:
+        """How many connections came over from a listener that this one replaces."""
+        return len(self.backlog)
+
     def accept(self) -> tuple[Socket, Any]:
         """Accept one connection: (socket, address); raises BlockingIOError when there is none."""
         if self.backlog:
@@ -121,12 +131,25 @@ class Datagrams(Bound):
     kind = Kind.DATAGRAMS
     socket_type = SOCK_DGRAM
 
+    def __init__(self, name: str, address: Address | None) -> None:
+        super().__init__(name, address)
+        #: Datagrams, and where they came from, of a socket that this one replaces.
+        self.backlog: deque[tuple[bytes, Any]] = deque()
+
+    @property
+    def waiting(self) -> int:
+        """How many datagrams came over from a socket that this one replaces."""
+        return len(self.backlog)
+
     def recv(self, size: int = 65536) -> bytes:
         """Receive one datagram; raises BlockingIOError when there is none."""
-        return self.socket.recv(size)
+        return self.recvfrom(size)[0]
 
     def recvfrom(self, size: int = 65536) -> tuple[bytes, Any]:
         """Receive one datagram and the address it came from."""
+        if self.backlog:
+            data, address = self.backlog.popleft()
+            return data[:size], address
         return self.socket.recvfrom(size)
 
     def sendto(self, data: bytes, address: Any) -> int:

@@ -3,6 +3,7 @@
 
 UpgradeError
 ├── DeclarationError        the program declares something impossible         .item
+├── BindError               a socket cannot be bound where the program wants it   .item
 ├── Retired                 this instance no longer owns its backends
 ├── RefusedError            something offered by the other side is refused    .item
 │   ├── ImageError          the image is damaged or of an unknown format
@@ -35,6 +36,14 @@ class UpgradeError(Exception):
 
 class DeclarationError(UpgradeError):
     """The program declares `item` in a way that cannot work; raised before anything is touched."""
+
+    def __init__(self, item: str, message: str, *, remedy: str = "") -> None:
+        super().__init__(f"{item}: {message}", remedy=remedy)
+        self.item = item
+
+
+class BindError(UpgradeError):
+    """The socket of `item` cannot be bound where the program wants it."""
 
     def __init__(self, item: str, message: str, *, remedy: str = "") -> None:
         super().__init__(f"{item}: {message}", remedy=remedy)

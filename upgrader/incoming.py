@@ -9,21 +9,24 @@ import logging
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
 from upgrader import image
-from upgrader.backends import ConnectionState, Fd, Identity, Kind, bind, path_inode
+from upgrader.backends import ConnectionState, Fd, Identity, bind, path_inode
 from upgrader.backends.fd import identify, is_socket
 from upgrader.channel import ParkedChannel, Stream
-from upgrader.declarations import Bound, Declarations, Listener
+from upgrader.declarations import Bound, Datagrams, Declarations, Listener
 from upgrader.errors import (
+    BindError,
     DeclarationError,
     ImageError,
     MismatchError,
     NotifyError,
+    ProtocolError,
     RefusedError,
     UnclaimedError,
 )
@@ -34,6 +37,7 @@ from upgrader.systemd.fdstore import FdStore, Stored, StoreName, removal
 from upgrader.systemd.notify import Notifier
 from upgrader.systemd.status import Origin, Status
 
+_LARGEST_DATAGRAM = 1 << 20  # bytes; UNIX ones are bounded by the sender's buffer only
 _NAMED = 20  # items of one kind that are named in the log before only their number is
 _log = logging.getLogger("upgrader")
 
@@ -99,7 +103,7 @@ class Loader:
         self._declarations = declarations
         self._parameters = parameters
         self._store = store
-        self._channels: list[ParkedChannel] = []
+        self._channels: list[Passed] = []
         self._stored: dict[StoreName, Fd] = {}
         self._activated: list[Passed] = []
         for item in passed:
@@ -107,10 +111,11 @@ class Loader:
             if name is None:
                 self._activated.append(item)
             elif name.what is Stored.CHANNEL:
-                self._channels.append(ParkedChannel(item.fd.socket(), item.name))
+                self._channels.append(item)
             else:
                 self._stored[name] = item.fd
         self._arrival = Arrival()
+        self._unknown: dict[str, set[str]] = {}  # fields of sessions, by backend
 
     def load(self) -> Arrival:
         """Load everything; raises UpgradeError, consuming nothing."""
@@ -138,19 +143,19 @@ class Loader:
         """The newest channel that is not spent; spent ones leave the store, older ones go aside."""
         waiting = []
         throw_away = not self._parameters.enabled or self._parameters.discard == "all"
-        for channel in self._channels:
+        for item in self._channels:
             try:
-                spent = not channel.open()
+                channel = _as_channel(item)
+                if channel.open():
+                    waiting.append(channel)
+                    continue
+                channel.close()
             except RefusedError as error:
                 if not throw_away:
                     raise
-                _log.error("%s is thrown away: %s", channel.name, error)
-                spent = True
-            if spent:
-                self._store.remove(channel.name)
-                channel.close()
-            else:
-                waiting.append(channel)
+                _log.error("%s is thrown away: %s", item.name, error)
+            self._store.remove(item.name)
+            item.fd.close()
         waiting.sort(key=lambda channel: channel.generation)
         for older in waiting[:-1]:
             self._set_aside(older, f"generation {waiting[-1].generation} is newer")
@@ -194,11 +199,17 @@ class Loader:
         for entry, fd in zip(manifest.entries, stream.fds, strict=False):
             sock = _as_socket(entry, fd)
             if entry.backend in self._declarations.dropped:
+                sock.close()
                 continue
             if entry.connection is None:
                 bound[entry.backend] = entry, sock
             else:
                 self._adopt(manifest, entry, entry.connection, sock)
+        for backend, fields in self._unknown.items():
+            _log.warning(
+                "connections of %r: fields of their state dropped, unknown to this version: %s",
+                backend, ", ".join(sorted(fields)),
+            )  # fmt: skip
         left = manifest.left_behind + [
             image.LeftBehind(e.backend, str(e), stream.reason or "the source was killed")
             for e in manifest.entries[len(stream.fds) :]
@@ -229,6 +240,8 @@ class Loader:
             )
         if len(manifest.entries) != stream.announced:
             raise ImageError("image", f"{len(manifest.entries)} entries, {stream.announced} FDs")
+        _check_unique([f"state {saved.name!r}" for saved in manifest.states])
+        _check_unique([str(entry) for entry in manifest.entries if entry.connection is None])
         declared = self._declarations
         unclaimed = {  # what it is called in messages: the name it is declared under
             f"state {saved.name!r}": saved.name
@@ -243,6 +256,10 @@ class Loader:
                 known = bound is not None and bound.kind is entry.kind
             if not known:
                 unclaimed[str(entry)] = entry.backend
+        for backend, saved in manifest.sessions.items():
+            connections = declared.connections.get(backend)
+            if connections is not None and connections.session is None:
+                unclaimed[f"state {saved.name!r} of connections of {backend!r}"] = saved.name
         left = sorted(item for item, name in unclaimed.items() if name not in declared.dropped)
         if left:
             raise UnclaimedError(left)
@@ -268,13 +285,15 @@ class Loader:
         session: object | None = None
         header = manifest.sessions.get(entry.backend)
         cls = self._declarations.connections[entry.backend].session
-        if cls is not None:
-            if header is None:
-                raise ImageError(str(entry), "has no state, this program declares one")
+        if cls is not None and header is None:
+            session = cls()  # as a new field would: the source had none
+        elif cls is not None and header is not None:
             saved = SavedState(
                 header.name, header.version, header.readable_from, connection.session
             )
-            session, _ = load(cls, saved)
+            session, unknown = load(cls, saved)
+            if unknown:
+                self._unknown.setdefault(entry.backend, set()).update(unknown)
         self._arrival.adopted.append(
             Adopted(entry.backend, sock, entry.identity, connection, session)
         )
@@ -307,7 +326,10 @@ class Loader:
                     "PID 1 passed none of that name, and there is no bind= address",
                     remedy=f"add a .socket unit with FileDescriptorName={bound.name}",
                 )
-            current = bind(bound.address, bound.socket_type)
+            try:
+                current = bind(bound.address, bound.socket_type)
+            except OSError as error:
+                raise BindError(f"{bound.kind} {bound.name!r}", str(error.strerror)) from error
             stored = None
         bound.open(current)
         bound.persistent = activated is None
@@ -317,8 +339,6 @@ class Loader:
             self._arrival.unwanted.append(stored_name)
 
     def _replace(self, bound: Bound, old: socket.socket) -> None:
-        if bound.kind is Kind.DATAGRAMS:
-            raise MismatchError(f"{bound.kind} {bound.name!r}", bound.address, identify(old))
         self._arrival.replaced.append((bound, old))
 
     def _activated_socket(self, bound: Bound) -> socket.socket | None:
@@ -334,6 +354,14 @@ class Loader:
             sock.setblocking(False)
             return sock
         return None
+
+
+def _as_channel(item: Passed) -> ParkedChannel:
+    """The channel that PID 1 passed; raises ProtocolError for what is no socket."""
+    try:
+        return ParkedChannel(item.fd.socket(), item.name)
+    except OSError as error:
+        raise ProtocolError(item.name, f"is no channel: {error.strerror}") from error
 
 
 def _as_socket(entry: image.Entry, fd: Fd) -> socket.socket:
@@ -360,15 +388,21 @@ def _fits(bound: Bound, sock: socket.socket, inode: int) -> bool:
     return found != 0 and inode in (0, found)
 
 
+def _check_unique(items: Sequence[str]) -> None:
+    for item, times in Counter(items).items():
+        if times > 1:
+            raise ImageError(item, f"is in the image {times} times")
+
+
 def _take_backlog(bound: Bound, old: socket.socket) -> None:
-    """Accept what already waits on a listener that is replaced, then let it go."""
-    if isinstance(bound, Listener):
-        old.setblocking(False)
-        try:
-            while True:
+    """Take what already waits on a socket that is replaced, then let it go."""
+    old.setblocking(False)
+    try:
+        while True:
+            if isinstance(bound, Listener):
                 bound.backlog.append(old.accept()[0])
-        except OSError:
-            _log.info(
-                "%s: %d connections came from the replaced one", bound.name, len(bound.backlog)
-            )
+            elif isinstance(bound, Datagrams):
+                bound.backlog.append(old.recvfrom(_LARGEST_DATAGRAM))
+    except OSError:
+        _log.info("%s %r: %d came from the one it replaces", bound.kind, bound.name, bound.waiting)
     old.close()

@@ -24,9 +24,9 @@ _UNITS = {
     "y": 31557600.0, "year": 31557600.0, "years": 31557600.0,  # 365.25 days
 }  # fmt: skip
 _SPAN = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?|(?<![0-9])\.[0-9]+)\s*([^\W\d]*)")
-#: Longest wait, in seconds: "infinity" and more than a year are all the same to a migration, and
-#: not all timers take larger numbers.
-_LONGEST = 366 * 86400.0
+#: Longest wait, in seconds: poll(2) counts milliseconds in 31 bits, and to a migration this is
+#: the same as "infinity".
+_LONGEST = 14 * 86400.0
 _ON = {"1", "yes", "y", "true", "t", "on"}
 _OFF = {"0", "no", "n", "false", "f", "off"}
 

@@ -41,6 +41,13 @@ class Client:
     def rest(self) -> bytes:
         return self._file.read()
 
+    def gone(self) -> bool:
+        """Whether the connection ends without another word; a reset means unread bytes."""
+        try:
+            return self._file.read() == b""
+        except ConnectionResetError:
+            return True
+
     def close(self) -> None:
         self._file.close()
         self.sock.close()

@@ -111,7 +111,7 @@ def test_infinity_is_bounded() -> None:
     """A wait of `infinity` is one that every timer can take."""
     parameters = Parameters.from_environment({"UPGRADER_DRAIN_TIMEOUT": "infinity"})
 
-    assert 365 * 86400 < parameters.drain_timeout < 2**31
+    assert 86400 < parameters.drain_timeout < 2**31 / 1000
 
 
 def test_unknown_variables_are_found() -> None:
