@@ -32,7 +32,10 @@ T = TypeVar("T")
 _EXEC = """
 import fcntl, os, sys
 count = int(sys.argv[1])
-high = [fcntl.fcntl(int(n), fcntl.F_DUPFD_CLOEXEC, 3 + count) for n in sys.argv[2 : 2 + count]]
+passed = [int(number) for number in sys.argv[2 : 2 + count]]
+high = [fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 3 + count) for number in passed]
+for number in passed:
+    os.close(number)
 for index, number in enumerate(high):
     os.dup2(number, 3 + index)
 if count:
