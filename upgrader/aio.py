@@ -5,6 +5,8 @@ asyncio is one thread, so a migration inside one callback suspends every task at
 Frozen handlers are neither resumed nor cancelled: the process ends without running them.
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import inspect
@@ -13,7 +15,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from upgrader.backends import Waiting
 from upgrader.declarations import Connections, Listener
@@ -26,6 +28,10 @@ from upgrader.instance import Instance as BaseInstance
 from upgrader.outgoing import Frozen
 from upgrader.state import encode
 from upgrader.stream import HIGH_WATER, Stream, accept, show_peer
+from upgrader.switchover import Source
+
+if TYPE_CHECKING:
+    from upgrader.live import Request
 
 S = TypeVar("S")
 Task = Callable[..., Coroutine[Any, Any, object]]
@@ -42,7 +48,7 @@ class Peer(Generic[S]):
     """One connection, accepted or adopted. Asking for the next message is its safe point."""
 
     def __init__(
-        self, instance: "Instance", door: str, stream: Stream, state: S, *, adopted: bool
+        self, instance: Instance, door: str, stream: Stream, state: S, *, adopted: bool
     ) -> None:
         self.state = state
         self.adopted = adopted  #: it came from another instance, and the handler is called anew
@@ -57,6 +63,7 @@ class Peer(Generic[S]):
         self._writable: asyncio.Future[None] | None = None
         self._reading = False
         self._in_safe = False
+        self._moved = False
         self._high_water = HIGH_WATER
         self._mark(stream.waiting if stream.waiting is Waiting.CLOSING else None)
 
@@ -100,8 +107,8 @@ class Peer(Generic[S]):
 
         Raises ConnectionResetError when the peer is gone, Retired after a migration.
         """
-        if self._instance.frozen:
-            raise Retired(self.address)
+        if self._moved:
+            raise Retired(self._door)
         self._stream.queue(data)
         if self._stream.unsent:
             self._loop.add_writer(self._fd, self._on_writable)
@@ -120,7 +127,7 @@ class Peer(Generic[S]):
         self._mark(Waiting.SAFE)
         try:
             yield
-            await self._instance.pass_gate()
+            await self._pass_gate()
         finally:
             self._in_safe = False
             self._mark(None)
@@ -145,7 +152,7 @@ class Peer(Generic[S]):
         except Exception:
             _log.exception("handler of %s failed", self.address)
         finally:
-            if not self._instance.frozen:
+            if not self._moved:
                 self.close()
 
     def flush(self) -> None:
@@ -156,6 +163,19 @@ class Peer(Generic[S]):
         """Let the handler write all that it has, so that it comes to a safe point."""
         self._high_water = _STOPPING_WATER
         self._wake_writer()
+
+    def resume(self) -> None:
+        """The end was called off."""
+        self._high_water = HIGH_WATER
+
+    def let_go(self, *, close: bool) -> None:
+        """It has moved: nothing here touches it any more. `close` our copy of its FD, too: else
+        its client would not see that the next instance closes it."""
+        self._moved = True
+        if close:
+            self._stop_reading()
+            self._loop.remove_writer(self._fd)
+            self._stream.sock.close()
 
     def freeze(self) -> Frozen | LeftBehind | None:
         """What moves; why it stays; or None if it is gone anyway."""
@@ -180,12 +200,17 @@ class Peer(Generic[S]):
         self._forbid_in_safe()
         self._mark(Waiting.MESSAGE)
         while True:
-            await self._instance.pass_gate()
+            await self._pass_gate()
             message = self._stream.inbox.take_message(frame, limit)
-            if message is not None or self._stream.eof:
+            if message is not None or self._stream.eof or self._instance.replaced:
                 self._mark(None)
                 return message
             await self._wait_readable()
+
+    async def _pass_gate(self) -> None:
+        await self._instance.pass_gate()
+        if self._moved:  # frozen: this handler goes on in another process
+            await self._loop.create_future()
 
     async def _wait_readable(self) -> None:
         if self._stream.eof:
@@ -200,7 +225,7 @@ class Peer(Generic[S]):
             self._readable = None
 
     def _on_readable(self) -> None:
-        if self._instance.frozen:
+        if self._moved:
             return  # the bytes belong to the next instance
         self._stream.receive()
         if self._stream.eof or (self._readable is None and self._crowded()):
@@ -209,7 +234,7 @@ class Peer(Generic[S]):
             self._readable.set_result(None)
 
     def _on_writable(self) -> None:
-        if self._instance.frozen:
+        if self._moved:
             return
         self._stream.flush()
         if not self._stream.unsent:
@@ -253,6 +278,7 @@ class Instance(BaseInstance):
     """An instance on the running asyncio loop."""
 
     loop: asyncio.AbstractEventLoop
+    replaced = False  #: another instance owns all that has moved; what is left here is drained
 
     async def serve(self, tasks: Sequence[Task] = ()) -> Ended:
         """Load, verify, tell PID 1 READY=1, and serve until this instance is stopped.
@@ -278,6 +304,12 @@ class Instance(BaseInstance):
             self.refuse(error)
             raise
         self._begin(arrival)
+        requests: asyncio.Queue[Request] = asyncio.Queue()
+        self.answer(
+            lambda request: self.loop.call_soon_threadsafe(requests.put_nowait, request),
+            lambda: asyncio.run_coroutine_threadsafe(self._reload(), self.loop).result(),
+        )
+        self.loop.call_later(self.parameters.insurance, self.trust)
         running = [
             self.loop.create_task(
                 task(**{name: declared.value for name, declared in arguments.items()}),
@@ -285,8 +317,16 @@ class Instance(BaseInstance):
             )
             for task, arguments in wanted
         ]
-        failure = await _until(stop, running)
-        ended = await self._retire(running, failure)
+        ended = Ended.MIGRATED
+        failure: BaseException | None = None
+        while True:
+            event = await _next_event(stop, requests, running)
+            if event is None or isinstance(event, BaseException):
+                failure = event
+                ended = await self._retire(running, failure)
+                break
+            if await self._migrate(event, running):
+                break
         for number in stop_signals(self.supervised):
             self.loop.remove_signal_handler(number)
         if failure and ended is Ended.STOPPED:
@@ -329,6 +369,12 @@ class Instance(BaseInstance):
             except Exception as error:
                 raise refused_by_check(check, error) from error
 
+    async def _reload(self) -> None:
+        for callback in self.declarations.reloads:
+            result = callback(**self.arguments(callback))
+            if inspect.isawaitable(result):
+                await result
+
     def _begin(self, arrival: Arrival) -> None:
         self._handlers = {
             name: (connections, self.arguments(connections.handler, skip=1))
@@ -363,7 +409,7 @@ class Instance(BaseInstance):
         self._peers[peer] = self.loop.create_task(peer.run(connections.handler, arguments))
 
     def _on_acceptable(self, connections: Connections) -> None:
-        if self.frozen:
+        if self.frozen or self.replaced:
             return
         for _ in range(_ACCEPTS):
             try:
@@ -387,11 +433,7 @@ class Instance(BaseInstance):
         self, tasks: list[asyncio.Task[object]], failure: BaseException | None
     ) -> Ended:
         parks, deadline = self.told_to_stop(failed=failure is not None)
-        self._gate.clear()
-        for peer in self._peers:
-            peer.stopping()
-        for connections, _ in self._handlers.values():
-            self.loop.remove_reader(connections.door.socket)
+        self._hold()
         if not parks:
             self.leave()
         await self._collect(deadline)
@@ -402,6 +444,48 @@ class Instance(BaseInstance):
         self.leave()
         await self._drain(tasks, deadline)
         return Ended.STOPPED
+
+    def _hold(self) -> None:
+        """Accept no more, and let no connection leave its safe point."""
+        self._gate.clear()
+        for peer in self._peers:
+            peer.stopping()
+        for connections, _ in self._handlers.values():
+            self.loop.remove_reader(connections.door.socket)
+
+    def _resume(self) -> None:
+        """As if nothing had happened."""
+        self.turns.open()
+        for peer in self._peers:
+            peer.resume()
+        self._gate.set()
+        for connections, _ in self._handlers.values():
+            self.loop.add_reader(connections.door.socket, self._on_acceptable, connections)
+
+    async def _migrate(self, request: Request, tasks: list[asyncio.Task[object]]) -> bool:
+        """Give everything to a live destination; False if this instance serves on."""
+        self._hold()
+        await self._collect(time.monotonic() + self.parameters.downtime_limit)
+        stands = self.give(request, self._freeze)  # nothing else runs meanwhile: the freeze
+        if stands is Source.SERVING:
+            self._resume()
+            return False
+        deadline = time.monotonic() + self.parameters.drain_timeout
+        self.replaced = True
+        for peer in self._moving:
+            peer.let_go(close=True)
+            self.forget(peer)
+        for bound in self.declarations.sockets.values():
+            bound.close()
+        self._gate.set()  # for those held back: they end what they are at
+        await _cancel(tasks, deadline)
+        with contextlib.suppress(TimeoutError):
+            async with _until_deadline(deadline):
+                while self._peers:
+                    self._quiet.clear()
+                    await self._quiet.wait()
+        self.frozen = True
+        return True
 
     async def _collect(self, deadline: float) -> None:
         """Wait until every connection is at a safe point and no turn runs, or for the deadline."""
@@ -420,16 +504,24 @@ class Instance(BaseInstance):
 
     def _park(self) -> bool:
         # From here to the end of park() no other callback runs: this is the freeze.
+        self.frozen = self.park(*self._freeze())
+        if self.frozen:
+            for peer in self._peers:
+                peer.let_go(close=False)  # the process ends now
+        return self.frozen
+
+    def _freeze(self) -> tuple[list[Frozen], list[LeftBehind]]:
         frozen: list[Frozen] = []
         busy: list[LeftBehind] = []
+        self._moving = []
         for peer in self._peers:
             match peer.freeze():
                 case Frozen() as item:
                     frozen.append(item)
+                    self._moving.append(peer)
                 case LeftBehind() as item:
                     busy.append(item)
-        self.frozen = self.park(frozen, busy)
-        return self.frozen
+        return frozen, busy
 
     async def _drain(self, tasks: list[asyncio.Task[object]], deadline: float) -> None:
         """End all handlers, with their `finally` blocks, and send what is unsent."""
@@ -445,7 +537,7 @@ class Instance(BaseInstance):
             if isinstance(door, Listener):
                 door.close()
 
-    async def __aenter__(self) -> "Instance":
+    async def __aenter__(self) -> Instance:
         return self
 
     async def __aexit__(
@@ -457,18 +549,27 @@ class Instance(BaseInstance):
         self.end(error)
 
 
-async def _until(stop: asyncio.Event, tasks: list[asyncio.Task[object]]) -> BaseException | None:
-    """Wait until told to stop, or until a task fails; returns what it raised."""
+async def _next_event(
+    stop: asyncio.Event, requests: asyncio.Queue[Request], tasks: list[asyncio.Task[object]]
+) -> Request | BaseException | None:
+    """Wait for a migration that is wanted, for what a task raised, or to be told to stop (None)."""
     stopped = asyncio.ensure_future(stop.wait())
-    pending: set[asyncio.Task[Any]] = {stopped, *tasks}
-    while not stopped.done():
-        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-        for task in done - {stopped}:
-            if not task.cancelled() and (error := task.exception()):
-                _log.error("task %s failed", task.get_name(), exc_info=error)
-                stopped.cancel()
-                return error
-    return None
+    wanted = asyncio.ensure_future(requests.get())
+    pending: set[asyncio.Task[Any]] = {stopped, wanted, *(t for t in tasks if not t.done())}
+    try:
+        while True:
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            if stopped in done:
+                return None
+            for task in done - {wanted}:
+                if not task.cancelled() and (error := task.exception()):
+                    _log.error("task %s failed", task.get_name(), exc_info=error)
+                    return error
+            if wanted in done:
+                return wanted.result()
+    finally:
+        stopped.cancel()
+        wanted.cancel()
 
 
 def _until_deadline(deadline: float) -> asyncio.Timeout:

@@ -4,15 +4,20 @@
 Handlers of connections run to their end each time something has come, and never wait.
 """
 
+from __future__ import annotations
+
+import contextlib
 import logging
 import selectors
 import signal
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future
 from types import FrameType, TracebackType
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from upgrader.backends import Waiting
 from upgrader.declarations import Bound, Connections
@@ -25,6 +30,10 @@ from upgrader.instance import refused_by_check, stop_signals
 from upgrader.outgoing import Frozen
 from upgrader.state import encode
 from upgrader.stream import HIGH_WATER, Stream, accept, show_peer
+from upgrader.switchover import Source
+
+if TYPE_CHECKING:
+    from upgrader.live import Request
 
 S = TypeVar("S")
 
@@ -36,7 +45,7 @@ class Peer(Generic[S]):
     more has come; every return is a safe point."""
 
     def __init__(
-        self, instance: "Instance", connections: Connections, stream: Stream, state: S,
+        self, instance: Instance, connections: Connections, stream: Stream, state: S,
         *, adopted: bool,
     ) -> None:  # fmt: skip
         self.state = state
@@ -102,8 +111,15 @@ class Instance(BaseInstance):
             try:
                 arrival = self._load()
                 self._begin(arrival, backends)
+                self._requests: deque[Request] = deque()
+                self._reloads: deque[Future[None]] = deque()
+                self.answer(
+                    lambda request: self._want(request, waker), lambda: self._want_reload(waker)
+                )
+                self._trusted = time.monotonic() + self.parameters.insurance
                 yield from self._turns(wake, backends)
-                self._retire()
+                if not self.frozen:
+                    self._retire()
             finally:
                 signal.set_wakeup_fd(-1)
                 for number, handler in before.items():
@@ -171,7 +187,8 @@ class Instance(BaseInstance):
             for _ in range(backend.waiting):
                 yield backend
         while True:
-            for key, events in self._selector.select():
+            left = max(self._trusted - time.monotonic(), 0) if self.insured else None
+            for key, events in self._selector.select(left):
                 if self._signal.is_set():
                     return
                 match key.data:
@@ -183,6 +200,51 @@ class Instance(BaseInstance):
                         self._serve(peer, events)
                     case _:
                         wake.recv(4096)
+                        self._reload()
+                        while self._requests:
+                            if self._migrate(self._requests.popleft()):
+                                return
+
+            if self.insured and time.monotonic() >= self._trusted:
+                self.trust()
+
+    def _want_reload(self, waker: socket.socket) -> None:
+        """In the control thread: have the callbacks run between two turns, and wait for them."""
+        done: Future[None] = Future()
+        self._reloads.append(done)
+        with contextlib.suppress(OSError):
+            waker.send(b"\0")
+        done.result()
+
+    def _reload(self) -> None:
+        while self._reloads:
+            done = self._reloads.popleft()
+            try:
+                for callback in self.declarations.reloads:
+                    callback(**self.arguments(callback))
+            except Exception as error:
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+    def _want(self, request: Request, waker: socket.socket) -> None:
+        self._requests.append(request)
+        with contextlib.suppress(OSError):
+            waker.send(b"\0")
+
+    def _migrate(self, request: Request) -> bool:
+        """Give everything to a live destination; False if this instance serves on."""
+        idle = threading.Event()
+        self.turns.close(idle.set)
+        if not idle.wait(self.parameters.downtime_limit):
+            for name in self.turns.running:
+                _log.error("%s did not end its turn within downtime-limit", name)
+        stands = self.give(request, self._freeze)
+        if stands is Source.SERVING:
+            self.turns.open()
+            return False
+        self.frozen = True
+        return True
 
     def _accept(self, connections: Connections) -> None:
         try:
@@ -282,7 +344,7 @@ class Instance(BaseInstance):
                 peer.stream.flush()
             peer.stream.sock.close()
 
-    def __enter__(self) -> "Instance":
+    def __enter__(self) -> Instance:
         return self
 
     def __exit__(

@@ -14,6 +14,7 @@ import fcntl
 import os
 import socket
 import struct
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -52,23 +53,32 @@ def pair() -> tuple[socket.socket, socket.socket]:
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
 
 
-def send(sock: socket.socket, record: wire.Record, fds: Sequence[HasFileno] = ()) -> None:
-    """Send one record with its FDs in one message, without blocking; raises OSError."""
+def send(
+    sock: socket.socket, record: wire.Record, fds: Sequence[HasFileno] = (), *, wait: bool = False
+) -> None:
+    """Send one record with its FDs in one message; raises OSError.
+
+    It blocks only with `wait`, and as long as the timeout of the socket.
+    """
     numbers = array.array("i", [owner.fileno() for owner in fds])
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)] if fds else []
-    flags = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+    flags = socket.MSG_NOSIGNAL | (0 if wait else socket.MSG_DONTWAIT)
     sent = sock.sendmsg([wire.encode(record)], rights, flags)
     if sent != wire.RECORD_SIZE:
         raise ChannelError(f"{sent} of {wire.RECORD_SIZE} bytes of a record were taken")
 
 
-def receive(sock: socket.socket, *, peek: bool) -> tuple[wire.Record, list[Fd]] | None:
+def receive(
+    sock: socket.socket, *, peek: bool, wait: bool = False
+) -> tuple[wire.Record, list[Fd]] | None:
     """One record with its FDs (CLOEXEC), or None where there is no more.
 
-    Raises ProtocolError for a bad record, ChannelError when FDs were cut off or nothing can be
-    read; the FDs that came are closed then.
+    With `wait` it waits as long as the timeout of the socket, and raises TimeoutError then. Raises
+    ProtocolError for a bad record, ChannelError when FDs were cut off or nothing can be read; the
+    FDs that came are closed then.
     """
-    flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC | (socket.MSG_PEEK if peek else 0)
+    flags = socket.MSG_CMSG_CLOEXEC | (socket.MSG_PEEK if peek else 0)
+    flags |= 0 if wait else socket.MSG_DONTWAIT
     try:
         frame, ancillary, result, _ = sock.recvmsg(wire.RECORD_SIZE, _SPACE, flags)
     except BlockingIOError:
@@ -178,20 +188,7 @@ class ParkedChannel:
     def peek(self) -> Stream:
         """Read the whole stream, consuming nothing; raises RefusedError or ChannelError."""
         self._rewind()
-        incoming = Incoming()
-        image: Fd | None = None
-        fds: list[Fd] = []
-        while (item := receive(self._sock, peek=True)) is not None:
-            record, came = item
-            incoming.receive(record, len(came))
-            if isinstance(record, wire.Hello):
-                image = came[0]
-            else:
-                fds += came
-        if image is None:
-            raise ProtocolError("stream", "is empty: it has been spent")
-        reason = incoming.end.reason if incoming.end else None
-        return Stream(incoming.hello.generation, incoming.hello.fds, image, fds, reason)
+        return _collect(self._sock, peek=True)
 
     def spend(self) -> None:
         """Consume the stream for real: from now on every copy of the channel reads as spent."""
@@ -213,6 +210,56 @@ class ParkedChannel:
 
     def _rewind(self) -> None:
         self._sock.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, 0)
+
+
+def receive_image(sock: socket.socket) -> Stream:
+    """Read the whole stream of a live source, waiting as long as the timeout of the socket.
+
+    Raises RefusedError, ChannelError or TimeoutError.
+    """
+    stream = _collect(sock, peek=False)
+    if stream.reason is None:
+        raise ChannelError("the source closed the channel in the middle of its image")
+    return stream
+
+
+def _collect(sock: socket.socket, *, peek: bool) -> Stream:
+    incoming = Incoming()
+    image: Fd | None = None
+    fds: list[Fd] = []
+    while incoming.end is None and (item := receive(sock, peek=peek, wait=not peek)) is not None:
+        record, came = item
+        incoming.receive(record, len(came))
+        if isinstance(record, wire.Hello):
+            image = came[0]
+        else:
+            fds += came
+    if image is None:
+        raise ProtocolError("stream", "is empty: it has been spent")
+    reason = incoming.end.reason if incoming.end else None
+    return Stream(incoming.hello.generation, incoming.hello.fds, image, fds, reason)
+
+
+def send_image(sock: socket.socket, generation: int, image: Fd, fds: Sequence[HasFileno]) -> None:
+    """Send an image with all its FDs to a live destination, waiting while its queue is full.
+
+    Raises OSError; ETOOMANYREFS (FDs in flight) passes as the destination takes them, so it is
+    tried again until the timeout of the socket.
+    """
+    with Fd(os.memfd_create("upgrader-ledger", os.MFD_CLOEXEC)) as ledger:
+        send(sock, wire.Hello(generation, len(fds)), [image, ledger], wait=True)
+    deadline = time.monotonic() + (sock.gettimeout() or 0)
+    for batch in batches(len(fds)):
+        part = fds[batch.first : batch.first + batch.count]
+        while True:
+            try:
+                send(sock, batch, part, wait=True)
+                break
+            except OSError as error:
+                if error.errno != errno.ETOOMANYREFS or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.001)
+    send(sock, wire.End(len(fds), wire.EndReason.COMPLETE), wait=True)
 
 
 def _send_batches(writer: socket.socket, fds: Sequence[HasFileno]) -> tuple[int, wire.EndReason]:

@@ -175,6 +175,7 @@ class Declarations:
     sockets: dict[str, Bound] = field(default_factory=dict)
     connections: dict[str, Connections] = field(default_factory=dict)
     checks: list[Callable[..., Any]] = field(default_factory=list)
+    reloads: list[Callable[..., Any]] = field(default_factory=list)
     dropped: set[str] = field(default_factory=set)
     serving: bool = False
 

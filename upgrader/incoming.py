@@ -5,6 +5,8 @@ Nothing is consumed and no received FD is touched before `Arrival.commit`: until
 any kind, this process killed included, leaves the image as it was for the next attempt.
 """
 
+from __future__ import annotations
+
 import logging
 import os
 import socket
@@ -12,10 +14,11 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from upgrader import image
+from upgrader import image, wire
 from upgrader.backends import ConnectionState, Fd, Identity, bind, path_inode
 from upgrader.backends.fd import identify, is_socket
 from upgrader.channel import ParkedChannel, Stream
@@ -38,7 +41,11 @@ from upgrader.systemd.notify import Notifier
 from upgrader.systemd.status import Origin, Status
 
 _LARGEST_DATAGRAM = 1 << 20  # bytes; UNIX ones are bounded by the sender's buffer only
+_PROGRESS = 500  # entries loaded between two signs of life
 _NAMED = 20  # items of one kind that are named in the log before only their number is
+if TYPE_CHECKING:
+    from upgrader.live import Taker
+
 _log = logging.getLogger("upgrader")
 
 
@@ -59,6 +66,7 @@ class Arrival:
     status: Status = field(default_factory=lambda: Status(1, Origin.COLD))
     adopted: list[Adopted] = field(default_factory=list)
     channel: ParkedChannel | None = None
+    taker: Taker | None = None
     pause: float = 0.0  # seconds since the source froze
     replaced: list[tuple[Bound, socket.socket]] = field(default_factory=list)
     unwanted: list[StoreName] = field(default_factory=list)  # to leave the FD store
@@ -67,15 +75,19 @@ class Arrival:
     def commit(self, notifier: Notifier, store: FdStore) -> None:
         """Become the owner: tell PID 1 in one datagram, then mark the channel as spent.
 
-        Raises NotifyError if PID 1 cannot be told; the image is not consumed then.
+        In a live migration the Ack comes first, and PID 1 has long been told READY=1. Raises
+        NotifyError if PID 1 cannot be told, ChannelError if the source has given up waiting; the
+        image is not consumed then.
         """
+        if self.taker:
+            self.taker.acknowledge()
         store.remove(*self.unwanted)
         for name, sock in self.persistent:
             try:
                 store.push(name, sock)
             except NotifyError as error:  # with too many FDs of this user in flight, none can go
                 _log.warning("%s would not survive a crash: %s", name, error)
-        fields = ["READY=1", f"STATUS={self.status}"]
+        fields = [f"STATUS={self.status}"] if self.taker else ["READY=1", f"STATUS={self.status}"]
         if self.channel:
             fields += removal(self.channel.name)
         notifier.send(*fields)
@@ -99,10 +111,12 @@ class Loader:
         parameters: Parameters,
         store: FdStore,
         passed: Sequence[Passed],
+        taker: Taker | None = None,
     ) -> None:
         self._declarations = declarations
         self._parameters = parameters
         self._store = store
+        self._taker = taker
         self._channels: list[Passed] = []
         self._stored: dict[StoreName, Fd] = {}
         self._activated: list[Passed] = []
@@ -110,7 +124,7 @@ class Loader:
             name = StoreName.parse(item.name)
             if name is None:
                 self._activated.append(item)
-            elif name.what is Stored.CHANNEL:
+            elif name.what in (Stored.CHANNEL, Stored.INSURANCE):
                 self._channels.append(item)
             else:
                 self._stored[name] = item.fd
@@ -124,8 +138,13 @@ class Loader:
             self._set_aside(channel, reason)
             channel = None
         received: dict[str, tuple[image.Entry, socket.socket]] = {}
-        if channel:
-            received = self._load_image(channel)
+        if self._taker:
+            self._taker.prepare(self._offer())
+            received = self._load_image(self._taker.receive(), Origin.LIVE)
+            self._arrival.taker = self._taker
+        elif channel:
+            received = self._load_image(channel.peek(), _origin(channel))
+            self._arrival.channel = channel
         for declared in self._declarations.states.values():
             if not declared.filled:
                 declared.fill(None)
@@ -156,9 +175,14 @@ class Loader:
                 _log.error("%s is thrown away: %s", item.name, error)
             self._store.remove(item.name)
             item.fd.close()
-        waiting.sort(key=lambda channel: channel.generation)
+        # Of one generation, what was parked is newer than what was only insured.
+        waiting.sort(key=lambda channel: (channel.generation, _origin(channel) is Origin.RESTART))
         for older in waiting[:-1]:
-            self._set_aside(older, f"generation {waiting[-1].generation} is newer")
+            if _origin(older) is Origin.INSURANCE:
+                self._store.remove(older.name)
+                older.spend()
+            else:
+                self._set_aside(older, f"generation {waiting[-1].generation} is newer")
         return waiting[-1] if waiting else None
 
     def _hopeless(self, channel: ParkedChannel) -> str:
@@ -190,13 +214,26 @@ class Loader:
 
     # Loading an image
 
-    def _load_image(self, channel: ParkedChannel) -> dict[str, tuple[image.Entry, socket.socket]]:
-        stream = channel.peek()
+    def _offer(self) -> dict[str, Any]:
+        """What this program can load: asked before the source is disturbed."""
+        declared = self._declarations
+        return {
+            "stream": wire.VERSION,
+            "image": image.FORMAT,
+            "states": {name: known.description.version for name, known in declared.states.items()},
+            "backends": sorted({*declared.sockets, *declared.dropped}),
+        }
+
+    def _load_image(
+        self, stream: Stream, origin: Origin
+    ) -> dict[str, tuple[image.Entry, socket.socket]]:
         manifest = image.unseal(stream.image)
         self._check(manifest, stream)
         self._load_states(manifest)
         bound: dict[str, tuple[image.Entry, socket.socket]] = {}
-        for entry, fd in zip(manifest.entries, stream.fds, strict=False):
+        for index, (entry, fd) in enumerate(zip(manifest.entries, stream.fds, strict=False)):
+            if self._taker and index % _PROGRESS == 0:
+                self._taker.progress(index)
             sock = _as_socket(entry, fd)
             if entry.backend in self._declarations.dropped:
                 sock.close()
@@ -218,11 +255,10 @@ class Loader:
             _log.warning("left behind: %s of %r: %s", item.what, item.backend, item.why)
         if len(left) > _NAMED:
             _log.warning("%d were left behind in all", len(left))
-        self._arrival.channel = channel
         self._arrival.pause = time.clock_gettime(time.CLOCK_MONOTONIC) - manifest.frozen_at / 1e9
         self._arrival.status = Status(
             manifest.generation + 1,
-            Origin.RESTART,
+            origin,
             manifest.generation,
             len(stream.fds),
             os.fstat(stream.image.fileno()).st_size,
@@ -362,6 +398,12 @@ def _as_channel(item: Passed) -> ParkedChannel:
         return ParkedChannel(item.fd.socket(), item.name)
     except OSError as error:
         raise ProtocolError(item.name, f"is no channel: {error.strerror}") from error
+
+
+def _origin(channel: ParkedChannel) -> Origin:
+    name = StoreName.parse(channel.name)
+    insured = name is not None and name.what is Stored.INSURANCE
+    return Origin.INSURANCE if insured else Origin.RESTART
 
 
 def _as_socket(entry: image.Entry, fd: Fd) -> socket.socket:

@@ -4,6 +4,8 @@
 Declare, load, commit, and at the end park or leave. It holds no protocol state of its own.
 """
 
+from __future__ import annotations
+
 import contextlib
 import gc
 import logging
@@ -11,10 +13,11 @@ import os
 import resource
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from upgrader import outgoing
 from upgrader.backends import Address, Fd
@@ -29,7 +32,7 @@ from upgrader.declarations import (
 from upgrader.errors import DeclarationError, UpgradeError, VerifyError
 from upgrader.image import LeftBehind
 from upgrader.incoming import Arrival, Loader
-from upgrader.parameters import Parameters
+from upgrader.parameters import TAKEOVER, Parameters, socket_path
 from upgrader.systemd import journal
 from upgrader.systemd.activation import own_number, take
 from upgrader.systemd.fdstore import FdStore, Stored, StoreName
@@ -37,6 +40,12 @@ from upgrader.systemd.journal import Outcome, Priority
 from upgrader.systemd.notify import Notifier, one_line
 from upgrader.systemd.stop import Stop, StopReason, ask, unit_name
 from upgrader.turns import Turn, Turns
+
+if TYPE_CHECKING:  # loaded by the instances that migrate live
+    from upgrader.control import Control
+    from upgrader.live import Request, Taker
+    from upgrader.negotiation import Negotiation
+    from upgrader.switchover import Source
 
 T = TypeVar("T")
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -83,6 +92,11 @@ class Instance:
         self._store = FdStore(self._notifier)
         self._passed = take(environment)
         self._reserve: list[Fd] = []
+        self._taker = self._destined(environment)
+        self._control: Control | None = None
+        self._negotiation: Negotiation | None = None
+        self._insured: StoreName | None = None
+        self._socket_path = socket_path(environment)
         if self._supervised:
             self.unit = unit_name()
             for variable in Parameters.unknown(environment):
@@ -145,6 +159,13 @@ class Instance:
         self.declarations.checks.append(check)
         return check
 
+    def reload(self, callback: Function) -> Function:
+        """Declare what `systemctl reload` does when there is nothing to upgrade (logrotate asks
+        for it every night); what it raises fails the reload, and the instance serves on."""
+        self.declarations.arguments(callback)
+        self.declarations.reloads.append(callback)
+        return callback
+
     def drop(self, name: str) -> None:
         """This program no longer has the state or backend `name`: an image with it is accepted."""
         self.declarations.dropped.add(name)
@@ -158,7 +179,7 @@ class Instance:
     def load(self) -> Arrival:
         """Load everything; raises UpgradeError, and nothing is consumed."""
         self.declarations.serving = True
-        loader = Loader(self.declarations, self.parameters, self._store, self._passed)
+        loader = Loader(self.declarations, self.parameters, self._store, self._passed, self._taker)
         self._passed = []
         with no_collection():
             arrival = loader.load()
@@ -171,10 +192,15 @@ class Instance:
         return {name: declared.value for name, declared in wanted.items()}
 
     def commit(self, arrival: Arrival) -> None:
-        """Become the owner and say so; raises NotifyError."""
+        """Become the owner and say so; raises NotifyError or ChannelError."""
         arrival.commit(self._notifier, self._store)
+        if self._taker:
+            self._taker.close()
+            _become_ordinary()
+            source = str(arrival.status.source_generation)
+            self._insured = StoreName(Stored.INSURANCE, source)
         self._reserve = _reserve(_RESERVED + len(self.declarations.sockets))
-        paused = f", paused {arrival.pause * 1000:.0f} ms" if arrival.channel else ""
+        paused = f", paused {arrival.pause * 1000:.1f} ms" if arrival.pause else ""
         self._report(
             Priority.INFO, "destination", "load", Outcome.DONE, f"{arrival.status}{paused}"
         )
@@ -185,6 +211,115 @@ class Instance:
         with contextlib.suppress(UpgradeError):
             self._notifier.send(f"STATUS=failed to load: {one_line(text)}", "ERRNO=71")  # EPROTO
         self._report(Priority.ERR, "destination", "load", Outcome.FAILED, f"failed to load: {text}")
+        if self._taker:
+            self._taker.refuse(text)
+
+    # A live migration
+
+    def _destined(self, environment: MutableMapping[str, str]) -> Taker | None:
+        """The migration that takeover has started this process for, if any."""
+        if TAKEOVER not in environment:
+            return None
+        from upgrader.live import Taker
+
+        return Taker.from_line(environment.pop(TAKEOVER), self.parameters.migration_timeout)
+
+    def answer(
+        self, on_request: Callable[[Request], object], on_reload: Callable[[], object]
+    ) -> None:
+        """Open this instance's socket; both functions are called in another thread."""
+        if not self._supervised or not self.parameters.enabled:
+            return
+        path = self._socket_path
+        if path is None:
+            _log.info("no RuntimeDirectory=: this instance has no socket, and no live upgrade")
+            return
+
+        def opening() -> None:
+            # In a thread, because clients wait; and all of it now, because the files on disk may
+            # be another version's by the time that they are needed.
+            from upgrader import live  # noqa: F401
+            from upgrader.control import Control
+            from upgrader.negotiation import Facts, Negotiation
+
+            facts = Facts(self.service, self.version, self.unit, self.generation)
+            self._negotiation = Negotiation(facts, self.declarations, on_request, on_reload)
+            try:
+                self._control = Control(path, self._negotiation)
+            except OSError as error:
+                _log.error("%s: %s: no live upgrade", path, error.strerror)
+
+        threading.Thread(target=opening, name="upgrader-opening", daemon=True).start()
+
+    def give(
+        self,
+        request: Request,
+        collect: Callable[[], tuple[list[outgoing.Frozen], list[LeftBehind]]],
+    ) -> Source:
+        """Give everything to a destination that is ready; raises nothing.
+
+        Run where nothing else of this instance runs. Returns where this instance stands then.
+        """
+        from upgrader.live import Built, Giver, Hooks
+        from upgrader.switchover import Source
+
+        built: list[Built] = []
+
+        def freeze() -> Built:
+            frozen, busy = collect()
+            manifest, fds = outgoing.build(
+                self.declarations, self.generation, self.version, frozen, busy
+            )
+            built.append(Built(manifest, fds))
+            return built[0]
+
+        def insure() -> None:
+            manifest, fds = outgoing.insurance(built[0].manifest, built[0].fds)
+            name = StoreName(Stored.INSURANCE, str(self.generation))
+            outgoing.park(manifest, fds, name, self._store, self.unit)
+            self.trust()  # what the instance before has left is older
+
+        def name_successor(pid: int) -> bool:
+            self._notifier.send(f"MAINPID={pid}")
+            self._notifier.barrier()
+            return True
+
+        giver = Giver(
+            request,
+            Hooks(freeze, insure, name_successor),
+            self.parameters.downtime_limit,
+            self.parameters.migration_timeout,
+        )
+        with no_collection():
+            stands = giver.give()
+        if stands is Source.PARKED:
+            name = StoreName(Stored.CHANNEL, str(self.generation))
+            outgoing.park(built[0].manifest, built[0].fds, name, self._store, self.unit)
+            self.exit_status = 1
+        request.sock.close()
+        if stands is Source.SERVING:
+            assert self._negotiation is not None
+            self._negotiation.over()
+            message = f"generation {self.generation} serves on: {giver.reason}"
+            self._report(Priority.ERR, "source", "migrate", Outcome.FAILED, message)
+        else:
+            message = f"generation {self.generation} has been replaced, {stands}"
+            self._report(Priority.INFO, "source", "migrate", Outcome.DONE, message)
+            for declared in self.declarations.states.values():
+                declared.retire()
+        return stands
+
+    @property
+    def insured(self) -> bool:
+        """Whether the source has left an insurance for this instance."""
+        return self._insured is not None
+
+    def trust(self) -> None:
+        """This instance has lived through its first seconds: the insurance is not needed."""
+        if self._insured:
+            with contextlib.suppress(UpgradeError):
+                self._store.remove(self._insured)
+            self._insured = None
 
     # The end
 
@@ -192,8 +327,8 @@ class Instance:
         """Find out how to end: (whether to park, when to be done, as of `time.monotonic`).
 
         At a desk, with UPGRADER=off, and where no job and no Restart= starts another instance, a
-        stop is for good. `failed`: this instance ends by itself, with a failure. A fifth of TimeoutStopSec= is kept
-        for parking itself, before PID 1 sends SIGKILL.
+        stop is for good. `failed`: this instance ends by itself, with a failure. A fifth of
+        TimeoutStopSec= is kept for parking itself, before PID 1 sends SIGKILL.
         """
         self._reserve.clear()
         stop = Stop(StopReason.STOP, float("inf"))
@@ -209,15 +344,11 @@ class Instance:
         """Park everything; False (and said so) if that cannot be done and must be drained."""
         try:
             with no_collection():
-                outcome = outgoing.park(
-                    self.declarations,
-                    self.generation,
-                    self.version,
-                    connections,
-                    busy,
-                    self._store,
-                    self.unit,
+                manifest, fds = outgoing.build(
+                    self.declarations, self.generation, self.version, connections, busy
                 )
+                name = StoreName(Stored.CHANNEL, str(self.generation))
+                outcome = outgoing.park(manifest, fds, name, self._store, self.unit)
         except (UpgradeError, OSError) as error:
             message = f"nothing could be parked, draining instead: {error}"
             self._report(Priority.ERR, "source", "park", Outcome.FAILED, message)
@@ -242,6 +373,7 @@ class Instance:
             for bound in self.declarations.sockets.values()
             if bound.persistent
         ]
+        names += [self._insured] if self._insured else []
         try:
             self._store.remove(*names)
         except UpgradeError as error:
@@ -264,6 +396,8 @@ class Instance:
                 with contextlib.suppress(Exception):
                     stream.flush()
             os._exit(self.exit_status)
+        if self._control:
+            self._control.close()
         self._notifier.close()
         if isinstance(error, UpgradeError) and self._supervised:
             raise SystemExit(f"{self.service}: {error}")
@@ -305,6 +439,12 @@ def _reserve(count: int) -> list[Fd]:
         while len(reserve) < count:
             reserve.append(reserve[0].duplicate())
     return reserve
+
+
+def _become_ordinary() -> None:
+    """Undo what takeover set so that the destination is the first to go when memory runs out."""
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("0")
 
 
 def _raise_fd_limit() -> None:

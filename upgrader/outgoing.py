@@ -18,7 +18,7 @@ from upgrader.declarations import Declarations
 from upgrader.errors import BusError, ChannelError
 from upgrader.state import header, save
 from upgrader.systemd.bus import Bus
-from upgrader.systemd.fdstore import FdStore, Stored, StoreName
+from upgrader.systemd.fdstore import FdStore, StoreName
 from upgrader.systemd.stop import TIMEOUT
 
 
@@ -40,19 +40,16 @@ class Outcome:
     left_behind: tuple[image.LeftBehind, ...]
 
 
-def park(
+def build(
     declarations: Declarations,
     generation: int,
     program: str,
     connections: Sequence[Frozen],
     busy: Sequence[image.LeftBehind],
-    store: FdStore,
-    unit: str,
-) -> Outcome:
-    """Freeze this instance into a parked image.
+) -> tuple[image.Manifest, list[HasFileno]]:
+    """The manifest of this instance as it stands now, and the FDs in its order.
 
-    Raises UpgradeError or OSError when it cannot be done; nothing is lost then, and nothing of it
-    is left in the FD store.
+    Raises UnreadableState for a state that cannot be saved, OSError for a closed FD.
     """
     frozen_at = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
     entries: list[image.Entry] = []
@@ -79,17 +76,42 @@ def park(
         entries=entries,
         left_behind=list(busy),
     )
-    name = StoreName(Stored.CHANNEL, str(generation))
+    return manifest, fds
+
+
+def park(
+    manifest: image.Manifest, fds: Sequence[HasFileno], name: StoreName, store: FdStore, unit: str
+) -> Outcome:
+    """Park an image in the FD store under `name`.
+
+    Raises UpgradeError or OSError when it cannot be done; nothing is lost then, and nothing of it
+    is left in the FD store.
+    """
     with image.seal(manifest) as memfd:
         try:
             parked = channel.park(
-                generation, memfd, fds, lambda reader: _store(store, unit, name, reader)
+                manifest.generation, memfd, fds, lambda reader: _store(store, unit, name, reader)
             )
         except BaseException:
             store.remove(name)
             raise
-    cut = [image.LeftBehind(e.backend, str(e), parked.reason) for e in entries[parked.sent :]]
-    return Outcome(generation, parked.sent, (*busy, *cut))
+    entries = manifest.entries[parked.sent :]
+    cut = [image.LeftBehind(e.backend, str(e), parked.reason) for e in entries]
+    return Outcome(manifest.generation, parked.sent, (*manifest.left_behind, *cut))
+
+
+def insurance(
+    manifest: image.Manifest, fds: Sequence[HasFileno]
+) -> tuple[image.Manifest, list[HasFileno]]:
+    """What of an image may be replayed after the next instance has served: no connection.
+
+    A connection that has gone on since would get bytes twice, and its duplicate in a parked queue
+    would hide from the client that it was closed.
+    """
+    kept = [i for i, entry in enumerate(manifest.entries) if entry.connection is None]
+    entries = [manifest.entries[i] for i in kept]
+    lean = msgspec.structs.replace(manifest, entries=entries, left_behind=[])
+    return lean, [fds[i] for i in kept]
 
 
 def _store(store: FdStore, unit: str, name: StoreName, reader: socket) -> None:

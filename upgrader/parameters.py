@@ -8,9 +8,15 @@ they come from. `UPGRADER=off` is the kill switch: a plain service.
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 from upgrader.errors import DeclarationError
+
+#: Tells a new process that it is a destination: `FD:PATH`, its line to takeover and the path of
+#: the running instance's socket.
+TAKEOVER = "UPGRADER_TAKEOVER"
+SOCKET = "upgrader.sock"
 
 _UNITS = {
     "us": 1e-6, "usec": 1e-6, "\N{MICRO SIGN}s": 1e-6, "\N{GREEK SMALL LETTER MU}s": 1e-6,
@@ -74,9 +80,18 @@ def _generation(text: str) -> str:
     return text
 
 
+def socket_path(environment: Mapping[str, str]) -> Path | None:
+    """Where an instance listens: in its RuntimeDirectory=; None if the unit has none."""
+    first = environment.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    return Path(first, SOCKET) if first else None
+
+
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """`drain_timeout` in seconds; `load_attempts`: after so many the image is set aside.
+    """`drain_timeout` in seconds; `downtime_limit`: seconds that a live migration may wait for safe
+    points, and for progress of the destination; `migration_timeout`: seconds for all of it;
+    `insurance`: seconds after a live upgrade in which a crash goes back to the switchover;
+    `load_attempts`: after so many the image is set aside.
 
     `load_attempts` lies above StartLimitBurst= (5 by default): one bad version meets systemd's
     start limit first, and the image waits for a good one. `discard` sets the image aside at once
@@ -85,6 +100,9 @@ class Parameters:
 
     enabled: bool = True
     drain_timeout: float = 10.0
+    downtime_limit: float = 0.3
+    migration_timeout: float = 30.0
+    insurance: float = 5.0
     load_attempts: int = 10
     discard: str = ""
 
@@ -109,6 +127,9 @@ class Parameters:
 _VARIABLES: dict[str, tuple[str, Callable[[str], object]]] = {
     "UPGRADER": ("enabled", boolean),
     "UPGRADER_DRAIN_TIMEOUT": ("drain_timeout", _wait),
+    "UPGRADER_DOWNTIME_LIMIT": ("downtime_limit", _wait),
+    "UPGRADER_MIGRATION_TIMEOUT": ("migration_timeout", _wait),
+    "UPGRADER_INSURANCE": ("insurance", _wait),
     "UPGRADER_LOAD_ATTEMPTS": ("load_attempts", _attempts),
     "UPGRADER_DISCARD": ("discard", _generation),
 }

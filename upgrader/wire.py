@@ -23,6 +23,9 @@ MAX_FDS = 253
 #: FDs of a Hello: the image and the ledger of load attempts.
 HELLO_FDS = 2
 
+#: Longest reason of an Abort, in bytes.
+REASON_SIZE = 150
+
 _HEADER = struct.Struct("!4sHH")  # magic, version, length of the msgpack body in bytes
 
 
@@ -55,7 +58,27 @@ class End(msgspec.Struct, frozen=True, tag="end"):
     reason: EndReason
 
 
-Record = Hello | Fds | End
+class Go(msgspec.Struct, frozen=True, tag="go"):
+    """The destination is prepared and waits for the image; from here on it is a pause."""
+
+
+class Progress(msgspec.Struct, frozen=True, tag="progress"):
+    """The destination has loaded so many of the manifest's entries."""
+
+    loaded: int
+
+
+class Ack(msgspec.Struct, frozen=True, tag="ack"):
+    """The destination has loaded and checked everything: the commit."""
+
+
+class Abort(msgspec.Struct, frozen=True, tag="abort"):
+    """The destination gives up; `reason` is for people, at most REASON_SIZE bytes."""
+
+    reason: str
+
+
+Record = Hello | Fds | End | Go | Progress | Ack | Abort
 
 
 def encode(record: Record) -> bytes:
@@ -65,6 +88,11 @@ def encode(record: Record) -> bytes:
     if len(frame) > RECORD_SIZE:
         raise ProtocolError(type(record).__name__, f"{len(frame)} bytes exceed {RECORD_SIZE}")
     return frame.ljust(RECORD_SIZE, b"\0")
+
+
+def abort(reason: str) -> Abort:
+    """An Abort with as much of a reason as fits a record."""
+    return Abort(reason.encode()[:REASON_SIZE].decode(errors="ignore"))
 
 
 def decode(frame: bytes) -> Record:

@@ -28,6 +28,7 @@ CORE = [
     "systemd.activation",
     "systemd.notify",
     "systemd.fdstore",
+    "systemd.dbus",
     "systemd.bus",
     "systemd.stop",
     "systemd.status",
@@ -36,6 +37,11 @@ CORE = [
     "inbox",
     "turns",
     "declarations",
+    "switchover",
+    "varlink",
+    "control",
+    "live",
+    "negotiation",
     "incoming",
     "outgoing",
     "stream",
@@ -44,6 +50,7 @@ CORE = [
     "aio",
     "attach",
     "testing",
+    "takeover",
 ]
 #: The side of the operator: asks for upgrades, and never touches an FD of a service.
 OPERATOR = [

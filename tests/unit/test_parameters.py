@@ -80,7 +80,8 @@ def test_booleans() -> None:
 def test_parameters_come_from_the_environment() -> None:
     """Nothing set, or set to nothing, is the default."""
     assert Parameters() == Parameters.from_environment({"UPGRADER": "", "PATH": "/bin"})
-    assert Parameters(False, 90.0, 3, "all") == Parameters.from_environment(
+    wanted = Parameters(enabled=False, drain_timeout=90.0, load_attempts=3, discard="all")
+    assert wanted == Parameters.from_environment(
         {
             "UPGRADER": "off",
             "UPGRADER_DRAIN_TIMEOUT": "1min 30s",

@@ -11,9 +11,10 @@ import socket
 import struct
 import time
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from upgrader.errors import BusError
+from upgrader.systemd.dbus import read
 
 #: PID 1's own socket (root only, works without a bus), then the system bus.
 PRIVATE = "/run/systemd/private"
@@ -22,6 +23,7 @@ SYSTEM_BUS = "/run/dbus/system_bus_socket"
 _BUS = "org.freedesktop.DBus"
 _SYSTEMD = "org.freedesktop.systemd1"
 _USEC_INFINITY = 2**64 - 1
+_REPLY_SERIAL = 5  # code of the header field that says which call a reply answers
 _LIMIT = 1 << 20  # largest reply read, in bytes
 _UNREADABLE = (OSError, struct.error, ValueError, IndexError)  # whatever a damaged reply leads to
 
@@ -64,45 +66,50 @@ class Bus:
     def list_jobs(self) -> list[Job]:
         """All jobs there are."""
         body = self._ask("/org/freedesktop/systemd1", f"{_SYSTEMD}.Manager", "ListJobs")
-        try:
-            return _jobs(body)
-        except _UNREADABLE as error:
-            raise BusError(f"ListJobs: {error}") from error
+        (jobs,) = _read("a(usssoo)", body)
+        return [Job(unit=unit, type=kind) for _, unit, kind, _, _, _ in jobs]
+
+    def get(self, unit: str, name: str) -> Any:
+        """A property of a service, such as `MainPID` or `ExecStartEx`."""
+        path = "/org/freedesktop/systemd1/unit/" + _escape(unit)
+        properties = "org.freedesktop.DBus.Properties"
+        body = self._ask(path, properties, "Get", f"{_SYSTEMD}.Service", name)
+        return _read("v", body)[0]
+
+    def number(self, unit: str, name: str) -> int:
+        """A number among the properties of a service."""
+        value = self.get(unit, name)
+        if not isinstance(value, int):
+            raise BusError(f"{name} of {unit} is {value!r}")
+        return value
+
+    def time_span(self, unit: str, name: str) -> float:
+        """A time span among the properties of a service, in seconds; infinity where it is off."""
+        usec = self.number(unit, name)
+        return float("inf") if usec == _USEC_INFINITY else usec / 1e6
+
+    def text(self, unit: str, name: str) -> str:
+        """A text among the properties of a service."""
+        value = self.get(unit, name)
+        if not isinstance(value, str):
+            raise BusError(f"{name} of {unit} is {value!r}")
+        return value
 
     def stored_fds(self, unit: str) -> int:
         """How many FDs the FD store of `unit` holds."""
-        return self._get(unit, "NFileDescriptorStore", b"u", "<I", 4)
+        return self.number(unit, "NFileDescriptorStore")
 
     def stop_timeout(self, unit: str) -> float:
         """TimeoutStopSec= of `unit` in seconds; infinity where there is none."""
-        usec = self._get(unit, "TimeoutStopUSec", b"t", "<Q", 8)
-        return float("inf") if usec == _USEC_INFINITY else usec / 1e6
+        return self.time_span(unit, "TimeoutStopUSec")
 
     def restart_policy(self, unit: str) -> str:
         """Restart= of `unit`."""
-        return self._get_text(unit, "Restart")
+        return self.text(unit, "Restart")
 
     def result(self, unit: str) -> str:
         """How the service has ended, or why it is made to end: "success", "timeout", ..."""
-        return self._get_text(unit, "Result")
-
-    def _get_text(self, unit: str, name: str) -> str:
-        body = self._get_variant(unit, name)
-        if body[:3] != b"\1s\0" or body[-1:] != b"\0":
-            raise BusError(f"{name} of {unit} is {body!r}")
-        return body[8:-1].decode(errors="replace")
-
-    def _get_variant(self, unit: str, name: str) -> bytes:
-        path = "/org/freedesktop/systemd1/unit/" + _escape(unit)
-        properties = "org.freedesktop.DBus.Properties"
-        return self._ask(path, properties, "Get", f"{_SYSTEMD}.Service", name)
-
-    def _get(self, unit: str, name: str, signature: bytes, layout: str, at: int) -> int:
-        """A number among the properties of a service: a variant, its value aligned to `at`."""
-        body = self._get_variant(unit, name)
-        if body[:3] != b"\1" + signature + b"\0" or len(body) < at + struct.calcsize(layout):
-            raise BusError(f"{name} of {unit} is {body!r}")
-        return int(struct.unpack_from(layout, body, at)[0])
+        return self.text(unit, "Result")
 
     def _ask(self, path: str, interface: str, member: str, *arguments: str) -> bytes:
         try:
@@ -191,7 +198,7 @@ class _Connection:
         if start + body > _LIMIT:
             raise ValueError(f"reply of {start + body} bytes")
         self._need(start + body)
-        serial = _reply_serial(self._unread[16 : 16 + fields])
+        serial = dict(read("a(yv)", self._unread[: 16 + fields], 12)[0]).get(_REPLY_SERIAL, 0)
         reply = _Reply(kind, serial, self._unread[start : start + body])
         self._unread = self._unread[start + body :]
         return reply
@@ -214,38 +221,8 @@ class _Connection:
         self._sock.settimeout(left)
 
 
-def _reply_serial(fields: bytes) -> int:
-    # Field 5 has signature "u"; the others of a reply are strings, and skipped by their length.
-    at = 0
-    while at + 4 <= len(fields):
-        code, length = fields[at], fields[at + 1]
-        signature = fields[at + 2 : at + 2 + length]
-        at += 3 + length
-        if signature == b"g":
-            at += 2 + fields[at]
-        else:
-            at += -at % 4
-            (value,) = struct.unpack_from("<I", fields, at)
-            at += 4
-            if code == 5:
-                return int(value)
-            if signature in (b"s", b"o"):
-                at += value + 1
-        at += -at % 8
-    return 0
-
-
-def _jobs(body: bytes) -> list[Job]:
-    """Unmarshal `a(usssoo)`: id, unit, type, state, job path, unit path."""
-    (size,) = struct.unpack_from("<I", body)
-    at, jobs = 8, []
-    while at < 8 + size:
-        at += -at % 8 + 4
-        texts = []
-        for _ in range(5):
-            at += -at % 4
-            (length,) = struct.unpack_from("<I", body, at)
-            texts.append(body[at + 4 : at + 4 + length].decode())
-            at += 4 + length + 1
-        jobs.append(Job(unit=texts[0], type=texts[1]))
-    return jobs
+def _read(signature: str, body: bytes) -> list[Any]:
+    try:
+        return read(signature, body)
+    except ValueError as error:
+        raise BusError(str(error)) from error

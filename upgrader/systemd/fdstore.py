@@ -16,13 +16,14 @@ from upgrader.backends.fd import HasFileno
 from upgrader.errors import NotifyError
 from upgrader.systemd.notify import Notifier
 
-_NAME = re.compile(r"upgrader-(channel|aside|listener|datagrams)-(.+)")
+_NAME = re.compile(r"upgrader-(channel|insurance|aside|listener|datagrams)-(.+)")
 
 
 class Stored(StrEnum):
     """What we keep in the FD store; part of the FDNAME."""
 
     CHANNEL = "channel"  #: a parked image, by generation
+    INSURANCE = "insurance"  #: a duplicate without connections, by generation
     ASIDE = "aside"  #: the memfd of an image that could not be loaded, by generation
     LISTENER = "listener"  #: a listener that the service bound itself, by backend
     DATAGRAMS = "datagrams"  #: likewise a datagram socket

@@ -15,6 +15,8 @@ class Origin(StrEnum):
 
     COLD = "cold"
     RESTART = "restart"
+    LIVE = "live"
+    INSURANCE = "insurance"  #: what was parked in case the instance before dies early
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,6 @@ _COLD = re.compile(
     r"(?:, image of generation (?P<aside>\d+) set aside)?"
 )
 _LOADED = re.compile(
-    r"generation (\d+), loaded by (?P<origin>restart) from generation (\d+):"
+    r"generation (\d+), loaded by (?P<origin>restart|live|insurance) from generation (\d+):"
     r" (\d+) FDs, (\d+) bytes of state, (\d+) left behind"
 )

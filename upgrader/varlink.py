@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Varlink messages, and the interface that every instance speaks; does no IO.
+
+JSON objects, each ended by a NUL byte: https://varlink.org/Method-Call. asyncvarlink is a library
+for it, but needs an asyncio loop, which a blocking service does not have.
+"""
+
+from typing import Any
+
+import msgspec
+
+from upgrader.errors import UpgradeError
+
+INTERFACE = "io.upgrader.Instance"
+#: Longest message taken, in bytes.
+LIMIT = 1 << 20
+
+DESCRIPTION = """\
+# One running instance of a service that is upgraded in place
+interface io.upgrader.Instance
+
+# What runs: generation, version, process, the program on disk, and what holds a drain
+method Describe() -> (
+  service: string,
+  version: string,
+  unit: string,
+  pid: int,
+  generation: int,
+  phase: string,
+  credentials: string,
+  changed: [](string),
+  expected: bool,
+  draining: [](string)
+)
+
+# The next reload is an upgrade, even if no file of the program has changed
+method Expect() -> ()
+
+# For takeover only: nothing has changed, so run what the author wants at a reload
+method Reload() -> ()
+
+# For takeover only (PID 1's control process of the unit): the process that may migrate
+method Register(pid: int) -> ()
+
+# For takeover only: the process may no longer migrate, and may be killed; Busy while it does
+method Revoke(pid: int) -> ()
+
+# For the registered process only, with "upgrade": the connection becomes the migration channel
+method Migrate(
+  stream: int,
+  image: int,
+  states: [string](int),
+  backends: [](string)
+) -> (generation: int)
+
+error Busy(holder: string)
+error Refused(why: string)
+error ReloadFailed(why: string)
+"""
+
+SERVICE_DESCRIPTION = """\
+# What a varlink service says of itself
+interface org.varlink.service
+
+method GetInfo() -> (
+  vendor: string,
+  product: string,
+  version: string,
+  url: string,
+  interfaces: [](string)
+)
+
+method GetInterfaceDescription(interface: string) -> (description: string)
+
+error InterfaceNotFound(interface: string)
+error MethodNotFound(method: string)
+error MethodNotImplemented(method: string)
+error InvalidParameter(parameter: string)
+error PermissionDenied()
+"""
+
+
+class Call(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A method call."""
+
+    method: str
+    parameters: dict[str, Any] = {}
+    upgrade: bool = False
+    more: bool = False
+    oneway: bool = False
+
+
+class Reply(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A reply, or an error if `error` is its full name."""
+
+    parameters: dict[str, Any] = {}
+    error: str = ""
+    continues: bool = False
+
+
+class VarlinkError(UpgradeError):
+    """A method call was answered with an error; `name` is its last part, such as `Busy`."""
+
+    def __init__(self, name: str, parameters: dict[str, Any]) -> None:
+        details = ", ".join(str(value) for value in parameters.values())
+        super().__init__(f"{name}: {details}" if details else name)
+        self.name = name
+        self.parameters = parameters
+
+
+def encode(message: Call | Reply) -> bytes:
+    """A message with its NUL."""
+    return msgspec.json.encode(message) + b"\0"
+
+
+def take(buffer: bytearray) -> bytes | None:
+    """The first whole message, without its NUL, or None; raises ValueError for one too long."""
+    end = buffer.find(b"\0")
+    if end < 0:
+        if len(buffer) > LIMIT:
+            raise ValueError(f"message longer than {LIMIT} bytes")
+        return None
+    message = bytes(buffer[:end])
+    del buffer[: end + 1]
+    return message
