@@ -47,6 +47,8 @@ CORE = [
     "stream",
     "instance",
     "blocking",
+    "aio.peer",
+    "aio.instance",
     "aio",
     "attach",
     "testing",

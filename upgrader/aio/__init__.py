@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The asyncio face: an instance that freezes its handlers instead of cancelling them.
+
+Frozen handlers are neither resumed nor cancelled: the process ends without running them.
+"""
+
+from upgrader.aio.instance import Instance, Task
+from upgrader.aio.peer import Peer
+
+__all__ = ["Instance", "Peer", "Task"]
