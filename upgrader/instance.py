@@ -195,8 +195,8 @@ class Instance:
         """Become the owner and say so; raises NotifyError or ChannelError."""
         arrival.commit(self._notifier, self._store)
         if self._taker:
+            self._taker.become_ordinary()
             self._taker.close()
-            _become_ordinary()
             source = str(arrival.status.source_generation)
             self._insured = StoreName(Stored.INSURANCE, source)
         self._reserve = _reserve(_RESERVED + len(self.declarations.sockets))
@@ -439,12 +439,6 @@ def _reserve(count: int) -> list[Fd]:
         while len(reserve) < count:
             reserve.append(reserve[0].duplicate())
     return reserve
-
-
-def _become_ordinary() -> None:
-    """Undo what takeover set so that the destination is the first to go when memory runs out."""
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write("0")
 
 
 def _raise_fd_limit() -> None:

@@ -94,8 +94,9 @@ class Giver:
     def give(self) -> Source:
         """Give everything to the destination; returns where the source stands then.
 
-        SERVING (nothing happened), RETIRED, PARKED (the destination died at once), or COMMITTED
-        (PID 1 did not answer: stay, and do not serve).
+        SERVING (nothing happened), RETIRED, or PARKED (the destination died at once). While PID 1
+        does not answer it stays here, and does not serve: PID 1 would take its end for the end of
+        the service.
         """
         event = Event.GO
         while True:
@@ -103,16 +104,9 @@ class Giver:
             self._pending.clear()
             for action in actions:
                 self._perform(action)
-            if self._over(actions):
+            if self.state in (Source.SERVING, Source.RETIRED, Source.PARKED):
                 return self.state
             event = self._pending.pop(0) if self._pending else self._next_event()
-
-    def _over(self, actions: tuple[Action, ...]) -> bool:
-        if self.state is Source.SERVING:
-            return True
-        return self.state in (Source.RETIRED, Source.PARKED) or (
-            self.state is Source.COMMITTED and time.monotonic() > self._last
-        )
 
     def _perform(self, action: Action) -> None:
         match action:
@@ -190,8 +184,12 @@ class Giver:
 class Taker:
     """The destination's side: negotiates, then takes the image; nothing is touched before the Ack."""
 
-    def __init__(self, path: Path, takeover: socket.socket, timeout: float) -> None:
+    def __init__(
+        self, path: Path, takeover: socket.socket, adjustment: int, timeout: float
+    ) -> None:
+        """`adjustment`: the oom_score_adj of an ordinary main process of the unit."""
         self._path = path
+        self._adjustment = adjustment
         self._takeover = takeover
         self._timeout = timeout
         self._state = Destination.PREPARING
@@ -199,10 +197,10 @@ class Taker:
 
     @classmethod
     def from_line(cls, line: str, timeout: float) -> Self:
-        """The migration that takeover has started this process for: `FD:PATH`."""
-        number, _, path = line.partition(":")
+        """The migration that takeover has started this process for, as TAKEOVER says."""
+        number, adjustment, path = line.split(":", 2)
         os.set_inheritable(int(number), False)
-        return cls(Path(path), socket.socket(fileno=int(number)), timeout)
+        return cls(Path(path), socket.socket(fileno=int(number)), int(adjustment), timeout)
 
     def prepare(self, parameters: dict[str, Any]) -> None:
         """Connect and negotiate; raises ChannelError with the source's reason."""
@@ -263,6 +261,11 @@ class Taker:
         """Tell takeover how far it has come."""
         with contextlib.suppress(OSError):
             self._takeover.send(text.encode()[:4000], socket.MSG_NOSIGNAL)
+
+    def become_ordinary(self) -> None:
+        """Undo what made this process the first to go when memory runs out."""
+        with contextlib.suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text(str(self._adjustment))
 
     def close(self) -> None:
         """Give up the channel and the line to takeover."""

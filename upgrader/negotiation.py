@@ -94,9 +94,12 @@ class Negotiation:
         """Only takeover, and only one process at a time, which must belong to this unit."""
         self._require_takeover(caller)
         with self._lock:
-            if self._successor and self._successor.alive:
+            if self._successor and self._migrating:
                 age = time.monotonic() - self._since
                 raise _busy(f"process {self._successor.pid}, registered {age:.1f} s ago")
+            if self._successor:  # left behind by a takeover that was killed
+                self._successor.kill()
+                self._successor = None
             try:
                 successor = Successor(pid)
                 with open(f"/proc/{pid}/cgroup", encoding="ascii") as file:

@@ -13,8 +13,8 @@ from typing import Self
 
 from upgrader.errors import DeclarationError
 
-#: Tells a new process that it is a destination: `FD:PATH`, its line to takeover and the path of
-#: the running instance's socket.
+#: Tells a new process that it is a destination: `FD:ADJUSTMENT:PATH`, its line to takeover, the
+#: oom_score_adj of the unit, and the path of the running instance's socket.
 TAKEOVER = "UPGRADER_TAKEOVER"
 SOCKET = "upgrader.sock"
 

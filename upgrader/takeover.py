@@ -210,7 +210,8 @@ def _become_main(
         line.set_inheritable(True)
         environment = dict(plan.environment)
         environment["SYSTEMD_EXEC_PID"] = str(os.getpid())
-        environment[TAKEOVER] = f"{line.fileno()}:{path}"
+        adjustment = Path("/proc/self/oom_score_adj").read_text().strip()
+        environment[TAKEOVER] = f"{line.fileno()}:{adjustment}:{path}"
         if "WATCHDOG_USEC" in environment:
             environment["WATCHDOG_PID"] = str(os.getpid())
         if source["credentials"]:

@@ -89,7 +89,7 @@ class Instance(BaseInstance):
                 failure = event
                 ended = await self._retire(running, failure)
                 break
-            if await self._migrate(event, running):
+            if await self._migrate(event, running, stop):
                 break
         for number in stop_signals(self.supervised):
             self.loop.remove_signal_handler(number)
@@ -226,7 +226,9 @@ class Instance(BaseInstance):
         for connections, _ in self._handlers.values():
             self.loop.add_reader(connections.door.socket, self._on_acceptable, connections)
 
-    async def _migrate(self, request: Request, tasks: list[asyncio.Task[object]]) -> bool:
+    async def _migrate(
+        self, request: Request, tasks: list[asyncio.Task[object]], stop: asyncio.Event
+    ) -> bool:
         """Give everything to a live destination; False if this instance serves on."""
         self._hold()
         await self._collect(time.monotonic() + self.parameters.downtime_limit)
@@ -234,6 +236,9 @@ class Instance(BaseInstance):
         if stands is Source.SERVING:
             self._resume()
             return False
+        if stands is Source.PARKED:  # Restart= brings everything back, once this process is gone
+            self.frozen = True
+            return True
         deadline = time.monotonic() + self.parameters.drain_timeout
         self.replaced = True
         for peer in self._moving:
@@ -243,11 +248,9 @@ class Instance(BaseInstance):
             bound.close()
         self._gate.set()  # for those held back: they end what they are at
         await _cancel(tasks, deadline)
-        with contextlib.suppress(TimeoutError):
-            async with _until_deadline(deadline):
-                while self._peers:
-                    self._quiet.clear()
-                    await self._quiet.wait()
+        while self._peers and not stop.is_set() and (left := deadline - time.monotonic()) > 0:
+            self._quiet.clear()
+            await _first(left, self._quiet, stop)
         self.frozen = True
         return True
 
@@ -338,6 +341,14 @@ async def _next_event(
     finally:
         stopped.cancel()
         wanted.cancel()
+
+
+async def _first(timeout: float, *events: asyncio.Event) -> None:
+    """Wait for one of several events, or for the time-out."""
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
 
 
 def _until_deadline(deadline: float) -> asyncio.Timeout:
