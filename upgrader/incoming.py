@@ -130,9 +130,18 @@ class Loader:
                 self._stored[name] = item.fd
         self._arrival = Arrival()
         self._unknown: dict[str, set[str]] = {}  # fields of sessions, by backend
+        self._opened: list[ParkedChannel | socket.socket] = []  # to be closed by a refusal
 
     def load(self) -> Arrival:
-        """Load everything; raises UpgradeError, consuming nothing."""
+        """Load everything; raises UpgradeError, consuming nothing and leaving nothing open."""
+        try:
+            return self._load()
+        except BaseException:
+            for owner in self._opened:
+                owner.close()
+            raise
+
+    def _load(self) -> Arrival:
         channel = self._choose_channel()
         if channel and (reason := self._hopeless(channel)):
             self._set_aside(channel, reason)
@@ -165,6 +174,7 @@ class Loader:
         for item in self._channels:
             try:
                 channel = _as_channel(item)
+                self._opened.append(channel)
                 if channel.open():
                     waiting.append(channel)
                     continue
@@ -235,6 +245,7 @@ class Loader:
             if self._taker and index % _PROGRESS == 0:
                 self._taker.progress(index)
             sock = _as_socket(entry, fd)
+            self._opened.append(sock)
             if entry.backend in self._declarations.dropped:
                 sock.close()
                 continue
@@ -367,6 +378,7 @@ class Loader:
             except OSError as error:
                 raise BindError(f"{bound.kind} {bound.name!r}", str(error.strerror)) from error
             stored = None
+        self._opened.append(current)
         bound.open(current)
         bound.persistent = activated is None
         if bound.persistent and stored is None:
@@ -385,6 +397,7 @@ class Loader:
         for item in named[:1]:
             self._activated.remove(item)
             sock = item.fd.socket()
+            self._opened.append(sock)
             if sock.type != bound.socket_type:
                 raise MismatchError(f"{bound.kind} {bound.name!r}", bound.socket_type.name, sock)
             sock.setblocking(False)
@@ -410,11 +423,14 @@ def _as_socket(entry: image.Entry, fd: Fd) -> socket.socket:
     """The socket of an entry; raises MismatchError unless it is the one that the manifest says."""
     said = entry.identity
     # Told what it is, the socket object asks the kernel nothing; `identify` does, once.
-    sock = socket.socket(said.family, said.type, 0, fileno=fd.fileno())
+    try:
+        sock = socket.socket(said.family, said.type, 0, fileno=fd.fileno())
+    except OSError:
+        raise MismatchError(str(entry), said, identify(fd)) from None
     fd.detach()
     if not is_socket(sock, said):
-        found = identify(sock)
-        sock.close()
+        with Fd(sock.detach()) as found_fd:
+            found = identify(found_fd)
         raise MismatchError(str(entry), said, found)
     return sock
 

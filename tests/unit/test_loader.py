@@ -1,0 +1,377 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Loading what is parked: every FD verified, every item claimed, and nothing consumed by a refusal."""
+
+import os
+import socket
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+import upgrader
+from upgrader import channel, wire
+from upgrader.backends import ConnectionState, Fd, Identity, Kind, Waiting, identify
+from upgrader.channel import park
+from upgrader.declarations import Connections, Datagrams, Declarations, Listener
+from upgrader.errors import ImageError, MismatchError, ProtocolError, RefusedError, UnclaimedError
+from upgrader.image import Entry, Manifest, seal
+from upgrader.incoming import Arrival, Loader
+from upgrader.parameters import Parameters
+from upgrader.state import SavedState, save
+from upgrader.systemd.activation import Passed
+from upgrader.systemd.fdstore import FdStore
+from upgrader.systemd.notify import Notifier
+from upgrader.systemd.status import Origin
+
+
+@upgrader.state("counters", version=2, readable_from=1)
+class Counters:
+    requests: int = 0
+
+
+@upgrader.state("session")
+class Session:
+    number: int = 0
+
+
+@upgrader.state("session", version=2)
+class Session2:
+    number: int = 0
+    name: str = upgrader.since(2, default="x")
+
+
+def handler(peer: Any, counters: Counters) -> None:
+    pass
+
+
+class Bench:
+    """A program with one state, a door with connections and an inbox; and what PID 1 passes it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.notify.bind(str(directory / "notify"))
+        self.notify.setblocking(False)
+        self.notifier = Notifier(str(directory / "notify"))
+        # No barrier: nobody answers here.
+        self.store = FdStore(self.notifier)
+        self.notifier.barrier = lambda: None  # type: ignore[method-assign]
+        self.opened: list[socket.socket] = [self.notify]
+        self.kept: list[tuple[str, Fd]] = []
+        self.session: type | None = Session
+        self.arrivals: list[Arrival] = []
+
+    def socket(self, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
+        sock = socket.socket(socket.AF_INET, kind)
+        sock.bind(("127.0.0.1", 0))
+        if kind == socket.SOCK_STREAM:
+            sock.listen()
+        self.opened.append(sock)
+        return sock
+
+    def keep(self, name: str, owner: Any) -> None:
+        self.kept.append((name, Fd(os.dup(owner.fileno()))))
+
+    def park(self, manifest: Manifest, fds: list[Any], *, name: str = "") -> None:
+        name = name or f"upgrader-channel-{manifest.generation}"
+        with seal(manifest) as memfd:
+            park(manifest.generation, memfd, fds, lambda reader: self.keep(name, reader))
+
+    def load(self, **parameters: Any) -> Arrival:
+        declarations = Declarations("web")
+        declarations.add_state(Counters)
+        door = Listener("door", None)
+        declarations.add_socket(door)
+        declarations.add_socket(Datagrams("inbox", None))
+        declarations.add_connections(Connections(door, self.session, handler))
+        self.declarations = declarations
+        passed = [Passed(name, fd.duplicate()) for name, fd in self.kept]
+        loader = Loader(declarations, Parameters(**parameters), self.store, passed)
+        arrival = loader.load()
+        self.opened += [bound.socket for bound in declarations.sockets.values()]
+        self.opened += [adopted.sock for adopted in arrival.adopted]
+        self.arrivals.append(arrival)
+        return arrival
+
+    def told(self) -> list[str]:
+        """What PID 1 was told, without what was stored."""
+        heard = []
+        while True:
+            try:
+                data, fds, _, _ = socket.recv_fds(self.notify, 4096, 8)
+            except BlockingIOError:
+                return heard
+            for number in fds:
+                os.close(number)
+            heard.append(data.decode())
+
+    def close(self) -> None:
+        self.told()
+        self.notifier.close()
+        for arrival in self.arrivals:
+            if arrival.channel:
+                arrival.channel.close()
+        for sock in self.opened:
+            sock.close()
+        for _, fd in self.kept:
+            fd.close()
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(tmp_path)
+    yield bench
+    bench.close()
+
+
+def image(bench: Bench, generation: int = 3) -> tuple[Manifest, list[Any]]:
+    """An image of all that the program declares, with one connection."""
+    door, inbox = bench.socket(), bench.socket(socket.SOCK_DGRAM)
+    client = socket.create_connection(door.getsockname())
+    connection, _ = door.accept()
+    bench.opened += [client, connection]
+    number = msgspec.msgpack.encode(Session(7))
+    moved = ConnectionState(Waiting.MESSAGE, b"half", b"rest", number)
+    entries = [
+        Entry("door", Kind.LISTENER, identify(door)),
+        Entry("inbox", Kind.DATAGRAMS, identify(inbox)),
+        Entry("door", Kind.CONNECTION, identify(connection), 0, moved),
+    ]
+    sessions = {"door": SavedState("session", 1, 1, b"")}
+    states = [save(Counters(5))]
+    manifest = Manifest("web", generation, "1", 0, states, sessions, entries)
+    return manifest, [door, inbox, connection]
+
+
+def test_everything_is_loaded(bench: Bench) -> None:
+    """State, listener, datagrams, and the connection with all that moved along."""
+    manifest, fds = image(bench)
+    bench.park(manifest, fds)
+    arrival = bench.load()
+
+    assert (4, Origin.RESTART, 3, 3, 0) == (
+        arrival.status.generation, arrival.status.origin, arrival.status.source_generation,
+        arrival.status.fds, arrival.status.left_behind,
+    )  # fmt: skip
+    assert Counters(5) == bench.declarations.states["counters"].value
+    (adopted,) = arrival.adopted
+    assert (Session(7), b"half", b"rest") == (
+        adopted.session, adopted.state.unread, adopted.state.unsent,
+    )  # fmt: skip
+    assert [identify(fd) for fd in fds] == [
+        identify(owner.socket) for owner in bench.declarations.sockets.values()
+    ] + [identify(adopted.sock)]
+
+
+def test_loading_again_finds_the_same(bench: Bench) -> None:
+    """Nothing is consumed or told before the commit, however often it is loaded."""
+    manifest, fds = image(bench)
+    bench.park(manifest, fds)
+    for _ in range(3):
+        arrival = bench.load()
+        assert 3 == arrival.status.fds
+        assert arrival.channel is not None
+        arrival.channel.close()  # as the end of the process does
+    assert [] == bench.told()
+
+
+def test_the_commit_is_one_datagram(bench: Bench) -> None:
+    """READY=1, the status and the removal of the channel together; then it is spent."""
+    manifest, fds = image(bench)
+    bench.park(manifest, fds)
+    arrival = bench.load()
+    arrival.commit(bench.notifier, bench.store)
+    ready = [text for text in bench.told() if text.startswith("READY=1")]
+
+    assert [
+        f"READY=1\nSTATUS={arrival.status}\nFDSTOREREMOVE=1\nFDNAME=upgrader-channel-3"
+    ] == ready
+    with pytest.raises(upgrader.DeclarationError, match="PID 1 passed none of that name"):
+        bench.load()
+    assert "FDSTOREREMOVE=1\nFDNAME=upgrader-channel-3" in bench.told()
+
+
+Change = Callable[[Bench, Manifest, list[Any]], tuple[Manifest, list[Any]]]
+
+
+def swapped(bench: Bench, manifest: Manifest, fds: list[Any]) -> tuple[Manifest, list[Any]]:
+    return manifest, [fds[1], fds[0], fds[2]]
+
+
+def a_pipe(bench: Bench, manifest: Manifest, fds: list[Any]) -> tuple[Manifest, list[Any]]:
+    reading, writing = os.pipe()
+    bench.kept += [("x", Fd(reading)), ("y", Fd(writing))]
+    return manifest, [bench.kept[-1][1], *fds[1:]]
+
+
+def another_inode(bench: Bench, manifest: Manifest, fds: list[Any]) -> tuple[Manifest, list[Any]]:
+    return manifest, [bench.socket(), *fds[1:]]
+
+
+def entries(manifest: Manifest, *changed: Entry) -> Manifest:
+    return msgspec.structs.replace(manifest, entries=[*changed])
+
+
+def lying(**fields: Any) -> Change:
+    def change(bench: Bench, manifest: Manifest, fds: list[Any]) -> tuple[Manifest, list[Any]]:
+        first, *rest = manifest.entries
+        identity = msgspec.structs.replace(first.identity, **fields)
+        return entries(manifest, msgspec.structs.replace(first, identity=identity), *rest), fds
+
+    return change
+
+
+def replaced(**fields: Any) -> Change:
+    def change(bench: Bench, manifest: Manifest, fds: list[Any]) -> tuple[Manifest, list[Any]]:
+        return msgspec.structs.replace(manifest, **fields), fds
+
+    return change
+
+
+def renamed(index: int, **fields: Any) -> Change:
+    def change(bench: Bench, manifest: Manifest, fds: list[Any]) -> tuple[Manifest, list[Any]]:
+        changed = list(manifest.entries)
+        changed[index] = msgspec.structs.replace(changed[index], **fields)
+        return entries(manifest, *changed), fds
+
+    return change
+
+
+def twice(bench: Bench, manifest: Manifest, fds: list[Any]) -> tuple[Manifest, list[Any]]:
+    return entries(manifest, manifest.entries[0], *manifest.entries), [fds[0], *fds]
+
+
+def fewer_entries(bench: Bench, manifest: Manifest, fds: list[Any]) -> tuple[Manifest, list[Any]]:
+    return entries(manifest, *manifest.entries[:2]), fds
+
+
+def more_entries(bench: Bench, manifest: Manifest, fds: list[Any]) -> tuple[Manifest, list[Any]]:
+    return manifest, fds[:2]
+
+
+STATE = SavedState("other", 1, 1, b"\x80")
+BAD: dict[str, tuple[Change, type[RefusedError], str]] = {
+    "swapped FDs": (swapped, MismatchError, "listener of 'door': the manifest says AF_INET SOCK_S"),
+    "a pipe": (a_pipe, MismatchError, "listener of 'door': .*the FD is a file of type 0o10000"),
+    "another inode": (another_inode, MismatchError, "listener of 'door': the manifest says"),
+    "another family": (lying(family=10), MismatchError, "says AF_INET6 .*the FD is AF_INET "),
+    "unknown family": (lying(family=9999), MismatchError, "listener of 'door': .*says 9999"),
+    "another type": (lying(type=2), MismatchError, "says AF_INET SOCK_DGRAM"),
+    "no socket": (lying(file_type=stat.S_IFREG), MismatchError, "listener of 'door'"),
+    "a state too much": (replaced(states=[STATE]), UnclaimedError, "state 'other'"),
+    "a state twice": (replaced(states=[STATE, STATE]), ImageError, "'other': is in the image 2"),
+    "a backend too much": (renamed(0, backend="x"), UnclaimedError, "listener of 'x'"),
+    "a listener twice": (twice, ImageError, "listener of 'door': is in the image 2 times"),
+    "a connection too much": (renamed(2, backend="x"), UnclaimedError, "connection of 'x'"),
+    "a kind too much": (renamed(0, backend="inbox"), UnclaimedError, "listener of 'inbox'"),
+    "another service": (replaced(service="mail"), ImageError, "of service 'mail', this is 'web'"),
+    "too many FDs": (fewer_entries, ImageError, "image: 2 entries, 3 FDs"),
+    "too few FDs": (more_entries, ImageError, "image: 3 entries, 2 FDs"),
+    "no state of a connection": (
+        renamed(2, connection=ConnectionState(Waiting.MESSAGE)), RefusedError, "'session'",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "error", "message"), BAD.values(), ids=BAD.keys())
+def test_what_does_not_fit_is_refused(
+    change: Change, error: type[RefusedError], message: str, bench: Bench
+) -> None:
+    """The item is named, and the image is as it was."""
+    manifest, fds = change(bench, *image(bench))
+    bench.park(manifest, fds)
+    channels = [item for item in bench.kept if item[0].startswith("upgrader")]
+    bench.kept = [item for item in bench.kept if item not in channels] + channels
+    for _ in range(2):
+        with pytest.raises(error, match=message):
+            bench.load()
+    assert [] == bench.told()
+
+
+def test_another_generation_in_the_image(bench: Bench) -> None:
+    """The stream and the image must agree on whose it is."""
+    manifest, fds = image(bench)
+    with seal(manifest) as memfd:
+        park(4, memfd, fds, lambda reader: bench.keep("upgrader-channel-4", reader))
+    with pytest.raises(ImageError, match="generation 3, not 4"):
+        bench.load()
+
+
+def test_the_newer_of_two_images(bench: Bench) -> None:
+    """It is loaded, whatever their order; the older one is set aside and named."""
+    for generations in ((3, 5), (5, 3)):
+        older, newer = sorted(generations)
+        for _, fd in bench.kept:
+            fd.close()
+        bench.kept.clear()
+        for generation in generations:
+            bench.park(*image(bench, generation))
+        assert newer == bench.load().status.source_generation
+        told = bench.told()
+
+        assert f"FDSTORE=1\nFDNAME=upgrader-aside-{older}\nFDPOLL=0" in told
+        assert f"FDSTOREREMOVE=1\nFDNAME=upgrader-channel-{older}" in told
+        assert f"FDSTOREREMOVE=1\nFDNAME=upgrader-channel-{newer}" not in told
+
+
+@pytest.mark.parametrize("make", [lambda: os.memfd_create("x"), lambda: os.open("/", os.O_RDONLY)])
+def test_a_channel_that_is_no_socket(make: Callable[[], int], bench: Bench) -> None:
+    """It is named; with UPGRADER_DISCARD=all it is thrown away."""
+    bench.kept.append(("upgrader-channel-3", Fd(make())))
+    bench.keep("door", bench.socket())
+    bench.keep("inbox", bench.socket(socket.SOCK_DGRAM))
+    with pytest.raises(ProtocolError, match="upgrader-channel-3: is no channel"):
+        bench.load()
+    assert Origin.COLD is bench.load(discard="all").status.origin
+    assert ["FDSTOREREMOVE=1\nFDNAME=upgrader-channel-3"] == bench.told()
+
+
+def test_fields_of_sessions_that_are_dropped_are_named(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once for all connections of a door."""
+    manifest, fds = image(bench)
+    data = msgspec.msgpack.encode(Session2(1, "y"))
+    moved = ConnectionState(Waiting.MESSAGE, session=data)
+    first = msgspec.structs.replace(manifest.entries[2], connection=moved)
+    second = bench.socket()
+    manifest = msgspec.structs.replace(
+        manifest,
+        sessions={"door": SavedState("session", 2, 1, b"")},
+        entries=[
+            *manifest.entries[:2],
+            first,
+            msgspec.structs.replace(first, identity=identify(second)),
+        ],
+    )
+    bench.park(manifest, [*fds, second])
+    arrival = bench.load()
+
+    assert [Session(1), Session(1)] == [adopted.session for adopted in arrival.adopted]
+    assert [
+        "connections of 'door': fields of their state dropped, unknown to this version: name"
+    ] == [record.getMessage() for record in caplog.records]
+
+
+def test_a_cut_list_is_left_behind(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """What did not cross is named and counted; the rest is loaded."""
+    manifest, fds = image(bench)
+    far = Identity(1, stat.S_IFSOCK, 2, 1)
+    more = msgspec.structs.replace(manifest.entries[2], identity=far)
+    reader, writer = channel.pair()
+    with (
+        seal(entries(manifest, *manifest.entries, more)) as memfd,
+        Fd(os.memfd_create("ledger")) as ledger,
+        reader,
+        writer,
+    ):
+        bench.keep("upgrader-channel-3", reader)
+        channel.send(writer, wire.Hello(3, 4), [memfd, ledger])
+        channel.send(writer, wire.Fds(0, 3), fds)
+        channel.send(writer, wire.End(3, wire.EndReason.CHANNEL_FULL))
+    arrival = bench.load()
+
+    assert (3, 1) == (arrival.status.fds, arrival.status.left_behind)
+    assert "channel-full" in caplog.text
