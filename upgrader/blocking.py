@@ -205,8 +205,8 @@ class Instance(BaseInstance):
                             if self._migrate(self._requests.popleft()):
                                 return
 
-            if self.insured and time.monotonic() >= self._trusted:
-                self.trust()
+            if self.insured and time.monotonic() >= self._trusted and not self.trust():
+                self._trusted += 1
 
     def _want_reload(self, waker: socket.socket) -> None:
         """In the control thread: have the callbacks run between two turns, and wait for them."""

@@ -196,7 +196,7 @@ class Instance:
         arrival.commit(self._notifier, self._store)
         if self._taker:
             self._taker.become_ordinary()
-            self._taker.close()
+            self._taker.release_takeover()
             source = str(arrival.status.source_generation)
             self._insured = StoreName(Stored.INSURANCE, source)
         self._reserve = _reserve(_RESERVED + len(self.declarations.sockets))
@@ -277,7 +277,9 @@ class Instance:
             manifest, fds = outgoing.insurance(built[0].manifest, built[0].fds)
             name = StoreName(Stored.INSURANCE, str(self.generation))
             outgoing.park(manifest, fds, name, self._store, self.unit)
-            self.trust()  # what the instance before has left is older
+            if self._insured:  # what the instance before has left is older
+                self._store.remove(self._insured)
+                self._insured = None
 
         def name_successor(pid: int) -> bool:
             self._notifier.send(f"MAINPID={pid}")
@@ -292,7 +294,9 @@ class Instance:
         )
         with no_collection():
             stands = giver.give()
-        if stands is Source.PARKED:
+        if stands is Source.PARKED and ask(self.unit).reason is StopReason.STOP:
+            self._store.remove(StoreName(Stored.INSURANCE, str(self.generation)))
+        elif stands is Source.PARKED:
             name = StoreName(Stored.CHANNEL, str(self.generation))
             outgoing.park(built[0].manifest, built[0].fds, name, self._store, self.unit)
             self.exit_status = 1
@@ -314,12 +318,21 @@ class Instance:
         """Whether the source has left an insurance for this instance."""
         return self._insured is not None
 
-    def trust(self) -> None:
-        """This instance has lived through its first seconds: the insurance is not needed."""
+    def trust(self) -> bool:
+        """This instance has lived through its first seconds: the insurance is not needed.
+
+        False while the source may still park it: then ask again later.
+        """
+        if self._taker and not self._taker.source_done:
+            return False
         if self._insured:
             with contextlib.suppress(UpgradeError):
                 self._store.remove(self._insured)
             self._insured = None
+        if self._taker:
+            self._taker.close()
+            self._taker = None
+        return True
 
     # The end
 

@@ -151,7 +151,10 @@ class Giver:
         except UpgradeError as error:
             _log.error("%s", error)
             named = False
-        return Event.NAMED if named else Event.UNANSWERED
+        if not named:
+            return Event.UNANSWERED
+        # Dead before it was named, PID 1 has refused it, and says nothing of that.
+        return Event.NAMED if self._request.successor.alive else Event.SUCCESSOR_DEAD
 
     def _next_event(self) -> Event:
         left = self._deadline - time.monotonic()
@@ -161,9 +164,13 @@ class Giver:
         except TimeoutError:
             self.reason = self.reason or f"no progress within {self._limit:.1f} s"
             return Event.DEADLINE
-        except (UpgradeError, OSError) as error:
+        except ConnectionError as error:
             self.reason = self.reason or str(error)
             return Event.HANGUP
+        except (UpgradeError, OSError) as error:
+            # Not a hang-up: an Ack may follow, until the channel is shut.
+            self.reason = self.reason or str(error)
+            return Event.UNREADABLE
         match item[0] if item else None:
             case wire.Ack():
                 return Event.ACK
@@ -172,9 +179,12 @@ class Giver:
             case wire.Abort(reason):
                 self.reason = reason
                 return Event.ABORT
-            case _:
+            case None:
                 self.reason = self.reason or "the destination has ended"
                 return Event.HANGUP
+            case record:
+                self.reason = self.reason or f"{type(record).__name__} is no record for a source"
+                return Event.UNREADABLE
 
     def _fail(self, event: Event, error: BaseException) -> None:
         self.reason = str(error)
@@ -267,10 +277,20 @@ class Taker:
         with contextlib.suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text(str(self._adjustment))
 
-    def close(self) -> None:
-        """Give up the channel and the line to takeover."""
-        self._sock.close()
+    @property
+    def source_done(self) -> bool:
+        """Whether the source has named its successor, or has ended."""
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def release_takeover(self) -> None:
+        """Give up the line to takeover: its part is over."""
         self._takeover.close()
+
+    def close(self) -> None:
+        """Give up the channel."""
+        self._sock.close()
 
     def _enter(self, event: Event) -> None:
         self._state, _ = step(DESTINATION, self._state, event)

@@ -48,6 +48,7 @@ class Event(StrEnum):
     ACK = "ack"
     TAKEN = "taken"  #: the Ack was taken by the source's socket
     ABORT = "abort"
+    UNREADABLE = "unreadable"  #: what came is no record that may come now
     HANGUP = "hangup"  #: the channel is closed, or empty after it was shut
     DEADLINE = "deadline"
     NOT_SENT = "not-sent"  #: the image could not be made or sent
@@ -85,21 +86,24 @@ Table = Mapping[tuple[State, Event], tuple[State, tuple[Action, ...]]]
 SOURCE: Table[Source] = {
     (Source.SERVING, Event.GO): (Source.FROZEN, (Action.FREEZE, Action.SEND_IMAGE)),
     (Source.SERVING, Event.HANGUP): (Source.SERVING, ()),
-    (Source.SERVING, Event.ABORT): (Source.SERVING, ()),
     (Source.SERVING, Event.DEADLINE): (Source.SERVING, (Action.KILL,)),
+    (Source.SERVING, Event.STOP): (Source.PARKED, (Action.PARK, Action.EXIT)),
     (Source.FROZEN, Event.PROGRESS): (Source.FROZEN, (Action.EXTEND,)),
     (Source.FROZEN, Event.ACK): (Source.COMMITTED, (Action.INSURE, Action.NAME_SUCCESSOR)),
     (Source.FROZEN, Event.ABORT): (Source.SERVING, (Action.RESUME,)),
     (Source.FROZEN, Event.HANGUP): (Source.SERVING, (Action.RESUME,)),
+    (Source.FROZEN, Event.UNREADABLE): (Source.DECIDING, (Action.SHUT,)),
     (Source.FROZEN, Event.NOT_SENT): (Source.DECIDING, (Action.SHUT,)),
     (Source.FROZEN, Event.DEADLINE): (Source.DECIDING, (Action.SHUT,)),
     (Source.DECIDING, Event.PROGRESS): (Source.DECIDING, ()),
+    (Source.DECIDING, Event.UNREADABLE): (Source.DECIDING, ()),
     (Source.DECIDING, Event.ACK): (Source.COMMITTED, (Action.INSURE, Action.NAME_SUCCESSOR)),
     (Source.DECIDING, Event.ABORT): (Source.SERVING, (Action.RESUME,)),
     (Source.DECIDING, Event.HANGUP): (Source.SERVING, (Action.RESUME, Action.KILL)),
     (Source.COMMITTED, Event.NAMED): (Source.RETIRED, (Action.RETIRE,)),
     (Source.COMMITTED, Event.UNANSWERED): (Source.COMMITTED, (Action.NAME_SUCCESSOR,)),
     (Source.COMMITTED, Event.SUCCESSOR_DEAD): (Source.PARKED, (Action.PARK, Action.EXIT)),
+    (Source.RETIRED, Event.STOP): (Source.RETIRED, (Action.EXIT,)),
 }
 
 DESTINATION: Table[Destination] = {

@@ -73,7 +73,7 @@ class Instance(BaseInstance):
             lambda request: self.loop.call_soon_threadsafe(requests.put_nowait, request),
             lambda: asyncio.run_coroutine_threadsafe(self._reload(), self.loop).result(),
         )
-        self.loop.call_later(self.parameters.insurance, self.trust)
+        self.loop.call_later(self.parameters.insurance, self._trust)
         running = [
             self.loop.create_task(
                 task(**{name: declared.value for name, declared in arguments.items()}),
@@ -132,6 +132,10 @@ class Instance(BaseInstance):
                     await result
             except Exception as error:
                 raise refused_by_check(check, error) from error
+
+    def _trust(self) -> None:
+        if not self.trust():
+            self.loop.call_later(1, self._trust)
 
     async def _reload(self) -> None:
         for callback in self.declarations.reloads:

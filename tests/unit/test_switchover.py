@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The commit protocol, explored: every order of messages, time-outs, deaths and signals.
+
+The tables explored are the ones that drive the code. Faults (a death, a hang, a signal by hand, a
+stop or restart in the middle, an unreadable record) are added one by one, each at every point.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from tests.unit.protocol import Model, Rules, Unit, World, verdict, verdict_at_rest
+from upgrader.switchover import DESTINATION, SOURCE, Action, Destination, Event, Source
+
+#: All pairs of faults, everywhere; every row of the tables is used with one already.
+FAULTS = 2
+
+Origins = dict[World, tuple[World, str] | None]
+
+
+@dataclass(frozen=True)
+class Explored:
+    """What an exploration has found; it ends at the first thing that is wrong."""
+
+    origins: Origins
+    settled: Mapping[World, list[World]]  # what leads to a world without any fault
+    at_rest: list[World]
+    used: set[tuple[Source | Destination, Event]]
+    wrong: str = ""
+    where: World | None = None
+
+    @property
+    def trace(self) -> str:
+        """How it comes to what is wrong, one step a line; a fault is marked."""
+        steps: list[str] = []
+        origin = self.origins[self.where] if self.where else None
+        while origin:
+            world, text = origin
+            steps.append(text)
+            origin = self.origins[world]
+        return "\n".join([*reversed(steps), f"=> {self.wrong}"])
+
+
+def explore(rules: Rules, faults: int = FAULTS) -> Explored:
+    """Breadth first, and fewer faults first, so that what is found is as short as can be."""
+    model = Model(rules)
+    level = [World()]
+    origins: Origins = {level[0]: None}
+    before: dict[World, list[World]] = {}
+    at_rest: list[World] = []
+    for allowed in range(faults, -1, -1):
+        visited: list[World] = []
+        while level:
+            visited += level
+            following: list[World] = []
+            for world in level:
+                happens = model.successors(world)
+                wrong = verdict(world) or ("" if happens else verdict_at_rest(world))
+                if wrong:
+                    return Explored(origins, before, at_rest, model.used, wrong, world)
+                if not happens:
+                    at_rest.append(world)
+                for text, reached in happens:
+                    before.setdefault(reached, []).append(world)
+                    if reached not in origins:
+                        origins[reached] = world, text
+                        following.append(reached)
+            level = following
+        for world in visited if allowed else ():
+            for text, reached in model.faults(world):
+                if reached not in origins:
+                    origins[reached] = world, f"! {text}"
+                    level.append(reached)
+    return Explored(origins, before, at_rest, model.used)
+
+
+@pytest.fixture(scope="module")
+def explored() -> Explored:
+    return explore(Rules())
+
+
+def test_there_is_always_one_owner(explored: Explored) -> None:
+    """Never do two instances serve; in the end one does, or what it had is in the FD store.
+
+    Nothing that owns is killed by anyone but the one who kills it by hand, and nobody who has seen
+    the Ack serves again.
+    """
+    assert not explored.wrong, explored.trace
+
+
+def test_everything_comes_to_an_end(explored: Explored) -> None:
+    """From wherever a migration has come, it can come to rest: nobody waits for nobody."""
+    ending = set(explored.at_rest)
+    fresh = set(ending)
+    while fresh:
+        fresh = {w for world in fresh for w in explored.settled.get(world, ())} - ending
+        ending |= fresh
+
+    assert len(ending) == len(explored.origins)
+
+
+def test_every_row_of_the_tables_is_used(explored: Explored) -> None:
+    """There is no row for what cannot happen."""
+    assert explored.used == {*SOURCE, *DESTINATION}
+
+
+def test_the_exploration_reaches_every_outcome(explored: Explored) -> None:
+    """Both sides may end as the one that serves, and Restart= finds every kind of image."""
+    serving = {(w.source.serving, w.destination.serving) for w in explored.at_rest}
+    assert {(True, False), (False, True)} <= serving
+    assert {w.pid1.loaded for w in explored.at_rest if w.pid1.unit is Unit.RESTARTED} == {
+        "image of the source", "image of the destination", "insurance", "cold",
+    }  # fmt: skip
+    assert len(explored.origins) > 100_000
+
+
+def test_without_a_fault_nothing_ever_stops() -> None:
+    """Time-outs and refusals alone never cost more than the upgrade."""
+    for world in explore(Rules(), faults=0).at_rest:
+        assert world.pid1.unit is Unit.RUNNING
+        assert world.source.serving != world.destination.serving
+
+
+def source(rows: dict[tuple[Source, Event], tuple[Source, tuple[Action, ...]]]) -> dict[str, Any]:
+    return {"source": {**SOURCE, **rows}}
+
+
+#: What was changed; how; what is wrong then; what somewhere happens on the way there.
+BROKEN = [
+    pytest.param(
+        source({(Source.FROZEN, Event.DEADLINE): (Source.SERVING, (Action.RESUME,))}),
+        "the source serves after the commit",
+        "source: deadline: frozen -> serving",
+        id="an Ack is taken without shutting the channel first",
+    ),
+    pytest.param(
+        {"names_early": True},
+        "PID 1 stops the unit, though the source owns and is well",
+        "PID 1: takes 'MAINPID' of source",
+        id="MAINPID before the Ack",
+    ),
+    pytest.param(
+        {"revokes": False},
+        "the destination owns, and is killed by takeover",
+        "takeover: kills",
+        id="takeover kills without Revoke",
+    ),
+    pytest.param(
+        {"checks_takeover": False},
+        "a commit, though takeover had gone before it was decided",
+        "takeover: deadline",
+        id="the destination does not look for takeover",
+    ),
+    pytest.param(
+        source(
+            {
+                (Source.FROZEN, Event.ACK): (Source.RETIRED, (Action.INSURE, Action.RETIRE)),
+                (Source.DECIDING, Event.ACK): (Source.RETIRED, (Action.INSURE, Action.RETIRE)),
+            }
+        ),
+        "PID 1 stops the unit, though the destination owns and is well",
+        "source: has drained, exits 0",
+        id="the source exits before PID 1 knows its successor",
+    ),
+    pytest.param(
+        {"notify_access": "exec"},
+        "everything is lost",
+        "PID 1: drops 'image of the destination' of destination",
+        id="NotifyAccess=exec: an owner that is not the main process cannot park",
+    ),
+    pytest.param(
+        {"looks_again": False},
+        "stopped for good, and PID 1 keeps the insurance",
+        "! destination is killed",
+        id="the source does not look whether the destination lived to be named",
+    ),
+    pytest.param(
+        {"names_until_answered": False},
+        "PID 1 keeps the insurance, older than what is served",
+        "source: stays, quiesced",
+        id="the source gives up naming its successor",
+    ),
+    pytest.param(
+        source({(Source.FROZEN, Event.UNREADABLE): (Source.SERVING, (Action.RESUME,))}),
+        "the source serves after the commit",
+        "! destination: sends junk",
+        id="the source resumes at an unreadable record",
+    ),
+    pytest.param(
+        source({(Source.DECIDING, Event.UNREADABLE): (Source.SERVING, (Action.RESUME,))}),
+        "the source serves after the commit",
+        "source: unreadable: deciding -> serving",
+        id="the source reads no further than an unreadable record",
+    ),
+    pytest.param(
+        {"waits_for_source": False},
+        "PID 1 keeps the insurance, older than what is served",
+        "destination: gives up the insurance",
+        id="the owner gives up the insurance while the source may still park it",
+    ),
+    pytest.param(
+        {"asks_for_job": False},
+        "stopped for good, and PID 1 keeps the image of the source, insurance",
+        "! systemctl stop",
+        id="a source left alone parks on a stop for good",
+    ),
+    pytest.param(
+        source({(Source.COMMITTED, Event.SUCCESSOR_DEAD): (Source.SERVING, (Action.RESUME,))}),
+        "the source serves after the commit",
+        "! destination is killed",
+        id="the source serves again after the Ack",
+    ),
+    pytest.param(
+        source(
+            {
+                (state, Event.ACK): (Source.COMMITTED, (Action.NAME_SUCCESSOR,))
+                for state in (Source.FROZEN, Source.DECIDING)
+            }
+        ),
+        "everything is lost",
+        "! destination is killed",
+        id="no insurance",
+    ),
+    pytest.param(
+        {
+            "destination": {
+                **DESTINATION,
+                (Destination.LOADING, Event.LOADED): (
+                    Destination.ACKING,
+                    (Action.SERVE, Action.SEND_ACK),
+                ),
+            }
+        },
+        "two owners serve",
+        "destination: serve",
+        id="the destination serves before the Ack",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "wrong", "step"), BROKEN)
+def test_a_broken_rule_is_found_out(change: dict[str, Any], wrong: str, step: str) -> None:
+    """Each rule is needed: without it the exploration finds the way into the damage."""
+    found = explore(replace(Rules(), **change))
+
+    assert found.wrong == wrong, found.trace
+    assert any(step in line for line in found.trace.splitlines()), found.trace
+
+
+def test_a_counter_example_can_be_read() -> None:
+    """What is found is told step by step, as short as it can be, the fault marked."""
+    found = explore(Rules(notify_access="exec"))
+
+    assert (
+        found.trace.splitlines()[-8:]
+        == [
+            "! source is killed",
+            "PID 1: source has ended",
+            "destination: stops as the owner",
+            "destination: asks PID 1 to keep image of the destination",
+            "PID 1: drops 'image of the destination' of destination",
+            "destination: PID 1 has answered",
+            "destination: exits",
+            "PID 1: destination has ended",
+            "=> everything is lost",
+        ][1:]
+    )
