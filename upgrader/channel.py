@@ -83,6 +83,8 @@ def receive(
         frame, ancillary, result, _ = sock.recvmsg(wire.RECORD_SIZE, _SPACE, flags)
     except BlockingIOError:
         return None
+    except TimeoutError:
+        raise
     except OSError as error:
         raise ChannelError(f"the channel cannot be read: {error.strerror}") from error
     fds = [Fd(number) for part in ancillary for number in _numbers(*part)]

@@ -63,7 +63,17 @@ async def main() -> None:
             def refuse(counters: Counters) -> None:
                 raise ValueError("not with me")
 
-        await instance.serve()
+        @instance.reload
+        def reloaded(counters: Counters) -> None:
+            print("asked to reload", flush=True)
+
+        async def crash(counters: Counters) -> None:
+            await asyncio.sleep(0.5)  # the source has gone: only its insurance is left
+            if not os.path.exists(os.environ["MARK"]):  # once
+                with open(os.environ["MARK"], "w"):
+                    os._exit(1)
+
+        await instance.serve([crash] if MODE == "crashing" else [])
 
 
 if __name__ == "__main__":
