@@ -145,7 +145,9 @@ def test_a_service_without_privileges_reaches_all_it_needs(
 ) -> None:
     """It gets to its Python with upgrader, to the notification socket and to the bus."""
     any_machine.write("/usr/local/share/reach.py", REACH)
-    service = ["-q", "--unit=reach", "--collect", "-p", "Type=notify", "-p", user]
+    # A private /tmp would hide a checkout that lies in /tmp.
+    checkout = f"BindReadOnlyPaths=-{Path(__file__).parents[2]}"
+    service = ["-q", "--unit=reach", "--collect", "-p", "Type=notify", "-p", user, "-p", checkout]
     program = [*any_machine.python, "/usr/local/share/reach.py", user]
     any_machine.run(["systemd-run", *service, *program])
     uid = any_machine.run(["sh", "-c", "stat -c %u /proc/$(systemctl show -P MainPID reach)"])

@@ -2,6 +2,7 @@
 """Units that leave something out, and hardened ones: a restart loses nothing, or says what."""
 
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from upgrader.private_systemd import PrivateSystemd
 
 HARDENED = (
     "DynamicUser=yes",
+    f"BindReadOnlyPaths=-{Path(__file__).parents[2]}",  # a private /tmp would hide a checkout there
     "ProtectSystem=strict",
     "ProtectHome=read-only",
     "PrivateTmp=yes",
