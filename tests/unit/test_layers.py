@@ -69,7 +69,7 @@ OPERATOR = [
 ]
 ORDER = [*CORE, *OPERATOR]
 #: Read on their own; their modules may import each other.
-SHELVES = ("private_systemd", "demo")
+SHELVES = ("private_systemd", "demo", "cli")
 #: Loaded with the core by nobody but those who use them.
 HEAVY = ("asyncio", "click", "pystemd", "lxml", "subprocess", "tempfile", "email", "ssl")
 

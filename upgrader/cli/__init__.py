@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The command line: reads arguments, prints, exits; what to do, and how it went, is not its job.
+
+One module for each family of commands; this one runs them.
+"""
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+from typing import Any
+
+import click
+
+# Imported in the order in which the help lists the commands.
+from upgrader.cli import upgrading  # noqa: F401  # isort: skip
+from upgrader.cli import demonstration  # noqa: F401  # isort: skip
+from upgrader.cli.group import EXIT_CODES, cli
+from upgrader.cli.output import say
+from upgrader.errors import UpgradeError
+from upgrader.outcome import ExitCode
+
+__all__ = ["DEBUG", "EXIT_CODES", "cli", "main"]
+
+#: Set to show the traceback of an error that this tool did not expect.
+DEBUG = "UPGRADER_DEBUG"
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP unwind, so that everything temporary is removed."""
+
+    def unwind(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup(1) has it ignored
+            before[number] = signal.signal(number, unwind)
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code; no exception gets out, except SystemExit."""
+    try:
+        with _signals():
+            code = cli.main(arguments, prog_name="upgrader", standalone_mode=False)
+    except click.ClickException as error:
+        with contextlib.suppress(OSError):
+            error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        say("interrupted; a job that systemd has been given goes on: systemctl list-jobs")
+        return ExitCode.INTERRUPTED
+    except UpgradeError as error:
+        say(f"upgrader: {error}")
+        return ExitCode.FAILED
+    except Exception as error:
+        if os.environ.get(DEBUG):
+            raise
+        say(
+            f"upgrader: unexpected {type(error).__name__}: {error}"
+            f" (this is a bug; {DEBUG}=1 in the environment shows the traceback)"
+        )
+        return ExitCode.NOT_SERVING
+    return int(code or 0)

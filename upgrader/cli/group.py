@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The command `upgrader` itself, to which the other modules add theirs."""
+
+import click
+
+from upgrader.cli.output import show
+from upgrader.outcome import ExitCode
+
+EXIT_CODES = {code.value: code.meaning for code in ExitCode}
+
+
+class _Group(click.Group):
+    """Commands in the order in which they were written, and the exit codes below the help."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Exit codes, the same on every command"):
+            formatter.write_dl([(str(code), text) for code, text in EXIT_CODES.items()])
+
+
+def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from upgrader import __version__
+
+        show(f"upgrader {__version__}")
+        ctx.exit()
+
+
+@click.group(
+    cls=_Group,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_version,
+    help="Show the version and exit.",
+)
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """Upgrade systemd services in place, without losing a connection or any state.
+
+    A service that uses the upgrader library parks its sockets, connections and state with systemd
+    when it is restarted, and its next version goes on from there.
+    """
+    if ctx.invoked_subcommand is None:
+        show(ctx.get_help())

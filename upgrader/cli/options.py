@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Arguments and options that several commands share, each with its one text."""
+
+from typing import Any
+
+import click
+
+from upgrader.parameters import time_span
+
+
+class TimeSpan(click.ParamType):  # type: ignore[type-arg]  # a generic from click 8.2 on
+    """A time to wait, as systemd writes it; not none at all."""
+
+    name = "span"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Seconds; fails with wrong usage."""
+        if isinstance(value, float):
+            return value
+        try:
+            seconds = time_span(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        if seconds <= 0:
+            self.fail(f"{value!r} is no time to wait; write it as 5s or 1min 30s", param, ctx)
+        return seconds
+
+
+unit_argument = click.argument("unit", metavar="UNIT")
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object on stdout."
+)
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+timeout_option = click.option(
+    "--timeout",
+    type=TimeSpan(),
+    metavar="SPAN",
+    help="How long to wait for the new instance: 5s, 500ms, 1min 30s. After that systemd goes on"
+    " with the job, unobserved. Default: as long as TimeoutStopSec= and TimeoutStartSec= of the"
+    " unit allow.",
+)
