@@ -56,6 +56,7 @@ CORE = [
 ]
 #: The side of the operator: asks for upgrades, and never touches an FD of a service.
 OPERATOR = [
+    "hold",
     "systemd.unit",
     "outcome",
     "systemd.cause",
