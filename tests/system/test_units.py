@@ -145,3 +145,44 @@ def test_a_lost_connection_is_an_error_of_ours(any_machine: PrivateSystemd) -> N
 
     assert found["unit"] == "asked.service"
     assert found["reason"] == "Connection reset by peer"
+
+
+def test_both_ways_of_asking_say_the_same(any_machine: PrivateSystemd) -> None:
+    """The library, which has no D-Bus package, reads what pystemd reads: a unit and its sockets."""
+    any_machine.write(
+        "/run/systemd/system/asked.socket",
+        "[Socket]\nListenStream=7000\nListenDatagram=/run/asked\nFileDescriptorName=door\n",
+    )
+    found = ask(
+        any_machine,
+        """
+        import subprocess
+        from upgrader.systemd.bus import Bus
+        subprocess.run(["systemctl", "start", "asked.socket"], check=True)
+        unit = systemd.unit("asked")
+        sockets = systemd.sockets(unit)
+        with Bus(10) as bus:
+            again = Unit.from_properties(unit.path, bus.properties(unit.id))
+            others = tuple(
+                SocketUnit.from_properties(bus.properties(name)) for name in again.triggered_by
+            )
+        found = {
+            "same": unit == again and sockets == others,
+            "start": unit.exec_start[0].arguments,
+            "limits": [unit.kill_mode, unit.oom_policy, unit.uid, unit.user],
+            "sockets": [[s.id, s.active, s.name, s.listens] for s in sockets],
+        }
+        """,
+    )
+    any_machine.run(["systemctl", "stop", "asked.socket"])
+    any_machine.run(["rm", "/run/systemd/system/asked.socket"])
+    any_machine.run(["systemctl", "daemon-reload"])
+
+    assert found == {
+        "same": True,
+        "start": ["sleep", "infinity"],
+        "limits": ["control-group", "stop", 2**32 - 1, ""],
+        "sockets": [
+            ["asked.socket", True, "door", [["Stream", "[::]:7000"], ["Datagram", "/run/asked"]]]
+        ],
+    }

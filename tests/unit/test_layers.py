@@ -33,6 +33,8 @@ CORE = [
     "systemd.stop",
     "systemd.status",
     "systemd.journal",
+    "systemd.unit",
+    "systemd.live_limits",
     "parameters",
     "inbox",
     "turns",
@@ -57,7 +59,6 @@ CORE = [
 #: The side of the operator: asks for upgrades, and never touches an FD of a service.
 OPERATOR = [
     "hold",
-    "systemd.unit",
     "outcome",
     "systemd.cause",
     "systemd.units",

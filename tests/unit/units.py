@@ -4,7 +4,7 @@
 from dataclasses import replace
 from typing import Any
 
-from upgrader.systemd.unit import Unit
+from upgrader.systemd.unit import UNSET, UNSET_ID, Command, Unit
 
 _HEALTHY = Unit(
     id="web.service",
@@ -39,6 +39,22 @@ _HEALTHY = Unit(
     start_limit_usec=10_000_000,
     active_enter_usec=0,
     active_exit_usec=0,
+    watchdog_usec=0,
+    exec_start=(Command("/usr/bin/web", ("web",), ()),),
+    exec_reload=(Command("/usr/bin/python3", ("python3", "-m", "upgrader.takeover"), ()),),
+    user="",
+    group="",
+    dynamic_user=False,
+    uid=UNSET_ID,
+    gid=UNSET_ID,
+    private_pids="",
+    kill_mode="control-group",
+    oom_policy="continue",
+    runtime_directories=("web",),
+    credentials=(),
+    triggered_by=(),
+    memory_max=UNSET,
+    memory_current=UNSET,
 )
 
 

@@ -76,6 +76,12 @@ class Bus:
         body = self._ask(path, properties, "Get", f"{_SYSTEMD}.Service", name)
         return _read("v", body)[0]
 
+    def properties(self, unit: str) -> dict[str, Any]:
+        """All properties of a unit of any kind."""
+        path = "/org/freedesktop/systemd1/unit/" + _escape(unit)
+        body = self._ask(path, "org.freedesktop.DBus.Properties", "GetAll", "")
+        return dict(_read("a{sv}", body)[0])
+
     def number(self, unit: str, name: str) -> int:
         """A number among the properties of a service."""
         value = self.get(unit, name)

@@ -14,11 +14,15 @@ UpgradeError
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from upgrader.errors import UpgradeError
+
+#: PID 1's word for a number or an ID that is not set.
+UNSET = 2**64 - 1
+UNSET_ID = 2**32 - 1
 
 _UNIT_NAME = re.compile(r"[A-Za-z0-9:_.\\@-]{1,255}")
 _OTHER_KINDS = frozenset(
@@ -137,6 +141,37 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
+class Command:
+    """One command line of a unit, before its variables are expanded."""
+
+    path: str
+    arguments: tuple[str, ...]
+    flags: tuple[str, ...]  # no-env-expand, ignore-failure, ...
+
+
+@dataclass(frozen=True, slots=True)
+class SocketUnit:
+    """A `.socket` unit as PID 1 has it now: what it listens on, and under which name it passes it.
+
+    `listens` holds (kind, address) as PID 1 shows them, such as `("Stream", "[::]:80")`; of one
+    that is not `active`, nothing is passed.
+    """
+
+    id: str
+    active: bool
+    name: str
+    listens: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def from_properties(cls, values: Mapping[str, Any]) -> Self:
+        """A `.socket` unit from all its D-Bus properties, as text or as bytes."""
+        name = as_text(values["Id"])
+        listens = tuple((as_text(k), as_text(a)) for k, a in values.get("Listen", ()))
+        active = as_text(values["ActiveState"]) == "active"
+        return cls(name, active, as_text(values.get("FileDescriptorName", b"")) or name, listens)
+
+
+@dataclass(frozen=True, slots=True)
 class Unit:
     """One service unit as PID 1 saw it at one instant; words and numbers are PID 1's own."""
 
@@ -173,6 +208,95 @@ class Unit:
     start_limit_usec: int
     active_enter_usec: int
     active_exit_usec: int
+    watchdog_usec: int
+    exec_start: tuple[Command, ...]
+    exec_reload: tuple[Command, ...]
+    user: str
+    group: str
+    dynamic_user: bool
+    uid: int
+    """The user that PID 1 started it as, whatever User= says now; UNSET_ID where that was root."""
+    gid: int
+    private_pids: str
+    """PrivatePIDs=; empty before systemd 257, which has no such setting."""
+    kill_mode: str
+    oom_policy: str
+    runtime_directories: tuple[str, ...]
+    credentials: tuple[str, ...]
+    """The names in LoadCredential=, SetCredential= and their encrypted kin."""
+    triggered_by: tuple[str, ...]
+    memory_max: int
+    memory_current: int
+
+    @classmethod
+    def from_properties(cls, path: str, values: Mapping[str, Any]) -> Self:
+        """A unit from all its D-Bus properties, as text or as bytes."""
+
+        def text(name: str) -> str:
+            return as_text(values.get(name, b""))
+
+        def number(name: str, default: int = 0) -> int:
+            return int(values.get(name, default))
+
+        def texts(name: str) -> tuple[str, ...]:
+            return tuple(as_text(item) for item in values.get(name, ()))
+
+        error_name, error_text = values.get("LoadError", (b"", b""))
+        return cls(
+            id=text("Id"),
+            names=texts("Names"),
+            path=path,
+            load_state=text("LoadState"),
+            load_error=as_text(error_text) or as_text(error_name),
+            active_state=text("ActiveState"),
+            sub_state=text("SubState"),
+            result=text("Result"),
+            type=text("Type"),
+            main_pid=number("MainPID"),
+            exec_main_pid=number("ExecMainPID"),
+            exec_main_code=number("ExecMainCode"),
+            exec_main_status=number("ExecMainStatus"),
+            status_text=text("StatusText"),
+            job_id=int(values.get("Job", (0, b""))[0]),
+            need_daemon_reload=bool(values.get("NeedDaemonReload", False)),
+            stored_fds=number("NFileDescriptorStore"),
+            fd_store_max=number("FileDescriptorStoreMax"),
+            fd_store_preserve=text("FileDescriptorStorePreserve") or None,
+            notify_access=text("NotifyAccess"),
+            restart=text("Restart"),
+            restart_usec=number("RestartUSec"),
+            restarts=number("NRestarts"),
+            invocation_id=bytes(values.get("InvocationID", ())).hex(),
+            fragment_path=text("FragmentPath"),
+            drop_in_paths=texts("DropInPaths"),
+            environment=texts("Environment"),
+            timeout_start_usec=number("TimeoutStartUSec"),
+            timeout_stop_usec=number("TimeoutStopUSec"),
+            start_limit_usec=number("StartLimitIntervalUSec"),
+            active_enter_usec=number("ActiveEnterTimestampMonotonic"),
+            active_exit_usec=number("ActiveExitTimestampMonotonic"),
+            watchdog_usec=number("WatchdogUSec"),
+            exec_start=_commands(values.get("ExecStartEx", ())),
+            exec_reload=_commands(values.get("ExecReloadEx", ())),
+            user=text("User"),
+            group=text("Group"),
+            dynamic_user=bool(values.get("DynamicUser", False)),
+            uid=number("UID", UNSET_ID),
+            gid=number("GID", UNSET_ID),
+            private_pids=text("PrivatePIDs"),
+            kill_mode=text("KillMode"),
+            oom_policy=text("OOMPolicy"),
+            runtime_directories=texts("RuntimeDirectory"),
+            credentials=tuple(
+                as_text(item[0])
+                for setting in ("LoadCredential", "SetCredential")
+                for kind in ("", "Encrypted")
+                for item in values.get(setting + kind, ())
+            ),
+            triggered_by=texts("TriggeredBy"),
+            memory_max=number("MemoryMax", UNSET),
+            memory_current=number("MemoryCurrent", UNSET),
+        )
 
     @property
     def serves(self) -> bool:
@@ -223,3 +347,15 @@ def unit_name(text: str) -> str:
             remedy=f"name the service: {text.removesuffix(kind)}service",
         )
     return text + ".service"
+
+
+def as_text(value: bytes | str) -> str:
+    """Text from D-Bus, which some libraries give as bytes."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def _commands(rows: Iterable[Any]) -> tuple[Command, ...]:
+    return tuple(
+        Command(as_text(path), tuple(map(as_text, words)), tuple(map(as_text, flags)))
+        for path, words, flags, *_ in rows
+    )

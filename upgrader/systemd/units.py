@@ -12,7 +12,7 @@ import os
 import re
 import select
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -26,9 +26,11 @@ from upgrader.systemd.unit import (
     JobRefused,
     MissingPackage,
     NoSuchUnit,
+    SocketUnit,
     Unit,
     UnitError,
     WaitTimeout,
+    as_text,
     unit_name,
 )
 
@@ -68,7 +70,7 @@ class Systemd:
         except BaseException:
             self.close()
             raise
-        self.version = _text(version)
+        self.version = as_text(version)
         self.release = int("".join(re.findall(r"^\d+", self.version)) or 0)
 
     def close(self) -> None:
@@ -92,7 +94,7 @@ class Systemd:
         """Read a unit, through its aliases; raises NoSuchUnit."""
         name = unit_name(name)
         with _translated(name, "read this unit"):
-            path = _text(self._call("LoadUnit", b"s", name))
+            path = as_text(self._call("LoadUnit", b"s", name))
         unit = self._read(name, path)
         if unit.load_state == "not-found":
             raise NoSuchUnit(name, self.similar(name))
@@ -103,8 +105,8 @@ class Systemd:
         with _translated(name, "list units"):
             files = self._call("ListUnitFilesByPatterns", b"asas", [], ["*.service"])
             loaded = self._call("ListUnitsByPatterns", b"asas", [], ["*.service"])
-        names = {_text(path).rpartition("/")[2] for path, _ in files}
-        names |= {_text(row[0]) for row in loaded if _text(row[2]) == "loaded"}
+        names = {as_text(path).rpartition("/")[2] for path, _ in files}
+        names |= {as_text(row[0]) for row in loaded if as_text(row[2]) == "loaded"}
         names = {each for each in names if "@." not in each and each != name}
         return tuple(difflib.get_close_matches(name, sorted(names), n=2, cutoff=0.7))
 
@@ -116,7 +118,7 @@ class Systemd:
                 return None
             try:
                 kind, state = (
-                    _text(self._get(_text(path), _PID1 + b".Job", name))
+                    as_text(self._get(as_text(path), _PID1 + b".Job", name))
                     for name in ("JobType", "State")
                 )
             except _bus_errors() as error:
@@ -137,9 +139,20 @@ class Systemd:
             if not unit.fd_store_max:
                 return FdStore(0, ())  # PID 1 refuses to list what is not enabled
             entries = self._call("DumpUnitFileDescriptorStore", b"s", unit.id)
-            names = tuple(_text(entry[0]) for entry in entries)
+            names = tuple(as_text(entry[0]) for entry in entries)
             return FdStore(len(names), names)
         return FdStore(0, ())
+
+    def sockets(self, unit: Unit) -> tuple[SocketUnit, ...]:
+        """The `.socket` units that start this one."""
+        found = []
+        for name in unit.triggered_by:
+            if name.endswith(".socket"):
+                with _translated(name, "read this unit"):
+                    path = as_text(self._call("LoadUnit", b"s", name))
+                    values = self._get_all(path)
+                found.append(SocketUnit.from_properties(values))
+        return tuple(found)
 
     # What is done
 
@@ -219,7 +232,7 @@ class Systemd:
     def _submit(self, method: str, operation: str, unit: Unit) -> int:
         self.watch(unit)
         with _translated(unit.id, f"{operation} it"):
-            path = _text(self._call(method, b"ss", unit.id, "fail"))
+            path = as_text(self._call(method, b"ss", unit.id, "fail"))
         return int(path.rpartition("/")[2])
 
     def _call(self, method: str, signature: bytes, *values: object) -> Any:
@@ -234,11 +247,14 @@ class Systemd:
 
     def _read(self, name: str, path: str) -> Unit:
         with _translated(name, "read this unit"):
-            # The empty interface stands for all of them.
-            values = self._bus.call_method(
-                _PID1, path.encode(), _PROPERTIES, b"GetAll", _arguments(b"s", "")
-            ).body
-        return _unit(path, {_text(key): value for key, value in values.items()})
+            return Unit.from_properties(path, self._get_all(path))
+
+    def _get_all(self, path: str) -> dict[str, Any]:
+        # The empty interface stands for all of them.
+        values = self._bus.call_method(
+            _PID1, path.encode(), _PROPERTIES, b"GetAll", _arguments(b"s", "")
+        ).body
+        return {as_text(key): value for key, value in values.items()}
 
     def _next(self, deadline: float | None) -> "DbusMessage | None":
         poll = select.poll()
@@ -257,75 +273,24 @@ class Systemd:
 
 
 def _change(unit: Unit, message: "DbusMessage") -> Change | None:
-    path, member = _text(message.get_path()), message.get_member()
+    path, member = as_text(message.get_path()), message.get_member()
     if member == b"PropertiesChanged" and path == unit.path:
         message.process_reply(False)
         _, values, _ = message.body
         # An empty dictionary arrives as an empty list.
-        return Change({_text(key): value for key, value in dict(values).items()})
+        return Change({as_text(key): value for key, value in dict(values).items()})
     if member == b"JobRemoved":
         message.process_reply(False)
         number, _, name, result = message.body
-        if _text(name) == unit.id:
-            return Change({}, int(number), _text(result))
+        if as_text(name) == unit.id:
+            return Change({}, int(number), as_text(result))
     return None
-
-
-def _unit(path: str, values: Mapping[str, Any]) -> Unit:
-    def text(name: str) -> str:
-        return _text(values.get(name, b""))
-
-    def number(name: str) -> int:
-        return int(values.get(name, 0))
-
-    def texts(name: str) -> tuple[str, ...]:
-        return tuple(_text(item) for item in values.get(name, ()))
-
-    error_name, error_text = values.get("LoadError", (b"", b""))
-    return Unit(
-        id=text("Id"),
-        names=texts("Names"),
-        path=path,
-        load_state=text("LoadState"),
-        load_error=_text(error_text) or _text(error_name),
-        active_state=text("ActiveState"),
-        sub_state=text("SubState"),
-        result=text("Result"),
-        type=text("Type"),
-        main_pid=number("MainPID"),
-        exec_main_pid=number("ExecMainPID"),
-        exec_main_code=number("ExecMainCode"),
-        exec_main_status=number("ExecMainStatus"),
-        status_text=text("StatusText"),
-        job_id=int(values.get("Job", (0, b""))[0]),
-        need_daemon_reload=bool(values.get("NeedDaemonReload", False)),
-        stored_fds=number("NFileDescriptorStore"),
-        fd_store_max=number("FileDescriptorStoreMax"),
-        fd_store_preserve=text("FileDescriptorStorePreserve") or None,
-        notify_access=text("NotifyAccess"),
-        restart=text("Restart"),
-        restart_usec=number("RestartUSec"),
-        restarts=number("NRestarts"),
-        invocation_id=bytes(values.get("InvocationID", ())).hex(),
-        fragment_path=text("FragmentPath"),
-        drop_in_paths=texts("DropInPaths"),
-        environment=texts("Environment"),
-        timeout_start_usec=number("TimeoutStartUSec"),
-        timeout_stop_usec=number("TimeoutStopUSec"),
-        start_limit_usec=number("StartLimitIntervalUSec"),
-        active_enter_usec=number("ActiveEnterTimestampMonotonic"),
-        active_exit_usec=number("ActiveExitTimestampMonotonic"),
-    )
 
 
 def _arguments(signature: bytes, *values: object) -> list[Any]:
     from pystemd.dbuslib import apply_signature
 
     return list(apply_signature(signature, list(values))) if signature else []
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 def _bus_errors() -> type[Exception]:
@@ -347,8 +312,8 @@ def _translated(unit: str, operation: str) -> Iterator[None]:
 def _translate(unit: str, operation: str, error: Any) -> UnitError:
     # pystemd gives known D-Bus errors a class each, and the others a name.
     kind = type(error).__name__
-    name = _text(error.err_name).rpartition(".")[2]
-    words = _text(error.err_message).rstrip(".") or os.strerror(abs(int(error.errno)))
+    name = as_text(error.err_name).rpartition(".")[2]
+    words = as_text(error.err_message).rstrip(".") or os.strerror(abs(int(error.errno)))
     if kind in ("DBusAccessDeniedError", "DBusInteractiveAuthorizationRequiredError"):
         return AccessDenied(unit, operation)
     if kind == "DBusNoSuchUnitError":

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What forbids a live upgrade of a unit as it is now, and why: pure, asks nobody.
+
+Asked twice: by `upgrade` before it asks PID 1 for a reload, and by takeover, which PID 1 has
+started with today's settings, before it starts anything.
+"""
+
+import pwd
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from upgrader.systemd.unit import UNSET, UNSET_ID, SocketUnit, Unit
+
+RESTART = "restart it instead, which keeps connections and state as well: upgrader restart {unit}"
+
+_TAKEOVER = re.compile(r"\bupgrader[.-]takeover\b")
+#: Users that DynamicUser= makes; https://systemd.io/UIDS-GIDS/
+_DYNAMIC = range(61184, 65520)
+#: Prefixes of a command line with which it gets other privileges than one without.
+_PRIVILEGES = {"privileged", "no-setuid", "ambient"}
+_KINDS = {"Stream": "SOCK_STREAM", "Datagram": "SOCK_DGRAM", "SequentialPacket": "SOCK_SEQPACKET"}
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """One reason why the unit cannot be upgraded live: its cause, and what to do about it.
+
+    None of them is in the way of restart mode.
+    """
+
+    cause: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.cause} ({self.remedy})"
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """What the running instance says of itself (`Describe`) that has a part in this.
+
+    `activated`: the sockets that `.socket` units passed, as `activated` writes them, None if it
+    does not say; `credentials`: names; `memory`: bytes that are its own.
+    """
+
+    activated: tuple[str, ...] | None = None
+    credentials: tuple[str, ...] = ()
+    memory: int = 0
+
+    @classmethod
+    def from_description(cls, description: Mapping[str, Any]) -> "Running":
+        """From the answer to Describe; what it does not say is not looked at."""
+        passed = description.get("activated")
+        return cls(
+            None if passed is None else tuple(passed),
+            tuple(description.get("credential_names", ())),
+            int(description.get("memory", 0)),
+        )
+
+
+def activated(name: str, kind: str, address: str) -> str:
+    """A socket of a `.socket` unit in one line: `web=SOCK_STREAM [::]:80`."""
+    return f"{name}={kind} {address}"
+
+
+def live_limits(
+    unit: Unit, running: Running | None = None, sockets: Sequence[SocketUnit] = ()
+) -> tuple[Limit, ...]:
+    """All that forbids a live upgrade of `unit`; empty if nothing does.
+
+    `unit` and `sockets` as read after the newest daemon-reload; without `running` only the
+    settings are looked at. What is said first is what to mend first.
+    """
+    limits = [*_settings(unit), *_user(unit)]
+    if running is not None:
+        limits += [*_sockets(unit, running, sockets), *_credentials(unit, running)]
+        limits += _memory(unit, running)
+    return tuple(limits)
+
+
+def _settings(unit: Unit) -> list[Limit]:
+    """Settings without which live mode cannot work at all."""
+    found = []
+
+    def unless(good: bool, cause: str, wanted: str) -> None:
+        if not good:
+            remedy = f"systemctl edit {unit.id}, and below [Service] write {wanted}"
+            found.append(Limit(cause, remedy))
+
+    takeover = "ExecReload=/usr/bin/python3 -m upgrader.takeover"
+    reloads = [c for c in unit.exec_reload if _TAKEOVER.search(" ".join((c.path, *c.arguments)))]
+    unless(bool(reloads), "no ExecReload= of the unit runs upgrader.takeover", takeover)
+    unless(
+        bool(unit.runtime_directories),
+        "the unit has no RuntimeDirectory=, so its instance has no socket",
+        f"RuntimeDirectory={unit.id.removesuffix('.service').partition('@')[0]}",
+    )
+    unless(
+        unit.notify_access in ("exec", "all"),
+        f"NotifyAccess={unit.notify_access}: what ExecReload= starts could not notify systemd",
+        "NotifyAccess=exec",
+    )
+    unless(
+        unit.kill_mode == "control-group",
+        f"KillMode={unit.kill_mode}: systemd would not tell both instances to stop",
+        "KillMode=control-group",
+    )
+    unless(
+        unit.oom_policy != "kill",
+        "OOMPolicy=kill: out of memory, the running instance would be killed with the new one",
+        "OOMPolicy=continue",
+    )
+    if unit.private_pids not in ("", "no"):
+        found.append(
+            _by_restart(unit, "PrivatePIDs= hides the running instance from its successor")
+        )
+    for reload in reloads:
+        start = unit.exec_start[-1].flags if unit.exec_start else ()
+        if _PRIVILEGES & set(start) != _PRIVILEGES & set(reload.flags):
+            found.append(
+                _by_restart(unit, "ExecStart= and ExecReload= have prefixes of other privileges")
+            )
+    return found
+
+
+def _user(unit: Unit) -> list[Limit]:
+    """A new user gets the directories of the service before any code of ours runs."""
+    started = 0 if unit.uid == UNSET_ID else unit.uid
+    if unit.dynamic_user and started in _DYNAMIC:
+        return []
+    try:
+        wanted = _uid(unit.user)
+    except KeyError:
+        # Nobody knows the name of a dynamic user until the service has started.
+        cause = "DynamicUser= has changed" if unit.dynamic_user else f"no user {unit.user!r}"
+        return [_by_restart(unit, f"{cause}: it runs as uid {started}")]
+    if wanted != started:
+        changed = f"User= has changed: it runs as uid {started}, and would as uid {wanted}"
+        return [_by_restart(unit, changed)]
+    return []
+
+
+def _uid(user: str) -> int:
+    """The number of a user; raises KeyError."""
+    if not user or user.isdecimal():
+        return int(user or 0)
+    return pwd.getpwnam(user).pw_uid
+
+
+def changed_sockets(running: Running, sockets: Sequence[SocketUnit]) -> dict[str, list[str]]:
+    """The `.socket` units with addresses that the running instance has not been passed.
+
+    A restart of the service alone does not open them: `systemctl restart X.socket X.service` does,
+    and connections and state are kept.
+    """
+    changed: dict[str, list[str]] = {}
+    if running.activated is None:
+        return changed
+    for each in sockets:
+        new = [
+            address
+            for kind, address in each.listens
+            if each.active
+            and kind in _KINDS
+            and activated(each.name, _KINDS[kind], address) not in running.activated
+        ]
+        if new:
+            changed[each.id] = new
+    return changed
+
+
+def _sockets(unit: Unit, running: Running, sockets: Sequence[SocketUnit]) -> list[Limit]:
+    """What PID 1 would pass to a start, and cannot pass to what ExecReload= starts."""
+    return [
+        Limit(
+            f"{name} has changed: the running instance has not got {', '.join(addresses)} of it",
+            f"systemctl restart {name} {unit.id}, which keeps connections and state as well",
+        )
+        for name, addresses in changed_sockets(running, sockets).items()
+    ]
+
+
+def _credentials(unit: Unit, running: Running) -> list[Limit]:
+    """The new instance gets the credentials of the running one."""
+    missing = [
+        name
+        for name in unit.credentials
+        # Of a directory each file is one credential: NAME_FILE.
+        if not any(has == name or has.startswith(f"{name}_") for has in running.credentials)
+    ]
+    return [_by_restart(unit, f"new credentials: {', '.join(missing)}")] if missing else []
+
+
+def _memory(unit: Unit, running: Running) -> list[Limit]:
+    """Both instances run under one MemoryMax= for a while."""
+    if UNSET in (unit.memory_max, unit.memory_current) or not running.memory:
+        return []
+    left = unit.memory_max - unit.memory_current
+    if left >= running.memory:
+        return []
+    return [
+        _by_restart(
+            unit,
+            f"MemoryMax= leaves {_mib(left)} MiB, and a second instance needs about"
+            f" {_mib(running.memory)} MiB",
+        )
+    ]
+
+
+def _mib(size: int) -> int:
+    return max(size, 0) >> 20
+
+
+def _by_restart(unit: Unit, cause: str) -> Limit:
+    return Limit(cause, RESTART.format(unit=unit.id))
