@@ -53,7 +53,7 @@ class Answers(Protocol):
     def register(self, caller: Caller, pid: int) -> None:
         """Register."""
 
-    def revoke(self, caller: Caller, pid: int) -> None:
+    def revoke(self, caller: Caller, pid: int, why: str) -> None:
         """Revoke."""
 
     def negotiate(self, caller: Caller, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -185,7 +185,7 @@ class Control:
                 self._answers.register(caller, _pid(call))
                 return {}
             case "io.upgrader.Instance.Revoke":
-                self._answers.revoke(caller, _pid(call))
+                self._answers.revoke(caller, _pid(call), str(call.parameters.get("why", "")))
                 return {}
             case "io.upgrader.Instance.Migrate":
                 if not call.upgrade:

@@ -13,7 +13,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -67,7 +67,7 @@ class Arrival:
     adopted: list[Adopted] = field(default_factory=list)
     channel: ParkedChannel | None = None
     taker: Taker | None = None
-    pause: float = 0.0  # seconds since the source froze
+    frozen_at: int | None = None  # CLOCK_MONOTONIC in nanoseconds: nobody serves since
     replaced: list[tuple[Bound, socket.socket]] = field(default_factory=list)
     unwanted: list[StoreName] = field(default_factory=list)  # to leave the FD store
     persistent: list[tuple[StoreName, socket.socket]] = field(default_factory=list)  # to enter it
@@ -87,6 +87,9 @@ class Arrival:
                 store.push(name, sock)
             except NotifyError as error:  # with too many FDs of this user in flight, none can go
                 _log.warning("%s would not survive a crash: %s", name, error)
+        if self.frozen_at is not None:
+            pause = time.clock_gettime_ns(time.CLOCK_MONOTONIC) - self.frozen_at
+            self.status = replace(self.status, pause=max(0, round(pause / 1e9, 4)))
         fields = [f"STATUS={self.status}"] if self.taker else ["READY=1", f"STATUS={self.status}"]
         if self.channel:
             fields += removal(self.channel.name)
@@ -266,7 +269,8 @@ class Loader:
             _log.warning("left behind: %s of %r: %s", item.what, item.backend, item.why)
         if len(left) > _NAMED:
             _log.warning("%d were left behind in all", len(left))
-        self._arrival.pause = time.clock_gettime(time.CLOCK_MONOTONIC) - manifest.frozen_at / 1e9
+        if origin is not Origin.INSURANCE:  # there, somebody else has served since
+            self._arrival.frozen_at = manifest.frozen_at
         self._arrival.status = Status(
             manifest.generation + 1,
             origin,

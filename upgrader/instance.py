@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -38,6 +39,7 @@ from upgrader.systemd.activation import own_number, take
 from upgrader.systemd.fdstore import FdStore, Stored, StoreName
 from upgrader.systemd.journal import Outcome, Priority
 from upgrader.systemd.notify import Notifier, one_line
+from upgrader.systemd.status import Origin, Status
 from upgrader.systemd.stop import Stop, StopReason, ask, unit_name
 from upgrader.turns import Turn, Turns
 
@@ -96,6 +98,7 @@ class Instance:
         self._control: Control | None = None
         self._negotiation: Negotiation | None = None
         self._insured: StoreName | None = None
+        self._status = Status(0, Origin.COLD)
         self._socket_path = socket_path(environment)
         if self._supervised:
             self.unit = unit_name()
@@ -200,10 +203,8 @@ class Instance:
             source = str(arrival.status.source_generation)
             self._insured = StoreName(Stored.INSURANCE, source)
         self._reserve = _reserve(_RESERVED + len(self.declarations.sockets))
-        paused = f", paused {arrival.pause * 1000:.1f} ms" if arrival.pause else ""
-        self._report(
-            Priority.INFO, "destination", "load", Outcome.DONE, f"{arrival.status}{paused}"
-        )
+        self._status = arrival.status
+        self._report(Priority.INFO, "destination", "load", Outcome.DONE, str(arrival.status))
 
     def refuse(self, error: BaseException) -> None:
         """Say why this instance could not be loaded."""
@@ -243,7 +244,9 @@ class Instance:
             from upgrader.negotiation import Facts, Negotiation
 
             facts = Facts(self.service, self.version, self.unit, self.generation)
-            self._negotiation = Negotiation(facts, self.declarations, on_request, on_reload)
+            self._negotiation = Negotiation(
+                facts, self.declarations, on_request, on_reload, self._refused
+            )
             try:
                 self._control = Control(path, self._negotiation)
             except OSError as error:
@@ -304,6 +307,7 @@ class Instance:
         if stands is Source.SERVING:
             assert self._negotiation is not None
             self._negotiation.over()
+            self._refused(giver.reason)
             message = f"generation {self.generation} serves on: {giver.reason}"
             self._report(Priority.ERR, "source", "migrate", Outcome.FAILED, message)
         else:
@@ -312,6 +316,12 @@ class Instance:
             for declared in self.declarations.states.values():
                 declared.retire()
         return stands
+
+    def _refused(self, why: str) -> None:
+        """Show, in the status text, why a newer version has not taken over."""
+        self._status = replace(self._status, refused=one_line(why))
+        with contextlib.suppress(UpgradeError):
+            self._notifier.send(f"STATUS={self._status}")
 
     @property
     def insured(self) -> bool:

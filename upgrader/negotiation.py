@@ -41,7 +41,7 @@ class Facts:
 
 class Negotiation:
     """Implements `control.Answers`. `on_request` is called, in the control thread, for a
-    destination that is ready."""
+    destination that is ready, `on_refused` when one has failed."""
 
     def __init__(
         self,
@@ -49,11 +49,13 @@ class Negotiation:
         declarations: Declarations,
         on_request: Callable[[Request], object],
         on_reload: Callable[[], object],
+        on_refused: Callable[[str], object],
     ) -> None:
         self._facts = facts
         self._declarations = declarations
         self._on_request = on_request
         self._on_reload = on_reload
+        self._on_refused = on_refused
         self._expected = False
         self._lock = threading.Lock()
         self._successor: Successor | None = None
@@ -111,15 +113,15 @@ class Negotiation:
             self._successor = successor
             self._since = time.monotonic()
 
-    def revoke(self, caller: Caller, pid: int) -> None:
-        """From now on that process cannot migrate; Busy while it is about to."""
+    def revoke(self, caller: Caller, pid: int, why: str) -> None:
+        """From now on that process cannot migrate, for a reason; Busy while it is about to."""
         self._require_takeover(caller)
         with self._lock:
-            if self._successor is None or self._successor.pid != pid:
-                return
-            if self._migrating:
-                raise _busy(f"process {pid}, which migrates")
-            self._successor = None
+            if self._successor is not None and self._successor.pid == pid:
+                if self._migrating:
+                    raise _busy(f"process {pid}, which migrates")
+                self._successor = None
+        self._on_refused(why)
 
     def negotiate(self, caller: Caller, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Agree to a migration before anything is disturbed, or say what does not fit."""

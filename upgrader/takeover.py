@@ -23,7 +23,9 @@ from upgrader.backends import Fd
 from upgrader.control import call
 from upgrader.errors import BusError, UpgradeError
 from upgrader.parameters import TAKEOVER, socket_path
+from upgrader.systemd import journal
 from upgrader.systemd.bus import Bus
+from upgrader.systemd.journal import Outcome, Priority
 from upgrader.systemd.stop import unit_name
 from upgrader.varlink import INTERFACE, VarlinkError
 
@@ -64,7 +66,11 @@ def main() -> int:
         _take_over(plan)
     except UpgradeError as error:
         # The journal's last line of a failed `systemctl reload` is what an admin reads.
-        print(f"<3>not upgraded, the running instance serves on: {error}", file=sys.stderr)
+        journal.report(
+            f"not upgraded, the running instance serves on: {error}", Priority.ERR,
+            unit=unit_name(), generation=0, side="takeover", phase="upgrade",
+            outcome=Outcome.FAILED,
+        )  # fmt: skip
         return 1
     return 0
 
@@ -140,9 +146,9 @@ def _take_over(plan: Plan) -> None:
                         call(sock, f"{INTERFACE}.Register", {"pid": pid})
                         os.write(gate.fileno(), b"\n")
                         _follow(plan, ours)
-                    except BaseException:
+                    except BaseException as error:
                         ours.close()  # it aborts by itself when it sees this
-                        _clean_up(plan, sock, pid, pidfd)
+                        _clean_up(plan, sock, pid, pidfd, str(error))
                         raise
                     _confirm(plan, pid)
         except (OSError, VarlinkError) as error:
@@ -241,11 +247,11 @@ def _follow(plan: Plan, line: socket.socket) -> None:
             raise TakeoverError(said.removeprefix("failed: "))
 
 
-def _clean_up(plan: Plan, sock: socket.socket, pid: int, pidfd: Fd) -> None:
+def _clean_up(plan: Plan, sock: socket.socket, pid: int, pidfd: Fd, why: str) -> None:
     """Kill a new process that did not take over, once the source says that it cannot any more."""
     while True:
         try:
-            call(sock, f"{INTERFACE}.Revoke", {"pid": pid})
+            call(sock, f"{INTERFACE}.Revoke", {"pid": pid, "why": why})
         except VarlinkError:  # in the middle of the exchange: the source decides
             if time.monotonic() > plan.deadline + _BUS_TIMEOUT:
                 return

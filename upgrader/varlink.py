@@ -43,7 +43,7 @@ method Reload() -> ()
 method Register(pid: int) -> ()
 
 # For takeover only: the process may no longer migrate, and may be killed; Busy while it does
-method Revoke(pid: int) -> ()
+method Revoke(pid: int, why: string) -> ()
 
 # For the registered process only, with "upgrade": the connection becomes the migration channel
 method Migrate(

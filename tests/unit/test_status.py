@@ -30,6 +30,15 @@ LOADED = "generation 3, loaded by restart from generation 2: {}, {} left behind"
             Status(3, Origin.RESTART, 2, 0, 0, 7),
             LOADED.format("0 FDs, 0 bytes of state", 7),
         ),
+        (
+            Status(3, Origin.RESTART, 2, 1, 2, 3, pause=0.0042, refused="no; really: not"),
+            LOADED.format("1 FDs, 2 bytes of state", 3)
+            + ", paused 4.2 ms; upgrade failed: no; really: not",
+        ),
+        (
+            Status(1, Origin.COLD, refused="not with me"),
+            "generation 1, cold start; upgrade failed: not with me",
+        ),
     ],
 )
 def test_status_round_trip(status: Status, text: str) -> None:
