@@ -110,6 +110,12 @@ class Systemd:
         names = {each for each in names if "@." not in each and each != name}
         return tuple(difflib.get_close_matches(name, sorted(names), n=2, cutoff=0.7))
 
+    def running(self, pattern: str) -> tuple[str, ...]:
+        """The names of service units that match `pattern` (as with systemctl) and serve, sorted."""
+        with _translated(pattern, "list units"):
+            rows = self._call("ListUnitsByPatterns", b"asas", ["active", "reloading"], [pattern])
+        return tuple(sorted(_text(row[0]) for row in rows))
+
     def job(self, unit: Unit) -> Job | None:
         """The job in flight for this unit, as of now."""
         with _translated(unit.id, "read its job"):
@@ -182,6 +188,10 @@ class Systemd:
     def restart(self, unit: Unit) -> int:
         """Queue a restart job and return its id, as `start`."""
         return self._submit("RestartUnit", "restart", unit)
+
+    def try_restart(self, unit: Unit) -> int:
+        """Queue a restart job, unless the unit does not run, and return its id, as `start`."""
+        return self._submit("TryRestartUnit", "restart", unit)
 
     # What happens
 

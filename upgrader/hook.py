@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""`/usr/lib/upgrader/hook`, for package managers and needrestart: upgrades units, and never fails.
+
+The installation of a package does not fail because of a service: whatever happens is reported, the
+exit code is 0, and the running instance goes on. Who may be upgraded, and how, say the admin's
+policy, a hold, `policy-rc.d`, and the unit itself. `upgrade` does it.
+"""
+
+import argparse
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+
+from upgrader import hold, policy
+from upgrader.errors import UpgradeError
+from upgrader.outcome import Result
+from upgrader.policy import Policy, Rule
+from upgrader.requests import Origin, Requests, Turn
+from upgrader.systemd.status import Status
+from upgrader.systemd.unit import InvalidUnitName, NoSuchUnit, Unit, unit_name
+from upgrader.systemd.units import Systemd
+from upgrader.upgrade import Mode, upgrade
+
+#: Seconds in which a unit is upgraded once, and after them once more, however many ask for it. A
+#: new version on disk does not wait: package managers ask once for a whole transaction.
+WINDOW = 60.0
+#: Seconds after which a package manager is kept waiting no longer; systemd goes on with the job.
+TIMEOUT = 300.0
+
+_LATER = "upgrader-hook"
+_POLICY_RC_D = "/usr/sbin/policy-rc.d"
+_FORBIDDEN = 101  # policy-rc.d(8)
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """Where one run of the hook works: its voice, the requests, and the admin's rules."""
+
+    say: Say
+    requests: Requests
+    rules: Sequence[Rule]
+
+    def expand(self, systemd: Systemd, name: str) -> list[str]:
+        """The units that a request for `name` is about, each with a request of its own."""
+        units = list(_named(systemd, [name], self.say))
+        if units != [name]:
+            with self.requests.turn(name) as turn:
+                origins = turn.origins
+                turn.claim()
+                for unit in units:
+                    for origin in origins:
+                        self.requests.file(unit, origin)
+                turn.drop()
+        return units
+
+    def serve(self, unit: str) -> None:
+        """Deal with all that is asked for `unit`, or find that somebody else has."""
+        with self.requests.turn(unit) as turn:
+            origins = turn.origins
+            if not origins:
+                last = turn.last
+                self.say(f"already done on another request: {last.line if last else unit}")
+                return
+            if (wait := _too_soon(turn)) and Origin.INSTALLED not in origins:
+                self._later(unit, wait)
+                return
+            turn.claim()
+            done, line = self._upgrade(unit, installed=Origin.INSTALLED in origins)
+            if line:
+                turn.served(done, line)
+            else:
+                turn.drop()
+
+    def _upgrade(self, name: str, installed: bool) -> tuple[bool, str]:
+        """Whether it was upgraded, and what was said of it; "" if nothing was even tried."""
+        rule = policy.decide(name, self.rules)
+        if rule.complaint:
+            self.say(f"warning: {name}: left alone, for its policy is not understood")
+            self.say(f"  {rule.complaint}")
+            return False, ""
+        if rule.policy is Policy.NEVER:
+            self.say(f"{name}: left alone by the policy of this machine")
+            return False, ""
+        if not installed and (held := hold.read(name)) is not None:
+            self.say(f"{name}: left alone, {held}")
+            self.say(f"  once a good version is in place: upgrader upgrade {name}")
+            return False, ""
+        if _forbidden(name):
+            self.say(f"{name}: left alone, {_POLICY_RC_D} forbids a restart")
+            return False, ""
+        with Systemd() as systemd:
+            unit = systemd.unit(name)
+            if installed and _waits(unit):
+                return self._start(systemd, unit)
+            if unit.load_state == "masked" or not unit.serves:
+                # Not running, it starts with the new version; nobody wants it started from here.
+                self.say(f"{name}: nothing to upgrade, it is {_word(unit)}")
+                return False, ""
+            if unit.need_daemon_reload:
+                systemd.daemon_reload(unit.id)
+                unit = systemd.unit(name)
+            if reason := _is_plain(unit):
+                return self._try_restart(systemd, unit, rule.policy, reason)
+        return self._run(name, rule.policy)
+
+    def _start(self, systemd: Systemd, unit: Unit) -> tuple[bool, str]:
+        """After a bad version: what PID 1 holds is for the next good one, which may be this."""
+        systemd.reset_failed(unit.id)
+        word = systemd.wait_job(unit, systemd.start(unit), TIMEOUT)
+        now = systemd.unit(unit.id)
+        if now.serves:
+            line = f"{unit.id}: started, with what systemd held for it: {now.status_text}"
+            self.say(line)
+            return True, line
+        return False, self._not_serving(now, f"it did not start ({word})")
+
+    def _not_serving(self, unit: Unit, why: str) -> str:
+        line = f"{unit.id}: NOT SERVING, {why}, it is {_word(unit)}"
+        self.say(f"warning: {line}")
+        self.say(f"  see: systemctl status {unit.id}")
+        return line
+
+    def _try_restart(
+        self, systemd: Systemd, unit: Unit, chosen: Policy, reason: str
+    ) -> tuple[bool, str]:
+        """For the first upgrade to a version that uses the library, and for the way back."""
+        if chosen is Policy.LIVE:
+            self.say(f"{unit.id}: left alone, for its policy is live, and {reason}")
+            return False, ""
+        since = unit.invocation_id
+        word = systemd.wait_job(unit, systemd.try_restart(unit), TIMEOUT)
+        now = systemd.unit(unit.id)
+        if word == "done" and now.serves and now.invocation_id != since:
+            line = f"{unit.id}: restarted without keeping anything: {reason}"
+            self.say(line)
+            return True, line
+        return False, self._not_serving(now, f"after a plain restart ({word})")
+
+    def _run(self, name: str, chosen: Policy) -> tuple[bool, str]:
+        outcome = upgrade(name, _MODES[chosen], timeout=TIMEOUT)
+        done = outcome.result is Result.DONE
+        self.say(outcome.line if done else f"warning: {outcome.line}")
+        for line in () if done else outcome.remedy.splitlines():
+            self.say(f"  {line}")
+        for line in outcome.warnings:
+            self.say(f"warning: {name}: {line}")
+        return done, outcome.line
+
+    def _later(self, unit: str, wait: float) -> None:
+        """Have it done after the window; who asks until then is served by the same timer."""
+        command = ["systemd-run", "--quiet", "--collect", f"--unit={_LATER}"]
+        command += [f"--on-active={wait:.3f}", "--timer-property=AccuracySec=100ms"]
+        command += [sys.executable, "-m", "upgrader.hook", "--pending"]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        pending = done.returncode == 0 or _is_active(f"{_LATER}.timer")
+        if not pending:
+            said = done.stderr.decode(errors="replace").strip()
+            self.say(f"warning: {unit}: not upgraded: no timer for later ({said})")
+            return
+        self.say(f"{unit}: upgraded less than {WINDOW:g}s ago; once more in {wait:.0f}s, for all")
+
+
+_MODES = {Policy.AUTO: Mode.RESTART, Policy.RESTART: Mode.RESTART}
+
+
+def _waits(unit: Unit) -> bool:
+    """Whether it failed, and PID 1 still holds an image or listeners for it."""
+    failed = unit.active_state == "failed" or unit.retries
+    return unit.load_state == "loaded" and failed and unit.stored_fds > 0
+
+
+def _is_plain(unit: Unit) -> str:
+    """Why nothing can be kept over an upgrade: the old version or the new one knows nothing of it."""
+    if Status.parse(unit.status_text) is None:
+        return "its running instance does not use upgrader"
+    if unit.type not in ("notify", "notify-reload"):
+        return f"its unit file says Type={unit.type} now"
+    if not unit.fd_store_max:
+        return "its unit file has no FileDescriptorStoreMax= now"
+    return ""
+
+
+def _too_soon(turn: Turn) -> float:
+    """Seconds until the window is over; 0 if there is none, or the last attempt failed."""
+    last = turn.last
+    if last is None or not last.done:
+        return 0.0
+    return max(0.0, last.ended + WINDOW - time.monotonic())
+
+
+def _is_active(unit: str) -> bool:
+    command = ["systemctl", "--quiet", "is-active", unit]
+    return subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode == 0
+
+
+def _word(unit: Unit) -> str:
+    return unit.load_state if unit.load_state != "loaded" else unit.active_state
+
+
+def _forbidden(unit: str) -> bool:
+    """What Debian's policy-rc.d says to a restart of this unit; only 101 means no."""
+    with contextlib.suppress(OSError):
+        asked = subprocess.run(
+            [_POLICY_RC_D, unit, "restart"], stdin=subprocess.DEVNULL, check=False
+        )
+        return asked.returncode == _FORBIDDEN
+    return False
+
+
+def no_systemd() -> str:
+    """Why there is no systemd here whose units could be upgraded; "" if there is one."""
+    if os.environ.get("DPKG_ROOT"):
+        return "the packages are installed into another root"
+    if not os.path.isdir("/run/systemd/system"):
+        return "systemd does not run here"
+    with contextlib.suppress(OSError):
+        if not os.path.samefile("/proc/1/root", "/"):
+            return "this is a chroot"
+    return ""
+
+
+def _named(systemd: Systemd, names: Iterable[str], say: Say) -> Iterator[str]:
+    """Full names of units; a template stands for its instances, one after the other."""
+    for name in names:
+        try:
+            full = unit_name(name)
+            if full.partition("@")[2].startswith("."):
+                yield from systemd.running(full.replace("@.", "@*."))
+            else:
+                yield systemd.unit(full).id
+        except NoSuchUnit:
+            say(f"{name}: nothing to upgrade, there is no such unit")
+        except UpgradeError as error:
+            say(f"warning: {name}: not upgraded: {error}")
+
+
+def _services(paths: Iterable[str]) -> list[str]:
+    """The service units among the files of packages, one path a line, as pacman lists them."""
+    found = (PurePath(path.strip()) for path in paths)
+    return sorted({path.name for path in found if path.suffix == ".service"})
+
+
+def _uses_library(systemd: Systemd, name: str) -> bool:
+    unit = systemd.unit(name)
+    return unit.serves and Status.parse(unit.status_text) is not None
+
+
+def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="upgrader-hook", description=__doc__)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--pending", action="store_true", help="upgrade all units that were filed until now"
+    )
+    which.add_argument(
+        "--files",
+        action="store_true",
+        help="standard input lists files of packages: upgrade the units among them that use upgrader",
+    )
+    which.add_argument(
+        "--installed", action="store_true", help="a new version of these units is on disk"
+    )
+    parser.add_argument("units", nargs="*", metavar="UNIT")
+    return parser.parse_args(arguments)
+
+
+def run(arguments: argparse.Namespace, say: Say) -> None:
+    """Upgrade what the arguments name."""
+    if reason := no_systemd():
+        say(f"nothing to upgrade: {reason}")
+        return
+    desk = Desk(say, Requests(), policy.read())
+    names = list(arguments.units)
+    with Systemd() as systemd:
+        if arguments.files:
+            listed = [*_named(systemd, _services(sys.stdin), lambda text: None)]
+            names += [name for name in listed if _uses_library(systemd, name)]
+        origin = Origin.INSTALLED if arguments.installed or arguments.files else Origin.STALE
+        units = dict.fromkeys(_named(systemd, names, say))
+        for unit in units:
+            desk.requests.file(unit, origin)
+        if arguments.pending:
+            for name in desk.requests.units():
+                units |= dict.fromkeys(desk.expand(systemd, name))
+    for unit in units:
+        try:
+            desk.serve(unit)
+        except UpgradeError as error:
+            say(f"warning: {unit}: not upgraded: {error}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code: 0, whatever became of the services; 2 for wrong usage."""
+
+    def say(text: str) -> None:
+        with contextlib.suppress(OSError):
+            print(f"upgrader: {text}", file=sys.stderr, flush=True)
+
+    parsed = _arguments(arguments)
+    try:
+        run(parsed, say)
+    except (UpgradeError, InvalidUnitName) as error:
+        say(f"warning: nothing was upgraded: {error}")
+    except Exception as error:
+        say(f"warning: unexpected {type(error).__name__}: {error}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What hooks were asked to upgrade, and what came of it last, in /run; upgrades nothing itself.
+
+Many may ask for one unit at the same time: a package, a library it uses, needrestart. Each leaves
+a request; who gets the lock claims all that are there, and the others find theirs served. A claim
+whose owner was killed is there for the next one.
+"""
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+
+import msgspec
+
+#: Emptied by a boot, and then every service runs what is on disk.
+PLACE = Path("/run/upgrader/hook")
+
+
+class Origin(StrEnum):
+    """Why an upgrade is asked for."""
+
+    INSTALLED = "installed"  #: a new version of the service is on disk
+    STALE = "stale"  #: something that it uses was replaced, as needrestart finds out
+
+
+class Served(msgspec.Struct, frozen=True):
+    """The last upgrade on request: when it ended (CLOCK_MONOTONIC), and how."""
+
+    ended: float
+    done: bool
+    line: str
+
+
+class Turn:
+    """The right to upgrade one unit on request, while its lock is held."""
+
+    def __init__(self, place: Path, unit: str) -> None:
+        self._filed = place / "filed" / unit
+        self._claimed = place / "claimed" / unit
+        self._last = place / "last" / unit
+
+    @property
+    def origins(self) -> frozenset[Origin]:
+        """Why, by all who ask; empty if everything asked for has been served."""
+        words: set[str] = set()
+        for path in (self._filed, self._claimed):
+            with contextlib.suppress(FileNotFoundError):
+                # A request is the file; a word that a later version writes is no reason to lose it.
+                words |= {Origin.STALE, *path.read_text(errors="replace").split()}
+        if Origin.INSTALLED in words:
+            return frozenset((Origin.INSTALLED,))
+        return frozenset((Origin.STALE,)) if words else frozenset()
+
+    @property
+    def last(self) -> Served | None:
+        """What came of the last request."""
+        with contextlib.suppress(OSError, msgspec.MsgspecError):
+            return msgspec.json.decode(self._last.read_bytes(), type=Served)
+        return None
+
+    def claim(self) -> None:
+        """All requests of now are served by what begins now; those that come later are not."""
+        with contextlib.suppress(FileNotFoundError):
+            # Left by one that was killed: its word counts as well.
+            before = self._claimed.read_text(errors="replace")
+            with self._filed.open("a") as file:
+                file.write(before)
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(self._filed, self._claimed)
+
+    def served(self, done: bool, line: str) -> None:
+        """What was claimed has been dealt with; keep what came of it for who asks as well."""
+        served = Served(time.monotonic(), done, line)
+        beside = self._last.with_name(f".{self._last.name}")
+        beside.write_bytes(msgspec.json.encode(served))
+        beside.rename(self._last)
+        self.drop()
+
+    def drop(self) -> None:
+        """What was claimed is of no interest any more."""
+        self._claimed.unlink(missing_ok=True)
+
+
+class Requests:
+    """All of them; raises OSError where /run cannot be written."""
+
+    def __init__(self, place: Path = PLACE) -> None:
+        self._place = place
+        for name in ("filed", "claimed", "last", "lock"):
+            (place / name).mkdir(mode=0o755, parents=True, exist_ok=True)
+
+    def file(self, unit: str, origin: Origin) -> None:
+        """Ask for an upgrade of `unit`, which must be the name of one."""
+        # Beside an origin that is there already: one write of one line is never torn.
+        with (self._place / "filed" / unit).open("a") as file:
+            file.write(f"{origin}\n")
+
+    def units(self) -> list[str]:
+        """Those that somebody asks for, and that nobody has served."""
+        found = {name for place in ("filed", "claimed") for name in os.listdir(self._place / place)}
+        return sorted(found)
+
+    @contextlib.contextmanager
+    def turn(self, unit: str) -> Iterator[Turn]:
+        """Wait until nobody else upgrades `unit` on request."""
+        with (self._place / "lock" / unit).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield Turn(self._place, unit)
