@@ -3,16 +3,20 @@
 
 # The systemds of the demo, one after the other: host, a Debian suite, or the path of a root tree.
 SYSTEMD ?= host trixie
+# The Debian suites to build packages for.
+SUITE ?= bookworm trixie
 # More arguments for `upgrader demo` or pytest.
 ARGS ?=
 
-.PHONY: help demo test lint bench clean setup
+.PHONY: help demo test lint bench deb dist clean setup
 
 help:
 	@echo 'make demo    upgrade a live service ten times under a real systemd (SYSTEMD="$(SYSTEMD)")'
 	@echo 'make test    all tests (ARGS="-m \"not system\"" leaves out those that need root)'
 	@echo 'make lint    style, types and shell scripts only'
 	@echo 'make bench   the figures that are measured, not tested'
+	@echo 'make deb     the packages of Debian 12 and 13, in dist/ (SUITE="$(SUITE)")'
+	@echo 'make dist    a wheel and an sdist, in dist/'
 	@echo 'make clean   remove what the other targets made here'
 
 setup:
@@ -29,6 +33,12 @@ lint: setup
 
 bench: setup
 	@.venv/bin/python -m pytest -q -s tests/bench/bench_*.py $(ARGS)
+
+deb: setup
+	@.venv/bin/python packaging/deb/build.py $(SUITE)
+
+dist: setup
+	@.venv/bin/python -m hatchling build -d dist
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build dist

@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from upgrader.private_systemd.errors import TreeError
@@ -17,8 +17,8 @@ from upgrader.private_systemd.errors import TreeError
 #: The suites whose systemd and python3-msgspec are recent enough: 257, and what is being made.
 SUITES = ("trixie", "forky", "sid")
 
-# What upgrader needs, and what a person looks around with.
-_PACKAGES = (
+#: What upgrader needs, and what a person looks around with.
+PACKAGES = (
     "systemd",
     "systemd-sysv",
     "dbus",
@@ -39,7 +39,6 @@ _OPTIONS = (
     "--dpkgopt=path-exclude=/usr/share/locale/*",
     # A mirror's copy of sid may be older than the week its index claims to be good for.
     '--aptopt=Acquire::Check-Valid-Until "false"',
-    f"--include={','.join(_PACKAGES)}",
 )
 _DEFAULT_MIRROR = "http://deb.debian.org/debian"
 
@@ -50,18 +49,23 @@ def cache_directory() -> Path:
     return Path(base) / "upgrader" / "trees"
 
 
-def cached_path(suite: str) -> Path:
+def cached_path(suite: str, packages: Sequence[str] = PACKAGES) -> Path:
     """The place of the tree of `suite`, whether it exists or not; a new recipe is a new place."""
-    recipe = hashlib.sha256("\n".join((suite, *_OPTIONS)).encode()).hexdigest()
+    recipe = hashlib.sha256("\n".join((suite, *_recipe(packages))).encode()).hexdigest()
     return cache_directory() / f"{suite}-{recipe[:12]}"
 
 
-def fetch(suite: str, progress: Callable[[str], None]) -> Path:
-    """The root tree of `suite`, made now if it is not in the cache; raises TreeError.
+def _recipe(packages: Sequence[str]) -> tuple[str, ...]:
+    return (*_OPTIONS, f"--include={','.join(packages)}")
 
-    Of several processes that ask at the same time one fetches, and the others wait for it.
+
+def fetch(suite: str, progress: Callable[[str], None], packages: Sequence[str] = PACKAGES) -> Path:
+    """The root tree of `suite` with these packages, made now if it is not in the cache.
+
+    Raises TreeError. Of several processes that ask at the same time one fetches, and the others
+    wait for it.
     """
-    place = cached_path(suite)
+    place = cached_path(suite, packages)
     if place.exists():
         return place
     if shutil.which("mmdebstrap") is None:
@@ -76,7 +80,7 @@ def fetch(suite: str, progress: Callable[[str], None]) -> Path:
                 progress(
                     f"fetching a root tree of Debian {suite} into {place} (about 250 MB, once)"
                 )
-                _make(suite, place)
+                _make(suite, place, packages)
     except OSError as error:
         raise TreeError(
             f"the root tree of {suite} cannot be kept in {place.parent}: {error}",
@@ -92,7 +96,7 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _make(suite: str, place: Path) -> None:
+def _make(suite: str, place: Path, packages: Sequence[str]) -> None:
     """Make the tree next to `place` and move it there when it is complete; the lock is held."""
     partial = place.with_name(f"{place.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -105,7 +109,7 @@ def _make(suite: str, place: Path) -> None:
                 # namespace of its own: whatever ends it, no mount of its tree stays.
                 *("setpriv", "--pdeathsig", "TERM", "--"),
                 *("unshare", "--mount", "--propagation", "private", "--"),
-                *("mmdebstrap", *_OPTIONS, f"--aptopt={configuration.name}"),
+                *("mmdebstrap", *_recipe(packages), f"--aptopt={configuration.name}"),
                 *(suite, str(partial), *_mirror()),
             ],
             stdin=subprocess.DEVNULL,

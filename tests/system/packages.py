@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Packages for tests: the project's own, and versions of the example service; asserts nothing."""
+
+import hashlib
+import importlib.util
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
+from types import ModuleType
+
+from upgrader.private_systemd import PrivateSystemd
+
+ROOT = Path(__file__).resolve().parents[2]
+UNIT = "web.service"
+_EXAMPLE = resources.files("upgrader.demo.example")
+_BUILD = """
+set -eu
+cd /build/web
+dpkg-buildpackage -us -uc -b >../web.log 2>&1 || { cat ../web.log; exit 1; }
+mkdir -p /debs
+mv ../web_*.deb /debs/
+rm -r /build/web
+"""
+_CONTROL = """\
+Source: web
+Section: net
+Priority: optional
+Maintainer: Web Maintainers <web@packages.example>
+Build-Depends: debhelper-compat (= 13), {addon}
+Standards-Version: 4.7.2
+
+Package: web
+Architecture: all
+Depends: ${{misc:Depends}}, python3-upgrader
+Description: example
+ An example.
+"""
+#: As from before the package used the library: it answers, and keeps nothing.
+_PLAIN = """\
+[Unit]
+Description=Example web service
+[Service]
+Type=exec
+DynamicUser=yes
+ExecStart=/usr/bin/python3 -m http.server 8080 --bind 127.0.0.1
+[Install]
+WantedBy=default.target
+"""
+
+
+def packaging(name: str) -> ModuleType:
+    """A module of packaging/deb, which is no package."""
+    place = str(ROOT / "packaging" / "deb")
+    if place not in sys.path:
+        sys.path.append(place)
+    spec = importlib.util.find_spec(name)
+    assert spec is not None
+    return importlib.import_module(name)
+
+
+def program(version: str) -> str:
+    """The example service; 3 does not start, 4 is 2 again."""
+    if version == "3":
+        return 'raise RuntimeError("version 3 is broken")\n'
+    text = (_EXAMPLE / f"web{'1' if version == '1' else '2'}.py").read_text()
+    return text.replace('version="2"', f'version="{version}"')
+
+
+def unit_file(version: str) -> str:
+    """The unit in the package of a version; it changes with every one of them."""
+    if version == "0":
+        return _PLAIN
+    text = (_EXAMPLE / "web.service").read_text().replace("@PYTHON@", "/usr/bin/python3")
+    more = f"[Service]\nDynamicUser=yes\nEnvironment=PACKAGED={version}\n"
+    return text.replace("[Service]\n", more)
+
+
+def service_package(
+    machine: PrivateSystemd, version: str, rules: str = "", check: bool = True
+) -> "subprocess.CompletedProcess[str]":
+    """Build one version of the package `web` inside, into /debs; what the build said."""
+    addon = "dh-sequence-upgrader" if version != "0" else "debhelper"
+    files = {
+        "debian/control": _CONTROL.format(addon=addon),
+        "debian/rules": f"#!/usr/bin/make -f\n%:\n\tdh $@\n{rules}",
+        "debian/changelog": f"web ({version}) unstable; urgency=medium\n\n  * Version {version}.\n\n"
+        " -- Web Maintainers <web@packages.example>  Mon, 23 Nov 2026 12:00:00 +0000\n",
+        "debian/source/format": "3.0 (native)\n",
+        "debian/web.service": unit_file(version),
+        "debian/web.install": "web usr/lib/web\n",
+        "web/__init__.py": "",
+        "web/http11.py": (_EXAMPLE / "http11.py").read_text(),
+        "web/__main__.py": program(version),
+    }
+    for name, text in files.items():
+        mode = 0o755 if name == "debian/rules" else 0o644
+        machine.write(f"/build/web/{name}", text, mode=mode)
+    return machine.run(["sh", "-c", _BUILD], check=check, timeout=120)
+
+
+def own_packages(suite: str, cache: Path) -> Path:
+    """A directory with this checkout's packages for a suite; built if its sources have changed."""
+    digest = hashlib.sha256()
+    for top in ("upgrader", "packaging", "units", "docs", "pyproject.toml", "README.md"):
+        for path in sorted([ROOT / top, *(ROOT / top).rglob("*")]):
+            if path.is_file() and "__pycache__" not in path.parts:
+                digest.update(f"{path.relative_to(ROOT)}\0{path.stat().st_mode}\0".encode())
+                digest.update(path.read_bytes())
+    place = cache / f"{suite}-{digest.hexdigest()[:16]}"
+    if not place.is_dir():
+        beside = place.with_name(f"{place.name}.partial")
+        packaging("build").build(suite, beside)
+        beside.rename(place)
+    return place
