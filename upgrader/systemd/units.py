@@ -114,7 +114,7 @@ class Systemd:
         """The names of service units that match `pattern` (as with systemctl) and serve, sorted."""
         with _translated(pattern, "list units"):
             rows = self._call("ListUnitsByPatterns", b"asas", ["active", "reloading"], [pattern])
-        return tuple(sorted(_text(row[0]) for row in rows))
+        return tuple(sorted(as_text(row[0]) for row in rows))
 
     def job(self, unit: Unit) -> Job | None:
         """The job in flight for this unit, as of now."""
