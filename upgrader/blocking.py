@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -124,6 +124,10 @@ class Instance(BaseInstance):
                 signal.set_wakeup_fd(-1)
                 for number, handler in before.items():
                     signal.signal(number, handler)
+
+    def connections_open(self) -> Sequence[tuple[str, Stream]]:
+        """All open connections with their backend; called from any thread."""
+        return [(p.connections.door.name, p.stream) for p in list(self._peers.values())]
 
     # The beginning
 
@@ -244,6 +248,7 @@ class Instance(BaseInstance):
             self.turns.open()
             return False
         self.frozen = True
+        self._flush(self._staying, time.monotonic() + self.parameters.drain_timeout)
         return True
 
     def _accept(self, connections: Connections) -> None:
@@ -314,31 +319,38 @@ class Instance(BaseInstance):
         if parks:
             frozen, busy = self._freeze()
             self.frozen = self.park(frozen, busy)
-        if not self.frozen:
+        if self.frozen:
+            self._flush(self._staying, deadline)
+        else:
             self.turns.open()
             self.leave()
-            self._flush(deadline)
+            self._flush(list(self._peers.values()), deadline)
 
     def _freeze(self) -> tuple[list[Frozen], list[LeftBehind]]:
         frozen, busy = [], []
+        self._staying: list[Peer[Any]] = []
         for peer in self._peers.values():
             door = peer.connections.door.name
             if peer.stream.lost:
                 continue
-            try:
-                moved = peer.stream.freeze(encode(peer.state))
-            except UnreadableState as error:
-                busy.append(LeftBehind(door, peer.address, str(error)))
-                continue
+            moved, why = None, "its handler is busy"
+            if self.crosses(door):
+                try:
+                    moved = peer.stream.freeze(encode(peer.state))
+                except UnreadableState as error:
+                    why = str(error)
+            else:
+                why = "backend-transfer=no"
             if moved:
                 frozen.append(Frozen(door, peer.stream.sock, peer.stream.identity, moved))
             else:
-                busy.append(LeftBehind(door, peer.address, "its handler is busy"))
+                busy.append(LeftBehind(door, peer.address, why))
+                self._staying.append(peer)
         return frozen, busy
 
-    def _flush(self, deadline: float) -> None:
+    def _flush(self, peers: Sequence[Peer[Any]], deadline: float) -> None:
         """Send what is unsent until the deadline, and close."""
-        for peer in self._peers.values():
+        for peer in peers:
             while peer.stream.unsent and (left := deadline - time.monotonic()) > 0:
                 peer.stream.sock.settimeout(left)
                 peer.stream.flush()

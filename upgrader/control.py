@@ -8,43 +8,72 @@ given away whole, before a single byte of the stream has been read.
 import contextlib
 import logging
 import os
+import select
 import selectors
 import socket
 import struct
 import threading
 import time
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import msgspec
 
 from upgrader import varlink
-from upgrader.varlink import Call, Reply, VarlinkError
+from upgrader.backends import Fd
+from upgrader.varlink import INTERFACE, SERVICE, Call, Reply, VarlinkError
 
-#: Connections at a time, and seconds that one may say nothing.
+#: Connections at a time; for one more, the one that has been silent for longest goes.
 MAX_CLIENTS = 32
+#: Seconds that a connection may be silent; one that is told about a migration may for longer.
 IDLE = 30.0
+#: Bytes of answers that a client may leave unread.
+MAX_UNREAD = 4 << 20
+#: Seconds for clients to be told the last news before this process ends.
+_LAST_WORDS = 0.2
 
 _PEERCRED = struct.Struct("3i")  # struct ucred: pid, uid, gid
+_SO_PEERPIDFD = 77  # Linux 6.5
 _log = logging.getLogger("upgrader")
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who is at the other end, by SO_PEERCRED."""
+    """Who is at the other end: SO_PEERCRED, and a pidfd where the kernel gives one (6.5)."""
 
     pid: int
     uid: int
+    pidfd: Fd | None = None
+
+    @property
+    def gone(self) -> bool:
+        """Whether that process has ended, so that another one may have its number by now."""
+        if self.pidfd is None:
+            return False
+        poll = select.poll()
+        poll.register(self.pidfd.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
 
 
 class Answers(Protocol):
-    """What an instance answers; called from the control thread. Raises VarlinkError."""
+    """What an instance answers; called from threads of the control socket. Raises VarlinkError."""
 
     def describe(self) -> dict[str, Any]:
         """Describe."""
 
-    def expect(self) -> None:
+    def query(self) -> tuple[dict[str, Any], bool]:
+        """QueryMigration: the answer, and whether it is the last for now."""
+
+    def set_parameters(self, caller: Caller, parameters: dict[str, Any]) -> dict[str, Any]:
+        """SetParameters."""
+
+    def cancel(self, caller: Caller) -> dict[str, Any]:
+        """Cancel."""
+
+    def expect(self, caller: Caller) -> None:
         """Expect."""
 
     def reload(self, caller: Caller) -> None:
@@ -66,174 +95,329 @@ class Answers(Protocol):
 class Control:
     """The listening socket and its thread."""
 
-    def __init__(self, path: Path, answers: Answers) -> None:
+    def __init__(self, path: Path, answers: Answers, version: str) -> None:
+        """`version` of the library; raises OSError if it cannot listen there."""
         self._path = path
         self._answers = answers
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._version = version
         self._selector = selectors.DefaultSelector()
         self._wake, self._waker = socket.socketpair()
+        self._waker.setblocking(False)
+        self._wake.setblocking(False)
+        self._todo: deque[Callable[[], object]] = deque()
         self._clients: dict[socket.socket, _Client] = {}
-        # Bound beside its place and renamed: the old instance's socket works until then, and
-        # there is no moment without one.
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        with contextlib.suppress(FileNotFoundError):
-            beside.unlink()
-        self._listener.bind(str(beside))
-        os.chmod(beside, 0o600)
-        self._listener.listen(16)
-        self._listener.setblocking(False)
-        os.rename(beside, path)
-        self._inode = path.stat().st_ino
-        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._listeners = [_listen(path)]
+        self._paths = {path: path.stat().st_ino}
+        self._selector.register(self._listeners[0], selectors.EVENT_READ)
         self._selector.register(self._wake, selectors.EVENT_READ)
         self._thread = threading.Thread(target=self._run, name="upgrader-control", daemon=True)
         self._thread.start()
 
+    def also_at(self, path: Path) -> None:
+        """Answer at a second path, too; raises OSError."""
+        listener = _listen(path)
+        self._paths[path] = path.stat().st_ino
+        self._listeners.append(listener)
+        self._later(lambda: self._selector.register(listener, selectors.EVENT_READ))
+
+    def announce(self) -> None:
+        """Tell those who have asked for it that a migration has gone on; from any thread."""
+        self._later(self._tell_watchers)
+
     def close(self) -> None:
-        """Stop answering; the path goes only if no other instance has taken it."""
-        self._waker.close()
-        self._thread.join(1.0)
-        with contextlib.suppress(OSError):
-            if self._path.stat().st_ino == self._inode:
-                self._path.unlink()
+        """Tell the last news, and stop answering; a path goes only if no other instance has it."""
+        self._later(self._stop)
+        self._thread.join(_LAST_WORDS * 5)
+        for path, inode in self._paths.items():
+            with contextlib.suppress(OSError):
+                if path.stat().st_ino == inode:
+                    path.unlink()
+
+    # The thread
 
     def _run(self) -> None:
-        while True:
-            for key, _ in self._selector.select(IDLE):
-                if key.fileobj is self._wake:
-                    self._end()
-                    return
-                if key.fileobj is self._listener:
-                    self._accept()
-                elif isinstance(key.data, _Client):
-                    self._serve(key.data)
-            now = time.monotonic()
-            for client in [c for c in self._clients.values() if c.since + IDLE < now]:
-                self._drop(client)
+        with contextlib.suppress(_Stopped):
+            while True:
+                for key, events in self._selector.select(IDLE):
+                    if key.fileobj is self._wake:
+                        self._do_what_is_due()
+                    elif isinstance(key.data, _Client):
+                        self._serve(key.data, events)
+                    elif isinstance(key.fileobj, socket.socket):
+                        self._accept(key.fileobj)
+                now = time.monotonic()
+                for client in [c for c in self._clients.values() if c.since + IDLE < now]:
+                    if not client.watching and not client.waits:
+                        self._drop(client)
+        self._end()
 
-    def _accept(self) -> None:
+    def _later(self, call: Callable[[], object]) -> None:
+        """Have it done by the thread."""
+        self._todo.append(call)
+        with contextlib.suppress(OSError):
+            self._waker.send(b"\0")
+
+    def _do_what_is_due(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._wake.recv(4096)
+        while self._todo:
+            self._todo.popleft()()
+
+    def _accept(self, listener: socket.socket) -> None:
         try:
-            sock, _ = self._listener.accept()
+            sock, _ = listener.accept()
         except OSError as error:
             _log.debug("control socket: %s", error)
             return
         if len(self._clients) >= MAX_CLIENTS:
-            sock.close()
-            return
+            self._drop(min(self._clients.values(), key=lambda client: client.since))
         sock.setblocking(False)
-        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
-        pid, uid, _ = _PEERCRED.unpack(credentials)
-        client = _Client(sock, Caller(pid, uid), bytearray(), time.monotonic())
+        client = _Client(sock, _caller(sock))
         self._clients[sock] = client
         self._selector.register(sock, selectors.EVENT_READ, client)
 
-    def _serve(self, client: "_Client") -> None:
+    def _serve(self, client: "_Client", events: int) -> None:
+        if self._clients.get(client.sock) is not client:
+            return  # dropped in the meantime
         try:
-            # recvmsg with no room for FDs: any that come are closed by the kernel.
-            data = client.sock.recvmsg(65536)[0]
-            client.buffer += data
-            client.since = time.monotonic()
-            while data and (message := varlink.take(client.buffer)) is not None:
-                call = msgspec.json.decode(message, type=Call)
-                if not self._answer(client, call):
-                    return
+            if events & selectors.EVENT_WRITE:
+                self._flush(client)
+            if events & selectors.EVENT_READ:
+                # recvmsg with no room for FDs: any that come are closed by the kernel.
+                data = client.sock.recvmsg(65536)[0]
+                client.buffer += data
+                client.since = time.monotonic()
+                self._answer_all(client)
+                if len(client.buffer) > varlink.LIMIT:
+                    raise ValueError("more calls than answers")
+                if not data:
+                    raise ConnectionResetError("closed")
         except BlockingIOError:
             return
         except (OSError, ValueError, msgspec.MsgspecError) as error:
             _log.debug("control socket: %s", error)
-            data = b""
-        if not data:
             self._drop(client)
 
-    def _answer(self, client: "_Client", call: Call) -> bool:
-        """Answer one call; False if the connection is no longer ours."""
+    def _answer_all(self, client: "_Client") -> None:
+        """Answer what has come, one call after the other."""
+        while not client.waits and self._clients.get(client.sock) is client:
+            message = varlink.take(client.buffer)
+            if message is None:
+                return
+            self._answer(client, msgspec.json.decode(message, type=Call))
+
+    def _answer(self, client: "_Client", call: Call) -> None:
+        if call.method in _SLOW:  # it waits for the service, and others have questions meanwhile
+            client.waits = True
+
+            def work() -> None:
+                reply = self._reply(client.caller, call)
+                self._later(lambda: self._answered(client, call, reply))
+
+            threading.Thread(target=work, name="upgrader-call", daemon=True).start()
+            return
+        self._answered(client, call, self._reply(client.caller, call))
+
+    def _reply(self, caller: Caller, call: Call) -> Reply:
         try:
-            reply = Reply(self._call(client.caller, call))
+            return Reply(self._call(caller, call))
         except VarlinkError as error:
-            reply = Reply(error.parameters, error.name)
-        migrates = call.upgrade and not reply.error
-        if migrates:
-            self._selector.unregister(client.sock)
-            del self._clients[client.sock]
-        if not call.oneway:
-            client.sock.sendall(varlink.encode(reply))
-        if migrates:
-            self._answers.migrate(client.sock)
-        return not migrates
+            return Reply(error.parameters, error.name)
+
+    def _answered(self, client: "_Client", call: Call, reply: Reply) -> None:
+        if self._clients.get(client.sock) is not client:
+            return
+        try:
+            if call.method == f"{INTERFACE}.Migrate" and not reply.error:
+                self._give_away(client, reply)
+                return
+            if call.method == f"{INTERFACE}.QueryMigration" and call.more and not call.oneway:
+                client.watching = client.waits = True
+                self._send(client, msgspec.structs.replace(reply, continues=True))
+                return
+            if not call.oneway:
+                self._send(client, reply)
+            if client.waits:
+                client.waits = False
+                self._answer_all(client)
+        except (OSError, ValueError, msgspec.MsgspecError) as error:
+            _log.debug("control socket: %s", error)
+            self._drop(client)
+
+    def _tell_watchers(self) -> None:
+        parameters, last = self._answers.query()
+        for client in [c for c in self._clients.values() if c.watching]:
+            try:
+                client.since = time.monotonic()
+                client.watching = client.waits = not last
+                self._send(client, Reply(parameters, continues=not last))
+                self._answer_all(client)
+            except (OSError, ValueError, msgspec.MsgspecError) as error:
+                _log.debug("control socket: %s", error)
+                self._drop(client)
+
+    def _give_away(self, client: "_Client", reply: Reply) -> None:
+        self._selector.unregister(client.sock)
+        del self._clients[client.sock]
+        client.sock.sendall(varlink.encode(reply))
+        # What follows is waited for, and others have questions meanwhile.
+        threading.Thread(
+            target=self._answers.migrate, args=(client.sock,), name="upgrader-go", daemon=True
+        ).start()
+
+    def _send(self, client: "_Client", reply: Reply) -> None:
+        client.unsent += varlink.encode(reply)
+        self._flush(client)
+        if len(client.unsent) > MAX_UNREAD:
+            raise ValueError("answers are not read")
+
+    def _flush(self, client: "_Client") -> None:
+        with contextlib.suppress(BlockingIOError):
+            while client.unsent:
+                del client.unsent[: client.sock.send(client.unsent)]
+        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if client.unsent else 0)
+        self._selector.modify(client.sock, wanted, client)
 
     def _call(self, caller: Caller, call: Call) -> dict[str, Any]:
-        match call.method:
+        answers = self._answers
+        match call.method.removeprefix(f"{INTERFACE}."):
             case "org.varlink.service.GetInfo":
                 return {
                     "vendor": "upgrader",
                     "product": "upgrader",
-                    "version": "1",
+                    "version": self._version,
                     "url": "",
-                    "interfaces": ["org.varlink.service", varlink.INTERFACE],
+                    "interfaces": [INTERFACE, SERVICE],
                 }
             case "org.varlink.service.GetInterfaceDescription":
                 return {"description": _description(call.parameters.get("interface"))}
-            case "io.upgrader.Instance.Describe":
-                return self._answers.describe()
-            case "io.upgrader.Instance.Expect":
-                self._answers.expect()
-                return {}
-            case "io.upgrader.Instance.Reload":
-                self._answers.reload(caller)
-                return {}
-            case "io.upgrader.Instance.Register":
-                self._answers.register(caller, _pid(call))
-                return {}
-            case "io.upgrader.Instance.Revoke":
-                self._answers.revoke(caller, _pid(call), str(call.parameters.get("why", "")))
-                return {}
-            case "io.upgrader.Instance.Migrate":
-                if not call.upgrade:
-                    raise _invalid("upgrade")
-                return self._answers.negotiate(caller, call.parameters)
-        raise VarlinkError("org.varlink.service.MethodNotFound", {"method": call.method})
+            case "Describe":
+                return answers.describe()
+            case "QueryMigration":
+                return answers.query()[0]
+            case "SetParameters":
+                return answers.set_parameters(caller, call.parameters)
+            case "Cancel":
+                return answers.cancel(caller)
+            case "Expect":
+                answers.expect(caller)
+            case "Reload":
+                answers.reload(caller)
+            case "Register":
+                answers.register(caller, _pid(call))
+            case "Revoke":
+                answers.revoke(caller, _pid(call), str(call.parameters.get("why", "")))
+            case "Migrate":
+                if not call.upgrade or call.oneway:
+                    raise varlink.invalid("upgrade")
+                return answers.negotiate(caller, call.parameters)
+            case _ if call.method.rpartition(".")[0] in (INTERFACE, SERVICE):
+                raise VarlinkError(f"{SERVICE}.MethodNotFound", {"method": call.method})
+            case _:
+                interface = call.method.rpartition(".")[0]
+                raise VarlinkError(f"{SERVICE}.InterfaceNotFound", {"interface": interface})
+        return {}
 
     def _drop(self, client: "_Client") -> None:
-        self._selector.unregister(client.sock)
-        self._clients.pop(client.sock, None)
-        client.sock.close()
+        if self._clients.pop(client.sock, None) is not None:
+            self._selector.unregister(client.sock)
+            client.sock.close()
+
+    def _stop(self) -> NoReturn:
+        """Give those who wait for the end of a migration the time to be told."""
+        deadline = time.monotonic() + _LAST_WORDS
+        for client in [c for c in self._clients.values() if c.unsent]:
+            with contextlib.suppress(OSError):
+                client.sock.settimeout(max(deadline - time.monotonic(), 0.001))
+                client.sock.sendall(client.unsent)
+        raise _Stopped
 
     def _end(self) -> None:
         for client in list(self._clients.values()):
             self._drop(client)
         self._selector.close()
-        self._listener.close()
+        for listener in self._listeners:
+            listener.close()
         self._wake.close()
+        self._waker.close()
 
 
-@dataclass(slots=True)
+class _Stopped(Exception):
+    pass
+
+
+@dataclass(slots=True, eq=False)
 class _Client:
     sock: socket.socket
     caller: Caller
-    buffer: bytearray
-    since: float
+    buffer: bytearray = field(default_factory=bytearray)
+    unsent: bytearray = field(default_factory=bytearray)
+    since: float = field(default_factory=time.monotonic)
+    watching: bool = False  # has asked for every phase
+    waits: bool = False  # its last call is not answered yet
+
+
+#: Calls that wait for the service, or for PID 1.
+_SLOW = frozenset(f"{INTERFACE}.{name}" for name in ("Reload", "Cancel", "Register", "Revoke"))
+
+
+def _listen(path: Path) -> socket.socket:
+    """Bound beside its place and renamed: the old instance's socket works until then, and there is
+    no moment without one."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        with contextlib.suppress(FileNotFoundError):
+            beside.unlink()
+        listener.bind(str(beside))
+        os.chmod(beside, 0o600)
+        listener.listen(16)
+        listener.setblocking(False)
+        os.rename(beside, path)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def remove_dead(directory: Path, pattern: str) -> None:
+    """Remove sockets that nobody listens on: left by processes that were killed."""
+    for path in directory.glob(pattern):
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as sock:
+            sock.setblocking(False)
+            try:
+                sock.connect(str(path))
+            except ConnectionRefusedError:
+                path.unlink()
+
+
+def _caller(sock: socket.socket) -> Caller:
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
+    pid, uid, _ = _PEERCRED.unpack(credentials)
+    try:
+        pidfd = Fd(sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD))
+    except OSError:  # an older kernel, or it has ended already
+        return Caller(pid, uid)
+    return Caller(pid, uid, pidfd)
 
 
 def _pid(call: Call) -> int:
     pid = call.parameters.get("pid")
-    if not isinstance(pid, int) or pid < 1:
-        raise _invalid("pid")
+    if not isinstance(pid, int) or isinstance(pid, bool) or pid < 1:
+        raise varlink.invalid("pid")
     return pid
 
 
 def _description(interface: object) -> str:
-    known = {
-        varlink.INTERFACE: varlink.DESCRIPTION,
-        "org.varlink.service": varlink.SERVICE_DESCRIPTION,
-    }
+    if not isinstance(interface, str):
+        raise varlink.invalid("interface")
+    known = {INTERFACE: varlink.DESCRIPTION, SERVICE: varlink.SERVICE_DESCRIPTION}
     if interface not in known:
-        name = "org.varlink.service.InterfaceNotFound"
-        raise VarlinkError(name, {"interface": str(interface)})
-    return known[str(interface)]
+        raise VarlinkError(f"{SERVICE}.InterfaceNotFound", {"interface": interface})
+    return known[interface]
 
 
-def _invalid(parameter: str) -> VarlinkError:
-    return VarlinkError("org.varlink.service.InvalidParameter", {"parameter": parameter})
+# The other end
 
 
 def call(
@@ -244,13 +428,30 @@ def call(
     Reads one byte at a time at the end of the reply: what follows belongs to the stream.
     """
     sock.sendall(varlink.encode(Call(method, parameters, upgrade=upgrade)))
+    return _next_reply(sock, bytearray(), 1 if upgrade else 65536).parameters
+
+
+def watch(sock: socket.socket, method: str) -> Iterator[dict[str, Any]]:
+    """Call a method with "more", and yield each of its replies; raises as `call`."""
+    sock.sendall(varlink.encode(Call(method, more=True)))
     buffer = bytearray()
+    while True:
+        reply = _next_reply(sock, buffer, 65536)
+        yield reply.parameters
+        if not reply.continues:
+            return
+
+
+def _next_reply(sock: socket.socket, buffer: bytearray, at_once: int) -> Reply:
     while (message := varlink.take(buffer)) is None:
-        data = sock.recv(1)
+        data = sock.recv(at_once)
         if not data:
             raise ConnectionResetError("the instance closed the connection without an answer")
         buffer += data
-    reply = msgspec.json.decode(message, type=Reply)
+    try:
+        reply = msgspec.json.decode(message, type=Reply)
+    except msgspec.MsgspecError as error:
+        raise ConnectionError(f"the instance gave no answer that can be read: {error}") from error
     if reply.error:
         raise VarlinkError(reply.error.rpartition(".")[2], reply.parameters)
-    return reply.parameters
+    return reply

@@ -3,6 +3,7 @@
 
 UpgradeError
 ├── DeclarationError        the program declares something impossible         .item
+├── ParameterError          a parameter is unknown, or its value makes no sense   .name .reason
 ├── BindError               a socket cannot be bound where the program wants it   .item
 ├── Retired                 this instance no longer owns its backends
 ├── RefusedError            something offered by the other side is refused    .item
@@ -40,6 +41,15 @@ class DeclarationError(UpgradeError):
     def __init__(self, item: str, message: str, *, remedy: str = "") -> None:
         super().__init__(f"{item}: {message}", remedy=remedy)
         self.item = item
+
+
+class ParameterError(UpgradeError):
+    """There is no parameter `name`, or its value makes no sense for the `reason` given."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.name = name
+        self.reason = reason
 
 
 class BindError(UpgradeError):

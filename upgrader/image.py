@@ -55,7 +55,7 @@ class Manifest(msgspec.Struct, frozen=True):
 
     `sessions` holds, for each backend with connections, the version of the author's state that
     goes with them (its `data` is empty). `frozen_at` is CLOCK_MONOTONIC in nanoseconds: the
-    instant from which nobody serves.
+    instant from which nobody serves. `parameters` were set at run time, and are inherited.
     """
 
     service: str
@@ -66,6 +66,8 @@ class Manifest(msgspec.Struct, frozen=True):
     sessions: dict[str, SavedState] = {}
     entries: list[Entry] = []
     left_behind: list[LeftBehind] = []
+    #: Only there if any was set: an image of format 1 without them has the same bytes as ever.
+    parameters: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
 
 
 def seal(manifest: Manifest) -> Fd:

@@ -12,7 +12,7 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +68,7 @@ class Arrival:
     channel: ParkedChannel | None = None
     taker: Taker | None = None
     frozen_at: int | None = None  # CLOCK_MONOTONIC in nanoseconds: nobody serves since
+    overrides: Mapping[str, str] = field(default_factory=dict)  # set at run time, inherited
     replaced: list[tuple[Bound, socket.socket]] = field(default_factory=list)
     unwanted: list[StoreName] = field(default_factory=list)  # to leave the FD store
     persistent: list[tuple[StoreName, socket.socket]] = field(default_factory=list)  # to enter it
@@ -235,6 +236,7 @@ class Loader:
             "image": image.FORMAT,
             "states": {name: known.description.version for name, known in declared.states.items()},
             "backends": sorted({*declared.sockets, *declared.dropped}),
+            "withheld": [n for n in declared.sockets if not self._parameters.transfers(n)],
         }
 
     def _load_image(
@@ -242,8 +244,10 @@ class Loader:
     ) -> dict[str, tuple[image.Entry, socket.socket]]:
         manifest = image.unseal(stream.image)
         self._check(manifest, stream)
+        self._arrival.overrides = manifest.parameters or {}
         self._load_states(manifest)
         bound: dict[str, tuple[image.Entry, socket.socket]] = {}
+        withheld: list[image.LeftBehind] = []
         for index, (entry, fd) in enumerate(zip(manifest.entries, stream.fds, strict=False)):
             if self._taker and index % _PROGRESS == 0:
                 self._taker.progress(index)
@@ -254,6 +258,10 @@ class Loader:
                 continue
             if entry.connection is None:
                 bound[entry.backend] = entry, sock
+            elif not self._parameters.transfers(entry.backend):
+                # The source had it on: no more could be drained there.
+                withheld.append(image.LeftBehind(entry.backend, str(entry), "backend-transfer=no"))
+                sock.close()
             else:
                 self._adopt(manifest, entry, entry.connection, sock)
         for backend, fields in self._unknown.items():
@@ -261,10 +269,14 @@ class Loader:
                 "connections of %r: fields of their state dropped, unknown to this version: %s",
                 backend, ", ".join(sorted(fields)),
             )  # fmt: skip
-        left = manifest.left_behind + [
-            image.LeftBehind(e.backend, str(e), stream.reason or "the source was killed")
-            for e in manifest.entries[len(stream.fds) :]
-        ]
+        left = (
+            manifest.left_behind
+            + withheld
+            + [
+                image.LeftBehind(e.backend, str(e), stream.reason or "the source was killed")
+                for e in manifest.entries[len(stream.fds) :]
+            ]
+        )
         for item in left[:_NAMED]:
             _log.warning("left behind: %s of %r: %s", item.what, item.backend, item.why)
         if len(left) > _NAMED:

@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -30,10 +30,12 @@ from upgrader.declarations import (
     Declared,
     Listener,
 )
-from upgrader.errors import DeclarationError, UpgradeError, VerifyError
+from upgrader.description import Migration, Phase, Standing
+from upgrader.errors import DeclarationError, ParameterError, UpgradeError, VerifyError
 from upgrader.image import LeftBehind
 from upgrader.incoming import Arrival, Loader
-from upgrader.parameters import TAKEOVER, Parameters, socket_path
+from upgrader.parameters import DRAINING, TAKEOVER, Parameters, socket_path
+from upgrader.progress import Progress
 from upgrader.systemd import journal
 from upgrader.systemd.activation import own_number, take
 from upgrader.systemd.fdstore import FdStore, Stored, StoreName
@@ -46,7 +48,7 @@ from upgrader.turns import Turn, Turns
 if TYPE_CHECKING:  # loaded by the instances that migrate live
     from upgrader.control import Control
     from upgrader.live import Request, Taker
-    from upgrader.negotiation import Negotiation
+    from upgrader.negotiation import Negotiation, Open
     from upgrader.switchover import Source
 
 T = TypeVar("T")
@@ -83,8 +85,13 @@ class Instance:
         self.service = service
         self.version = version
         self.generation = 0  #: 1 on a cold start, one more with each migration; 0 before `serve`
+        self.since = 0.0  #: seconds since the epoch at which it became the owner
+        self.standing = Standing.SERVING
+        self.progress = Progress()
         self.turns = Turns()
-        self.parameters = Parameters.from_environment(environment)
+        self._configured = Parameters.from_environment(environment)
+        self.parameters = self._configured
+        self.overrides: dict[str, str] = {}
         self.declarations = Declarations(service)
         self.unit = ""
         self.frozen = False  #: everything has moved; nothing here touches it any more
@@ -187,6 +194,7 @@ class Instance:
         with no_collection():
             arrival = loader.load()
         self.generation = arrival.status.generation
+        self.inherit(arrival.overrides)
         return arrival
 
     def arguments(self, function: Callable[..., Any], *, skip: int = 0) -> dict[str, Any]:
@@ -204,6 +212,8 @@ class Instance:
             self._insured = StoreName(Stored.INSURANCE, source)
         self._reserve = _reserve(_RESERVED + len(self.declarations.sockets))
         self._status = arrival.status
+        self.since = time.time()
+        self._remember(arrival.status)
         self._report(Priority.INFO, "destination", "load", Outcome.DONE, str(arrival.status))
 
     def refuse(self, error: BaseException) -> None:
@@ -239,18 +249,18 @@ class Instance:
         def opening() -> None:
             # In a thread, because clients wait; and all of it now, because the files on disk may
             # be another version's by the time that they are needed.
-            from upgrader import live  # noqa: F401
-            from upgrader.control import Control
-            from upgrader.negotiation import Facts, Negotiation
+            from upgrader import __version__, live  # noqa: F401
+            from upgrader.control import Control, remove_dead
+            from upgrader.negotiation import Negotiation
 
-            facts = Facts(self.service, self.version, self.unit, self.generation)
-            self._negotiation = Negotiation(
-                facts, self.declarations, on_request, on_reload, self._refused
-            )
+            self._negotiation = Negotiation(self, __version__, on_request, on_reload)
             try:
-                self._control = Control(path, self._negotiation)
+                self._control = control = Control(path, self._negotiation, __version__)
             except OSError as error:
                 _log.error("%s: %s: no live upgrade", path, error.strerror)
+                return
+            self.progress.on_change(lambda migration: control.announce())
+            remove_dead(path.parent, DRAINING.format("*"))
 
         threading.Thread(target=opening, name="upgrader-opening", daemon=True).start()
 
@@ -267,16 +277,20 @@ class Instance:
         from upgrader.switchover import Source
 
         built: list[Built] = []
+        self.standing = Standing.MIGRATING
 
         def freeze() -> Built:
+            self.progress.enter(Phase.FROZEN)
             frozen, busy = collect()
             manifest, fds = outgoing.build(
-                self.declarations, self.generation, self.version, frozen, busy
+                self.declarations, self.generation, self.version, frozen, busy, self.overrides
             )
             built.append(Built(manifest, fds))
+            self.progress.enter(Phase.LOADING, fds=len(fds), left_behind=len(manifest.left_behind))
             return built[0]
 
         def insure() -> None:
+            self._committed(built[0].manifest.frozen_at)
             manifest, fds = outgoing.insurance(built[0].manifest, built[0].fds)
             name = StoreName(Stored.INSURANCE, str(self.generation))
             outgoing.park(manifest, fds, name, self._store, self.unit)
@@ -306,22 +320,86 @@ class Instance:
         request.sock.close()
         if stands is Source.SERVING:
             assert self._negotiation is not None
-            self._negotiation.over()
-            self._refused(giver.reason)
-            message = f"generation {self.generation} serves on: {giver.reason}"
+            self.standing = Standing.SERVING
+            reason = self._negotiation.over(giver.reason)
+            self.refused(reason)
+            message = f"generation {self.generation} serves on: {reason}"
             self._report(Priority.ERR, "source", "migrate", Outcome.FAILED, message)
         else:
+            self.standing = Standing.DRAINING
+            self.progress.enter(Phase.DONE)
             message = f"generation {self.generation} has been replaced, {stands}"
             self._report(Priority.INFO, "source", "migrate", Outcome.DONE, message)
             for declared in self.declarations.states.values():
                 declared.retire()
         return stands
 
-    def _refused(self, why: str) -> None:
+    def refused(self, why: str) -> None:
         """Show, in the status text, why a newer version has not taken over."""
         self._status = replace(self._status, refused=one_line(why))
         with contextlib.suppress(UpgradeError):
             self._notifier.send(f"STATUS={self._status}")
+
+    def drains(self) -> None:
+        """Replaced, but not empty: be found beside the new instance until this process ends."""
+        if self._control and self._socket_path:
+            path = self._socket_path.with_name(DRAINING.format(self.generation))
+            try:
+                self._control.also_at(path)
+            except OSError as error:
+                _log.warning("%s: %s: nobody sees what is drained here", path, error.strerror)
+
+    def connections_open(self) -> Sequence[tuple[str, Open]]:
+        """All open connections with their backend; called from any thread."""
+        return ()
+
+    def crosses(self, backend: str) -> bool:
+        """Whether the connections of a backend move, as far as this side knows."""
+        if self._negotiation:
+            return self._negotiation.crosses(backend)
+        return self.parameters.transfers(backend)
+
+    def override(self, parameters: Mapping[str, str]) -> None:
+        """Set parameters until the service is stopped, whatever the unit says; an empty value takes
+        back what was set. Raises ParameterError, and sets none then."""
+        overrides = {n: v for n, v in {**self.overrides, **parameters}.items() if v}
+        self.parameters = self._configured.updated(overrides, self.declarations.sockets)
+        self.overrides = overrides
+
+    def inherit(self, overrides: Mapping[str, str]) -> None:
+        """Take over what was set on the instance before; what this version does not know is left."""
+        for name, value in overrides.items():
+            try:
+                self.override({name: value})
+            except ParameterError as error:
+                _log.warning("not inherited: %s", error)
+
+    def _committed(self, frozen_at: int) -> None:
+        pause = time.clock_gettime(time.CLOCK_MONOTONIC) - frozen_at / 1e9
+        self.progress.enter(Phase.COMMITTED, pause=round(pause, 6))
+        if self._negotiation:
+            self._negotiation.committed()
+
+    def _remember(self, status: Status) -> None:
+        """What brought this instance here, for QueryMigration."""
+        if status.source_generation is None:
+            return
+        pause = status.pause or 0.0
+        self.progress.loaded(
+            Migration(
+                Phase.DONE,
+                mode=status.origin,
+                source=status.source_generation,
+                destination=status.generation,
+                pid=os.getpid(),
+                began=round(self.since - pause, 3),
+                seconds=pause,
+                pause=pause,
+                fds=status.fds,
+                bytes=status.state_bytes,
+                left_behind=status.left_behind,
+            )
+        )
 
     @property
     def insured(self) -> bool:
@@ -354,6 +432,7 @@ class Instance:
         TimeoutStopSec= is kept for parking itself, before PID 1 sends SIGKILL.
         """
         self._reserve.clear()
+        self.standing = Standing.STOPPING
         stop = Stop(StopReason.STOP, float("inf"))
         if self._supervised:
             stop = ask(self.unit, failed=failed)
@@ -368,8 +447,9 @@ class Instance:
         try:
             with no_collection():
                 manifest, fds = outgoing.build(
-                    self.declarations, self.generation, self.version, connections, busy
-                )
+                    self.declarations, self.generation, self.version, connections, busy,
+                    self.overrides,
+                )  # fmt: skip
                 name = StoreName(Stored.CHANNEL, str(self.generation))
                 outcome = outgoing.park(manifest, fds, name, self._store, self.unit)
         except (UpgradeError, OSError) as error:
@@ -414,6 +494,8 @@ class Instance:
             if error is not None:
                 _log.error("after serve()", exc_info=error)
                 self.exit_status = 1
+            if self._control:
+                self._control.close()
             logging.shutdown()
             for stream in (sys.stdout, sys.stderr):
                 with contextlib.suppress(Exception):

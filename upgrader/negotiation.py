@@ -5,82 +5,179 @@ FDs and state go only to the one process that takeover has registered, and takeo
 PID 1 says is the control process of this unit; root may do both. Nobody else of the uid can.
 """
 
+import contextlib
 import os
+import re
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import msgspec
 
 from upgrader import channel, image, wire
+from upgrader.backends import Waiting
+from upgrader.backends.fd import identify
 from upgrader.control import Caller
 from upgrader.declarations import Declarations
-from upgrader.errors import BusError, UpgradeError
+from upgrader.description import Backend, Connection, Description, Phase, Standing
+from upgrader.errors import BusError, ParameterError, UpgradeError
 from upgrader.live import Request, Successor
-from upgrader.systemd.bus import Bus
+from upgrader.parameters import Parameters
+from upgrader.progress import Progress
+from upgrader.stream import show_peer
+from upgrader.systemd.bus import Bus, is_user_service
 from upgrader.systemd.stop import unit_name
-from upgrader.varlink import INTERFACE, VarlinkError
+from upgrader.varlink import INTERFACE, VarlinkError, denied, invalid
 
 _GO = 10.0  # seconds that a destination may take between its negotiation and Go
 _BUS = 1.0
+_LISTED = 100  # connections that are described one by one, the busy and the old ones first
+_DECIDED = 5.0  # seconds that Cancel waits for the decision
 
 
-@dataclass(slots=True)
-class Facts:
-    """What the instance says of itself; `draining` and `phase` change while it runs."""
+class Open(Protocol):
+    """An open connection, of this library or of another one."""
+
+    sock: socket.socket
+    since: float  # of `time.monotonic`
+    waiting: Waiting | None
+
+
+class Host(Protocol):
+    """The instance that is asked."""
 
     service: str
     version: str
     unit: str
     generation: int
-    phase: str = "serving"
-    draining: list[str] = field(default_factory=list)
+    since: float
+    standing: Standing
+    declarations: Declarations
+    parameters: Parameters
+    progress: Progress
+
+    @property
+    def overrides(self) -> Mapping[str, str]:
+        """The parameters that were set since it was started, and before by instances it follows."""
+
+    def override(self, parameters: Mapping[str, str]) -> None:
+        """Set parameters; raises ParameterError, and sets none then."""
+
+    def refused(self, why: str) -> None:
+        """Show why a newer version has not taken over."""
+
+    def connections_open(self) -> Sequence[tuple[str, Open]]:
+        """All open connections with their backend; called from any thread."""
 
 
 class Negotiation:
-    """Implements `control.Answers`. `on_request` is called, in the control thread, for a
-    destination that is ready, `on_refused` when one has failed."""
+    """Implements `control.Answers`. `on_request` is called, in a thread of its own, for a
+    destination that is ready."""
 
     def __init__(
         self,
-        facts: Facts,
-        declarations: Declarations,
+        host: Host,
+        library: str,
         on_request: Callable[[Request], object],
         on_reload: Callable[[], object],
-        on_refused: Callable[[str], object],
     ) -> None:
-        self._facts = facts
-        self._declarations = declarations
+        self._host = host
+        self._library = library
         self._on_request = on_request
         self._on_reload = on_reload
-        self._on_refused = on_refused
         self._expected = False
         self._lock = threading.Lock()
         self._successor: Successor | None = None
         self._since = 0.0
         self._migrating = False
+        self._channel: socket.socket | None = None
+        self._decided = threading.Event()
+        self._cancelled = False
+        self._withheld: frozenset[str] = frozenset()
         self._files = _program_files()
 
     def describe(self) -> dict[str, Any]:
         """All there is to know."""
-        facts = self._facts
-        return {
-            "service": facts.service,
-            "version": facts.version,
-            "unit": facts.unit,
-            "pid": os.getpid(),
-            "generation": facts.generation,
-            "phase": facts.phase,
-            "credentials": os.environ.get("CREDENTIALS_DIRECTORY", ""),
-            "changed": [path for path, seen in self._files.items() if _stamp(path) != seen],
-            "expected": self._expected,
-            "draining": list(facts.draining),
-        }
+        host = self._host
+        connections = list(host.connections_open())
+        backends = [self._backend(name, connections) for name in sorted(host.declarations.sockets)]
+        description = Description(
+            service=host.service,
+            version=host.version,
+            unit=host.unit,
+            pid=os.getpid(),
+            generation=host.generation,
+            phase=host.standing,
+            library=self._library,
+            since=round(host.since, 3),
+            credentials=os.environ.get("CREDENTIALS_DIRECTORY", ""),
+            changed=[path for path, seen in self._files.items() if _stamp(path) != seen],
+            expected=self._expected,
+            states={
+                name: declared.description.version
+                for name, declared in host.declarations.states.items()
+            },
+            backends=backends,
+            connections=len(connections),
+            held=_held(connections),
+            parameters=host.parameters.shown(),
+            migration=host.progress.now,
+        )
+        told: dict[str, Any] = msgspec.to_builtins(description)
+        return told
 
-    def expect(self) -> None:
+    def query(self) -> tuple[dict[str, Any], bool]:
+        """The migration under way, or the last one; and whether it has ended."""
+        now = self._host.progress.now
+        return {"migration": msgspec.to_builtins(now)}, now.phase.ended
+
+    def set_parameters(self, caller: Caller, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Set some, and say what holds then."""
+        _require_root(caller)
+        wanted = parameters.get("parameters")
+        if not isinstance(wanted, dict):
+            raise invalid("parameters")
+        for name, value in wanted.items():
+            if not isinstance(value, str):
+                raise invalid(name)
+        try:
+            self._host.override(wanted)
+        except ParameterError as error:
+            raise invalid(f"{error.name}: {error.reason}") from error
+        return {"parameters": self._host.parameters.shown()}
+
+    def cancel(self, caller: Caller) -> dict[str, Any]:
+        """Call off the migration under way: the source serves on, unless it is too late.
+
+        As when it gives up by itself: an Ack that is already queued still counts, and a later one
+        fails at the destination.
+        """
+        _require_root(caller)
+        with self._lock:
+            if self._successor is None or not self._successor.alive:
+                raise VarlinkError(f"{INTERFACE}.NothingToCancel", {})
+            self._cancelled = True
+            if self._channel is None:  # it has not said Go, and now it never will
+                self._successor.kill()
+                self._migrating = self._expected = False
+                self._successor = None
+                self._host.progress.enter(Phase.CANCELLED, reason="cancelled")
+                return self.query()[0]
+            self._decided.clear()
+            with contextlib.suppress(OSError):  # it has ended by itself
+                self._channel.shutdown(socket.SHUT_RD)
+        self._decided.wait(_DECIDED)
+        now = self._host.progress.now
+        if now.phase is not Phase.CANCELLED:
+            raise VarlinkError(f"{INTERFACE}.TooLate", {"phase": now.phase})
+        return {"migration": msgspec.to_builtins(now)}
+
+    def expect(self, caller: Caller) -> None:
         """An operator has asked for an upgrade, not for a reload."""
+        _require_root(caller)
         self._expected = True
 
     def reload(self, caller: Caller) -> None:
@@ -104,14 +201,17 @@ class Negotiation:
                 self._successor = None
             try:
                 successor = Successor(pid)
-                with open(f"/proc/{pid}/cgroup", encoding="ascii") as file:
-                    unit = unit_name(file.read())
+                with open(f"/proc/{pid}/cgroup", encoding="ascii", errors="replace") as file:
+                    group = file.read()
             except OSError as error:
                 raise refused(f"process {pid}: {error.strerror}") from error
-            if unit != self._facts.unit:
-                raise refused(f"process {pid} belongs to {unit or 'no unit'}")
+            if not self._is_ours(group):
+                raise refused(f"process {pid} belongs to {unit_name(group) or 'no unit'}")
             self._successor = successor
             self._since = time.monotonic()
+            self._cancelled = False
+            host = self._host
+            host.progress.begin("live", host.generation, destination=host.generation + 1, pid=pid)
 
     def revoke(self, caller: Caller, pid: int, why: str) -> None:
         """From now on that process cannot migrate, for a reason; Busy while it is about to."""
@@ -121,47 +221,85 @@ class Negotiation:
                 if self._migrating:
                     raise _busy(f"process {pid}, which migrates")
                 self._successor = None
-        self._on_refused(why)
+            why = "cancelled" if self._cancelled else why
+        self._host.progress.enter(Phase.FAILED, reason=why)
+        self._host.refused(why)
 
     def negotiate(self, caller: Caller, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Agree to a migration before anything is disturbed, or say what does not fit."""
         with self._lock:
             successor = self._successor
             # Held by pidfd: while it lives, its number is not given to another process.
-            if successor is None or successor.pid != caller.pid or not successor.alive:
+            if (
+                successor is None
+                or successor.pid != caller.pid
+                or caller.gone
+                or not successor.alive
+            ):
                 raise refused(f"process {caller.pid} was not registered by takeover")
-            self._check(parameters)
+            try:
+                self._withheld = self._check(parameters)
+            except VarlinkError as error:
+                reason = str(error.parameters.get("why", error))
+                self._host.progress.enter(Phase.FAILED, reason=reason)
+                raise
             self._migrating = True
-        return {"generation": self._facts.generation}
+        return {"generation": self._host.generation}
 
     def migrate(self, sock: socket.socket) -> None:
         """Wait for Go, then hand the channel to the loop that serves."""
+        successor = self._successor
         sock.settimeout(_GO)
         try:
             item = channel.receive(sock, peek=False, wait=True)
         except (UpgradeError, OSError):
             item = None
-        successor = self._successor
-        if item is None or not isinstance(item[0], wire.Go) or successor is None:
+        with self._lock:
+            current = successor is not None and self._successor is successor
+            goes = current and item is not None and isinstance(item[0], wire.Go)
+            if goes:
+                self._channel = sock
+        if successor is None or not goes:
             sock.close()
-            self.over()
+            if current:
+                self.over("the new version never said that it is ready")
             return
+        self._host.progress.enter(Phase.COLLECTING)
         self._on_request(Request(sock, successor))
 
-    def over(self) -> None:
-        """The migration has ended, and this instance serves on."""
+    def over(self, reason: str) -> str:
+        """The migration has ended, and this instance serves on; returns why, as it is told."""
         with self._lock:
+            successor, self._successor = self._successor, None
             self._migrating = self._expected = False
-            self._successor = None
+            self._channel = None
+            self._withheld = frozenset()
+            cancelled = self._cancelled
+        if cancelled:
+            if successor:
+                successor.kill()
+            reason = "cancelled"
+        phase = Phase.CANCELLED if cancelled else Phase.FAILED
+        self._host.progress.enter(phase, reason=reason)
+        self._decided.set()
+        return reason
 
-    def _check(self, parameters: Mapping[str, Any]) -> None:
+    def committed(self) -> None:
+        """The migration can no longer be called off."""
+        self._decided.set()
+
+    def crosses(self, backend: str) -> bool:
+        """Whether both sides want the connections of a backend to move."""
+        return self._host.parameters.transfers(backend) and backend not in self._withheld
+
+    def _check(self, parameters: Mapping[str, Any]) -> frozenset[str]:
         for name, own in (("stream", wire.VERSION), ("image", image.FORMAT)):
             if parameters.get(name) != own:
                 raise refused(f"{name} version {parameters.get(name)}, the running one has {own}")
         states, backends = parameters.get("states"), parameters.get("backends")
         if not isinstance(states, dict) or not isinstance(backends, list):
             raise refused("states and backends are missing")
-        for name, declared in self._declarations.states.items():
+        for name, declared in self._host.declarations.states.items():
             mine = declared.description
             theirs = states.get(name)
             if theirs is None and name not in backends:
@@ -171,18 +309,80 @@ class Negotiation:
                     f"state {name!r} has version {mine.version}, readable from version"
                     f" {mine.readable_from} on; the new version has {theirs}"
                 )
-        for name, bound in self._declarations.sockets.items():
+        for name, bound in self._host.declarations.sockets.items():
             if name not in backends:
                 raise refused(f"{bound.kind} {name!r} is not declared by the new version")
+        withheld = parameters.get("withheld") or []
+        if not isinstance(withheld, list):
+            raise invalid("withheld")
+        return frozenset(str(name) for name in withheld)
+
+    def _backend(self, name: str, connections: Sequence[tuple[str, Open]]) -> Backend:
+        bound = self._host.declarations.sockets[name]
+        own = [each for backend, each in connections if backend == name]
+        fd, address, inode = -1, "", 0
+        with contextlib.suppress(OSError, UpgradeError):  # closed: another instance has it
+            identity = identify(bound.socket)
+            fd, address, inode = bound.fileno(), identity.address, identity.inode
+        return Backend(
+            name=name,
+            kind=bound.kind,
+            fd=fd,
+            address=address,
+            inode=inode,
+            transfer=self._host.parameters.transfers(name),
+            connections=len(own),
+            busy=sum(1 for each in own if each.waiting is None),
+        )
+
+    def _is_ours(self, group: str) -> bool:
+        """Whether a /proc/PID/cgroup lies in the cgroup of this unit, or below (Delegate=)."""
+        with contextlib.suppress(BusError), Bus(_BUS) as bus:
+            root = bus.text(self._host.unit, "ControlGroup")
+            with open("/proc/self/cgroup", encoding="ascii", errors="replace") as file:
+                mine = file.read()
+            if root and _below(mine, root):  # else in a cgroup namespace, where names are others
+                return _below(group, root)
+        return unit_name(group) == self._host.unit
 
     def _require_takeover(self, caller: Caller) -> None:
         try:
             with Bus(_BUS) as bus:
-                control = bus.get(self._facts.unit, "ControlPID")
+                control = bus.get(self._host.unit, "ControlPID")
         except BusError as error:
             raise refused(f"systemd does not say who takeover is: {error}") from error
         if caller.pid != control and caller.uid != 0:
             raise refused(f"process {caller.pid} is not the control process of this unit")
+
+
+def _require_root(caller: Caller) -> None:
+    """Root steers; below a user's own service manager, that user."""
+    if caller.uid != 0 and not (is_user_service() and caller.uid == os.geteuid()):
+        raise denied()
+
+
+def _below(group: str, root: str) -> bool:
+    """Whether a /proc/PID/cgroup names `root` or something below it, in systemd's hierarchy."""
+    return any(
+        re.match(r"(0:|\d+:name=systemd):", line)
+        and (line.split(":", 2)[2] + "/").startswith(root.rstrip("/") + "/")
+        for line in group.splitlines()
+    )
+
+
+def _held(connections: Sequence[tuple[str, Open]]) -> list[Connection]:
+    first = sorted(connections, key=lambda each: (each[1].waiting is not None, each[1].since))
+    now = time.monotonic()
+    return [
+        Connection(
+            backend=backend,
+            peer=show_peer(each.sock),
+            fd=each.sock.fileno(),
+            age=round(now - each.since, 3),
+            waiting=each.waiting or "",
+        )
+        for backend, each in first[:_LISTED]
+    ]
 
 
 def refused(why: str) -> VarlinkError:

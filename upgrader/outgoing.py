@@ -5,7 +5,7 @@ Saving changes and destroys nothing: until PID 1 holds the channel, this instanc
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from socket import socket
 
@@ -46,8 +46,11 @@ def build(
     program: str,
     connections: Sequence[Frozen],
     busy: Sequence[image.LeftBehind],
+    parameters: Mapping[str, str] | None = None,
 ) -> tuple[image.Manifest, list[HasFileno]]:
     """The manifest of this instance as it stands now, and the FDs in its order.
+
+    `parameters`: what was set at run time, for the next instance to inherit.
 
     Raises UnreadableState for a state that cannot be saved, OSError for a closed FD.
     """
@@ -75,6 +78,7 @@ def build(
         },
         entries=entries,
         left_behind=list(busy),
+        parameters=dict(parameters) if parameters else msgspec.UNSET,
     )
     return manifest, fds
 

@@ -2,21 +2,25 @@
 """Parameters of a migration, as the unit's environment sets them; decides nothing.
 
 `Environment=UPGRADER_DRAIN_TIMEOUT=30s` in a drop-in is what PID 1 really applied, so that is where
-they come from. `UPGRADER=off` is the kill switch: a plain service.
+they come from; `upgrader set` changes them while the service runs. `UPGRADER=off` is the kill
+switch: a plain service.
 """
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
-from typing import Self
+from typing import Any, NoReturn, Self
 
-from upgrader.errors import DeclarationError
+from upgrader.errors import DeclarationError, ParameterError
 
 #: Tells a new process that it is a destination: `FD:ADJUSTMENT:PATH`, its line to takeover, the
 #: oom_score_adj of the unit, and the path of the running instance's socket.
 TAKEOVER = "UPGRADER_TAKEOVER"
 SOCKET = "upgrader.sock"
+#: Beside it, of an instance that was replaced and still drains; by generation.
+DRAINING = "draining-{}.sock"
 
 _UNITS = {
     "us": 1e-6, "usec": 1e-6, "\N{MICRO SIGN}s": 1e-6, "\N{GREEK SMALL LETTER MU}s": 1e-6,
@@ -55,6 +59,22 @@ def time_span(text: str) -> float:
     return total
 
 
+def show_span(seconds: float) -> str:
+    """A time span as systemd writes it: `300ms`, `1min 30s`, `infinity`."""
+    if seconds >= _LONGEST:
+        return "infinity"
+    parts = []
+    usec = round(seconds * 1e6)
+    for size, unit in (
+        (86400 * 10**6, "d"), (3600 * 10**6, "h"), (60 * 10**6, "min"), (10**6, "s"),
+        (1000, "ms"), (1, "us"),
+    ):  # fmt: skip
+        count, usec = divmod(usec, size)
+        if count:
+            parts.append(f"{count}{unit}")
+    return " ".join(parts) or "0"
+
+
 def boolean(text: str) -> bool:
     """A boolean as systemd reads it; raises ValueError that names the text."""
     if text.lower() in _ON:
@@ -86,6 +106,49 @@ def socket_path(environment: Mapping[str, str]) -> Path | None:
     return Path(first, SOCKET) if first else None
 
 
+class Mode(StrEnum):
+    """How to upgrade; AUTO is live where the unit allows it."""
+
+    AUTO = "auto"
+    LIVE = "live"
+    RESTART = "restart"
+
+    @classmethod
+    def _missing_(cls, value: object) -> NoReturn:
+        raise ValueError(f"{value!r} is not one of {', '.join(cls)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """Which connections move: all of them or none, and backends of which none do."""
+
+    all: bool = True
+    backends: tuple[tuple[str, bool], ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `yes`, `no`, `door=no`, or several of them; raises ValueError."""
+        every, backends = True, {}
+        for word in text.split():
+            name, equals, value = word.partition("=")
+            if equals and name:
+                backends[name] = boolean(value)
+            else:
+                every = boolean(word)
+        return cls(every, tuple(backends.items()))
+
+    def with_backend(self, name: str, text: str) -> Self:
+        """With one backend set; raises ValueError."""
+        return replace(self, backends=(*dict(self.backends, **{name: boolean(text)}).items(),))
+
+    def __contains__(self, backend: str) -> bool:
+        return self.all and dict(self.backends).get(backend, True)
+
+    def __str__(self) -> str:
+        own = [f"{name}={_yes_or_no(value)}" for name, value in self.backends]
+        return " ".join([_yes_or_no(self.all), *own])
+
+
 @dataclass(frozen=True, slots=True)
 class Parameters:
     """`drain_timeout` in seconds; `downtime_limit`: seconds that a live migration may wait for safe
@@ -99,10 +162,12 @@ class Parameters:
     """
 
     enabled: bool = True
+    backend_transfer: Transfer = Transfer()
     drain_timeout: float = 10.0
     downtime_limit: float = 0.3
     migration_timeout: float = 30.0
     insurance: float = 5.0
+    mode: Mode = Mode.AUTO
     load_attempts: int = 10
     discard: str = ""
 
@@ -123,13 +188,98 @@ class Parameters:
         """Variables that look like ours and are not: a typing error worth a warning."""
         return [v for v in environment if v.startswith("UPGRADER_") and v not in _VARIABLES]
 
+    def updated(self, values: Mapping[str, str], backends: Collection[str]) -> Self:
+        """With some set by name; `backends` are those that there are. Raises ParameterError."""
+        changed = self
+        # What is said of all of them comes before what is said of one.
+        for name, text in sorted(values.items()):
+            general, _, backend = name.partition(".")
+            parameter = SETTABLE.get(general)
+            try:
+                if parameter is None or (backend and general != TRANSFER):
+                    raise ValueError(f"no such parameter; there are {', '.join(SETTABLE)}")
+                if backend and backend not in backends:
+                    known = ", ".join(sorted(backends)) or "none"
+                    raise ValueError(f"no such backend; there are {known}")
+                value: Any = (
+                    changed.backend_transfer.with_backend(backend, text)
+                    if backend
+                    else parameter.parse(text)
+                )
+            except ValueError as error:
+                raise ParameterError(name, str(error)) from error
+            changed = replace(changed, **{parameter.field: value})
+        return changed
+
+    def transfers(self, backend: str) -> bool:
+        """Whether connections of a backend may move: on for all of them, and for this one."""
+        return backend in self.backend_transfer
+
+    def shown(self) -> dict[str, str]:
+        """All that can be set, as it would be written."""
+        return {name: _show(getattr(self, each.field)) for name, each in SETTABLE.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One that `upgrader set` knows: the field, how its text is read, and what it means."""
+
+    field: str
+    parse: Callable[[str], object]
+    text: str
+
+
+TRANSFER = "backend-transfer"
+SETTABLE = {
+    TRANSFER: Parameter(
+        "backend_transfer",
+        Transfer.parse,
+        "For a local upgrade over a UNIX socket: whether open connections move to the new instance"
+        " with their FDs. yes or no; for one backend only, write backend-transfer.NAME=no. A"
+        " connection moves if both are on, on both sides; else the old instance drains it.",
+    ),
+    "downtime-limit": Parameter(
+        "downtime_limit",
+        _wait,
+        "How long a live upgrade may wait for connections to come to a safe point, and then for the"
+        " new instance to go on loading.",
+    ),
+    "drain-timeout": Parameter(
+        "drain_timeout", _wait, "How long the old instance may take to end what could not move."
+    ),
+    "migration-timeout": Parameter(
+        "migration_timeout", _wait, "How long one migration may take in all."
+    ),
+    "insurance": Parameter(
+        "insurance",
+        _wait,
+        "How long after a live upgrade a crash of the new instance goes back to the switchover.",
+    ),
+    "mode": Parameter(
+        "mode",
+        Mode,
+        "How to upgrade where the command does not say: live, restart, or auto for live where the"
+        " unit allows it.",
+    ),
+}
+
+
+def _show(value: object) -> str:
+    if isinstance(value, float):
+        return show_span(value)
+    return str(value)
+
+
+def _yes_or_no(value: bool) -> str:
+    return "yes" if value else "no"
+
 
 _VARIABLES: dict[str, tuple[str, Callable[[str], object]]] = {
     "UPGRADER": ("enabled", boolean),
-    "UPGRADER_DRAIN_TIMEOUT": ("drain_timeout", _wait),
-    "UPGRADER_DOWNTIME_LIMIT": ("downtime_limit", _wait),
-    "UPGRADER_MIGRATION_TIMEOUT": ("migration_timeout", _wait),
-    "UPGRADER_INSURANCE": ("insurance", _wait),
+    **{
+        f"UPGRADER_{name.upper().replace('-', '_')}": (each.field, each.parse)
+        for name, each in SETTABLE.items()
+    },
     "UPGRADER_LOAD_ATTEMPTS": ("load_attempts", _attempts),
     "UPGRADER_DISCARD": ("discard", _generation),
 }

@@ -3,6 +3,7 @@
 did not go out; never blocks and calls nobody back."""
 
 import socket
+import time
 
 from upgrader.backends import ConnectionState, Identity, Waiting, identify
 from upgrader.backends.fd import show_address
@@ -15,7 +16,7 @@ HIGH_WATER = 65536
 class Stream:
     """Both directions of a connection. `waiting` is its safe point, None while it is busy."""
 
-    __slots__ = ("eof", "identity", "inbox", "lost", "sock", "unsent", "waiting")
+    __slots__ = ("eof", "identity", "inbox", "lost", "since", "sock", "unsent", "waiting")
 
     def __init__(
         self,
@@ -25,6 +26,7 @@ class Stream:
     ) -> None:
         sock.setblocking(False)
         self.sock = sock
+        self.since = time.monotonic()
         # Asked once, when there is time: thousands of them would make a pause of it.
         self.identity = identity or identify(sock)
         self.inbox = Inbox(moved.unread if moved else b"")

@@ -19,7 +19,45 @@ DESCRIPTION = """\
 # One running instance of a service that is upgraded in place
 interface io.upgrader.Instance
 
-# What runs: generation, version, process, the program on disk, and what holds a drain
+# A declared socket; transfer says whether its connections move
+type Backend (
+  name: string,
+  kind: string,
+  fd: int,
+  address: string,
+  inode: int,
+  transfer: bool,
+  connections: int,
+  busy: int
+)
+
+# An open connection; age in seconds, waiting is its safe point, or empty while it is busy
+type Connection (
+  backend: string,
+  peer: string,
+  fd: int,
+  age: float,
+  waiting: string
+)
+
+# The migration under way, or the last one; source and destination are generations, began is in
+# seconds since the epoch, pause is how long nobody served
+type Migration (
+  phase: string,
+  mode: string,
+  source: int,
+  destination: int,
+  pid: int,
+  began: float,
+  seconds: float,
+  pause: float,
+  fds: int,
+  bytes: int,
+  left_behind: int,
+  reason: string
+)
+
+# What runs: generation, version, process, the program on disk, and what it holds
 method Describe() -> (
   service: string,
   version: string,
@@ -27,13 +65,31 @@ method Describe() -> (
   pid: int,
   generation: int,
   phase: string,
+  library: string,
+  since: float,
   credentials: string,
-  changed: [](string),
+  changed: []string,
   expected: bool,
-  draining: [](string)
+  states: [string]int,
+  backends: []Backend,
+  connections: int,
+  held: []Connection,
+  parameters: [string]string,
+  migration: Migration
 )
 
-# The next reload is an upgrade, even if no file of the program has changed
+# The migration under way, or the last one. With "more": now, and then once for each phase, until
+# the one under way, or else the next one, has ended
+method QueryMigration() -> (migration: Migration)
+
+# For root: set parameters until the service is stopped; the next instance inherits them. An empty
+# value takes back what was set. All or none: InvalidParameter names what is wrong
+method SetParameters(parameters: [string]string) -> (parameters: [string]string)
+
+# For root: call off the migration under way; answers when it is decided, and says how
+method Cancel() -> (migration: Migration)
+
+# For root: the next reload is an upgrade, even if no file of the program has changed
 method Expect() -> ()
 
 # For takeover only: nothing has changed, so run what the author wants at a reload
@@ -45,19 +101,24 @@ method Register(pid: int) -> ()
 # For takeover only: the process may no longer migrate, and may be killed; Busy while it does
 method Revoke(pid: int, why: string) -> ()
 
-# For the registered process only, with "upgrade": the connection becomes the migration channel
+# For the registered process only, with "upgrade": the connection becomes the migration channel.
+# withheld are backends whose connections it does not take
 method Migrate(
   stream: int,
   image: int,
-  states: [string](int),
-  backends: [](string)
+  states: [string]int,
+  backends: []string,
+  withheld: ?[]string
 ) -> (generation: int)
 
 error Busy(holder: string)
 error Refused(why: string)
 error ReloadFailed(why: string)
+error NothingToCancel()
+error TooLate(phase: string)
 """
 
+SERVICE = "org.varlink.service"
 SERVICE_DESCRIPTION = """\
 # What a varlink service says of itself
 interface org.varlink.service
@@ -67,7 +128,7 @@ method GetInfo() -> (
   product: string,
   version: string,
   url: string,
-  interfaces: [](string)
+  interfaces: []string
 )
 
 method GetInterfaceDescription(interface: string) -> (description: string)
@@ -77,6 +138,7 @@ error MethodNotFound(method: string)
 error MethodNotImplemented(method: string)
 error InvalidParameter(parameter: string)
 error PermissionDenied()
+error ExpectedMore()
 """
 
 
@@ -111,6 +173,16 @@ class VarlinkError(UpgradeError):
 def encode(message: Call | Reply) -> bytes:
     """A message with its NUL."""
     return msgspec.json.encode(message) + b"\0"
+
+
+def invalid(parameter: str) -> VarlinkError:
+    """The error for a parameter that is missing, unknown or wrong."""
+    return VarlinkError(f"{SERVICE}.InvalidParameter", {"parameter": parameter})
+
+
+def denied() -> VarlinkError:
+    """The error for a caller who may not do this."""
+    return VarlinkError(f"{SERVICE}.PermissionDenied", {})
 
 
 def take(buffer: bytearray) -> bytes | None:

@@ -102,6 +102,10 @@ class Instance(BaseInstance):
         """All open connections."""
         return list(self._peers)
 
+    def connections_open(self) -> Sequence[tuple[str, Stream]]:
+        """All open connections with their backend; called from any thread."""
+        return [peer.open_stream() for peer in list(self._peers)]
+
     # For peers
 
     async def pass_gate(self) -> None:
@@ -114,8 +118,7 @@ class Instance(BaseInstance):
             self._busy.add(peer)
             return
         self._busy.discard(peer)
-        if not self._busy:
-            self._quiet.set()
+        self._quiet.set()
 
     def forget(self, peer: Peer[Any]) -> None:
         """Note that a peer is closed."""
@@ -204,7 +207,11 @@ class Instance(BaseInstance):
         self._hold()
         if not parks:
             self.leave()
-        await self._collect(deadline)
+        staying = self._finish_those_that_stay()
+        await self._collect(deadline, [peer for peer in self._peers if peer not in staying])
+        while staying & self._peers.keys() and (left := deadline - time.monotonic()) > 0:
+            self._quiet.clear()
+            await _first(left, self._quiet)
         if parks and self._park():
             self.exit_status = 1 if failure else 0
             await _cancel(tasks, deadline)
@@ -235,7 +242,8 @@ class Instance(BaseInstance):
     ) -> bool:
         """Give everything to a live destination; False if this instance serves on."""
         self._hold()
-        await self._collect(time.monotonic() + self.parameters.downtime_limit)
+        moving = [peer for peer in self._peers if self.crosses(peer.door)]
+        await self._collect(time.monotonic() + self.parameters.downtime_limit, moving)
         stands = self.give(request, self._freeze)  # nothing else runs meanwhile: the freeze
         if stands is Source.SERVING:
             self._resume()
@@ -250,7 +258,11 @@ class Instance(BaseInstance):
             self.forget(peer)
         for bound in self.declarations.sockets.values():
             bound.close()
-        self._gate.set()  # for those held back: they end what they are at
+        self._gate.set()
+        for peer in self._peers:
+            peer.finish()
+        if self._peers:
+            self.drains()
         await _cancel(tasks, deadline)
         while self._peers and not stop.is_set() and (left := deadline - time.monotonic()) > 0:
             self._quiet.clear()
@@ -258,13 +270,20 @@ class Instance(BaseInstance):
         self.frozen = True
         return True
 
-    async def _collect(self, deadline: float) -> None:
-        """Wait until every connection is at a safe point and no turn runs, or for the deadline."""
+    def _finish_those_that_stay(self) -> set[Peer[Any]]:
+        """Connections that do not move with a parked image end while this instance still owns."""
+        staying = {peer for peer in self._peers if not self.crosses(peer.door)}
+        for peer in staying:
+            peer.finish()
+        return staying
+
+    async def _collect(self, deadline: float, peers: Sequence[Peer[Any]]) -> None:
+        """Wait until these connections are at safe points and no turn runs, or for the deadline."""
         # No grace here: PID 1 kills at the end of TimeoutStopSec=, and parking comes first.
         left = max(deadline - time.monotonic(), 0)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(left * (1 - _FOR_TURNS)):
-                while self._busy:
+                while not self._busy.isdisjoint(peers):
                     self._quiet.clear()
                     await self._quiet.wait()
         # However long a handler is busy, no turn may begin from here on, or be cut in two.
@@ -290,6 +309,9 @@ class Instance(BaseInstance):
         busy: list[LeftBehind] = []
         self._moving = []
         for peer in self._peers:
+            if not self.crosses(peer.door):
+                busy.append(LeftBehind(peer.door, peer.address, "backend-transfer=no"))
+                continue
             match peer.freeze():
                 case Frozen() as item:
                     frozen.append(item)

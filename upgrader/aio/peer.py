@@ -59,6 +59,7 @@ class Peer(Generic[S]):
         self._reading = False
         self._in_safe = False
         self._moved = False
+        self._ending = False
         self._high_water = HIGH_WATER
         self._mark(stream.waiting if stream.waiting is Waiting.CLOSING else None)
 
@@ -159,6 +160,21 @@ class Peer(Generic[S]):
         self._high_water = _STOPPING_WATER
         self._wake_writer()
 
+    def finish(self) -> None:
+        """It does not move: its handler may end what it is at, and gets no further message."""
+        self._ending = True
+        if self._readable and not self._readable.done():
+            self._readable.set_result(None)
+
+    def open_stream(self) -> tuple[str, Stream]:
+        """The backend and what is open, for who describes it."""
+        return self._door, self._stream
+
+    @property
+    def door(self) -> str:
+        """The name of the backend."""
+        return self._door
+
     def resume(self) -> None:
         """The end was called off."""
         self._high_water = HIGH_WATER
@@ -197,12 +213,14 @@ class Peer(Generic[S]):
         while True:
             await self._pass_gate()
             message = self._stream.inbox.take_message(frame, limit)
-            if message is not None or self._stream.eof or self._home.replaced:
+            if message is not None or self._stream.eof or self._home.replaced or self._ending:
                 self._mark(None)
                 return message
             await self._wait_readable()
 
     async def _pass_gate(self) -> None:
+        if self._ending:
+            return
         await self._home.pass_gate()
         if self._moved:  # frozen: this handler goes on in another process
             await self._loop.create_future()

@@ -48,7 +48,7 @@ class Bus:
 
     def __init__(self, timeout: float) -> None:
         private = os.geteuid() == 0 and os.path.exists(PRIVATE)
-        user = os.environ.get("XDG_RUNTIME_DIR", "") if _is_user_service() else ""
+        user = os.environ.get("XDG_RUNTIME_DIR", "") if is_user_service() else ""
         self._path = f"{user}/systemd/private" if user else PRIVATE if private else SYSTEM_BUS
         try:
             self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -139,7 +139,8 @@ def _escape(unit: str) -> str:
     return f"_{ord(label[0]):02x}{label[1:]}" if label[:1].isdigit() else label or "_"
 
 
-def _is_user_service() -> bool:
+def is_user_service() -> bool:
+    """Whether this process belongs to a user's own service manager."""
     return os.environ.get("NOTIFY_SOCKET", "").startswith("/run/user/")
 
 

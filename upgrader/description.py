@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What an instance says of itself on its socket, as values; the tool reads the same ones.
+
+Every field has a default, so that a tool of another version can read what it knows.
+"""
+
+from enum import StrEnum
+
+import msgspec
+
+
+class Phase(StrEnum):
+    """How far a migration has come."""
+
+    NONE = "none"  #: there was none yet
+    SETUP = "setup"  #: the new version starts and prepares; nothing is disturbed
+    COLLECTING = "collecting"  #: connections come to their safe points
+    FROZEN = "frozen"  #: the image is made
+    LOADING = "loading"  #: the destination loads it
+    COMMITTED = "committed"  #: the destination owns everything
+    DONE = "done"
+    FAILED = "failed"  #: the source serves on
+    CANCELLED = "cancelled"  #: likewise, because somebody wanted it
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more happens."""
+        return self in (Phase.NONE, Phase.DONE, Phase.FAILED, Phase.CANCELLED)
+
+
+class Standing(StrEnum):
+    """What an instance is doing."""
+
+    SERVING = "serving"
+    MIGRATING = "migrating"
+    DRAINING = "draining"  #: replaced; it ends what could not move
+    STOPPING = "stopping"
+
+
+class Backend(msgspec.Struct, frozen=True):
+    """A declared socket: its FD, and how many connections it has. `transfer`: whether those move."""
+
+    name: str
+    kind: str = ""
+    fd: int = -1
+    address: str = ""
+    inode: int = 0
+    transfer: bool = True
+    connections: int = 0
+    busy: int = 0
+
+
+class Connection(msgspec.Struct, frozen=True):
+    """An open connection; `age`: seconds in this process; `waiting`: its safe point, or nothing."""
+
+    backend: str
+    peer: str = ""
+    fd: int = -1
+    age: float = 0.0
+    waiting: str = ""
+
+
+class Migration(msgspec.Struct, frozen=True):
+    """The migration under way, or the last one, as this side of it knows it.
+
+    `source` and `destination` are generations; `began` is seconds since the epoch, `seconds` how
+    long it has taken, `pause` how long nobody served; `reason` says why it failed.
+    """
+
+    phase: Phase = Phase.NONE
+    mode: str = ""
+    source: int = 0
+    destination: int = 0
+    pid: int = 0
+    began: float = 0.0
+    seconds: float = 0.0
+    pause: float = 0.0
+    fds: int = 0
+    bytes: int = 0
+    left_behind: int = 0
+    reason: str = ""
+
+
+class Description(msgspec.Struct, frozen=True):
+    """One instance. `since`: seconds since the epoch at which it began to serve; `changed`: files
+    of the program that are others now; `expected`: the next reload is an upgrade."""
+
+    service: str
+    version: str = ""
+    unit: str = ""
+    pid: int = 0
+    generation: int = 0
+    phase: str = ""
+    library: str = ""
+    since: float = 0.0
+    credentials: str = ""
+    changed: list[str] = []
+    expected: bool = False
+    states: dict[str, int] = {}
+    backends: list[Backend] = []
+    connections: int = 0
+    held: list[Connection] = []
+    parameters: dict[str, str] = {}
+    migration: Migration = Migration()
