@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from upgrader import varlink
 from upgrader.testing import Service
 
 ROOT = Path(__file__).parent.parent
@@ -71,6 +72,10 @@ def test_a_command_of_the_documentation_exists(command: str) -> None:
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
     elif words[0] == "systemctl":
         assert words[1] in ("status", "edit", "restart", "stop", "soft-reboot")
+    elif words[0] == "varlinkctl":
+        interface, _, method = words[3].rpartition(".")
+        assert varlink.INTERFACE == interface
+        assert f"method {method}(" in varlink.DESCRIPTION
     else:
         assert words[0] in ("upgrader", ".venv/bin/upgrader")
         shown = subprocess.run(

@@ -95,9 +95,16 @@ class Verb(StrEnum):
 
     UPGRADE = "upgrade"
     DISCARD = "discard"
+    LIST = "list"
+    STATUS = "status"
 
 
-_FAILED = {Verb.UPGRADE: "not upgraded", Verb.DISCARD: "nothing discarded"}
+_FAILED = {
+    Verb.UPGRADE: "not upgraded",
+    Verb.DISCARD: "nothing discarded",
+    Verb.LIST: "nothing shown",
+    Verb.STATUS: "nothing shown",
+}
 
 
 @dataclass(frozen=True, slots=True)

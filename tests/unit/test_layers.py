@@ -64,6 +64,8 @@ OPERATOR = [
     "outcome",
     "systemd.cause",
     "systemd.units",
+    "instances",
+    "overview",
     "upgrade",
     "discard",
     "policy",

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 # Imported in the order in which the help lists the commands.
+from upgrader.cli import looking  # noqa: F401  # isort: skip
 from upgrader.cli import upgrading  # noqa: F401  # isort: skip
 from upgrader.cli import demonstration  # noqa: F401  # isort: skip
 from upgrader.cli.group import EXIT_CODES, cli

@@ -49,4 +49,4 @@ def cli(ctx: click.Context) -> None:
     when it is restarted, and its next version goes on from there.
     """
     if ctx.invoked_subcommand is None:
-        show(ctx.get_help())
+        ctx.invoke(cli.commands["list"], as_json=False, user=False)

@@ -41,3 +41,6 @@ timeout_option = click.option(
     " with the job, unobserved. Default: as long as TimeoutStopSec= and TimeoutStartSec= of the"
     " unit allow.",
 )
+user_option = click.option(
+    "--user", is_flag=True, help="Talk to your own service manager, not to that of the system."
+)

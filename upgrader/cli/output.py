@@ -4,14 +4,17 @@
 import contextlib
 import os
 import sys
+from collections.abc import Sequence
+from typing import NoReturn
 
 import click
 
-from upgrader.outcome import Outcome, Result
+from upgrader.outcome import Outcome, Result, Verb
+from upgrader.systemd.unit import UnitError
 from upgrader.upgrade import Progress
 
 
-def finish(outcome: Outcome, as_json: bool) -> None:
+def finish(outcome: Outcome, as_json: bool) -> NoReturn:
     """Print what became of it, and end with its exit code."""
     if as_json:
         show(outcome.json().decode())
@@ -23,6 +26,27 @@ def finish(outcome: Outcome, as_json: bool) -> None:
             for line in outcome.remedy.splitlines():
                 say(f"  {line}")
     raise click.exceptions.Exit(outcome.exit_code)
+
+
+def give_up(verb: Verb, unit: str, error: UnitError, as_json: bool) -> NoReturn:
+    """Print why PID 1 could not be asked about a unit, and end with the exit code for that."""
+    finish(Outcome.of_error(verb, unit, error), as_json)
+
+
+def plain(text: str) -> str:
+    """Text that may come from a service, without what would steer a terminal."""
+    return "".join(
+        each if each.isprintable() or each == "\n" else "\N{REPLACEMENT CHARACTER}" for each in text
+    )
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows in columns, as systemctl prints them; the last column may be of any width."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
 
 
 def progress_to(quiet: bool) -> Progress:

@@ -56,12 +56,14 @@ class Systemd:
     One thread at a time. A call blocks at most as long as sd-bus waits for a reply, 25 s.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, user: bool = False) -> None:
+        """`user`: this user's own service manager, not PID 1."""
         try:
             from pystemd.dbuslib import DBus
         except ImportError as error:
             raise MissingPackage("pystemd") from error
-        self._bus = DBus()
+        self.user = user
+        self._bus = DBus(user_mode=user)
         self._watched: set[str] = set()
         with _translated("", "connect"):
             self._bus.open()
@@ -99,6 +101,19 @@ class Systemd:
         if unit.load_state == "not-found":
             raise NoSuchUnit(name, self.similar(name))
         return unit
+
+    def services(self) -> tuple[str, ...]:
+        """The names of all service units in memory, by name."""
+        with _translated("", "list units"):
+            rows = self._call("ListUnitsByPatterns", b"asas", [], ["*.service"])
+        return tuple(sorted(as_text(row[0]) for row in rows if as_text(row[2]) == "loaded"))
+
+    def says(self, name: str) -> tuple[str, int]:
+        """The status text of a unit in memory, and how many FDs PID 1 holds for it."""
+        with _translated(name, "read this unit"):
+            path = as_text(self._call("LoadUnit", b"s", name))
+            text = self._get(path, _PID1 + b".Service", "StatusText")
+            return as_text(text), int(self._get(path, _PID1 + b".Service", "NFileDescriptorStore"))
 
     def similar(self, name: str) -> tuple[str, ...]:
         """At most two names of service units that look like `name`."""

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Every verb of the command line against real units: what it does, says and returns."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.support import eventually
+from tests.system.conftest import Install
+from tests.system.serving import Service
+from tests.system.test_live import live, reload, socket_there
+from upgrader.private_systemd import PrivateSystemd
+
+#: As nobody, but able to read a Python that lies in a private directory.
+NOBODY = (
+    *("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"),
+    *("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"),
+)
+NOWHERE = {"DBUS_SYSTEM_BUS_ADDRESS": "unix:path=/nowhere"}
+
+
+@pytest.fixture
+def service(any_machine: PrivateSystemd, install: Install) -> Service:
+    """A service that can be upgraded live, and is asked about."""
+    made = install(any_machine, "asked", "holder", *live(any_machine, "asked"))
+    assert socket_there(made)
+    return made
+
+
+def upgrader(
+    machine: PrivateSystemd, *arguments: str, **more: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line inside."""
+    return machine.run(["upgrader", *arguments], check=False, **more)
+
+
+def status(service: Service) -> Any:
+    """What `upgrader status --json` says."""
+    return json.loads(upgrader(service.machine, "status", service.unit, "--json").stdout)
+
+
+# Status and list
+
+
+def test_status_tells_what_runs_and_what_it_holds(service: Service) -> None:
+    """Version, generation, backends with FD and address, connections, parameters, no hold."""
+    with service.connect() as client:
+        client.add()
+        done = upgrader(service.machine, "status", service.name)
+        seen = status(service)
+
+    assert (0, "") == (done.returncode, done.stderr)
+    assert f"{service.unit}: serving since " in done.stdout
+    assert "generation 1, cold start" in done.stdout
+    assert "version 2, process" in done.stdout
+    assert "the same: no file of the program has changed" in done.stdout
+    assert "hold: none" in done.stdout
+    assert f"127.0.0.1:{service.port}" in done.stdout
+    instance = seen["instance"]
+    assert (service.pid, "serving", True) == (instance["pid"], instance["phase"], seen["serves"])
+    (door,) = instance["backends"]
+    assert ("door", "listener", 1, 0) == tuple(
+        door[name] for name in ("name", "kind", "connections", "busy")
+    )
+    assert "300ms" == instance["parameters"]["downtime-limit"]
+    assert {"counters": 2} == instance["states"]
+
+
+def test_status_names_what_holds_a_drain(service: Service) -> None:
+    """After a live upgrade, the old instance is listed with the connection that it waits for, until
+    it has ended; a socket of one that was killed is not."""
+    dead = f"/run/{service.name}/draining-99.sock"
+    bind = f"import socket; socket.socket(socket.AF_UNIX).bind({dead!r})"
+    service.machine.run([*service.machine.python, "-c", bind])
+    with service.clients(2) as (idle, busy):
+        assert {(1, 1)} == {(each.add()[0], each.add()[2]) for each in (idle, busy)}
+        busy.send("busy 4\n")
+        assert eventually(lambda: status(service)["instance"]["backends"][0]["busy"] == 1)
+        old = service.pid
+        service.environment(ROUND="2")
+
+        assert reload(service), service.messages()
+
+        assert socket_there(service)
+        seen = status(service)
+        (draining,) = seen["draining"]
+        assert (1, old, "draining", 1) == tuple(
+            draining[name] for name in ("generation", "pid", "phase", "connections")
+        )
+        (held,) = draining["held"]
+        assert ("door", "", f"127.0.0.1:{busy.sock.getsockname()[1]}") == (
+            held["backend"], held["waiting"], held["peer"],
+        )  # fmt: skip
+        shown = upgrader(service.machine, "status", service.unit).stdout
+        assert f"generation 1 (process {old}) is draining: 1 open" in shown
+        assert idle.add()[2] == 2
+        last = seen["instance"]["migration"]
+        assert ("done", "live", 1, 2, 1) == tuple(
+            last[name] for name in ("phase", "mode", "source", "destination", "left_behind")
+        )
+        assert "done" == busy.line()
+        assert eventually(lambda: status(service)["draining"] == [])
+        assert not service.inside(f"/run/{service.name}/draining-1.sock").exists()
+
+
+def test_list_tells_one_line_for_each_unit(service: Service) -> None:
+    """`upgrader` alone is `upgrader list`; a changed program shows, units without it do not."""
+    service.machine.run(["touch", "/opt/upgrader-tests/holder.py"])
+    listed = upgrader(service.machine)
+    rows = {line.split()[0]: line for line in listed.stdout.splitlines()}
+
+    assert listed.returncode == 0
+    assert "changed" in rows[service.unit].split()
+    assert not any("dbus" in name for name in rows)
+    units = json.loads(upgrader(service.machine, "list", "--json").stdout)
+    (mine,) = [each for each in units if each["unit"] == service.unit]
+    assert ["/opt/upgrader-tests/holder.py"] == mine["instance"]["changed"]
+
+
+# Every verb, when it cannot
+
+
+@pytest.fixture
+def foreign(any_machine: PrivateSystemd) -> Iterator[str]:
+    """A unit that does not use the library."""
+    any_machine.run(["systemd-run", "--unit=foreign", "sleep", "infinity"])
+    yield "foreign"
+    any_machine.run(["systemctl", "stop", "foreign"])
+
+
+VERBS = [["status"]]
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb[0])
+def test_a_verb_that_cannot(service: Service, foreign: str, verb: list[str]) -> None:
+    """A mistyped unit and an unreachable systemd are 4, a foreign unit is 1; no traceback, and
+    --json is one object all the same."""
+    machine = service.machine
+    command, *rest = verb
+    mistyped = upgrader(machine, command, "aksed", *rest)
+    unreachable = upgrader(machine, command, "asked", *rest, env=NOWHERE)
+    other = upgrader(machine, command, foreign, *rest)
+
+    assert (4, True) == (mistyped.returncode, "did you mean asked.service" in mistyped.stderr)
+    assert (4, True) == (unreachable.returncode, "systemd cannot be reached" in unreachable.stderr)
+    assert 1 == other.returncode, other
+    assert "does not use upgrader" in other.stdout + other.stderr
+    told = upgrader(machine, command, "aksed", *rest, "--json")
+    assert 4 == json.loads(told.stdout)["exit_code"] == told.returncode
+    for done in (mistyped, unreachable, other, told):
+        assert "Traceback" not in done.stderr
+
+
+def test_status_without_permission(service: Service) -> None:
+    """What PID 1 says is for everybody; what the instance says is not, and that is told."""
+    done = upgrader(service.machine, "status", service.unit)
+    asked = service.machine.run([*NOBODY, "upgrader", "status", service.unit], check=False)
+
+    assert (0, 0) == (done.returncode, asked.returncode), asked.stderr
+    assert "may only be asked by root" in asked.stdout
+    assert "generation 1, cold start" in asked.stdout

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Commands that look and change nothing: `list`, `status`."""
+
+import time
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from upgrader.cli.group import cli
+from upgrader.cli.options import json_option, unit_argument, user_option
+from upgrader.cli.output import give_up, plain, say, show, table
+from upgrader.description import Backend, Connection, Description, Migration
+from upgrader.outcome import ExitCode, Verb, duration
+from upgrader.overview import Overview, read, read_all
+from upgrader.systemd.unit import UnitError
+from upgrader.systemd.units import Systemd
+
+_NAMED = 10  # connections, or changed files, that are named one by one
+_WIDTH = 11  # of the names of lines
+
+
+@cli.command("list", short_help="List the units that use upgrader.")
+@json_option
+@user_option
+def list_units(as_json: bool, user: bool) -> None:
+    """List every unit that uses the upgrader library.
+
+    Shows which version runs, whether the one on disk is another (files of the program have changed
+    since it was started), how the last upgrade went, and whether a failed one has put the unit on
+    hold. `upgrader` without a command does the same.
+
+    \b
+    Example:
+      upgrader list
+      upgrader list --json
+    """
+    show_list(as_json, user=user)
+
+
+def show_list(as_json: bool, *, user: bool = False) -> None:
+    """What `upgrader list` prints."""
+    try:
+        with Systemd(user=user) as systemd:
+            units = read_all(systemd)
+    except UnitError as error:
+        give_up(Verb.LIST, "", error, as_json)
+    if as_json:
+        show(msgspec.json.encode([each.builtins() for each in units]).decode())
+    elif units:
+        head = ("UNIT", "STATE", "GENERATION", "RUNNING", "ON DISK", "LAST UPGRADE", "HOLD")
+        show(table([head, *(_row(each) for each in units)]))
+    else:
+        say("no unit in memory uses upgrader; see: upgrader check UNIT")
+
+
+@cli.command(short_help="Show what a unit runs and holds.")
+@unit_argument
+@json_option
+@user_option
+def status(unit: str, as_json: bool, user: bool) -> int:
+    """Show everything about one unit: what runs and since when, how it got there, and what it holds.
+
+    Versions, generation, backends with their FDs and addresses, parameters, the last upgrade, and
+    the hold of a failed one. After an upgrade, the old instance may still be ending what could not
+    move: it is listed as draining, with each connection that it waits for.
+
+    What the instance itself knows can only be asked as root, or as the service's own user.
+
+    \b
+    Example:
+      upgrader status web.service
+      upgrader status web --json
+    """
+    try:
+        with Systemd(user=user) as systemd:
+            found = read(systemd, unit)
+    except UnitError as error:
+        give_up(Verb.STATUS, unit, error, as_json)
+    show(found.json().decode() if as_json else plain("\n".join(lines(found))))
+    if not found.serves:
+        return ExitCode.NOT_SERVING
+    return ExitCode.DONE if found.ours else ExitCode.FAILED
+
+
+def lines(found: Overview) -> Iterator[str]:
+    """What a person reads."""
+    state = "serving" if found.serves else "NOT SERVING"
+    if not found.ours:
+        yield f"{found.unit}: {state}, {found.active}; it does not use upgrader"
+        return
+    instance = found.instance
+    since = f" since {_when(instance.since)}" if instance and found.serves else ""
+    yield f"{found.unit}: {state}{since}, {found.active}"
+    if found.status:
+        yield _line("instance", str(found.status))
+    if instance:
+        version = f"version {instance.version}" if instance.version else "version not said"
+        yield _line("running", f"{version}, process {instance.pid}, upgrader {instance.library}")
+        yield _line("on disk", _on_disk(instance))
+        yield _line("phase", instance.phase + (", an upgrade is due" * instance.expected))
+    if found.unreachable:
+        yield _line("", f"it cannot be asked itself: {found.unreachable}")
+    if instance and instance.migration.mode:
+        yield _line("last", _migration(instance.migration))
+    yield _line("hold", str(found.hold) if found.hold else "none")
+    if found.parked:
+        yield _line("kept by", f"systemd: {', '.join(found.parked)}")
+    if instance:
+        states = ", ".join(f"{name} (version {v})" for name, v in instance.states.items())
+        yield _line("state", states or "none")
+        yield _line("parameters", " ".join(f"{n}={v!r}" if " " in v else f"{n}={v}" for n, v in
+                                            instance.parameters.items()))  # fmt: skip
+        if instance.backends:
+            rows = [_backend(each) for each in instance.backends]
+            head = ("BACKEND", "KIND", "FD", "ADDRESS", "INODE", "CONNECTIONS")
+            yield "\n" + table([head, *rows])
+    for old in found.draining:
+        yield f"\ngeneration {old.generation} (process {old.pid}) is draining: {old.connections} open"
+        yield table([("BACKEND", "PEER", "AGE", "DOES"), *map(_connection, old.held[:_NAMED])])
+        if old.connections > _NAMED:
+            yield f"... and {old.connections - _NAMED} more"
+
+
+def _row(found: Overview) -> tuple[str, ...]:
+    instance, status = found.instance, found.status
+    state = "serving" if found.serves else found.active.partition(" ")[0]
+    if found.draining:
+        state += f" ({len(found.draining)} draining)"
+    on_disk = "?"
+    if instance:
+        on_disk = "changed" if instance.changed else "same"
+    last = "-"
+    if instance and instance.migration.mode:
+        last = _migration(instance.migration, short=True)
+    elif status:
+        last = status.origin
+    return (
+        found.unit,
+        state,
+        str(status.generation) if status else "-",
+        (instance.version if instance else "") or "?",
+        on_disk,
+        plain(last),
+        plain(found.hold.cause) if found.hold else "-",
+    )
+
+
+def _on_disk(instance: Description) -> str:
+    if not instance.changed:
+        return "the same: no file of the program has changed since it was started"
+    named = ", ".join(instance.changed[:_NAMED])
+    more = f" and {len(instance.changed) - _NAMED} more" if len(instance.changed) > _NAMED else ""
+    return f"another one: changed since it was started: {named}{more}"
+
+
+def _migration(last: Migration, *, short: bool = False) -> str:
+    if not last.phase.ended:
+        return f"{last.mode}, {last.phase} for {duration(last.seconds)}"
+    why = f": {last.reason}" if last.reason else ""
+    began = "" if short else f", {_when(last.began)}"
+    text = f"{last.mode} {last.phase}{began}{why}"
+    if short or last.phase != "done":
+        return text
+    return (
+        f"{text}: generation {last.source} to {last.destination}, paused"
+        f" {last.pause * 1000:.1f} ms, {last.fds} FDs, {last.bytes} bytes,"
+        f" {last.left_behind} left behind"
+    )
+
+
+def _backend(each: Backend) -> tuple[str, ...]:
+    busy = f" ({each.busy} busy)" if each.busy else ""
+    stays = "" if each.transfer else ", do not move"
+    number = str(each.fd) if each.fd >= 0 else "-"
+    return (
+        each.name, each.kind, number, each.address or "-", str(each.inode),
+        f"{each.connections}{busy}{stays}",
+    )  # fmt: skip
+
+
+def _connection(each: Connection) -> Sequence[str]:
+    return each.backend, each.peer, duration(each.age), each.waiting or "busy"
+
+
+def _line(name: str, text: str) -> str:
+    return f"{name:>{_WIDTH}}{':' if name else ' '} {text}"
+
+
+def _when(seconds: float) -> str:
+    """A point in time, and how long ago that was."""
+    stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+    return f"{stamp} ({duration(max(time.time() - seconds, 0))} ago)"

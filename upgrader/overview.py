@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What there is to know of one unit, or of all that use the library; changes nothing.
+
+PID 1 says whether it serves, the instance what it holds, and this machine whether it is held back.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from upgrader import hold, instances
+from upgrader.description import Description
+from upgrader.hold import Hold
+from upgrader.systemd.fdstore import StoreName
+from upgrader.systemd.status import Status
+from upgrader.systemd.unit import AccessDenied, Unit, UnitError, unit_name
+from upgrader.systemd.units import Systemd
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """One unit now.
+
+    `status` is what the instance has told PID 1, `instance` what it says when asked; `unreachable`
+    says why it could not be. `draining` were replaced and have not ended, `parked` are the names of
+    our FDs that PID 1 holds (None where it does not say: before systemd 254, or to this user).
+    """
+
+    unit: str
+    active: str
+    serves: bool
+    pid: int
+    status: Status | None
+    instance: Description | None = None
+    unreachable: str = ""
+    draining: tuple[Description, ...] = ()
+    hold: Hold | None = None
+    parked: tuple[str, ...] | None = ()
+
+    @property
+    def ours(self) -> bool:
+        """Whether the unit uses the library, as far as can be seen from outside."""
+        return bool(self.status or self.instance or self.hold or self.parked)
+
+    def json(self) -> bytes:
+        """One object: the fields."""
+        return msgspec.json.encode(self.builtins())
+
+    def builtins(self) -> dict[str, Any]:
+        """The fields, as JSON has them."""
+        values: dict[str, Any] = msgspec.to_builtins(self)
+        return {**values, "uses_upgrader": self.ours}
+
+
+def read(systemd: Systemd, name: str) -> Overview:
+    """Everything about one unit; raises UnitError if PID 1 does not know it or cannot be asked."""
+    unit = systemd.unit(name)
+    status = Status.parse(unit.status_text)
+    instance, unreachable = None, ""
+    if unit.serves and (status or unit.runtime_directories):
+        try:
+            instance = instances.describe(unit, user=systemd.user)
+        except instances.InstanceError as error:
+            unreachable = str(error) if status else ""
+    return Overview(
+        unit=unit.id,
+        active=f"{unit.active_state} ({unit.sub_state})",
+        serves=unit.serves,
+        pid=unit.main_pid,
+        status=status,
+        instance=instance,
+        unreachable=unreachable,
+        draining=instances.describe_draining(unit, user=systemd.user),
+        hold=hold.read(unit.id, user=systemd.user),
+        parked=_parked(systemd, unit),
+    )
+
+
+def read_all(systemd: Systemd) -> list[Overview]:
+    """Every unit that uses the library: running, held, or with something parked."""
+    found = []
+    held = {each.unit for each in hold.held(user=systemd.user)}
+    for name in sorted({*systemd.services(), *held}):
+        try:
+            text, stored = systemd.says(name)
+            if Status.parse(text) is None and not stored and name not in held:
+                continue
+            overview = read(systemd, unit_name(name))
+        except UnitError:
+            continue  # gone in the meantime, or only its hold is left
+        if overview.ours:
+            found.append(overview)
+    return found
+
+
+def _parked(systemd: Systemd, unit: Unit) -> tuple[str, ...] | None:
+    """The names of our FDs in the FD store; None where PID 1 does not tell them, or not to us."""
+    try:
+        names = systemd.fd_store(unit).names
+    except AccessDenied:
+        return None
+    return None if names is None else tuple(name for name in names if StoreName.parse(name))
