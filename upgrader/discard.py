@@ -11,12 +11,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 
-from upgrader.outcome import Outcome, Result, Verb
+from upgrader.obstacles import parked_image, what_to_do
+from upgrader.outcome import Outcome, Progress, Result, Verb
+from upgrader.restarting import follow
 from upgrader.systemd import cause
 from upgrader.systemd.status import Status
 from upgrader.systemd.unit import JobConflict, Unit, UnitError, unit_name
 from upgrader.systemd.units import Systemd
-from upgrader.upgrade import Progress, follow, parked_image, refuse_if_busy, what_to_do
+from upgrader.upgrade import refuse_if_busy
 
 #: Read by an instance when it starts: a generation, or "all" where PID 1 cannot name it.
 VARIABLE = "UPGRADER_DISCARD"

@@ -18,13 +18,13 @@ from pathlib import PurePath
 
 from upgrader import hold, policy
 from upgrader.errors import UpgradeError
-from upgrader.outcome import Result
+from upgrader.outcome import Mode, Result
 from upgrader.policy import Policy, Rule
 from upgrader.requests import Origin, Requests, Turn
 from upgrader.systemd.status import Status
 from upgrader.systemd.unit import InvalidUnitName, NoSuchUnit, Unit, unit_name
 from upgrader.systemd.units import Systemd
-from upgrader.upgrade import Mode, upgrade
+from upgrader.upgrade import upgrade
 
 #: Seconds in which a unit is upgraded once, and after them once more, however many ask for it. A
 #: new version on disk does not wait: package managers ask once for a whole transaction.
@@ -167,7 +167,7 @@ class Desk:
         self.say(f"{unit}: upgraded less than {WINDOW:g}s ago; once more in {wait:.0f}s, for all")
 
 
-_MODES = {Policy.AUTO: Mode.RESTART, Policy.RESTART: Mode.RESTART}
+_MODES = {Policy.AUTO: None, Policy.LIVE: Mode.LIVE, Policy.RESTART: Mode.RESTART}
 
 
 def _waits(unit: Unit) -> bool:

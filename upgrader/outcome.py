@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What became of one request, as a value, a line for people and an exit code; does nothing."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import Self
@@ -17,6 +18,9 @@ from upgrader.systemd.unit import (
     NoSuchUnit,
     UnitError,
 )
+
+#: Where to say how it goes, one line at a time.
+Progress = Callable[[str], None]
 
 
 def duration(seconds: float) -> str:
@@ -90,6 +94,13 @@ _STANDS = {
 }
 
 
+class Mode(StrEnum):
+    """Who holds the image on its way from the old instance to the new one."""
+
+    LIVE = "live"  #: the new instance: both run side by side, and clients see milliseconds
+    RESTART = "restart"  #: PID 1: the pause is as long as stop and start
+
+
 class Verb(StrEnum):
     """What was asked for."""
 
@@ -109,19 +120,24 @@ _FAILED = {
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One request and what became of it.
+    """One request and what became of it; `mode` is the one that was used, None if none was.
+
+    `bad_version`: it failed because of the version on disk, so nothing should start that one.
 
     `before` and `after` are what the instances say of themselves; `done` completes the line of a
-    success, `cause` and `remedy` that of a failure. `seconds` is the whole request, `pause_seconds`
-    from the begin of the stop to READY=1, in PID 1's own timestamps.
+    success, `cause` and `remedy` that of a failure. `seconds` is the whole request; `pause_seconds`
+    is from the begin of the stop to READY=1, in PID 1's own timestamps, and in live mode how long
+    nobody served, by the instance's own clock.
     """
 
     verb: Verb
     unit: str
     result: Result
+    mode: Mode | None = None
     done: str = ""
     cause: str = ""
     remedy: str = ""
+    bad_version: bool = False
     warnings: tuple[str, ...] = ()
     before: Status | None = None
     after: Status | None = None

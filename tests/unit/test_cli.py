@@ -12,10 +12,9 @@ import pytest
 
 import upgrader.upgrade
 from upgrader import cli
-from upgrader.outcome import ExitCode, Outcome, Result, Verb
+from upgrader.outcome import ExitCode, Mode, Outcome, Result, Verb
 from upgrader.systemd.status import Origin, Status
 from upgrader.systemd.unit import InvalidUnitName, MissingPackage, NoSuchUnit, unit_name
-from upgrader.upgrade import Mode
 
 ROOT = Path(__file__).resolve().parents[2]
 DONE = Outcome(
@@ -50,7 +49,7 @@ def outcome(monkeypatch: pytest.MonkeyPatch) -> list[Outcome]:
     ("arguments", "words"),
     [
         (["upgrade"], "Missing argument 'UNIT'"),
-        (["upgrade", "web", "--mode", "live"], "'live' is not 'restart'"),
+        (["upgrade", "web", "--mode", "warm"], "'warm' is not one of 'live', 'restart'"),
         (["upgrade", "web", "--timeout", "5x"], "'5x' is not a time span"),
         (["upgrade", "web", "--timeout", "0"], "no time to wait"),
         (["upgrade", "we b"], "not the name of a unit"),
@@ -218,7 +217,7 @@ def test_a_closed_pipe_changes_no_exit_code() -> None:
     """Neither a closed stdout nor a closed stderr changes the outcome or shows a traceback."""
     code = (
         "import sys, upgrader.upgrade; from tests.unit.test_cli import DONE\n"
-        "def upgrade(unit, mode, timeout, progress): progress('going'); return DONE\n"
+        "def upgrade(unit, mode, progress, **more): progress('going'); return DONE\n"
         "upgrader.upgrade.upgrade = upgrade\n"
         "from upgrader import cli; sys.exit(cli.main(['upgrade', 'web']))"
     )

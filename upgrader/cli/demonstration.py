@@ -8,8 +8,7 @@ import click
 from upgrader.cli.group import cli
 from upgrader.cli.options import json_option
 from upgrader.cli.output import say, show
-from upgrader.outcome import ExitCode
-from upgrader.upgrade import Mode
+from upgrader.outcome import ExitCode, Mode
 
 
 @cli.command(short_help="Show upgrades under load.")

@@ -9,9 +9,8 @@ from typing import NoReturn
 
 import click
 
-from upgrader.outcome import Outcome, Result, Verb
+from upgrader.outcome import Outcome, Progress, Result, Verb
 from upgrader.systemd.unit import UnitError
-from upgrader.upgrade import Progress
 
 
 def finish(outcome: Outcome, as_json: bool) -> NoReturn:

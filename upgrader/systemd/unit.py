@@ -208,6 +208,9 @@ class Unit:
     start_limit_usec: int
     active_enter_usec: int
     active_exit_usec: int
+    state_change_usec: int
+    control_pid: int
+    reload_result: str
     watchdog_usec: int
     exec_start: tuple[Command, ...]
     exec_reload: tuple[Command, ...]
@@ -275,6 +278,9 @@ class Unit:
             start_limit_usec=number("StartLimitIntervalUSec"),
             active_enter_usec=number("ActiveEnterTimestampMonotonic"),
             active_exit_usec=number("ActiveExitTimestampMonotonic"),
+            state_change_usec=number("StateChangeTimestampMonotonic"),
+            control_pid=number("ControlPID"),
+            reload_result=text("ReloadResult"),
             watchdog_usec=number("WatchdogUSec"),
             exec_start=_commands(values.get("ExecStartEx", ())),
             exec_reload=_commands(values.get("ExecReloadEx", ())),

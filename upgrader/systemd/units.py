@@ -208,6 +208,10 @@ class Systemd:
         """Queue a restart job, unless the unit does not run, and return its id, as `start`."""
         return self._submit("TryRestartUnit", "restart", unit)
 
+    def reload(self, unit: Unit) -> int:
+        """Queue a reload job and return its id, as `start`."""
+        return self._submit("ReloadUnit", "reload", unit)
+
     # What happens
 
     def watch(self, unit: Unit) -> None:

@@ -57,6 +57,14 @@ async def main() -> None:
                 with open(os.environ["MARK"], "w"):  # says: loaded, and not committed
                     await asyncio.sleep(3600)
 
+        if MODE == "slow":
+
+            @instance.verify
+            async def wait(counters: Counters) -> None:
+                with open(os.environ["MARK"], "w"):  # says: loaded, and not committed
+                    while not os.path.exists(os.environ["SLOW"]):
+                        await asyncio.sleep(0.01)
+
         if MODE == "refusing":
 
             @instance.verify

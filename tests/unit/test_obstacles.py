@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from tests.unit.units import unit
+from upgrader.obstacles import not_ours, parked_image, settings
 from upgrader.systemd.unit import FdStore
-from upgrader.upgrade import not_ours, parked_image, settings
 
 
 def test_a_healthy_unit_has_no_obstacle() -> None:

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""`upgrader upgrade` in live mode under a real systemd: what it does, says, returns and leaves."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from tests.support import eventually
+from tests.system.conftest import Install
+from tests.system.serving import Client, Service
+from tests.system.test_live import live
+from upgrader.private_systemd import PrivateSystemd
+
+
+def upgrade(service: Service, *more: str) -> dict[str, Any]:
+    """What `upgrader upgrade --json` says, its exit code included."""
+    done = service.machine.run(["upgrader", "upgrade", service.unit, "--json", *more], check=False)
+    answer: dict[str, Any] = json.loads(done.stdout)
+    assert done.returncode == answer["exit_code"], done.stderr
+    return answer
+
+
+def running(service: Service, *more: str) -> Any:
+    """`upgrader upgrade` under way, its standard error to be read."""
+    command = ["upgrader", "upgrade", service.unit, *more]
+    return service.machine.popen(command, stdout=-1, stderr=-1)
+
+
+def installed(machine: PrivateSystemd, install: Install, name: str, *more: str) -> Service:
+    service = install(machine, name, "holder", *live(machine, name), *more)
+    assert eventually(service.inside(f"/run/{name}/upgrader.sock").exists)
+    return service
+
+
+def test_it_is_live_where_it_can_be(any_machine: PrivateSystemd, install: Install) -> None:
+    """Without a mode, and with nothing changed on disk: another process, connections and state
+    kept, and the pause in the outcome."""
+    service = installed(any_machine, install, "asked")
+    before = service.pid
+    with service.clients(3) as clients:
+        for client in clients:
+            client.add()
+
+        said = upgrade(service)
+
+        assert ("done", "live", 0) == (said["result"], said["mode"], said["exit_code"])
+        assert said["line"].startswith("asked.service: upgraded in ")
+        assert ("live", 1, 2) == (
+            said["after"]["origin"],
+            said["after"]["source_generation"],
+            said["after"]["generation"],
+        )
+        assert 0 < said["pause_seconds"] < 1
+        assert service.pid != before
+        assert {(2, 2)} == {(count, seen) for count, _, seen in map(Client.add, clients)}
+
+
+def test_a_bad_version_leaves_a_hold(any_machine: PrivateSystemd, install: Install) -> None:
+    """The old instance serves on, the cause is the version's own, and the hold stays until a good
+    version goes in; the status text says why, too."""
+    service = installed(any_machine, install, "held")
+    path = service.inside("/var/lib/upgrader/hold/held.service")
+    with service.connect() as client:
+        assert (1, 1, 1) == client.add()
+        service.environment(MODE="refusing")
+
+        said = upgrade(service)
+
+        assert ("failed-old-serves", 1, True) == (said["result"], said["exit_code"], said["serves"])
+        assert "not with me" in said["cause"]
+        assert "not with me" in json.loads(path.read_bytes())["cause"]
+        assert "not with me" in service.status.refused
+        assert (2, 2, 1) == client.add()
+        service.environment(MODE="good")
+        assert "done" == upgrade(service)["result"]
+        assert not path.exists()
+        assert (3, 3, 2) == client.add()
+        assert "" == service.status.refused
+
+
+def test_what_forbids_live_is_said(host_machine: PrivateSystemd, install: Install) -> None:
+    """Without ExecReload= it is a restart, with a warning that says why; --mode live refuses."""
+    service = install(host_machine, "plain", "holder")
+    with service.connect() as client:
+        client.add()
+
+        refused = upgrade(service, "--mode", "live")
+        said = upgrade(service)
+
+        assert ("failed-old-serves", 1) == (refused["result"], refused["exit_code"])
+        assert "ExecReload=" in refused["cause"]
+        assert ("done", "restart") == (said["result"], said["mode"])
+        assert any("ExecReload=" in warning for warning in said["warnings"])
+        assert (2, 2, 2) == client.add()
+
+
+def test_one_at_a_time(host_machine: PrivateSystemd, install: Install) -> None:
+    """A second request is refused with who holds it and since when; with --wait it follows, and
+    is told the same as the first."""
+    service = installed(host_machine, install, "busy", "Environment=UPGRADER_DOWNTIME_LIMIT=15s")
+    service.environment(MODE="slow", SLOW="/run/busy/go")
+    with running(service) as first:
+        _read_until(first.stderr, "systemd reloads it")
+        assert eventually(service.inside("/run/busy/mark").exists)
+        second = upgrade(service)
+        with running(service, "--wait") as third:
+            _read_until(third.stderr, "follows what is under way")
+            service.inside("/run/busy/go").write_text("")
+            told = [third.communicate(timeout=30)[0], first.communicate(timeout=30)[0]]
+        codes = [third.returncode, first.returncode]
+
+    assert ("busy", 75) == (second["result"], second["exit_code"])
+    assert "a reload job" in second["cause"]
+    assert "has been running for" in second["cause"]
+    assert [0, 0] == codes
+    assert 2 == service.status.generation
+    assert all("generation 2, loaded by live from generation 1" in text for text in told)
+    assert 2 == service.status.generation
+
+
+def test_a_storm_is_one_or_two_upgrades(host_machine: PrivateSystemd, install: Install) -> None:
+    """Ten requests at once: all of them end, and each is told the truth."""
+    service = installed(host_machine, install, "storm")
+    with service.connect() as client:
+        client.add()
+        storm = [running(service, "--json") for _ in range(10)]
+        told = [json.loads(each.communicate(timeout=60)[0]) for each in storm]
+
+        results = sorted({answer["result"] for answer in told})
+        assert results in (["busy", "done"], ["done"]), told
+        generation = service.status.generation
+        assert generation in (2, 3)
+        for answer in told:
+            if answer["result"] == "done":
+                assert answer["after"]["generation"] <= generation
+        assert (2, 2, generation) == client.add()
+
+
+def _read_until(stream: Any, words: str) -> None:
+    seen: Sequence[str] = []
+    for line in stream:
+        seen = [*seen, line]
+        if words in line:
+            return
+    raise AssertionError(f"{words!r} was not said: {seen}")

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Live mode: one unit reloaded into its new version through PID 1, and judged.
+
+The reload is takeover's; its exit code is not believed, but what PID 1 says of the unit after it.
+"""
+
+import time
+from dataclasses import replace
+
+import msgspec
+
+from upgrader import instances
+from upgrader.instances import InstanceError
+from upgrader.obstacles import Obstacle, what_to_do
+from upgrader.outcome import Mode, Outcome, Progress, Result, Verb, duration
+from upgrader.restarting import follow, left_behind
+from upgrader.systemd import cause
+from upgrader.systemd.live_limits import Limit, Running, live_limits
+from upgrader.systemd.status import Origin, Status
+from upgrader.systemd.unit import Unit, UnitError, WaitTimeout
+from upgrader.systemd.units import Systemd
+
+#: What takeover says before the cause.
+_REFUSED = "not upgraded, the running instance serves on: "
+
+
+def limits(systemd: Systemd, unit: Unit) -> tuple[Limit, ...]:
+    """What forbids to upgrade this unit live, first what to mend first."""
+    found = live_limits(unit)
+    if found:
+        return found
+    try:
+        said = instances.describe(unit)
+    except InstanceError as error:
+        return (Limit(error.message, error.remedy),)
+    running = Running.from_description(msgspec.to_builtins(said))
+    return live_limits(unit, running, systemd.sockets(unit))
+
+
+def reload(
+    systemd: Systemd, unit: Unit, before: Status, timeout: float | None, progress: Progress
+) -> Outcome:
+    """Upgrade one unit live and wait for the outcome; raises UnitError only if nothing was done."""
+    # A reload with nothing changed is the author's own; this one is asked for.
+    try:
+        instances.expect(unit)
+    except InstanceError as error:
+        raise UnitError(unit.id, error.message, remedy=error.remedy) from error
+    since = time.monotonic_ns() // 1000
+    job = systemd.reload(unit)
+    progress(f"{unit.id}: systemd reloads it (job {job})")
+    return await_reload(systemd, unit, before, job, since, timeout, progress)
+
+
+def await_reload(
+    systemd: Systemd,
+    unit: Unit,
+    before: Status | None,
+    job: int,
+    since: int,
+    timeout: float | None,
+    progress: Progress,
+) -> Outcome:
+    """Wait for the end of a reload job and judge it; `before` is None for somebody else's job.
+
+    `since`: microseconds of CLOCK_MONOTONIC, from which on the journal speaks of this reload.
+    """
+    try:
+        word, now = follow(systemd, unit, job, timeout, progress, settled=_settled)
+        return _judge(systemd, unit, now, before, word, since)
+    except WaitTimeout as error:
+        now = systemd.unit(unit.id)
+        return Outcome(
+            Verb.UPGRADE, unit.id, Result.OLD_SERVES if now.serves else Result.NOT_SERVING,
+            mode=Mode.LIVE,
+            cause=f"not done after {error.seconds:g}s (--timeout), it is {now.active_state}",
+            remedy=f"the reload goes on in systemd; see: systemctl status {unit.id}",
+        )  # fmt: skip
+    except UnitError as error:
+        return replace(
+            Outcome.of_error(Verb.UPGRADE, unit.id, error, Result.UNKNOWN), mode=Mode.LIVE
+        )
+
+
+def _settled(unit: Unit) -> bool:
+    # A cancelled reload job ends at once, and what it has started goes on.
+    return unit.settled and unit.active_state not in ("reloading", "refreshing")
+
+
+def _judge(
+    systemd: Systemd, unit: Unit, now: Unit, before: Status | None, word: str, since: int
+) -> Outcome:
+    outcome = Outcome(Verb.UPGRADE, unit.id, Result.DONE, mode=Mode.LIVE, before=before)
+    after = Status.parse(now.status_text) if now.serves else None
+    # Another reload may have come first: then this one is done as well.
+    newer = after is not None and (
+        after.generation > before.generation if before else word == "done"
+    )
+    if after and newer and after.origin in _KEPT:
+        return replace(
+            outcome,
+            done=f"upgraded in {duration((time.monotonic_ns() // 1000 - since) / 1e6)}: {after}",
+            after=after,
+            pause_seconds=after.pause,
+            warnings=left_behind(after),
+        )
+    entries = cause.read(unit.id, since)
+    if not now.serves:
+        why = cause.cause(entries, now).text
+        remedy = what_to_do(systemd, now)
+        return replace(
+            outcome, result=Result.NOT_SERVING, cause=why, remedy=remedy, bad_version=True
+        )
+    see = f"see: journalctl -u {unit.id}"
+    if after is None:
+        obstacle = Obstacle("the new instance does not use upgrader", see)
+        result = Result.WITHOUT_IMAGE
+    elif newer:
+        obstacle = Obstacle(f"the new version crashed after it had taken over: {after}", see)
+        result = Result.WITHOUT_IMAGE
+    else:
+        obstacle = Obstacle(_why(entries, now, word), f"put a good version in place; {see}")
+        result = Result.OLD_SERVES
+    return replace(
+        outcome,
+        result=result,
+        cause=obstacle.cause,
+        remedy=obstacle.remedy,
+        bad_version=result is Result.OLD_SERVES and word not in ("done", "canceled"),
+        after=after,
+    )
+
+
+#: Where everything crossed; the others lost at least the connections.
+_KEPT = (Origin.LIVE, Origin.RESTART)
+
+
+def _why(entries: tuple[cause.Entry, ...], now: Unit, word: str) -> str:
+    reported = cause.reported(entries)
+    if now.reload_result == "timeout":
+        span = f"{now.timeout_start_usec / 1e6:g}s"
+        return f"the reload took longer than TimeoutStartSec={span}, and systemd ended it"
+    if reported:
+        return reported.removeprefix(_REFUSED)
+    if word == "canceled":
+        return "the reload job was cancelled"
+    if word == "done":
+        return "the reload changed nothing"
+    return f"the reload ended with {now.reload_result}, and nobody said why"
