@@ -280,8 +280,9 @@ class Control:
 
     def _call(self, caller: Caller, call: Call) -> dict[str, Any]:
         answers = self._answers
-        match call.method.removeprefix(f"{INTERFACE}."):
-            case "org.varlink.service.GetInfo":
+        interface, _, method = call.method.rpartition(".")
+        match interface, method:
+            case varlink.SERVICE, "GetInfo":
                 return {
                     "vendor": "upgrader",
                     "product": "upgrader",
@@ -289,32 +290,31 @@ class Control:
                     "url": "",
                     "interfaces": [INTERFACE, SERVICE],
                 }
-            case "org.varlink.service.GetInterfaceDescription":
+            case varlink.SERVICE, "GetInterfaceDescription":
                 return {"description": _description(call.parameters.get("interface"))}
-            case "Describe":
+            case varlink.INTERFACE, "Describe":
                 return answers.describe()
-            case "QueryMigration":
+            case varlink.INTERFACE, "QueryMigration":
                 return answers.query()[0]
-            case "SetParameters":
+            case varlink.INTERFACE, "SetParameters":
                 return answers.set_parameters(caller, call.parameters)
-            case "Cancel":
+            case varlink.INTERFACE, "Cancel":
                 return answers.cancel(caller)
-            case "Expect":
+            case varlink.INTERFACE, "Expect":
                 answers.expect(caller)
-            case "Reload":
+            case varlink.INTERFACE, "Reload":
                 answers.reload(caller)
-            case "Register":
+            case varlink.INTERFACE, "Register":
                 answers.register(caller, _pid(call))
-            case "Revoke":
+            case varlink.INTERFACE, "Revoke":
                 answers.revoke(caller, _pid(call), str(call.parameters.get("why", "")))
-            case "Migrate":
+            case varlink.INTERFACE, "Migrate":
                 if not call.upgrade or call.oneway:
                     raise varlink.invalid("upgrade")
                 return answers.negotiate(caller, call.parameters)
-            case _ if call.method.rpartition(".")[0] in (INTERFACE, SERVICE):
+            case varlink.INTERFACE | varlink.SERVICE, _:
                 raise VarlinkError(f"{SERVICE}.MethodNotFound", {"method": call.method})
             case _:
-                interface = call.method.rpartition(".")[0]
                 raise VarlinkError(f"{SERVICE}.InterfaceNotFound", {"interface": interface})
         return {}
 
@@ -340,6 +340,7 @@ class Control:
             listener.close()
         self._wake.close()
         self._waker.close()
+        self._todo.clear()
 
 
 class _Stopped(Exception):

@@ -7,8 +7,8 @@ import subprocess
 import pytest
 
 from tests.support import cannot_run
-from upgrader.errors import DeclarationError
-from upgrader.parameters import Parameters, boolean, time_span
+from upgrader.errors import DeclarationError, ParameterError
+from upgrader.parameters import SETTABLE, Parameters, boolean, show_span, time_span
 
 SPANS = {
     "5": 5.0,
@@ -120,3 +120,72 @@ def test_unknown_variables_are_found() -> None:
     environment = {"UPGRADER_DRAIN_TIMOUT": "5s", "UPGRADER_DISCARD": "3", "UPGRADER": "on"}
 
     assert ["UPGRADER_DRAIN_TIMOUT"] == Parameters.unknown(environment)
+
+
+@pytest.mark.parametrize(
+    "text", ["0", "300ms", "10s", "1min 30s", "1h 5s", "2d", "1us", "infinity", "1s 500ms"]
+)
+def test_spans_are_shown_as_written(text: str) -> None:
+    """What is shown can be read again, and is the same."""
+    assert text == show_span(time_span(text))
+
+
+TRANSFERS = {
+    "yes": (True, True),
+    "no": (False, False),
+    "door=no": (False, True),
+    "yes door=no": (False, True),
+    "no door=yes": (False, False),  # a connection moves only if both are on
+    "door=no other=off": (False, False),
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), TRANSFERS.items())
+def test_what_may_move(text: str, expected: tuple[bool, bool]) -> None:
+    """backend-transfer for all, for one, from the environment; on for both, or it does not move."""
+    parameters = Parameters.from_environment({"UPGRADER_BACKEND_TRANSFER": text})
+
+    assert expected == (parameters.transfers("door"), parameters.transfers("other"))
+    again = Parameters().updated(
+        {"backend-transfer": parameters.shown()["backend-transfer"]}, ["door", "other"]
+    )
+    assert parameters.backend_transfer == again.backend_transfer
+
+
+def test_parameters_set_by_name() -> None:
+    """What is said of all backends never overrules what is said of one, whatever the order."""
+    values = {"backend-transfer.door": "no", "backend-transfer": "yes", "drain-timeout": "1min"}
+    changed = Parameters().updated(values, ["door"])
+
+    assert (60.0, False, True) == (
+        changed.drain_timeout,
+        changed.transfers("door"),
+        changed.transfers("other"),
+    )
+    assert "yes door=no" == changed.shown()["backend-transfer"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("drain-timeout", "soon", "is not a time span"),
+        ("drain-timeout", "", "is not a time span"),
+        ("drian-timeout", "5s", "no such parameter; there are backend-transfer, downtime-limit"),
+        ("drain-timeout.door", "5s", "no such parameter"),
+        ("backend-transfer", "maybe", "neither yes nor no"),
+        ("backend-transfer.dor", "no", "no such backend; there are door"),
+        ("mode", "fast", "is not one of auto, live, restart"),
+        ("discard", "all", "no such parameter"),
+    ],
+)
+def test_parameters_that_make_no_sense(name: str, value: str, reason: str) -> None:
+    """The error names the parameter and says what there is."""
+    with pytest.raises(ParameterError, match=reason) as caught:
+        Parameters().updated({name: value}, ["door"])
+
+    assert name == caught.value.name
+
+
+def test_what_backend_transfer_is_for() -> None:
+    """The first words of its help say that it is local."""
+    assert SETTABLE["backend-transfer"].text.startswith("For a local upgrade over a UNIX socket")

@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The instance's socket: calls, limits, and what a client cannot do to the others."""
+
+import array
+import contextlib
+import json
+import os
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.support import SETTLE, eventually
+from upgrader import control, varlink
+from upgrader.control import Caller, Control, call, remove_dead, watch
+from upgrader.description import Backend, Connection, Description, Migration, Phase
+from upgrader.progress import Progress
+from upgrader.varlink import INTERFACE, Call, VarlinkError
+
+DESCRIBE = f"{INTERFACE}.Describe"
+
+
+class Instance:
+    """Answers as told."""
+
+    def __init__(self) -> None:
+        self.callers: list[Caller] = []
+        self.progress = Progress()
+        self.reloading = threading.Event()
+        self.reloaded = threading.Event()
+        self.channels: list[socket.socket] = []
+        self.big = ""
+
+    def describe(self) -> dict[str, Any]:
+        return {"service": "x", "version": self.big}
+
+    def query(self) -> tuple[dict[str, Any], bool]:
+        now = self.progress.now
+        return {"migration": msgspec.to_builtins(now)}, now.phase.ended
+
+    def set_parameters(self, caller: Caller, parameters: dict[str, Any]) -> dict[str, Any]:
+        raise varlink.invalid("parameters")
+
+    def cancel(self, caller: Caller) -> dict[str, Any]:
+        raise varlink.denied()
+
+    def expect(self, caller: Caller) -> None:
+        self.callers.append(caller)
+
+    def reload(self, caller: Caller) -> None:
+        self.reloading.set()
+        self.reloaded.wait(SETTLE)
+
+    def register(self, caller: Caller, pid: int) -> None:
+        self.callers.append(Caller(pid, caller.uid))
+
+    def revoke(self, caller: Caller, pid: int, why: str) -> None:
+        pass
+
+    def negotiate(self, caller: Caller, parameters: dict[str, Any]) -> dict[str, Any]:
+        return {"generation": 7}
+
+    def migrate(self, sock: socket.socket) -> None:
+        self.channels.append(sock)
+
+
+@pytest.fixture
+def instance() -> Instance:
+    return Instance()
+
+
+@pytest.fixture
+def path(tmp_path: Path, instance: Instance) -> Iterator[Path]:
+    """The path of a socket that answers."""
+    path = tmp_path / "upgrader.sock"
+    answering = Control(path, instance, "1.0")
+    instance.progress.on_change(lambda migration: answering.announce())
+    yield path
+    answering.close()
+    assert not path.exists()
+    instance.callers.clear()
+    for sock in instance.channels:
+        sock.close()
+
+
+@contextlib.contextmanager
+def connected(path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(SETTLE)
+        sock.connect(str(path))
+        yield sock
+
+
+def describe(path: Path) -> Any:
+    with connected(path) as sock:
+        return call(sock, DESCRIBE, {})
+
+
+def is_dropped(sock: socket.socket) -> bool:
+    """Whether the connection is closed by the other side, whatever was in flight."""
+    try:
+        while sock.recv(65536):
+            pass
+    except ConnectionResetError:
+        pass
+    return True
+
+
+def test_only_the_user_gets_in(path: Path) -> None:
+    """The socket's own mode is 0600, whatever the directory allows."""
+    assert 0o600 == path.stat().st_mode & 0o777
+
+
+def test_calls_are_answered_in_order(path: Path, instance: Instance) -> None:
+    """Several at once, in pieces; one with oneway gets no answer, and is done."""
+    with connected(path) as sock:
+        data = b"".join(
+            varlink.encode(each)
+            for each in (
+                Call(f"{INTERFACE}.Expect", oneway=True),
+                Call(DESCRIBE),
+                Call(f"{INTERFACE}.Register", {"pid": 5}),
+                Call(f"{varlink.SERVICE}.GetInfo", more=True),
+            )
+        )
+        for byte in range(0, len(data), 7):
+            sock.sendall(data[byte : byte + 7])
+        with sock.makefile("rb") as file:
+            buffer = b""
+            while buffer.count(b"\0") < 3:
+                buffer += file.read1()
+    first, second, third, _ = buffer.split(b"\0")
+
+    assert "x" == json.loads(first)["parameters"]["service"]
+    assert "error" not in json.loads(second)
+    assert "upgrader" == json.loads(third)["parameters"]["product"]
+    assert [os.getpid(), 5] == [caller.pid for caller in instance.callers]
+    assert not instance.callers[0].gone
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters", "name"),
+    [
+        (f"{INTERFACE}.Nothing", {}, "MethodNotFound"),
+        ("Describe", {}, "InterfaceNotFound"),
+        ("x.y.Describe", {}, "InterfaceNotFound"),
+        (f"{INTERFACE}.Register", {"pid": True}, "InvalidParameter"),
+        (f"{INTERFACE}.Register", {"pid": "1"}, "InvalidParameter"),
+        (f"{INTERFACE}.Migrate", {}, "InvalidParameter"),
+        (f"{INTERFACE}.Cancel", {}, "PermissionDenied"),
+        (f"{varlink.SERVICE}.GetInterfaceDescription", {"interface": 3}, "InvalidParameter"),
+        (f"{varlink.SERVICE}.GetInterfaceDescription", {"interface": "a.b"}, "InterfaceNotFound"),
+    ],
+)
+def test_errors_have_a_name(path: Path, method: str, parameters: Any, name: str) -> None:
+    """What is wrong has the name that the standard gives it, and the connection goes on."""
+    with connected(path) as sock:
+        with pytest.raises(VarlinkError) as caught:
+            call(sock, method, parameters)
+        assert name == caught.value.name
+        assert "x" == call(sock, DESCRIBE, {})["service"]
+
+
+@pytest.mark.parametrize("data", [b"{\0", b"[]\0", b'{"method": 1}\0', b"\xff\0", b"\0"])
+def test_what_is_no_call_ends_the_connection(path: Path, data: bytes) -> None:
+    """Others are answered as ever."""
+    with connected(path) as sock:
+        sock.sendall(data)
+        assert is_dropped(sock)
+    assert "x" == describe(path)["service"]
+
+
+def test_a_message_without_end(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is taken up to a limit only."""
+    monkeypatch.setattr(varlink, "LIMIT", 1000)
+    with connected(path) as sock:
+        with contextlib.suppress(OSError):
+            sock.sendall(b"x" * 5000)
+        assert is_dropped(sock)
+
+
+def test_more_calls_than_answers(
+    path: Path, instance: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that asks on while its call is not answered is cut off at a limit, too."""
+    monkeypatch.setattr(varlink, "LIMIT", 1000)
+    with connected(path) as sock:
+        sock.sendall(varlink.encode(Call(f"{INTERFACE}.Reload")))
+        assert instance.reloading.wait(SETTLE)
+        with contextlib.suppress(OSError):
+            for _ in range(100):
+                sock.sendall(varlink.encode(Call(DESCRIBE)))
+        assert is_dropped(sock)
+        instance.reloaded.set()
+    assert "x" == describe(path)["service"]
+    assert eventually(lambda: "upgrader-call" not in {t.name for t in threading.enumerate()})
+
+
+def test_answers_that_nobody_reads(
+    path: Path, instance: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are not kept without a limit."""
+    monkeypatch.setattr(control, "MAX_UNREAD", 100_000)
+    instance.big = "x" * 300_000
+    with connected(path) as sock:
+        with contextlib.suppress(OSError):
+            for _ in range(20):
+                sock.sendall(varlink.encode(Call(DESCRIBE)))
+        assert is_dropped(sock)
+
+
+def test_an_answer_larger_than_a_socket_buffer(path: Path, instance: Instance) -> None:
+    """It arrives whole, and nobody waits for the one who reads it slowly."""
+    instance.big = "x" * 900_000
+    with connected(path) as slow:
+        slow.sendall(varlink.encode(Call(DESCRIBE)))
+        assert instance.big == describe(path)["version"]
+        buffer = bytearray()
+        while (message := varlink.take(buffer)) is None:
+            buffer += slow.recv(4096)
+        assert instance.big == json.loads(message)["parameters"]["version"]
+
+
+def test_a_slow_call_holds_up_nobody(path: Path, instance: Instance) -> None:
+    """While the service is busy with a reload, others are answered; then the reload is."""
+    with connected(path) as sock:
+        sock.sendall(varlink.encode(Call(f"{INTERFACE}.Reload")))
+        assert instance.reloading.wait(SETTLE)
+        assert "x" == describe(path)["service"]
+        instance.reloaded.set()
+        assert b"{}\0" == sock.recv(100)
+
+
+def test_one_connection_too_many(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that has been silent for longest goes, so that nobody can keep others out."""
+    monkeypatch.setattr(control, "MAX_CLIENTS", 3)
+    with contextlib.ExitStack() as clients:
+        first, *_ = [clients.enter_context(connected(path)) for _ in range(3)]
+        assert "x" == call(first, DESCRIBE, {})["service"]
+        second = clients.enter_context(connected(path))
+        assert "x" == call(second, DESCRIBE, {})["service"]
+        assert "x" == call(first, DESCRIBE, {})["service"]
+
+
+def test_a_silent_connection(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is closed after a while; one that waits for the phases of a migration is not."""
+    monkeypatch.setattr(control, "IDLE", 0.05)
+    with connected(path) as watching, connected(path) as silent:
+        phases = watch(watching, f"{INTERFACE}.QueryMigration")
+        assert next(phases)
+        assert is_dropped(silent)
+        watching.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            watching.recv(1)
+
+
+def test_every_phase_is_told_once(path: Path, instance: Instance) -> None:
+    """To all who asked with `more`; the last reply says that it is the last, and then the
+    connection takes calls again."""
+    with connected(path) as one, connected(path) as two:
+        told = [watch(sock, f"{INTERFACE}.QueryMigration") for sock in (one, two)]
+        assert ["none", "none"] == [next(each)["migration"]["phase"] for each in told]
+        instance.progress.begin("live", 3)
+        for phase in (Phase.FROZEN, Phase.DONE):
+            for each in told:
+                next(each)
+            instance.progress.enter(phase)
+        assert [["done"], ["done"]] == [[m["migration"]["phase"] for m in each] for each in told]
+        assert "x" == call(one, DESCRIBE, {})["service"]
+        assert "done" == call(two, f"{INTERFACE}.QueryMigration", {})["migration"]["phase"]
+
+
+def test_the_last_news_come_before_the_end(tmp_path: Path, instance: Instance) -> None:
+    """Who waits for the end of a migration is told, although the process ends with it."""
+    path = tmp_path / "a.sock"
+    answering = Control(path, instance, "1.0")
+    instance.progress.on_change(lambda migration: answering.announce())
+    instance.progress.begin("live", 1)
+    with connected(path) as sock:
+        told = watch(sock, f"{INTERFACE}.QueryMigration")
+        assert "setup" == next(told)["migration"]["phase"]
+        instance.progress.enter(Phase.DONE)
+        answering.close()
+
+        assert ["done"] == [each["migration"]["phase"] for each in told]
+
+
+def test_a_connection_becomes_a_channel(path: Path, instance: Instance) -> None:
+    """Nothing that follows the call is read with it."""
+    with connected(path) as sock:
+        sock.sendall(varlink.encode(Call(f"{INTERFACE}.Migrate", upgrade=True)))
+        assert b'{"parameters":{"generation":7}}\0' == sock.recv(1000)
+        assert eventually(lambda: bool(instance.channels))
+        sock.sendall(b"the stream")
+        assert b"the stream" == instance.channels[0].recv(100)
+
+
+def test_fds_are_not_taken(path: Path, instance: Instance) -> None:
+    """FDs that come with a call are closed, not kept."""
+    read, write = os.pipe()
+    with connected(path) as sock:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [write]))]
+        sock.sendmsg([varlink.encode(Call(DESCRIBE))], rights)
+        assert b"x" in sock.recv(1000)
+        os.close(write)
+        assert b"" == os.read(read, 1)
+    os.close(read)
+
+
+def test_a_second_path(tmp_path: Path, path: Path, instance: Instance) -> None:
+    """An instance that is replaced answers beside the new one, whose path stays when it ends."""
+    old = Control(path, instance, "1.0")
+    beside = tmp_path / "draining-1.sock"
+    new = Control(path, instance, "1.0")
+    old.also_at(beside)
+    assert "x" == describe(beside)["service"] == describe(path)["service"]
+
+    old.close()
+
+    assert not beside.exists()
+    assert "x" == describe(path)["service"]
+    new.close()
+
+
+def test_sockets_of_the_dead_are_removed(tmp_path: Path, path: Path) -> None:
+    """Only those on which nobody listens."""
+    dead = tmp_path / "draining-1.sock"
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(dead))
+
+    remove_dead(tmp_path, "*.sock")
+
+    assert (False, True) == (dead.exists(), path.exists())
+
+
+@pytest.mark.parametrize("struct", [Backend, Connection, Migration, Description])
+def test_the_interface_has_the_fields_of_the_values(struct: type[msgspec.Struct]) -> None:
+    """What is described is what is sent, in the types of Varlink."""
+    kinds = {str: "string", int: "int", float: "float", bool: "bool"}
+    match = re.search(
+        r"method Describe\(\) -> \(\n(.*?)\n\)"
+        if struct is Description
+        else rf"type {struct.__name__} \(\n(.*?)\n\)",
+        varlink.DESCRIPTION,
+        re.DOTALL,
+    )
+    assert match is not None
+    described = dict(line.strip().rstrip(",").split(": ") for line in match[1].splitlines())
+
+    assert list(struct.__struct_fields__) == list(described)
+    for field in msgspec.structs.fields(struct):
+        if field.type in kinds:
+            assert kinds[field.type] == described[field.name]
