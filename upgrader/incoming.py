@@ -260,7 +260,9 @@ class Loader:
                 bound[entry.backend] = entry, sock
             elif not self._parameters.transfers(entry.backend):
                 # The source had it on: no more could be drained there.
-                withheld.append(image.LeftBehind(entry.backend, str(entry), "backend-transfer=no"))
+                withheld.append(
+                    image.LeftBehind(entry.backend, "connection", "backend-transfer=no")
+                )
                 sock.close()
             else:
                 self._adopt(manifest, entry, entry.connection, sock)

@@ -108,6 +108,8 @@ class Verb(StrEnum):
     DISCARD = "discard"
     LIST = "list"
     STATUS = "status"
+    SET = "set"
+    CANCEL = "cancel"
 
 
 _FAILED = {
@@ -115,6 +117,8 @@ _FAILED = {
     Verb.DISCARD: "nothing discarded",
     Verb.LIST: "nothing shown",
     Verb.STATUS: "nothing shown",
+    Verb.SET: "nothing set",
+    Verb.CANCEL: "nothing cancelled",
 }
 
 

@@ -131,7 +131,7 @@ def foreign(any_machine: PrivateSystemd) -> Iterator[str]:
     any_machine.run(["systemctl", "stop", "foreign"])
 
 
-VERBS = [["status"]]
+VERBS = [["status"], ["set", "drain-timeout=5s"], ["cancel"]]
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb[0])
@@ -162,3 +162,27 @@ def test_status_without_permission(service: Service) -> None:
     assert (0, 0) == (done.returncode, asked.returncode), asked.stderr
     assert "may only be asked by root" in asked.stdout
     assert "generation 1, cold start" in asked.stdout
+
+
+@pytest.mark.parametrize("verb", VERBS[1:], ids=lambda verb: verb[0])
+def test_steering_without_permission(service: Service, verb: list[str]) -> None:
+    """It is 4, says so, and changes nothing."""
+    command, *rest = verb
+    before = status(service)["instance"]["parameters"]
+    asked = [*NOBODY, "upgrader", command, service.unit, *rest]
+    done = service.machine.run(asked, check=False)
+
+    assert (4, "") == (done.returncode, done.stdout)
+    assert "may only be asked by root" in done.stderr
+    assert before == status(service)["instance"]["parameters"]
+
+
+def test_set_refuses_what_makes_no_sense(service: Service) -> None:
+    """It is 2, names the parameter and what there is, and sets none of them."""
+    before = status(service)["instance"]["parameters"]
+    for wrong in ("drian-timeout=5s", "drain-timeout=soon", "backend-transfer.dor=no"):
+        done = upgrader(service.machine, "set", service.unit, "insurance=9s", wrong)
+        assert 2 == done.returncode
+        assert wrong.partition("=")[0] in done.stderr
+    assert 2 == upgrader(service.machine, "set", service.unit, "drain-timeout").returncode
+    assert before == status(service)["instance"]["parameters"]

@@ -66,6 +66,7 @@ OPERATOR = [
     "systemd.units",
     "instances",
     "overview",
+    "steer",
     "obstacles",
     "restarting",
     "reloading",

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Parameters under a real systemd: from the unit, set at run time, inherited; what they change."""
+
+import subprocess
+
+import pytest
+
+from tests.support import eventually
+from tests.system.conftest import Install
+from tests.system.serving import Service
+from tests.system.test_live import live, reload, socket_there
+from tests.system.test_verbs import status, upgrader
+from upgrader.private_systemd import PrivateSystemd
+from upgrader.systemd.status import Origin
+
+
+def upgraded(service: Service, how: str) -> None:
+    """Into another instance, live or by a restart."""
+    service.environment(ROUND="2")
+    if how == "live":
+        assert reload(service), service.messages()
+    else:
+        service.restart()
+    assert socket_there(service)
+
+
+@pytest.mark.parametrize("how", ["live", "restart"])
+@pytest.mark.parametrize("where", ["source", "destination"])
+def test_connections_that_may_not_move(
+    trixie_machine: PrivateSystemd, install: Install, how: str, where: str
+) -> None:
+    """With backend-transfer=no for a door on either side, its connections are drained at the source
+    (or closed, where that has gone), the listener and the state are there, and it is counted."""
+    service = install(trixie_machine, "staying", "holder", *live(trixie_machine, "staying"))
+    assert socket_there(service)
+    with service.clients(2) as (idle, busy):
+        assert [1, 2] == [each.add()[1] for each in (idle, busy)]
+        if where == "source":
+            done = upgrader(trixie_machine, "set", service.unit, "backend-transfer.door=no")
+            assert done.returncode == 0, done.stderr
+        busy.send("busy 1\n")
+        assert eventually(lambda: status(service)["instance"]["backends"][0]["busy"] == 1)
+        if where == "destination":
+            service.environment(UPGRADER_BACKEND_TRANSFER="door=no", ROUND="2")
+            assert reload(service) if how == "live" else service.restart()
+        else:
+            upgraded(service, how)
+
+        if (how, where) != ("restart", "destination"):
+            assert ["done", "goodbye", ""] == [busy.line() for _ in range(3)]
+            assert ["goodbye", ""] == [idle.line() for _ in range(2)]
+        else:
+            assert "" == idle.line()
+        assert socket_there(service)
+        with service.connect() as client:
+            assert (1, 3, 2) == client.add()
+        # Parked by a source that has drained them, none is left.
+        left = 0 if (how, where) == ("restart", "source") else 2
+        assert (Origin(how), left) == (service.status.origin, service.status.left_behind)
+
+
+def test_what_was_set_is_inherited(any_machine: PrivateSystemd, install: Install) -> None:
+    """By the next instance, live and by a restart, until the service is stopped; an empty value
+    goes back to what the unit says."""
+    service = install(any_machine, "setting", "holder", *live(any_machine, "setting"))
+    assert socket_there(service)
+
+    def held() -> str:
+        assert eventually(lambda: status(service)["instance"] is not None)
+        found = status(service)["instance"]["parameters"]["drain-timeout"]
+        assert isinstance(found, str)
+        return found
+
+    assert "5s" == held()
+    done = upgrader(any_machine, "set", service.unit, "drain-timeout=7s", "downtime-limit=1s")
+    assert (0, True) == (done.returncode, "drain-timeout=7s" in done.stdout), done.stderr
+    for how in ("live", "restart"):
+        upgraded(service, how)
+        assert "7s" == held()
+        assert "1s" == status(service)["instance"]["parameters"]["downtime-limit"]
+    done = upgrader(any_machine, "set", service.unit, "drain-timeout=")
+    assert (0, "5s") == (done.returncode, held())
+    service.stop()
+    service.start()
+    assert socket_there(service)
+    assert "300ms" == status(service)["instance"]["parameters"]["downtime-limit"]
+
+
+def test_cancel_leaves_the_old_one_serving(any_machine: PrivateSystemd, install: Install) -> None:
+    """Before the commit, whether the new one still prepares or already loads; nothing is lost, the
+    caller is told, and the next upgrade goes in. Without one there is nothing to cancel."""
+    more = [*live(any_machine, "called"), "Environment=UPGRADER_DOWNTIME_LIMIT=30s"]
+    service = install(any_machine, "called", "holder", *more)
+    assert socket_there(service)
+    nothing = upgrader(any_machine, "cancel", service.unit)
+    assert (1, True) == (nothing.returncode, "no upgrade is under way" in nothing.stderr)
+    with service.connect() as client:
+        client.add()
+        for mode, phase in (("hang", "setup"), ("lingering", "loading")):
+            service.environment(MODE=mode)
+            command = ["systemctl", "reload", service.unit]
+            with any_machine.popen(command, stderr=subprocess.DEVNULL) as reloading:
+
+                def there(phase: str = phase) -> bool:
+                    # Describe is answered while everything else is frozen.
+                    return bool(status(service)["instance"]["migration"]["phase"] == phase)
+
+                assert eventually(there)
+                done = upgrader(any_machine, "cancel", service.unit)
+                assert (0, True) == (done.returncode, "cancelled" in done.stdout), done.stderr
+                assert 0 != reloading.wait(30)
+            assert client.add()[2] == 1
+            assert eventually(lambda: status(service)["instance"]["phase"] == "serving")
+            last = status(service)["instance"]["migration"]
+            assert ("cancelled", "cancelled") == (last["phase"], last["reason"])
+        service.environment(ROUND="2")
+        assert reload(service), service.messages()
+        assert client.add()[2] == 2

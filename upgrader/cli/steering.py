@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Commands that steer what runs: `set`, `cancel`."""
+
+import click
+
+from upgrader.cli.group import cli
+from upgrader.cli.options import json_option, unit_argument, user_option
+from upgrader.cli.output import finish
+from upgrader.parameters import SETTABLE
+
+
+class _Set(click.Command):
+    """Lists the parameters below the options."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Parameters"):
+            formatter.write_dl([(name, each.text) for name, each in SETTABLE.items()])
+
+
+@cli.command("set", cls=_Set, short_help="Set parameters of a running unit.")
+@unit_argument
+@click.argument("assignments", metavar="NAME=VALUE...", nargs=-1, required=True)
+@json_option
+@user_option
+def set_(unit: str, assignments: tuple[str, ...], as_json: bool, user: bool) -> None:
+    """Set parameters of UNIT until it is stopped; the instances after an upgrade inherit them.
+
+    All are set, or none. NAME= with no value goes back to what the unit says. To set one for good,
+    put it into the environment of the unit (systemctl edit UNIT), where drain-timeout is written
+    Environment=UPGRADER_DRAIN_TIMEOUT=30s. Time spans are written as in systemd: 5s, 1min 30s.
+
+    \b
+    Example:
+      upgrader set web.service drain-timeout=1min
+      upgrader set web backend-transfer.admin=no downtime-limit=
+    """
+    from upgrader.steer import set_parameters
+
+    values = {}
+    for each in assignments:
+        name, equals, value = each.partition("=")
+        if not equals or not name:
+            raise click.UsageError(f"{each!r} is not NAME=VALUE")
+        values[name] = value
+    finish(set_parameters(unit, values, user=user), as_json)
+
+
+@cli.command(short_help="Call off the upgrade under way.")
+@unit_argument
+@json_option
+@user_option
+def cancel(unit: str, as_json: bool, user: bool) -> None:
+    """Call off the upgrade of UNIT that is under way: the old instance serves on.
+
+    Works in live mode, until the new instance has taken over. Nothing is lost: what was frozen goes
+    on as if nothing had happened. Whoever waits for the upgrade is told that it has failed.
+
+    \b
+    Example:
+      upgrader cancel web.service
+    """
+    from upgrader.steer import cancel as run
+
+    finish(run(unit, user=user), as_json)

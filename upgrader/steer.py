@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Steers the instance that serves over its socket: sets parameters, calls off an upgrade.
+
+It starts and stops nothing; that is `upgrade`.
+"""
+
+from collections.abc import Callable, Mapping
+
+from upgrader import instances
+from upgrader.instances import InstanceError
+from upgrader.outcome import Outcome, Result, Verb
+from upgrader.systemd.status import Status
+from upgrader.systemd.unit import Unit, UnitError, unit_name
+from upgrader.systemd.units import Systemd
+
+
+def set_parameters(unit: str, values: Mapping[str, str], *, user: bool = False) -> Outcome:
+    """Set parameters until the service is stopped; raises nothing that is expected."""
+
+    def work(found: Unit) -> str:
+        held = instances.set_parameters(found, values, user=user)
+        names = sorted({name.partition(".")[0] for name in values})
+        return "now " + " ".join(f"{name}={held.get(name, '?')}" for name in names)
+
+    return _steer(Verb.SET, unit, work, user)
+
+
+def cancel(unit: str, *, user: bool = False) -> Outcome:
+    """Call off the upgrade under way; raises nothing that is expected."""
+
+    def work(found: Unit) -> str:
+        source = instances.cancel(found, user=user).source
+        return f"the upgrade is cancelled, and generation {source} serves on"
+
+    return _steer(Verb.CANCEL, unit, work, user)
+
+
+def _steer(verb: Verb, name: str, work: Callable[[Unit], str], user: bool) -> Outcome:
+    try:
+        with Systemd(user=user) as systemd:
+            unit = systemd.unit(unit_name(name))
+            version = systemd.version
+    except UnitError as error:
+        return Outcome.of_error(verb, name, error)
+    status = Status.parse(unit.status_text)
+    result, cause, remedy = Result.OLD_SERVES, "", ""
+    if not unit.serves:
+        result, cause = Result.NOT_SERVING, f"it is not running ({unit.active_state})"
+        remedy = f"start it: systemctl start {unit.id}"
+    elif status is None:
+        cause = "it does not use upgrader"
+    else:
+        try:
+            return Outcome(
+                verb, unit.id, Result.DONE, done=work(unit), before=status, after=status,
+                systemd=version,
+            )  # fmt: skip
+        except InstanceError as error:
+            result = _RESULTS.get(error.name, Result.OLD_SERVES)
+            cause, remedy = error.message, error.remedy
+    return Outcome(verb, unit.id, result, cause=cause, remedy=remedy, systemd=version)
+
+
+_RESULTS = {
+    "InvalidParameter": Result.USAGE,
+    "PermissionDenied": Result.NO_PERMISSION,
+}
