@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Starts a unit without the image that is parked for it; the image is set aside, not destroyed.
+"""Starts a unit without an image: of one that does not run, or of one that runs, which is a cold
+restart. The image is set aside, not destroyed.
 
 The generation to leave out is given to the new instance in the environment, by a drop-in below
 /run that exists only as long as this takes.
@@ -8,17 +9,17 @@ The generation to leave out is given to the new instance in the environment, by 
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from upgrader.obstacles import parked_image, what_to_do
+from upgrader.obstacles import not_ours, not_running, parked_image, what_to_do
 from upgrader.outcome import Outcome, Progress, Result, Verb
 from upgrader.restarting import follow
 from upgrader.systemd import cause
 from upgrader.systemd.status import Status
 from upgrader.systemd.unit import JobConflict, Unit, UnitError, unit_name
 from upgrader.systemd.units import Systemd
-from upgrader.upgrade import refuse_if_busy
+from upgrader.upgrade import lift_or_place, refuse_if_busy
 
 #: Read by an instance when it starts: a generation, or "all" where PID 1 cannot name it.
 VARIABLE = "UPGRADER_DISCARD"
@@ -27,20 +28,59 @@ DROP_IN = "/run/systemd/system/{unit}.d/90-upgrader-discard.conf"
 
 
 def discard(
-    unit: str, *, timeout: float | None = None, progress: Progress = lambda text: None
+    unit: str,
+    *,
+    timeout: float | None = None,
+    user: bool = False,
+    progress: Progress = lambda text: None,
 ) -> Outcome:
     """Start one unit that does not run without its parked image; raises nothing that is expected.
 
     A unit that serves has loaded its image: nothing is done then. `timeout` as for an upgrade.
     """
+    return _carry_out(Verb.DISCARD, _discard, unit, timeout, user, progress)
+
+
+def restart_cold(
+    unit: str,
+    *,
+    timeout: float | None = None,
+    user: bool = False,
+    progress: Progress = lambda text: None,
+) -> Outcome:
+    """Restart one unit as if for the first time: listeners stay, connections and state do not.
+
+    Raises nothing that is expected. `timeout` as for an upgrade. A hold is lifted if it is done.
+    """
+    return lift_or_place(
+        _carry_out(Verb.RESTART, _restart_cold, unit, timeout, user, progress), user=user
+    )
+
+
+def _carry_out(
+    verb: Verb,
+    work: Callable[[Systemd, str, float | None, Progress], Outcome],
+    unit: str,
+    timeout: float | None,
+    user: bool,
+    progress: Progress,
+) -> Outcome:
     begin = time.monotonic()
     try:
         unit = unit_name(unit)
-        with Systemd() as systemd:
-            outcome = _discard(systemd, unit, timeout, progress)
+        with Systemd(user=user) as systemd:
+            outcome = work(systemd, unit, timeout, progress)
             outcome = replace(outcome, systemd=systemd.version)
     except UnitError as error:
-        outcome = Outcome.of_error(Verb.DISCARD, unit, error)
+        outcome = Outcome.of_error(verb, unit, error)
+    except OSError as error:
+        outcome = Outcome(
+            verb,
+            unit,
+            Result.NO_PERMISSION,
+            cause=f"cannot write the drop-in {error.filename}: {error.strerror}",
+            remedy="run the command as root, with sudo for instance",
+        )
     return replace(outcome, seconds=round(time.monotonic() - begin, 6))
 
 
@@ -63,24 +103,35 @@ def _discard(systemd: Systemd, name: str, timeout: float | None, progress: Progr
             cause="no image is parked for it, so there is nothing to discard",
             remedy=f"start it: systemctl start {unit.id}",
         )
-    since = time.monotonic_ns() // 1000
-    try:
-        with _drop_in(systemd, unit, str(parked or "all")):
-            return _start(systemd, unit, parked, timeout, progress, since)
-    except OSError as error:
-        return Outcome(
-            Verb.DISCARD,
-            unit.id,
-            Result.NO_PERMISSION,
-            cause=f"cannot write the drop-in {error.filename}: {error.strerror}",
-            remedy="run the command as root, with sudo for instance",
-        )
+    image = f"image of generation {parked}" if parked else "image"
+    with _drop_in(systemd, unit, str(parked or "all")):
+        return _start(systemd, unit, Verb.DISCARD, image, timeout, progress)
+
+
+def _restart_cold(
+    systemd: Systemd, name: str, timeout: float | None, progress: Progress
+) -> Outcome:
+    unit = systemd.unit(name)
+    refuse_if_busy(systemd, unit)
+    obstacle = not_running(systemd, unit) or not_ours(unit)
+    if obstacle is not None:
+        result = Result.OLD_SERVES if unit.serves else Result.NOT_SERVING
+        return Outcome(Verb.RESTART, unit.id, result, cause=obstacle.cause, remedy=obstacle.remedy)
+    before = Status.parse(unit.status_text)
+    with _drop_in(systemd, unit, "all"):
+        outcome = _start(systemd, unit, Verb.RESTART, "image", timeout, progress)
+    return replace(outcome, before=before)
 
 
 def _start(
-    systemd: Systemd, unit: Unit, parked: int, timeout: float | None, progress: Progress, since: int
+    systemd: Systemd,
+    unit: Unit,
+    verb: Verb,
+    image: str,
+    timeout: float | None,
+    progress: Progress,
 ) -> Outcome:
-    image = f"image of generation {parked}" if parked else "image"
+    since = time.monotonic_ns() // 1000
     systemd.reset_failed(unit.id)
     # Not start: that would wait for the next automatic restart.
     job = systemd.restart(unit)
@@ -92,16 +143,16 @@ def _start(
     except UnitError as error:
         now = systemd.unit(unit.id)
         if not now.serves:
-            return Outcome.of_error(Verb.DISCARD, unit.id, error, Result.NOT_SERVING)
+            return Outcome.of_error(verb, unit.id, error, Result.NOT_SERVING)
     after = Status.parse(now.status_text) if now.serves else None
     if not now.serves:
-        why = cause.cause(cause.read(unit.id, since), now).text
+        why = cause.cause(cause.read(unit, since, user=systemd.user), now).text
         return Outcome(
-            Verb.DISCARD, unit.id, Result.NOT_SERVING, cause=why, remedy=what_to_do(systemd, now)
+            verb, unit.id, Result.NOT_SERVING, cause=why, remedy=what_to_do(systemd, now)
         )
     if after is not None and after.source_generation is not None:
         return Outcome(
-            Verb.DISCARD,
+            verb,
             unit.id,
             Result.OLD_SERVES,
             cause=f"it loaded the image all the same: {after}",
@@ -110,7 +161,7 @@ def _start(
         )
     says = f": {after}" if after else ""
     return Outcome(
-        Verb.DISCARD, unit.id, Result.DONE, done=f"started without the {image}{says}", after=after
+        verb, unit.id, Result.DONE, done=f"started without the {image}{says}", after=after
     )
 
 
@@ -118,6 +169,9 @@ def _start(
 def _drop_in(systemd: Systemd, unit: Unit, generation: str) -> Iterator[None]:
     """The drop-in that names what to leave out; gone again afterwards, whatever happens."""
     path = DROP_IN.format(unit=unit.id)
+    if systemd.user:
+        runtime = os.environ.get("XDG_RUNTIME_DIR", "/run/user/nobody")
+        path = path.replace("/run/systemd/system", f"{runtime}/systemd/user")
     directory = os.path.dirname(path)
     try:
         os.makedirs(directory, mode=0o755, exist_ok=True)

@@ -105,7 +105,9 @@ class Verb(StrEnum):
     """What was asked for."""
 
     UPGRADE = "upgrade"
+    RESTART = "restart"
     DISCARD = "discard"
+    UNHOLD = "unhold"
     LIST = "list"
     STATUS = "status"
     SET = "set"
@@ -113,8 +115,10 @@ class Verb(StrEnum):
 
 
 _FAILED = {
+    Verb.RESTART: "not restarted",
     Verb.UPGRADE: "not upgraded",
     Verb.DISCARD: "nothing discarded",
+    Verb.UNHOLD: "the hold stays",
     Verb.LIST: "nothing shown",
     Verb.STATUS: "nothing shown",
     Verb.SET: "nothing set",

@@ -4,6 +4,8 @@
 The reload is takeover's; its exit code is not believed, but what PID 1 says of the unit after it.
 """
 
+import contextlib
+import threading
 import time
 from dataclasses import replace
 
@@ -30,7 +32,7 @@ def limits(systemd: Systemd, unit: Unit) -> tuple[Limit, ...]:
     if found:
         return found
     try:
-        said = instances.describe(unit)
+        said = instances.describe(unit, user=systemd.user)
     except InstanceError as error:
         return (Limit(error.message, error.remedy),)
     running = Running.from_description(msgspec.to_builtins(said))
@@ -43,13 +45,27 @@ def reload(
     """Upgrade one unit live and wait for the outcome; raises UnitError only if nothing was done."""
     # A reload with nothing changed is the author's own; this one is asked for.
     try:
-        instances.expect(unit)
+        instances.expect(unit, user=systemd.user)
     except InstanceError as error:
         raise UnitError(unit.id, error.message, remedy=error.remedy) from error
+    threading.Thread(
+        target=_tell_phases, args=(systemd, unit, progress), name="phases", daemon=True
+    ).start()
     since = time.monotonic_ns() // 1000
     job = systemd.reload(unit)
     progress(f"{unit.id}: systemd reloads it (job {job})")
     return await_reload(systemd, unit, before, job, since, timeout, progress)
+
+
+def _tell_phases(systemd: Systemd, unit: Unit, progress: Progress) -> None:
+    """Say how it goes, as the running instance tells it; what it says decides nothing."""
+    began: float | None = None
+    # The instance that is replaced ends in the middle of its answer.
+    with contextlib.suppress(InstanceError):
+        for migration in instances.phases(unit, user=systemd.user):
+            began = migration.began if began is None else began
+            if migration.began != began and not migration.phase.ended:
+                progress(f"{unit.id}: {migration.phase} ({duration(migration.seconds)})")
 
 
 def await_reload(
@@ -104,7 +120,7 @@ def _judge(
             pause_seconds=after.pause,
             warnings=left_behind(after),
         )
-    entries = cause.read(unit.id, since)
+    entries = cause.read(unit, since, user=systemd.user)
     if not now.serves:
         why = cause.cause(entries, now).text
         remedy = what_to_do(systemd, now)

@@ -80,7 +80,6 @@ def follow(
 _PHASES = {
     "deactivating": "the old instance stops",
     "activating": "the new instance starts",
-    "reloading": "old and new instance run side by side",
     "active": "ready",
 }
 
@@ -99,7 +98,7 @@ def _judge(
             pause_seconds=pause,
             warnings=left_behind(after),
         )
-    entries = cause.read(unit.id, since)
+    entries = cause.read(unit, since, user=systemd.user)
     if now.serves:
         obstacle = _without_image(unit, now, before, after, entries)
         if (parked := parked_image(systemd.fd_store(now), unit.stored_fds)) is not None:

@@ -5,6 +5,7 @@
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 from upgrader import hold
@@ -14,8 +15,10 @@ from upgrader.outcome import Mode, Outcome, Progress, Result, Verb
 from upgrader.reloading import await_reload, limits, reload
 from upgrader.restarting import await_restart, restart
 from upgrader.systemd.status import Status
-from upgrader.systemd.unit import Job, JobConflict, Unit, UnitError, unit_name
+from upgrader.systemd.unit import Job, JobConflict, NoSuchUnit, Unit, UnitError, unit_name
 from upgrader.systemd.units import Systemd
+
+_PATTERN = frozenset("*?[")
 
 
 def upgrade(
@@ -23,15 +26,19 @@ def upgrade(
     mode: Mode | None = None,
     *,
     wait: bool = False,
+    dry_run: bool = False,
     timeout: float | None = None,
+    user: bool = False,
     progress: Progress = lambda text: None,
 ) -> Outcome:
     """Upgrade one unit and wait for the outcome; nothing that can go wrong is raised.
 
     Without a `mode` it is live, or restart where something forbids live, which the outcome then
-    says among its warnings. An upgrade that is under way is refused, or followed with `wait`.
+    says among its warnings. An upgrade that is under way is refused, or followed with `wait`. With
+    `dry_run` nothing is done but to find out what would be.
     `timeout` in seconds bounds the wait for the new instance; without it, systemd's own
-    TimeoutStopSec= and TimeoutStartSec= do. When it is over, systemd's job goes on.
+    TimeoutStopSec= and TimeoutStartSec= do. When it is over, systemd's job goes on. `user`: a unit
+    of this user's own service manager.
 
     An upgrade that failed leaves a hold on the unit, and one that is done lifts it.
     """
@@ -39,12 +46,32 @@ def upgrade(
     try:
         unit = unit_name(unit)
         mode = None if mode is None else Mode(mode)
-        with Systemd() as systemd:
-            outcome = _upgrade(systemd, unit, mode, wait, timeout, progress)
+        with Systemd(user=user) as systemd:
+            outcome = _upgrade(systemd, unit, mode, wait, dry_run, timeout, progress)
             outcome = replace(outcome, systemd=systemd.version)
     except UnitError as error:
         outcome = Outcome.of_error(Verb.UPGRADE, unit, error)
-    return replace(_held(outcome), seconds=round(time.monotonic() - begin, 6))
+    outcome = outcome if dry_run else lift_or_place(outcome, user=user)
+    return replace(outcome, seconds=round(time.monotonic() - begin, 6))
+
+
+def expand(names: Sequence[str], *, user: bool = False) -> tuple[str, ...]:
+    """The units that are named, patterns such as `web@*` replaced by those that serve, in order.
+
+    Raises NoSuchUnit for a pattern that none matches, and UnitError where PID 1 cannot be asked.
+    """
+    found: dict[str, None] = {}
+    for name in names:
+        if not _PATTERN.intersection(name):
+            found[name] = None
+            continue
+        pattern = name if name.endswith(".service") else f"{name}.service"
+        with Systemd(user=user) as systemd:
+            matching = systemd.running(pattern)
+        if not matching:
+            raise NoSuchUnit(name)
+        found.update(dict.fromkeys(matching))
+    return tuple(found)
 
 
 def _upgrade(
@@ -52,19 +79,20 @@ def _upgrade(
     name: str,
     mode: Mode | None,
     wait: bool,
+    dry_run: bool,
     timeout: float | None,
     progress: Progress,
 ) -> Outcome:
     unit = systemd.unit(name)
     if unit.job_id and (job := systemd.job(unit)):
-        if not wait:
+        if dry_run or not wait:
             raise JobConflict(unit.id, _holder(unit, job))
         if (followed := _follow(systemd, unit, job, timeout, progress)) is not None:
             return followed
         unit = systemd.unit(name)
     before = Status.parse(unit.status_text) if unit.serves else None
     obstacle = not_running(systemd, unit) or not_ours(unit)
-    if obstacle is None and unit.need_daemon_reload:
+    if obstacle is None and unit.need_daemon_reload and not dry_run:
         progress(f"{unit.id}: its unit file changed on disk: systemctl daemon-reload")
         systemd.daemon_reload(unit.id)
         unit = systemd.unit(name)
@@ -83,10 +111,31 @@ def _upgrade(
         warnings += kept_only_while(systemd, unit)
     for warning in warnings:
         progress(f"{unit.id}: warning: {warning}")
+    if dry_run:
+        reload_first = ", after a daemon-reload" if unit.need_daemon_reload else ""
+        done = f"would be upgraded in mode {chosen}{reload_first}; it runs {before}"
+        return Outcome(
+            Verb.UPGRADE, unit.id, Result.DONE, done=done, warnings=warnings, before=before
+        )
     progress(f"{unit.id}: runs {before}")
     modes = {Mode.LIVE: reload, Mode.RESTART: restart}
     outcome = modes[chosen](systemd, unit, before, timeout, progress)
     return replace(outcome, before=before, warnings=warnings + outcome.warnings)
+
+
+def unhold(unit: str, *, user: bool = False) -> Outcome:
+    """Lift the hold on one unit by hand; nothing that can go wrong is raised."""
+    try:
+        unit = unit_name(unit)
+        lifted = hold.lift(unit, user=user)
+    except UnitError as error:
+        return Outcome.of_error(Verb.UNHOLD, unit, error)
+    except HoldError as error:
+        return Outcome(
+            Verb.UNHOLD, unit, Result.NO_PERMISSION, cause=error.message, remedy=error.remedy
+        )
+    done = "the hold is lifted" if lifted else "there is no hold on it"
+    return Outcome(Verb.UNHOLD, unit, Result.DONE, done=done)
 
 
 def refuse_if_busy(systemd: Systemd, unit: Unit) -> None:
@@ -119,13 +168,13 @@ def _follow(
     return waits[job.kind](systemd, unit, None, job.id, since, timeout, progress)
 
 
-def _held(outcome: Outcome) -> Outcome:
-    """Put a hold on the unit, or lift it."""
+def lift_or_place(outcome: Outcome, *, user: bool = False) -> Outcome:
+    """The outcome, after putting a hold on the unit or lifting it."""
     try:
         if outcome.result is Result.DONE:
-            hold.lift(outcome.unit)
+            hold.lift(outcome.unit, user=user)
         elif outcome.bad_version:
-            hold.place(Hold.now(outcome.unit, outcome.cause))
+            hold.place(Hold.now(outcome.unit, outcome.cause), user=user)
     except HoldError as error:
         return replace(outcome, warnings=(*outcome.warnings, str(error)))
     return outcome

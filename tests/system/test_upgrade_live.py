@@ -143,3 +143,79 @@ def _read_until(stream: Any, words: str) -> None:
         if words in line:
             return
     raise AssertionError(f"{words!r} was not said: {seen}")
+
+
+def test_several_units_and_patterns(host_machine: PrivateSystemd, install: Install) -> None:
+    """One after the other, the first failure ends it; a pattern stands for those that serve."""
+    services = [installed(host_machine, install, f"many{number}") for number in (1, 2, 3)]
+    services[1].environment(MODE="exit")
+
+    done = host_machine.run(["upgrader", "upgrade", "many*", "--json"], check=False)
+    told = json.loads(done.stdout)
+    nobody = host_machine.run(["upgrader", "upgrade", "nobody@*"], check=False)
+
+    assert 1 == done.returncode
+    assert [("many1.service", "done"), ("many2.service", "failed-old-serves")] == [
+        (each["unit"], each["result"]) for each in told
+    ]
+    assert [2, 1, 1] == [service.status.generation for service in services]
+    assert 4 == nobody.returncode
+    assert "nobody@*: not upgraded: there is no such unit" in nobody.stderr
+
+
+def test_a_dry_run_does_nothing(host_machine: PrivateSystemd, install: Install) -> None:
+    """It says what would be done, and who serves is the same."""
+    service = installed(host_machine, install, "dry")
+    before = service.pid
+
+    said = upgrade(service, "--dry-run")
+
+    assert "would be upgraded in mode live" in said["line"]
+    assert (before, 1) == (service.pid, service.status.generation)
+
+
+def test_phases_are_told(host_machine: PrivateSystemd, install: Install) -> None:
+    """A person sees how far it has come, one line a phase."""
+    service = installed(host_machine, install, "told")
+
+    done = service.machine.run(["upgrader", "upgrade", service.unit])
+
+    phases = [line.split()[1] for line in done.stderr.splitlines() if "(" in line]
+    assert "committed" in phases, done.stderr
+
+
+def test_a_cold_restart_drops_state_and_lifts_the_hold(
+    any_machine: PrivateSystemd, install: Install
+) -> None:
+    """The listener stays, connections and counters do not, and the image is set aside."""
+    service = installed(any_machine, install, "chilly")
+    with service.connect() as client:
+        client.add()
+        service.environment(MODE="refusing")
+        assert "failed-old-serves" == upgrade(service)["result"]
+        service.environment(MODE="good")
+
+        done = service.machine.run(
+            ["upgrader", "restart", "--cold", service.unit, "--json"], check=False
+        )
+        said = json.loads(done.stdout)
+
+        assert (0, "done") == (done.returncode, said["result"]), said
+        assert "set aside" in said["line"]
+        assert "" == client.line()
+    with service.connect() as client:
+        assert (1, 1) == client.add()[:2]
+    assert not service.inside("/var/lib/upgrader/hold/chilly.service").exists()
+
+
+def test_a_hold_is_lifted_by_hand(host_machine: PrivateSystemd, install: Install) -> None:
+    """`upgrader unhold`, and once more is no error."""
+    service = installed(host_machine, install, "lifted")
+    service.environment(MODE="exit")
+    assert "failed-old-serves" == upgrade(service)["result"]
+
+    first = service.machine.run(["upgrader", "unhold", service.unit]).stdout
+    second = service.machine.run(["upgrader", "unhold", service.unit]).stdout
+
+    assert "the hold is lifted" in first
+    assert "there is no hold on it" in second

@@ -48,7 +48,7 @@ def outcome(monkeypatch: pytest.MonkeyPatch) -> list[Outcome]:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["upgrade"], "Missing argument 'UNIT'"),
+        (["upgrade"], "Missing argument 'UNIT...'"),
         (["upgrade", "web", "--mode", "warm"], "'warm' is not one of 'live', 'restart'"),
         (["upgrade", "web", "--timeout", "5x"], "'5x' is not a time span"),
         (["upgrade", "web", "--timeout", "0"], "no time to wait"),

@@ -17,14 +17,19 @@ def finish(outcome: Outcome, as_json: bool) -> NoReturn:
     """Print what became of it, and end with its exit code."""
     if as_json:
         show(outcome.json().decode())
-    elif outcome.result is Result.DONE:
-        show(outcome.line)
     else:
-        say(outcome.line)
-        if outcome.remedy:
-            for line in outcome.remedy.splitlines():
-                say(f"  {line}")
+        tell(outcome)
     raise click.exceptions.Exit(outcome.exit_code)
+
+
+def tell(outcome: Outcome) -> None:
+    """Print what became of it: a success to standard output, a failure with its remedy."""
+    if outcome.result is Result.DONE:
+        show(outcome.line)
+        return
+    say(outcome.line)
+    for line in outcome.remedy.splitlines():
+        say(f"  {line}")
 
 
 def give_up(verb: Verb, unit: str, error: UnitError, as_json: bool) -> NoReturn:

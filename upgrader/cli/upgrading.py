@@ -1,16 +1,25 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Commands that change what runs: `upgrade`, `discard`."""
+"""Commands that change what runs: `upgrade`, `restart`, `discard`, `unhold`."""
+
+from collections.abc import Sequence
 
 import click
 
 from upgrader.cli.group import cli
-from upgrader.cli.options import json_option, quiet_option, timeout_option, unit_argument
-from upgrader.cli.output import finish, progress_to
-from upgrader.outcome import Mode
+from upgrader.cli.options import (
+    json_option,
+    quiet_option,
+    timeout_option,
+    unit_argument,
+    user_option,
+)
+from upgrader.cli.output import finish, give_up, progress_to, say, show, tell
+from upgrader.outcome import Mode, Result, Verb
+from upgrader.systemd.unit import UnitError
 
 
-@cli.command(short_help="Upgrade a unit to the version now on disk.")
-@unit_argument
+@cli.command(short_help="Upgrade units to the version now on disk.")
+@click.argument("units", metavar="UNIT...", nargs=-1, required=True)
 @click.option(
     "--mode",
     type=click.Choice([mode.value for mode in Mode]),
@@ -23,13 +32,22 @@ from upgrader.outcome import Mode
 @click.option(
     "--wait", is_flag=True, help="Follow an upgrade that is under way, instead of being refused."
 )
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @timeout_option
 @json_option
 @quiet_option
+@user_option
 def upgrade(
-    unit: str, mode: str | None, wait: bool, timeout: float | None, as_json: bool, quiet: bool
+    units: Sequence[str],
+    mode: str | None,
+    wait: bool,
+    dry_run: bool,
+    timeout: float | None,
+    as_json: bool,
+    quiet: bool,
+    user: bool,
 ) -> None:
-    """Upgrade UNIT to the version now on disk, and say what became of it.
+    """Upgrade each UNIT to the version now on disk, and say what became of it.
 
     Install the new version first. Success means that the new instance is ready and has loaded all
     that the old one held; anything else is a failure, and the message names the cause, says
@@ -43,15 +61,96 @@ def upgrade(
     FileDescriptorStorePreserve=yes in the unit. Without them it is kept only while systemd goes on
     restarting the service by itself (Restart= in the unit).
 
+    Several units, and those that match a pattern such as 'web@*', are upgraded one after the other,
+    and the first failure ends it. With --json the objects are then in a list.
+
     \b
     Example:
       upgrader upgrade web.service
+      upgrader upgrade 'web@*' --dry-run
       upgrader upgrade web --mode restart --timeout 30s --json
     """
+    from upgrader.upgrade import expand
     from upgrader.upgrade import upgrade as run
 
-    chosen = Mode(mode) if mode else None
-    finish(run(unit, chosen, wait=wait, timeout=timeout, progress=progress_to(quiet)), as_json)
+    try:
+        names = expand(units, user=user)
+    except UnitError as error:
+        give_up(Verb.UPGRADE, units[0], error, as_json)
+    outcomes = []
+    for name in names:
+        outcome = run(
+            name,
+            Mode(mode) if mode else None,
+            wait=wait,
+            dry_run=dry_run,
+            timeout=timeout,
+            user=user,
+            progress=progress_to(quiet),
+        )
+        outcomes.append(outcome)
+        if not as_json:
+            tell(outcome)
+        if outcome.result is not Result.DONE:
+            break
+    if as_json and names == tuple(units) and len(units) == 1:
+        show(outcome.json().decode())
+    elif as_json:
+        show(f"[{','.join(each.json().decode() for each in outcomes)}]")
+    elif left := names[len(outcomes) :]:
+        say(f"not begun: {', '.join(left)}")
+    raise click.exceptions.Exit(outcome.exit_code)
+
+
+@cli.command(short_help="Restart a unit.")
+@unit_argument
+@click.option(
+    "--cold", is_flag=True, help="As if for the first time: connections and state are dropped."
+)
+@timeout_option
+@json_option
+@quiet_option
+@user_option
+def restart(
+    unit: str, cold: bool, timeout: float | None, as_json: bool, quiet: bool, user: bool
+) -> None:
+    """Restart UNIT, and say what became of it.
+
+    Without --cold, as `upgrade --mode restart` does: nothing is lost.
+
+    With --cold, for a bad night: listening sockets are kept, connections and state are not. The
+    image that the old instance leaves is set aside in the FD store of the unit.
+
+    \b
+    Example:
+      upgrader restart --cold web.service
+    """
+    from upgrader.discard import restart_cold
+    from upgrader.upgrade import upgrade as run
+
+    progress = progress_to(quiet)
+    if cold:
+        finish(restart_cold(unit, timeout=timeout, user=user, progress=progress), as_json)
+    finish(run(unit, Mode.RESTART, timeout=timeout, user=user, progress=progress), as_json)
+
+
+@cli.command(short_help="Lift the hold that a failed upgrade has left.")
+@unit_argument
+@json_option
+@user_option
+def unhold(unit: str, as_json: bool, user: bool) -> None:
+    """Lift the hold on UNIT, so that package hooks and needrestart upgrade it again.
+
+    A failed upgrade leaves it, and one that succeeds lifts it. By hand it is for an admin who knows
+    that the version on disk is good after all.
+
+    \b
+    Example:
+      upgrader unhold web.service
+    """
+    from upgrader.upgrade import unhold as lift
+
+    finish(lift(unit, user=user), as_json)
 
 
 @cli.command(short_help="Start a unit without its parked image.")
@@ -59,7 +158,8 @@ def upgrade(
 @timeout_option
 @json_option
 @quiet_option
-def discard(unit: str, timeout: float | None, as_json: bool, quiet: bool) -> None:
+@user_option
+def discard(unit: str, timeout: float | None, as_json: bool, quiet: bool, user: bool) -> None:
     """Start UNIT without the image that is parked for it.
 
     For a service that does not come up because no version at hand can load what the last instance
@@ -73,4 +173,4 @@ def discard(unit: str, timeout: float | None, as_json: bool, quiet: bool) -> Non
     """
     from upgrader.discard import discard as run
 
-    finish(run(unit, timeout=timeout, progress=progress_to(quiet)), as_json)
+    finish(run(unit, timeout=timeout, user=user, progress=progress_to(quiet)), as_json)

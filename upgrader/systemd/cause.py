@@ -7,13 +7,14 @@ needs a compiler, for a file format that journalctl reads on every machine that 
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from upgrader.systemd.unit import Unit
+from upgrader.systemd.unit import UNSET_ID, Unit
 
 #: Of systemd's catalog (`journalctl --catalog`, sd-messages.h).
 _PROCESS_EXIT = "98e322203f7a4ed290d09fe03c09fe15"
@@ -62,22 +63,35 @@ class Entry:
     fields: Mapping[str, str]
 
 
-def read(unit: str, since_usec: int) -> tuple[Entry, ...]:
+def read(unit: Unit, since_usec: int, *, user: bool = False) -> tuple[Entry, ...]:
     """The unit's journal entries of this boot since `since_usec` of CLOCK_MONOTONIC.
 
-    Empty where there is no journal, or this user may not read it.
+    `user`: of a user's service manager. Empty where there is no journal, or this user may not
+    read it.
     """
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         # What the program wrote last may still be on its way into the journal.
         _journalctl("--sync")
     try:
         text = _journalctl(
-            "-b", "-u", unit, "-n", str(_ENTRIES), "-o", "json", "--all", "-q", "--no-pager",
-            f"--output-fields={','.join(_FIELDS)}",
+            "-b", "-n", str(_ENTRIES), "-o", "json", "--all", "-q", "--no-pager",
+            f"--output-fields={','.join(_FIELDS)}", *_matches(unit, user),
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return ()
     return tuple(parse(text.splitlines(), since_usec))
+
+
+def _matches(unit: Unit, user: bool) -> list[str]:
+    """What `journalctl -u` matches, and what the library reports: journald looks up the unit of a
+    sender when it gets to the entry, and by then the sender may have ended."""
+    owner = os.geteuid() if user else 0 if unit.uid == UNSET_ID else unit.uid
+    if user:
+        own = [f"_SYSTEMD_USER_UNIT={unit.id}", f"_UID={owner}", "+", f"USER_UNIT={unit.id}"]
+    else:
+        own = [f"_SYSTEMD_UNIT={unit.id}", "+", f"UNIT={unit.id}", "_PID=1"]
+    # Anybody may write our fields; believed are the service itself and root.
+    return [*own, "+", f"UPGRADER_UNIT={unit.id}", *(f"_UID={uid}" for uid in sorted({0, owner}))]
 
 
 def parse(lines: Iterable[str], since_usec: int) -> Iterable[Entry]:
