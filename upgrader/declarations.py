@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from upgrader.backends import Address, Kind
 from upgrader.errors import DeclarationError
-from upgrader.state import describe, retire
+from upgrader.state import SavedState, describe, header, retire
 
 T = TypeVar("T")
 
@@ -166,6 +166,23 @@ class Connections:
     handler: Callable[..., Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Protocols:
+    """The connections of a door that another library owns: its adapter (an `aio.Adapter`), and the
+    SSLContext of those that speak TLS."""
+
+    door: Listener
+    adapter: Any
+    tls: Any = None
+
+    @property
+    def header(self) -> SavedState:
+        """What goes with each connection, without data."""
+        adapter = self.adapter
+        name = f"protocol {adapter.speaks}"
+        return SavedState(name, adapter.version, adapter.readable_from, b"")
+
+
 @dataclass(slots=True)
 class Declarations:
     """All that one program declares, by name. `drop` names items it lets go of."""
@@ -174,6 +191,7 @@ class Declarations:
     states: dict[str, Declared[Any]] = field(default_factory=dict)
     sockets: dict[str, Bound] = field(default_factory=dict)
     connections: dict[str, Connections] = field(default_factory=dict)
+    protocols: dict[str, Protocols] = field(default_factory=dict)
     checks: list[Callable[..., Any]] = field(default_factory=list)
     reloads: list[Callable[..., Any]] = field(default_factory=list)
     dropped: set[str] = field(default_factory=set)
@@ -199,11 +217,26 @@ class Declarations:
     def add_connections(self, connections: Connections) -> None:
         """Declare who handles a door; raises DeclarationError for a second handler."""
         name = connections.door.name
-        self._check_new(f"connections of {name!r}", name, self.connections)
+        self._check_new(f"connections of {name!r}", name, self.connections | self.protocols)
         if connections.session is not None:
             Declared(connections.session).fill(None)
         self.arguments(connections.handler, skip=1)
         self.connections[name] = connections
+
+    def add_protocols(self, protocols: Protocols) -> None:
+        """Declare whose library owns the connections of a door; raises DeclarationError."""
+        name = protocols.door.name
+        self._check_new(f"connections of {name!r}", name, self.connections | self.protocols)
+        self.protocols[name] = protocols
+
+    def sessions(self) -> dict[str, SavedState]:
+        """For each door whose connections have a state of their own: its name and versions."""
+        own = {
+            name: header(connections.session)
+            for name, connections in self.connections.items()
+            if connections.session is not None
+        }
+        return own | {name: protocols.header for name, protocols in self.protocols.items()}
 
     def arguments(self, function: Callable[..., Any], *, skip: int = 0) -> dict[str, Declared[Any]]:
         """Which declared state each parameter wants; the first `skip` parameters are ours.

@@ -51,13 +51,15 @@ class Backend(msgspec.Struct, frozen=True):
 
 
 class Connection(msgspec.Struct, frozen=True):
-    """An open connection; `age`: seconds in this process; `waiting`: its safe point, or nothing."""
+    """An open connection; `age`: seconds in this process; `waiting`: its safe point, or nothing;
+    `what`: what it is at, where the library that owns it says so."""
 
     backend: str
     peer: str = ""
     fd: int = -1
     age: float = 0.0
     waiting: str = ""
+    what: str = ""
 
 
 class Migration(msgspec.Struct, frozen=True):

@@ -19,19 +19,21 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from upgrader import image, wire
-from upgrader.backends import ConnectionState, Fd, Identity, bind, path_inode
+from upgrader.backends import ConnectionState, Fd, Identity, Waiting, bind, path_inode
 from upgrader.backends.fd import identify, is_socket
 from upgrader.channel import ParkedChannel, Stream
-from upgrader.declarations import Bound, Datagrams, Declarations, Listener
+from upgrader.declarations import Bound, Datagrams, Declarations, Listener, Protocols
 from upgrader.errors import (
     BindError,
     DeclarationError,
     ImageError,
+    IncompatibleState,
     MismatchError,
     NotifyError,
     ProtocolError,
     RefusedError,
     UnclaimedError,
+    UnreadableState,
 )
 from upgrader.parameters import Parameters
 from upgrader.state import SavedState, load
@@ -315,7 +317,7 @@ class Loader:
         }
         for entry in manifest.entries:
             if entry.connection is not None:
-                known = entry.backend in declared.connections
+                known = entry.backend in declared.connections | declared.protocols
             else:
                 bound = declared.sockets.get(entry.backend)
                 known = bound is not None and bound.kind is entry.kind
@@ -349,6 +351,12 @@ class Loader:
     ) -> None:
         session: object | None = None
         header = manifest.sessions.get(entry.backend)
+        if protocols := self._declarations.protocols.get(entry.backend):
+            _check_protocol(protocols, header, connection)
+            self._arrival.adopted.append(
+                Adopted(entry.backend, sock, entry.identity, connection, None)
+            )
+            return
         cls = self._declarations.connections[entry.backend].session
         if cls is not None and header is None:
             session = cls()  # as a new field would: the source had none
@@ -451,6 +459,23 @@ def _as_socket(entry: image.Entry, fd: Fd) -> socket.socket:
             found = identify(found_fd)
         raise MismatchError(str(entry), said, found)
     return sock
+
+
+def _check_protocol(
+    protocols: Protocols, found: SavedState | None, connection: ConnectionState
+) -> None:
+    """Raise unless a connection can go on under the library that owns this door here."""
+    own = protocols.header
+    item = f"connections of {protocols.door.name!r}"
+    if found is None or found.name != own.name:
+        what = found.name if found else "connections of a handler"
+        raise UnreadableState(item, f"the image has {what} in place of {own.name}")
+    if found.version > own.version and found.readable_from > own.version:
+        raise IncompatibleState(
+            own.name, offered=found.version, readable_from=found.readable_from, own=own.version
+        )
+    if connection.unsent or connection.waiting is not Waiting.MESSAGE:
+        raise UnreadableState(item, "one of them is in the middle of something")
 
 
 def _fits(bound: Bound, sock: socket.socket, inode: int) -> bool:

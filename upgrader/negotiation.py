@@ -41,9 +41,21 @@ _DECIDED = 5.0  # seconds that Cancel waits for the decision
 class Open(Protocol):
     """An open connection, of this library or of another one."""
 
-    sock: socket.socket
-    since: float  # of `time.monotonic`
-    waiting: Waiting | None
+    @property
+    def sock(self) -> socket.socket:
+        """Its socket."""
+
+    @property
+    def since(self) -> float:
+        """When it was opened here, as of `time.monotonic`."""
+
+    @property
+    def waiting(self) -> Waiting | None:
+        """Its safe point; None while it is busy."""
+
+    @property
+    def what(self) -> str:
+        """What it is at, where that is known."""
 
 
 class Host(Protocol):
@@ -380,6 +392,7 @@ def _held(connections: Sequence[tuple[str, Open]]) -> list[Connection]:
             fd=each.sock.fileno(),
             age=round(now - each.since, 3),
             waiting=each.waiting or "",
+            what=each.what,
         )
         for backend, each in first[:_LISTED]
     ]

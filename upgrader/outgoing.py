@@ -16,7 +16,7 @@ from upgrader.backends import ConnectionState, Identity, Kind, identify, path_in
 from upgrader.backends.fd import HasFileno
 from upgrader.declarations import Declarations
 from upgrader.errors import BusError, ChannelError
-from upgrader.state import header, save
+from upgrader.state import save
 from upgrader.systemd.bus import Bus
 from upgrader.systemd.fdstore import FdStore, StoreName
 from upgrader.systemd.stop import TIMEOUT
@@ -26,7 +26,7 @@ class Frozen(msgspec.Struct, frozen=True):
     """A connection at a safe point: everything that moves with it."""
 
     door: str
-    sock: socket
+    sock: HasFileno
     identity: Identity
     state: ConnectionState
 
@@ -71,11 +71,7 @@ def build(
         program=program,
         frozen_at=frozen_at,
         states=[save(declared.value) for declared in declarations.states.values()],
-        sessions={
-            name: header(connections.session)
-            for name, connections in declarations.connections.items()
-            if connections.session is not None
-        },
+        sessions=declarations.sessions(),
         entries=entries,
         left_behind=list(busy),
         parameters=dict(parameters) if parameters else msgspec.UNSET,

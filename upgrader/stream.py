@@ -18,6 +18,8 @@ class Stream:
 
     __slots__ = ("eof", "identity", "inbox", "lost", "since", "sock", "unsent", "waiting")
 
+    what = ""  # only its handler knows
+
     def __init__(
         self,
         sock: socket.socket,

@@ -31,13 +31,15 @@ type Backend (
   busy: int
 )
 
-# An open connection; age in seconds, waiting is its safe point, or empty while it is busy
+# An open connection; age in seconds, waiting is its safe point, or empty while it is busy,
+# and what is what it is at then, where that is known
 type Connection (
   backend: string,
   peer: string,
   fd: int,
   age: float,
-  waiting: string
+  waiting: string,
+  what: string
 )
 
 # The migration under way, or the last one; source and destination are generations, began is in

@@ -52,11 +52,22 @@ CORE = [
     "instance",
     "blocking",
     "aio.peer",
+    "aio.adapter",
+    "aio.hosted",
+    "aio.door",
+    "aio.hosting",
     "aio.instance",
     "aio",
     "attach",
     "testing",
     "takeover",
+]
+#: For those who use the library that each is named after.
+INTEGRATIONS = [
+    "integrations",
+    "integrations.uvicorn",
+    "integrations.aiohttp",
+    "asgi",
 ]
 #: The side of the operator: asks for upgrades, and never touches an FD of a service.
 OPERATOR = [
@@ -80,11 +91,22 @@ OPERATOR = [
     "cli",
     "__main__",
 ]
-ORDER = [*CORE, *OPERATOR]
+ORDER = [*CORE, *INTEGRATIONS, *OPERATOR]
 #: Read on their own; their modules may import each other.
 SHELVES = ("private_systemd", "demo", "cli")
 #: Loaded with the core by nobody but those who use them.
-HEAVY = ("asyncio", "click", "pystemd", "lxml", "subprocess", "tempfile", "email", "ssl")
+HEAVY = (
+    "asyncio",
+    "uvicorn",
+    "aiohttp",
+    "click",
+    "pystemd",
+    "lxml",
+    "subprocess",
+    "tempfile",
+    "email",
+    "ssl",
+)
 
 
 def module_of(path: Path) -> str:

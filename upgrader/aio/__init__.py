@@ -4,7 +4,8 @@
 Frozen handlers are neither resumed nor cancelled: the process ends without running them.
 """
 
+from upgrader.aio.adapter import Adapter
 from upgrader.aio.instance import Instance, Task
 from upgrader.aio.peer import Peer
 
-__all__ = ["Instance", "Peer", "Task"]
+__all__ = ["Adapter", "Instance", "Peer", "Task"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import inspect
 import logging
 import socket
@@ -16,24 +17,34 @@ from collections.abc import Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from upgrader.aio.adapter import Adapter
+from upgrader.aio.door import Door
+from upgrader.aio.hosting import Hosting
 from upgrader.aio.peer import Peer
 from upgrader.backends import Waiting
-from upgrader.declarations import Connections, Listener
+from upgrader.declarations import Connections, Listener, Protocols
 from upgrader.image import LeftBehind
 from upgrader.incoming import Adopted, Arrival
 from upgrader.instance import Ended, no_collection, refused_by_check, stop_signals
 from upgrader.instance import Instance as BaseInstance
 from upgrader.outgoing import Frozen
-from upgrader.stream import Stream, accept
+from upgrader.stream import Stream
 from upgrader.switchover import Source
 
 if TYPE_CHECKING:
+    import ssl
+
     from upgrader.live import Request
+    from upgrader.negotiation import Open
 
 Task = Callable[..., Coroutine[Any, Any, object]]
 
-_ACCEPTS = 128  # connections accepted in one go, so that one door does not starve the others
 _FOR_TURNS = 0.2  # of the time there is to come to a stop
+#: Seconds that a live migration waits for requests in other libraries: those that take longer end
+#: in the source and lose nothing, while everybody else would wait for them.
+_FOR_REQUESTS = 0.02
+_NAMED = 20  # connections that are named in the log before only their number is
+_LOOK = 0.01  # seconds between two looks at what holds a drain
 _GRACE = 1.0  # seconds for what has to end although the deadline has passed
 _log = logging.getLogger("upgrader")
 
@@ -43,6 +54,19 @@ class Instance(BaseInstance):
 
     loop: asyncio.AbstractEventLoop
     replaced = False  #: another instance owns all that has moved; what is left here is drained
+    #: Of `time.monotonic`: by then a process that was told to end should be gone.
+    deadline = float("inf")
+
+    def protocols(
+        self, door: Listener, adapter: Adapter, *, tls: ssl.SSLContext | None = None
+    ) -> None:
+        """Declare that a library owns the connections of a door: uvicorn, aiohttp, one of yours.
+
+        Idle connections move; one that is busy ends in the source, after what it is at. With
+        `tls` only the listener moves: the keys of open connections cannot, so all of those are
+        ended that way. Raises DeclarationError for a door that somebody handles already.
+        """
+        self.declarations.add_protocols(Protocols(door, adapter, tls))
 
     async def serve(self, tasks: Sequence[Task] = ()) -> Ended:
         """Load, verify, tell PID 1 READY=1, and serve until this instance is stopped.
@@ -56,10 +80,16 @@ class Instance(BaseInstance):
         self._quiet = asyncio.Event()
         self._peers: dict[Peer[Any], asyncio.Task[None] | None] = {}
         self._busy: set[Peer[Any]] = set()
+        self._hostings = {
+            name: Hosting(self.loop, declared)
+            for name, declared in self.declarations.protocols.items()
+        }
         stop = asyncio.Event()
         wanted = [(task, self.declarations.arguments(task)) for task in tasks]
         try:
             arrival = self.load()
+            for name, hosting in self._hostings.items():
+                hosting.prepare([item for item in arrival.adopted if item.door == name])
             await self._verify()
             for number in stop_signals(self.supervised):
                 self.loop.add_signal_handler(number, stop.set)
@@ -102,9 +132,12 @@ class Instance(BaseInstance):
         """All open connections."""
         return list(self._peers)
 
-    def connections_open(self) -> Sequence[tuple[str, Stream]]:
+    def connections_open(self) -> Sequence[tuple[str, Open]]:
         """All open connections with their backend; called from any thread."""
-        return [peer.open_stream() for peer in list(self._peers)]
+        open_here: list[tuple[str, Open]] = [peer.open_stream() for peer in list(self._peers)]
+        for name, hosting in self._hostings.items():
+            open_here += [(name, hosted) for hosted in hosting.connections if not hosted.gone]
+        return open_here
 
     # For peers
 
@@ -151,14 +184,18 @@ class Instance(BaseInstance):
             name: (connections, self.arguments(connections.handler, skip=1))
             for name, connections in self.declarations.connections.items()
         }
+        self._doors = [
+            Door(self.loop, connections.door, functools.partial(self._open, connections))
+            for connections, _ in self._handlers.values()
+        ]
         with no_collection():
             for adopted in arrival.adopted:
-                self._adopt(adopted)
-        for connections, _ in self._handlers.values():
-            door = connections.door
-            while door.backlog:
-                self._open(connections, door.backlog.popleft())
-            self.loop.add_reader(door.socket, self._on_acceptable, connections)
+                if adopted.door in self._handlers:
+                    self._adopt(adopted)
+        for door in self._doors:
+            door.open()
+        for hosting in self._hostings.values():
+            hosting.open()
 
     def _adopt(self, adopted: Adopted) -> None:
         stream = Stream(adopted.sock, adopted.state, adopted.identity)
@@ -179,36 +216,19 @@ class Instance(BaseInstance):
         connections, arguments = self._handlers[door]
         self._peers[peer] = self.loop.create_task(peer.run(connections.handler, arguments))
 
-    def _on_acceptable(self, connections: Connections) -> None:
-        if self.frozen or self.replaced:
-            return
-        for _ in range(_ACCEPTS):
-            try:
-                sock = accept(connections.door.socket)
-            except OSError as error:  # out of FDs or memory: leave them in the backlog for a while
-                _log.error("%s: cannot accept: %s", connections.door.name, error)
-                self.loop.remove_reader(connections.door.socket)
-                self.loop.call_later(1, self._accept_again, connections)
-                return
-            if sock is None:
-                return
-            self._open(connections, sock)
-
-    def _accept_again(self, connections: Connections) -> None:
-        if self._gate.is_set():
-            self.loop.add_reader(connections.door.socket, self._on_acceptable, connections)
-
     # The end
 
     async def _retire(
         self, tasks: list[asyncio.Task[object]], failure: BaseException | None
     ) -> Ended:
         parks, deadline = self.told_to_stop(failed=failure is not None)
-        self._hold()
+        self.deadline = deadline
+        self._hold(for_good=True)
         if not parks:
             self.leave()
         staying = self._finish_those_that_stay()
-        await self._collect(deadline, [peer for peer in self._peers if peer not in staying])
+        moving = [peer for peer in self._peers if peer not in staying]
+        await self._collect(deadline, moving, for_good=True)
         while staying & self._peers.keys() and (left := deadline - time.monotonic()) > 0:
             self._quiet.clear()
             await _first(left, self._quiet)
@@ -220,13 +240,15 @@ class Instance(BaseInstance):
         await self._drain(tasks, deadline)
         return Ended.STOPPED
 
-    def _hold(self) -> None:
+    def _hold(self, *, for_good: bool) -> None:
         """Accept no more, and let no connection leave its safe point."""
         self._gate.clear()
         for peer in self._peers:
             peer.stopping()
-        for connections, _ in self._handlers.values():
-            self.loop.remove_reader(connections.door.socket)
+        for door in self._doors:
+            door.close()
+        for name, hosting in self._hostings.items():
+            hosting.hold(for_good=for_good, crosses=self.crosses(name))
 
     def _resume(self) -> None:
         """As if nothing had happened."""
@@ -234,16 +256,19 @@ class Instance(BaseInstance):
         for peer in self._peers:
             peer.resume()
         self._gate.set()
-        for connections, _ in self._handlers.values():
-            self.loop.add_reader(connections.door.socket, self._on_acceptable, connections)
+        for door in self._doors:
+            door.open()
+        for hosting in self._hostings.values():
+            hosting.resume()
 
     async def _migrate(
         self, request: Request, tasks: list[asyncio.Task[object]], stop: asyncio.Event
     ) -> bool:
         """Give everything to a live destination; False if this instance serves on."""
-        self._hold()
+        self._hold(for_good=False)
         moving = [peer for peer in self._peers if self.crosses(peer.door)]
-        await self._collect(time.monotonic() + self.parameters.downtime_limit, moving)
+        limit = time.monotonic() + self.parameters.downtime_limit
+        await self._collect(limit, moving, for_good=False)
         stands = self.give(request, self._freeze)  # nothing else runs meanwhile: the freeze
         if stands is Source.SERVING:
             self._resume()
@@ -251,19 +276,23 @@ class Instance(BaseInstance):
         if stands is Source.PARKED:  # Restart= brings everything back, once this process is gone
             self.frozen = True
             return True
-        deadline = time.monotonic() + self.parameters.drain_timeout
+        self.deadline = deadline = time.monotonic() + self.parameters.drain_timeout
         self.replaced = True
         for peer in self._moving:
             peer.let_go(close=True)
             self.forget(peer)
+        for hosting in self._hostings.values():
+            hosting.let_go()
+            hosting.finish()
         for bound in self.declarations.sockets.values():
             bound.close()
         self._gate.set()
         for peer in self._peers:
             peer.finish()
-        if self._peers:
+        if self.connections_open():
             self.drains()
         await _cancel(tasks, deadline)
+        await self._end_hosted(deadline, stop)
         while self._peers and not stop.is_set() and (left := deadline - time.monotonic()) > 0:
             self._quiet.clear()
             await _first(left, self._quiet, stop)
@@ -277,7 +306,9 @@ class Instance(BaseInstance):
             peer.finish()
         return staying
 
-    async def _collect(self, deadline: float, peers: Sequence[Peer[Any]]) -> None:
+    async def _collect(
+        self, deadline: float, peers: Sequence[Peer[Any]], *, for_good: bool
+    ) -> None:
         """Wait until these connections are at safe points and no turn runs, or for the deadline."""
         # No grace here: PID 1 kills at the end of TimeoutStopSec=, and parking comes first.
         left = max(deadline - time.monotonic(), 0)
@@ -286,6 +317,11 @@ class Instance(BaseInstance):
                 while not self._busy.isdisjoint(peers):
                     self._quiet.clear()
                     await self._quiet.wait()
+        settled = time.monotonic() + max(deadline - time.monotonic(), 0) * (1 - _FOR_TURNS)
+        if not for_good:
+            settled = min(settled, time.monotonic() + _FOR_REQUESTS)
+        for hosting in self._hostings.values():
+            await hosting.settle(settled, for_good=for_good)
         # However long a handler is busy, no turn may begin from here on, or be cut in two.
         idle = asyncio.Event()
         self.turns.close(lambda: self.loop.call_soon_threadsafe(idle.set))
@@ -302,6 +338,8 @@ class Instance(BaseInstance):
         if self.frozen:
             for peer in self._peers:
                 peer.let_go(close=False)  # the process ends now
+            for hosting in self._hostings.values():
+                hosting.let_go()
         return self.frozen
 
     def _freeze(self) -> tuple[list[Frozen], list[LeftBehind]]:
@@ -318,13 +356,33 @@ class Instance(BaseInstance):
                     self._moving.append(peer)
                 case LeftBehind() as item:
                     busy.append(item)
+        for hosting in self._hostings.values():
+            moving, staying = hosting.freeze()
+            frozen += moving
+            busy += staying
         return frozen, busy
+
+    async def _end_hosted(self, deadline: float, stop: asyncio.Event | None = None) -> None:
+        """Wait until the connections that libraries own have ended; cut them at the deadline."""
+        while time.monotonic() < deadline and not (stop and stop.is_set()):
+            left = [what for hosting in self._hostings.values() for what in hosting.drain()]
+            if not left:
+                return
+            await asyncio.sleep(_LOOK)
+        cut = [what for hosting in self._hostings.values() for what in await hosting.cut()]
+        for what in cut[:_NAMED]:
+            _log.warning("cut: %s", what)
+        if cut:
+            _log.warning("%d connections were cut, their time was up", len(cut))
 
     async def _drain(self, tasks: list[asyncio.Task[object]], deadline: float) -> None:
         """End all handlers, with their `finally` blocks, and send what is unsent."""
         self.turns.open()
         handlers = [task for task in self._peers.values() if task]
+        for hosting in self._hostings.values():
+            hosting.finish()
         await _cancel([*tasks, *handlers], deadline)
+        await self._end_hosted(deadline)
         with contextlib.suppress(TimeoutError):
             async with _until_deadline(deadline):
                 while any(peer.unsent for peer in self._peers):

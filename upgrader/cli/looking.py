@@ -179,7 +179,7 @@ def _backend(each: Backend) -> tuple[str, ...]:
 
 
 def _connection(each: Connection) -> Sequence[str]:
-    return each.backend, each.peer, duration(each.age), each.waiting or "busy"
+    return each.backend, each.peer, duration(each.age), each.waiting or each.what or "busy"
 
 
 def _line(name: str, text: str) -> str:

@@ -1,0 +1,459 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Connections that unmodified libraries own: held, frozen, resumed, moved, and those that cannot."""
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+import pytest
+import uvicorn
+import uvloop
+from aiohttp import web
+
+from upgrader.aio import Adapter
+from upgrader.aio.hosting import Hosting
+from upgrader.backends import ConnectionState, Waiting, identify
+from upgrader.backends.fd import HasFileno
+from upgrader.declarations import Listener, Protocols
+from upgrader.errors import UnreadableState
+from upgrader.image import LeftBehind
+from upgrader.incoming import Adopted
+from upgrader.integrations import aiohttp as our_aiohttp
+from upgrader.integrations import uvicorn as our_uvicorn
+from upgrader.outgoing import Frozen
+
+SECONDS = 10.0
+LARGE = 8 << 20
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+# libuv opens a pipe of its own with the first loop, and never closes it.
+uvloop.new_event_loop().close()
+
+
+class Application:
+    """Answers with its name; `/slow` waits for `go`, `/large` fills every buffer."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.go = asyncio.Event()
+
+    async def answer(self, path: str) -> bytes:
+        if path == "/slow":
+            await self.go.wait()
+        return b"x" * LARGE if path == "/large" else self.name.encode()
+
+    async def asgi(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.accept"})
+            await receive()
+            return
+        while (await receive()).get("more_body"):
+            pass
+        body = await self.answer(scope["path"])
+        headers = [(b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def aiohttp(self, request: web.Request) -> web.StreamResponse:
+        if request.path == "/ws":
+            socket = web.WebSocketResponse()
+            await socket.prepare(request)
+            await socket.receive()
+            return socket
+        await request.read()
+        return web.Response(body=await self.answer(request.path))
+
+
+@contextlib.asynccontextmanager
+async def adapter_of(kind: str, application: Application) -> AsyncIterator[Adapter]:
+    if kind == "aiohttp":
+        app = web.Application()
+        app.router.add_route("*", "/{rest:.*}", application.aiohttp)
+        async with our_aiohttp.Adapter(app, access_log=None) as of_aiohttp:
+            yield of_aiohttp
+        return
+    config = uvicorn.Config(
+        application.asgi, http=kind, interface="asgi3", lifespan="off", log_config=None
+    )
+    async with our_uvicorn.Adapter(config) as of_uvicorn:
+        yield of_uvicorn
+
+
+class Side:
+    """One instance's part: a library behind a listener."""
+
+    def __init__(self, adapter: Adapter, sock: socket.socket) -> None:
+        self.listener = Listener("http", None)
+        self.listener.open(sock)
+        self.hosting = Hosting(asyncio.get_running_loop(), Protocols(self.listener, adapter))
+
+    async def collect(self) -> tuple[list[Frozen], list[LeftBehind]]:
+        """What a migration does until the image is built."""
+        self.hosting.hold(for_good=False)
+        await self.hosting.settle(time.monotonic() + 0.05, for_good=False)
+        return self.hosting.freeze()
+
+    def commit(self, frozen: list[Frozen], to: "Side") -> None:
+        """The same process on both sides: the destination has FDs of its own."""
+        moved = [
+            Adopted("http", duplicate(item.sock), item.identity, item.state, None)
+            for item in frozen
+        ]
+        to.hosting.prepare(moved)
+        self.hosting.let_go()
+        self.hosting.finish()
+        to.hosting.open()
+
+
+def duplicate(sock: HasFileno) -> socket.socket:
+    return socket.fromfd(sock.fileno(), socket.AF_INET, socket.SOCK_STREAM)
+
+
+class Client:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    def send(self, data: bytes) -> None:
+        self.writer.write(data)
+
+    async def receive(self) -> tuple[bytes, bytes]:
+        """Head, in lower case, and body of the next answer."""
+        async with asyncio.timeout(SECONDS):
+            head = (await self.reader.readuntil(b"\r\n\r\n")).lower()
+            length = head.partition(b"content-length: ")[2].partition(b"\r\n")[0]
+            return head, await self.reader.readexactly(int(length or 0))
+
+    async def ask(self, data: bytes = GET) -> str:
+        self.send(data)
+        return (await self.receive())[1].decode()
+
+    async def at_end(self) -> bool:
+        async with asyncio.timeout(SECONDS):
+            return await self.reader.read() == b""
+
+
+class Scene:
+    """Two instances of a service, A and B, and clients of A."""
+
+    def __init__(self, stack: contextlib.AsyncExitStack, a: Side, b: Side, first: Application):
+        self._stack = stack
+        self.a = a
+        self.b = b
+        self.first = first
+
+    async def connect(self) -> Client:
+        address = self.a.listener.socket.getsockname()
+        reader, writer = await asyncio.open_connection(*address, limit=2 * LARGE)
+        self._stack.callback(writer.close)
+        return Client(reader, writer)
+
+    async def migrate(self) -> list[LeftBehind]:
+        frozen, left = await self.a.collect()
+        self.a.commit(frozen, self.b)
+        return left
+
+
+Play = Callable[[Scene], Coroutine[Any, Any, None]]
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def loop_factory(request: pytest.FixtureRequest) -> Callable[[], asyncio.AbstractEventLoop]:
+    return uvloop.new_event_loop if request.param == "uvloop" else asyncio.new_event_loop
+
+
+@pytest.fixture(params=["h11", "httptools", "aiohttp"])
+def play(
+    request: pytest.FixtureRequest, loop_factory: Callable[[], asyncio.AbstractEventLoop]
+) -> Callable[[Play], None]:
+    """Plays a scene with each library on each loop."""
+
+    async def scene(what: Play) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            sides = []
+            first = Application("A")
+            for application in (first, Application("B")):
+                adapter = await stack.enter_async_context(adapter_of(request.param, application))
+                sock = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+                sock.setblocking(False)
+                sides.append(Side(adapter, sock))
+            a, b = sides
+            a.hosting.open()
+            await what(Scene(stack, a, b, first))
+            first.go.set()
+            for side in sides:
+                side.hosting.hold(for_good=True)
+                side.hosting.finish()
+                await side.hosting.cut()
+
+    def run(what: Play) -> None:
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            runner.run(scene(what))
+
+    return run
+
+
+def test_a_resumed_connection(play: Callable[[Play], None]) -> None:
+    """Frozen and resumed, again and again: nothing has happened, whatever came meanwhile."""
+
+    async def story(scene: Scene) -> None:
+        client = await scene.connect()
+        assert "A" == await client.ask()
+        for _ in range(3):
+            frozen, left = await scene.a.collect()
+            assert (1, []) == (len(frozen), left)
+            client.send(GET)
+            await asyncio.sleep(0.02)
+            scene.a.hosting.resume()
+            assert b"A" == (await client.receive())[1]
+            assert "A" == await client.ask()
+
+    play(story)
+
+
+def test_a_moved_connection(play: Callable[[Play], None]) -> None:
+    """An idle one goes on at once under the other instance; its library here is not told."""
+
+    async def story(scene: Scene) -> None:
+        clients = [await scene.connect() for _ in range(3)]
+        assert ["A"] * 3 == [await client.ask() for client in clients]
+        new = await scene.connect()
+
+        assert [] == await scene.migrate()
+
+        for client in (*clients, new):
+            assert "B" == await client.ask()
+            assert "B" == await client.ask()
+
+    play(story)
+
+
+def test_a_request_that_comes_meanwhile(play: Callable[[Play], None]) -> None:
+    """Taken from the socket while the instance came to a stop, it is answered by the other one,
+    and before what comes after it."""
+
+    async def story(scene: Scene) -> None:
+        client, slow = await scene.connect(), await scene.connect()
+        assert ["A", "A"] == [await client.ask(), await slow.ask()]
+        slow.send(GET.replace(b"/ ", b"/slow "))
+        await asyncio.sleep(0.02)
+        scene.a.hosting.hold(for_good=False)
+        client.send(GET)
+        await scene.a.hosting.settle(time.monotonic() + 0.05, for_good=False)
+        frozen, left = scene.a.hosting.freeze()
+        assert [GET] == [item.state.unread for item in frozen]
+        assert 1 == len(left)
+        client.send(GET)
+
+        scene.a.commit(frozen, scene.b)
+
+        assert [b"B", b"B"] == [(await client.receive())[1] for _ in range(2)]
+
+    play(story)
+
+
+def test_requests_with_bodies(play: Callable[[Play], None]) -> None:
+    """After a body of known length or in chunks, in one piece or in many, a connection is idle."""
+    head = b"POST / HTTP/1.1\r\nHost: x\r\n"
+
+    async def story(scene: Scene) -> None:
+        known, chunked, split = [await scene.connect() for _ in range(3)]
+        assert "A" == await known.ask(head + b"Content-Length: 5\r\n\r\nhello")
+        assert "A" == await known.ask(head + b"Content-Length: 3\r\n\r\nyou")
+        body = b"5\r\nhello\r\n0\r\n\r\n"
+        assert "A" == await chunked.ask(head + b"Transfer-Encoding: chunked\r\n\r\n" + body)
+        for byte in head + b"Content-Length: 5\r\n\r\nhell":
+            split.send(bytes([byte]))
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.02)
+        assert "A" == await split.ask(b"o")
+
+        assert [] == await scene.migrate()
+
+        assert ["B"] * 3 == [await client.ask() for client in (known, chunked, split)]
+
+    play(story)
+
+
+@pytest.mark.parametrize(
+    "before", [b"", GET, GET.replace(b"\r\n\r\n", b"\r\nContent-Length: 2\r\n\r\nhi")]
+)
+def test_half_a_request(play: Callable[[Play], None], before: bytes) -> None:
+    """It is in the library's parser, which nobody can look into: answered here, then the end."""
+
+    async def story(scene: Scene) -> None:
+        client = await scene.connect()
+        client.send(before + GET[:-4])
+        if before:
+            assert b"A" == (await client.receive())[1]
+        await asyncio.sleep(0.02)
+
+        left = await scene.migrate()
+
+        assert ["it is busy"] == [item.why for item in left]
+        await asyncio.sleep(0.02)
+        assert 1 == len(scene.a.hosting.drain())
+        client.send(GET[-4:])
+        await asyncio.sleep(0.02)
+        scene.a.hosting.drain()
+        assert b"A" == (await client.receive())[1]
+        assert await client.at_end()
+
+    play(story)
+
+
+def test_a_request_in_flight(play: Callable[[Play], None]) -> None:
+    """It is named, answered by the source, and the answer says that it was the last one."""
+
+    async def story(scene: Scene) -> None:
+        client = await scene.connect()
+        client.send(GET.replace(b"/ ", b"/slow "))
+        await asyncio.sleep(0.05)
+
+        (left,) = await scene.migrate()
+
+        assert ("http", "it is busy") == (left.backend, left.why)
+        assert "GET /slow" in left.what
+        assert left.what in scene.a.hosting.drain()
+        scene.first.go.set()
+        head, body = await client.receive()
+        assert b"A" == body
+        assert b"connection: close" in head
+        assert await client.at_end()
+        assert [] == scene.a.hosting.drain()
+
+    play(story)
+
+
+def test_an_answer_that_is_not_sent(play: Callable[[Play], None]) -> None:
+    """A client that reads slowly gets all of it from the source."""
+
+    async def story(scene: Scene) -> None:
+        client = await scene.connect()
+        transport: Any = client.writer.transport
+        transport.pause_reading()
+        client.send(GET.replace(b"/ ", b"/large "))
+        await asyncio.sleep(0.1)
+
+        left = await scene.migrate()
+
+        assert 1 == len(left)
+        scene.a.hosting.drain()
+        transport.resume_reading()
+        assert LARGE == len((await client.receive())[1])
+        scene.a.hosting.drain()
+        assert await client.at_end()
+
+    play(story)
+
+
+def test_a_websocket(play: Callable[[Play], None]) -> None:
+    """Nobody waits for it to be idle; it is named, goes on in the source, and ends when cut."""
+    upgrade = (
+        b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    )
+
+    async def story(scene: Scene) -> None:
+        client = await scene.connect()
+        client.send(upgrade)
+        assert b" 101 " in (await client.receive())[0]
+        scene.a.hosting.hold(for_good=False)
+        before = time.monotonic()
+        await scene.a.hosting.settle(before + SECONDS, for_good=False)
+        assert time.monotonic() < before + SECONDS / 2
+        frozen, (left,) = scene.a.hosting.freeze()
+        assert "/ws" in left.what
+
+        scene.a.commit(frozen, scene.b)
+
+        assert 1 == len(scene.a.hosting.drain())
+        assert [left.what] == await scene.a.hosting.cut()
+        with contextlib.suppress(ConnectionResetError):
+            await client.reader.read()
+
+    play(story)
+
+
+# Adapters that misbehave
+
+
+class Echo(asyncio.Protocol):
+    def __init__(self) -> None:
+        self.transport: Any = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.transport.write(data)
+
+
+class EchoAdapter(Adapter):
+    speaks = "echo"
+
+    def factory(self) -> asyncio.BaseProtocol:
+        return Echo()
+
+    def idle(self, protocol: Any) -> bool:
+        return True
+
+
+class Failing(EchoAdapter):
+    def idle(self, protocol: Any) -> bool:
+        raise ValueError("as told")
+
+
+class Vetoing(EchoAdapter):
+    def save(self, protocol: Any) -> bytes | None:
+        return None
+
+
+class Refusing(EchoAdapter):
+    def load(self, saved: bytes) -> asyncio.BaseProtocol:
+        raise ValueError("as told")
+
+
+@pytest.mark.parametrize(
+    ("adapter", "why"), [(Failing(), "it is busy"), (Vetoing(), "its adapter holds it back")]
+)
+def test_an_adapter_that_says_no(adapter: Adapter, why: str) -> None:
+    """Its connections stay, with the reason, and can still be served."""
+
+    async def story() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as sock:
+            sock.setblocking(False)
+            side = Side(adapter, sock)
+            side.hosting.open()
+            reader, writer = await asyncio.open_connection(*sock.getsockname())
+            writer.write(b"one")
+            assert b"one" == await reader.readexactly(3)
+            frozen, left = await side.collect()
+            assert ([], [why]) == (frozen, [item.why for item in left])
+            side.hosting.resume()
+            writer.write(b"two")
+            assert b"two" == await reader.readexactly(3)
+            side.hosting.hold(for_good=False)
+            await side.hosting.cut()
+            writer.close()
+
+    asyncio.run(story())
+
+
+def test_a_loader_that_refuses() -> None:
+    """Before the Ack, so that the source can resume; what was saved as nothing cannot fail."""
+
+    async def story() -> None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            side = Side(Refusing(), ours)
+            state = ConnectionState(Waiting.MESSAGE, b"", b"", b"saved")
+            adopted = Adopted("http", theirs, identify(theirs), state, None)
+            with pytest.raises(UnreadableState, match="echo: ValueError: as told"):
+                side.hosting.prepare([adopted])
+
+    asyncio.run(story())

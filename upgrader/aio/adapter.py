@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What a library that owns its sockets has to say for its connections to move; moves nothing."""
+
+import asyncio
+from typing import Any, ClassVar
+
+
+class Adapter:
+    """Four functions that let the connections of a library move, and three that end those which
+    cannot; subclass it for `instance.protocols`.
+
+    A connection moves when `idle` says so, and nothing that the library has written is unsent:
+    then all of it is its FD, what `save` returns, and bytes that have come and were not given to
+    the library. Of two versions of a program the adapters must agree in what they `speak`.
+    """
+
+    #: What its connections speak, and how `save` puts it: an idle one goes on under any adapter
+    #: of the same name. Versions are those of `@upgrader.state`.
+    speaks: ClassVar[str]
+    version: ClassVar[int] = 1
+    readable_from: ClassVar[int] = 1
+
+    # Moving: `factory` and `idle` are yours to write.
+
+    def factory(self) -> asyncio.BaseProtocol:
+        """A protocol for a new connection: what `loop.create_server` would be given."""
+        raise NotImplementedError
+
+    def idle(self, protocol: Any) -> bool:
+        """Whether a connection could go on under a new protocol: nothing of a message has been
+        taken, and nothing is to be answered. Called often: it must be quick, and change nothing."""
+        raise NotImplementedError
+
+    def save(self, protocol: Any) -> bytes | None:
+        """What an idle connection needs to go on; None holds it back after all."""
+        return b""
+
+    def load(self, saved: bytes) -> asyncio.BaseProtocol:
+        """A protocol for a connection that has moved; what it raises refuses the upgrade."""
+        return self.factory()
+
+    # Ending: what is held back goes on in the source.
+
+    def lasting(self, protocol: Any) -> bool:
+        """Whether a connection will not be idle again (a WebSocket): nobody waits for it then."""
+        return False
+
+    def finish(self, protocol: Any) -> None:
+        """The request in hand is the last one on this connection, and its answer may say so.
+        Called again and again until the connection is idle, and so closed, or has ended."""
+
+    def close(self, protocol: Any) -> None:
+        """Time is up: say goodbye, where the protocol has a way to."""
+
+    def describe(self, protocol: Any) -> str:
+        """What a connection that is held back is at, for people: `GET /slow`."""
+        return self.speaks

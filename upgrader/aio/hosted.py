@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""One connection that a library owns: held at its safe point, frozen, released or let go.
+
+The library is not asked and not told: while a connection is held, a gate stands between it and its
+transport. In between, nothing of ours is on the way of a byte.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, cast
+
+from upgrader.aio.adapter import Adapter
+from upgrader.backends import ConnectionState, Identity, Waiting
+from upgrader.backends.fd import show_address
+from upgrader.image import LeftBehind
+from upgrader.outgoing import Frozen
+
+_log = logging.getLogger("upgrader")
+
+
+class Newcomer(asyncio.Protocol):
+    """The first protocol of every transport: makes way for the library's at once, so that what
+    has moved along unread is the first that the library reads."""
+
+    def __init__(
+        self,
+        protocol: asyncio.BaseProtocol,
+        unread: bytes,
+        on_made: Callable[[asyncio.Transport, asyncio.BaseProtocol], object],
+    ) -> None:
+        self._protocol = protocol
+        self._unread = unread
+        self._on_made = on_made
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Give the transport to the library."""
+        made = cast(asyncio.Transport, transport)
+        made.set_protocol(self._protocol)
+        self._protocol.connection_made(made)
+        if self._unread:
+            cast(asyncio.Protocol, self._protocol).data_received(self._unread)
+        self._on_made(made, self._protocol)
+
+
+class Hosted:
+    """A connection of a door, between a library and its transport."""
+
+    __slots__ = (
+        "_gate",
+        "adapter",
+        "door",
+        "identity",
+        "protocol",
+        "since",
+        "sock",
+        "tls",
+        "transport",
+    )
+
+    def __init__(
+        self,
+        door: str,
+        adapter: Adapter,
+        identity: Identity,
+        transport: asyncio.Transport,
+        protocol: asyncio.BaseProtocol,
+        *,
+        tls: bool,
+    ) -> None:
+        self.door = door
+        self.adapter = adapter
+        self.identity = identity
+        self.transport = transport
+        self.sock: Any = transport.get_extra_info("socket")  # lives and dies with the transport
+        self.protocol = protocol
+        self.tls = tls
+        self.since = time.monotonic()
+        self._gate: _Gate | None = None
+
+    @property
+    def gone(self) -> bool:
+        """Whether nothing is left to be done for it."""
+        return self.transport.is_closing() and not self.transport.get_write_buffer_size()
+
+    @property
+    def lasting(self) -> bool:
+        """Whether it will not come to a point at which it could move."""
+        return self.tls or self._has_become_another or self._ask(self.adapter.lasting, True)
+
+    @property
+    def why_it_stays(self) -> str:
+        """Why it cannot move; empty if it can."""
+        return "the keys of TLS cannot move" if self.tls else self._why_busy
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is in hand and all is sent."""
+        return not self._why_busy
+
+    @property
+    def waiting(self) -> Waiting | None:
+        """Where it stands, as for connections with a handler."""
+        return Waiting.MESSAGE if self.idle else None
+
+    @property
+    def what(self) -> str:
+        """What it is at, for people."""
+        return str(self._ask(self.adapter.describe, ""))
+
+    @property
+    def wants_next(self) -> bool:
+        """Whether the library has nothing in hand: unsent bytes do not count."""
+        return bool(self._ask(self.adapter.idle, False))
+
+    def hold(self) -> None:
+        """The library goes on with what it is at, and gets nothing new."""
+        if self._gate or self.lasting or isinstance(self.protocol, asyncio.BufferedProtocol):
+            return
+        self._gate = _Gate(self)
+        self.transport.set_protocol(self._gate)
+
+    def release(self) -> None:
+        """As if it had never been held."""
+        gate, self._gate = self._gate, None
+        if gate is None or self.transport.is_closing():
+            return
+        if self.transport.get_protocol() is gate:
+            self.transport.set_protocol(self.protocol)
+        if gate.paused:
+            self.transport.resume_reading()
+        if gate.held:
+            cast(asyncio.Protocol, self.protocol).data_received(bytes(gate.held))
+
+    def freeze(self) -> Frozen | LeftBehind | None:
+        """What moves; why it stays; or None if it is gone anyway."""
+        if self.transport.is_closing():
+            return None
+        if why := self.why_it_stays:
+            return LeftBehind(self.door, self.describe(), why)
+        session = self._ask(self.adapter.save, None)
+        if session is None:
+            return LeftBehind(self.door, self.describe(), "its adapter holds it back")
+        unread = bytes(self._gate.held) if self._gate else b""
+        state = ConnectionState(Waiting.MESSAGE, unread, b"", session)
+        return Frozen(self.door, self.sock, self.identity, state)
+
+    def let_go(self) -> None:
+        """It has moved: close our copy of its FD. The library is not told, so no handler says
+        goodbye to a peer that is served elsewhere."""
+        self.transport.set_protocol(asyncio.Protocol())
+        self.transport.abort()
+
+    def finish(self) -> None:
+        """It could not move: it ends here, after what it is at."""
+        self.release()
+        if not self._has_become_another:
+            self._ask(self.adapter.finish, None)
+
+    def close(self) -> None:
+        """Its time is up."""
+        self.release()
+        self._ask(self.adapter.close, None)
+
+    def describe(self) -> str:
+        """Who it is and what it is at, for people."""
+        name = self.transport.get_extra_info("peername")
+        return f"{show_address(name) or 'unix peer'} {self.what}"
+
+    @property
+    def _has_become_another(self) -> bool:
+        """Whether the library has put another protocol in its place, as for a WebSocket."""
+        return self.transport.get_protocol() not in (self.protocol, self._gate)
+
+    @property
+    def _why_busy(self) -> str:
+        if self._has_become_another:
+            return "it speaks another protocol by now"
+        if self.transport.get_write_buffer_size():
+            return "not all is sent"
+        return "" if self.wants_next else "it is busy"
+
+    @property
+    def _current(self) -> asyncio.BaseProtocol:
+        return self.transport.get_protocol() if self._has_become_another else self.protocol
+
+    def _ask(self, function: Callable[[Any], Any], otherwise: Any) -> Any:
+        """Ask the adapter; one that fails keeps its connection here, and harms no other."""
+        try:
+            return function(self._current)
+        except Exception:
+            _log.exception("%s: adapter of %s failed", self.door, self.adapter.speaks)
+            return otherwise
+
+
+class _Gate(asyncio.Protocol):
+    """Keeps what comes for an idle connection; everything else passes."""
+
+    def __init__(self, hosted: Hosted) -> None:
+        self.held = bytearray()
+        self.paused = False
+        self._hosted = hosted
+        self._inner = cast(asyncio.Protocol, hosted.protocol)
+
+    def data_received(self, data: bytes) -> None:
+        if not self.held and not self._hosted.wants_next:
+            self._inner.data_received(data)
+            return
+        self.held += data
+        if not self.paused:
+            self.paused = True
+            self._hosted.transport.pause_reading()
+
+    def eof_received(self) -> bool | None:
+        return self._inner.eof_received()
+
+    def pause_writing(self) -> None:
+        self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._inner.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._inner.connection_lost(exc)

@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The connections of one door that a library owns: accepted, adopted, frozen, and ended."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import select
+import socket
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from upgrader.aio.door import Door
+from upgrader.aio.hosted import Hosted, Newcomer
+from upgrader.backends import Identity, identify
+from upgrader.backends.fd import HasFileno
+from upgrader.declarations import Protocols
+from upgrader.errors import UnreadableState
+from upgrader.image import LeftBehind
+from upgrader.incoming import Adopted
+from upgrader.outgoing import Frozen
+
+_BATCH = 50  # connections adopted in one go; clients that have sent something come first
+_SPARE = 64  # closed connections that are remembered at least, before they are looked for
+_FIRST_LOOK = 0.001  # seconds; libraries do not say when a connection becomes idle
+_LAST_LOOK = 0.02
+_SWITCHED_OFF = "backend-transfer=no"
+_GRACE = 1.0  # seconds in which goodbyes are sent
+_log = logging.getLogger("upgrader")
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A connection that has moved here and has no transport yet."""
+
+    adopted: Adopted
+    protocol: asyncio.BaseProtocol | None  # made beforehand where loading could fail
+
+
+class Hosting:
+    """All connections of one declared `Protocols`."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, declared: Protocols) -> None:
+        self._loop = loop
+        self._name = declared.door.name
+        self._adapter = declared.adapter
+        self._tls = declared.tls
+        self._door = Door(loop, declared.door, self._accept)
+        self.connections: list[Hosted] = []
+        self._sweep_at = _SPARE
+        self._waiting: deque[_Waiting] = deque()
+        self._attaching: set[asyncio.Task[None]] = set()
+        self._adopting: asyncio.Task[None] | None = None
+        self._moving: list[Hosted] = []
+        self._told_to_end: list[LeftBehind] = []
+        self._held = False
+        self._crosses = True
+        self._over = False
+
+    # The beginning
+
+    def prepare(self, adopted: Sequence[Adopted]) -> None:
+        """Load what moved here, while the source can still resume; raises UnreadableState."""
+        for item in adopted:
+            protocol = None
+            if item.state.session:
+                try:
+                    protocol = self._adapter.load(item.state.session)
+                except Exception as error:
+                    why = f"{self._adapter.speaks}: {type(error).__name__}: {error}"
+                    raise UnreadableState(f"a connection of {self._name!r}", why) from error
+            self._waiting.append(_Waiting(item, protocol))
+
+    def open(self) -> None:
+        """Serve: what has moved here, and whoever comes."""
+        self._resume_adopting()
+        self._door.open()
+
+    def _resume_adopting(self) -> None:
+        if self._waiting and (self._adopting is None or self._adopting.done()):
+            self._adopting = self._loop.create_task(self._adopt_all())
+
+    async def _adopt_all(self) -> None:
+        """Between other work: thousands of transports are a pause of their own."""
+        while self._waiting and not self._held:
+            ready = _readable([item.adopted.sock for item in self._waiting])
+            if ready:
+                now = [w for w in self._waiting if w.adopted.sock.fileno() in ready]
+                rest = [w for w in self._waiting if w.adopted.sock.fileno() not in ready]
+                self._waiting = deque(now + rest)
+            for _ in range(min(_BATCH, len(self._waiting))):
+                self._adopt(self._waiting.popleft())
+            await asyncio.sleep(0)
+
+    def _adopt(self, item: _Waiting) -> None:
+        adopted = item.adopted
+        try:
+            protocol = item.protocol or self._adapter.load(b"")
+        except Exception:
+            _log.exception("%s: adapter of %s failed", self._name, self._adapter.speaks)
+            adopted.sock.close()
+            return
+        self._attach(adopted.sock, adopted.identity, protocol, adopted.state.unread)
+
+    def _accept(self, sock: socket.socket) -> None:
+        self._attach(sock, identify(sock), self._adapter.factory(), b"")
+
+    def _attach(
+        self, sock: socket.socket, identity: Identity, protocol: asyncio.BaseProtocol, unread: bytes
+    ) -> None:
+        def made(transport: asyncio.Transport, protocol: asyncio.BaseProtocol) -> None:
+            tls = self._tls is not None
+            hosted = Hosted(self._name, self._adapter, identity, transport, protocol, tls=tls)
+            self.connections.append(hosted)
+            if self._over:
+                hosted.finish()
+            elif self._held:
+                hosted.hold()
+
+        newcomer = Newcomer(protocol, unread, made)
+        task = self._loop.create_task(self._connect(sock, newcomer))
+        self._attaching.add(task)
+        task.add_done_callback(self._attaching.discard)
+        if len(self.connections) >= self._sweep_at:  # so often that it costs nothing
+            self.connections = [hosted for hosted in self.connections if not hosted.gone]
+            self._sweep_at = 2 * len(self.connections) + _SPARE
+
+    async def _connect(self, sock: socket.socket, newcomer: Newcomer) -> None:
+        try:
+            await self._loop.connect_accepted_socket(lambda: newcomer, sock, ssl=self._tls)
+        except Exception as error:  # a peer that is gone by now, or no TLS
+            _log.debug("%s: %s: %s", self._name, type(error).__name__, error)
+            sock.close()
+
+    # The end of serving
+
+    def hold(self, *, for_good: bool, crosses: bool = True) -> None:
+        """Accept no more, and begin nothing new. `for_good`: those that cannot move are told to
+        end now, because nobody serves as long as they last. `crosses`: backend-transfer is on."""
+        self._held = True
+        self._crosses = crosses
+        self._door.close()
+        for hosted in self.connections:
+            if crosses and not hosted.lasting:
+                hosted.hold()
+            elif for_good and not hosted.gone:
+                why = hosted.why_it_stays if crosses else _SWITCHED_OFF
+                self._told_to_end.append(LeftBehind(self._name, hosted.describe(), why))
+                if hosted.lasting:
+                    hosted.close()
+
+    def resume(self) -> None:
+        """As if nothing had happened."""
+        self._held = False
+        self._moving = []
+        for hosted in self.connections:
+            hosted.release()
+        self.open()
+
+    async def settle(self, deadline: float, *, for_good: bool) -> None:
+        """Wait until all that can move is idle, or for the deadline (of `time.monotonic`)."""
+
+        def busy(hosted: Hosted) -> bool:
+            if hosted.gone:
+                return False
+            stays = hosted.lasting or not self._crosses
+            return for_good if stays else not hosted.idle
+
+        waited_for = list(self.connections)
+        look = _FIRST_LOOK
+        while True:
+            if for_good and not self._crosses:
+                self.drain()
+            waited_for = [hosted for hosted in waited_for if busy(hosted)]
+            attaching = self._attaching and self._tls is None  # a TLS client may take its time
+            left = deadline - time.monotonic()
+            if not (waited_for or attaching) or left <= 0:
+                return
+            await asyncio.sleep(min(look, left))
+            look = min(look * 1.5, _LAST_LOOK)
+
+    def freeze(self) -> tuple[list[Frozen], list[LeftBehind]]:
+        """What moves, and what stays and why. Nothing changes; nothing else may run meanwhile."""
+        frozen: list[Frozen] = []
+        left = list(self._told_to_end)
+        self._moving = []
+        if not self._crosses:
+            told = {item.what for item in left}
+            staying = [h.describe() for h in self.connections if not h.gone]
+            left += [LeftBehind(self._name, w, _SWITCHED_OFF) for w in staying if w not in told]
+            return frozen, left
+        frozen = [
+            Frozen(self._name, w.adopted.sock, w.adopted.identity, w.adopted.state)
+            for w in self._waiting
+        ]
+        for hosted in self.connections:
+            match hosted.freeze():
+                case Frozen() as item:
+                    frozen.append(item)
+                    self._moving.append(hosted)
+                case LeftBehind() as item if item not in left:
+                    left.append(item)
+        what = f"a connection that speaks {self._adapter.speaks}"
+        left += [LeftBehind(self._name, what, "it is being accepted") for _ in self._attaching]
+        return frozen, left
+
+    def let_go(self) -> None:
+        """All that was frozen last belongs to another instance."""
+        for hosted in self._moving:
+            hosted.let_go()
+        for waiting in self._waiting:
+            waiting.adopted.sock.close()
+        self._waiting.clear()
+        moved = set(self._moving)
+        self.connections = [hosted for hosted in self.connections if hosted not in moved]
+
+    def finish(self) -> None:
+        """What is left ends here, each connection after what it is at."""
+        self._over = True
+        for hosted in self.connections:
+            hosted.finish()
+
+    def drain(self) -> list[str]:
+        """Close what has become idle; what holds the drain, for people."""
+        self.connections = [hosted for hosted in self.connections if not hosted.gone]
+        for hosted in self.connections:
+            if hosted.idle:
+                hosted.transport.close()
+            else:
+                hosted.finish()  # again: a request may have begun since
+        return [hosted.describe() for hosted in self.connections]
+
+    async def cut(self) -> list[str]:
+        """Time is up: say goodbye, then end what is left. Returns what was cut."""
+        cut = self.drain()
+        for hosted in self.connections:
+            hosted.close()
+        for task in self._attaching:
+            task.cancel()
+        deadline = time.monotonic() + _GRACE
+        while not all(hosted.gone for hosted in self.connections):
+            if time.monotonic() > deadline:
+                break
+            await asyncio.sleep(_LAST_LOOK)
+        for hosted in self.connections:
+            hosted.transport.abort()
+        return cut
+
+
+def _readable(sockets: Sequence[HasFileno]) -> set[int]:
+    """The numbers of those that have something to read."""
+    poll = select.poll()
+    for sock in sockets:
+        poll.register(sock.fileno(), select.POLLIN)
+    return {number for number, _ in poll.poll(0)}

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""`python -m upgrader.asgi app:app`: uvicorn, with uvicorn's own options, upgraded in place.
+
+It only puts uvicorn's configuration, its adapter and an instance together; the application needs
+no change and notices nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import inspect
+import os
+import sys
+from typing import Any
+
+import click
+import uvicorn
+from uvicorn.main import main as uvicorn_command
+
+from upgrader.aio import Instance
+from upgrader.attach import attach
+from upgrader.errors import UpgradeError
+from upgrader.integrations.uvicorn import Adapter
+
+#: What its listener is called: FileDescriptorName= of a .socket unit, if there is one.
+LISTENER = "http"
+_ONE_PROCESS = (
+    "one instance is one process: use template units (web@1, web@2) on one .socket instead,"
+    " which are upgraded one after the other"
+)
+
+
+def serve(**options: Any) -> None:
+    """Serve an ASGI application, and upgrade it in place."""
+    if options["reload"]:
+        raise click.UsageError("--reload watches files and forks; `systemctl reload` upgrades")
+    config = configuration(options)
+    if config.workers > 1:  # WEB_CONCURRENCY included
+        raise click.UsageError(f"--workers: {_ONE_PROCESS}")
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        runner.run(_serve(config))
+
+
+def configuration(options: dict[str, Any]) -> uvicorn.Config:
+    """What uvicorn makes of its own command line."""
+    if options.get("app_dir") is not None:
+        sys.path.insert(0, options["app_dir"])
+    known = inspect.signature(uvicorn.Config).parameters
+    wanted = {name: value for name, value in options.items() if name in known}
+    wanted["headers"] = [tuple(header.split(":", 1)) for header in options["headers"]]
+    if wanted.get("log_config") is None:
+        wanted.pop("log_config", None)  # its default is uvicorn's own, and None is no logging
+    return uvicorn.Config(**wanted)
+
+
+async def _serve(config: uvicorn.Config) -> None:
+    async with attach("asgi") as instance:
+        if config.timeout_graceful_shutdown and "UPGRADER_DRAIN_TIMEOUT" not in os.environ:
+            instance.parameters = dataclasses.replace(
+                instance.parameters, drain_timeout=float(config.timeout_graceful_shutdown)
+            )
+        door = instance.listener(LISTENER, bind=_address(config))
+        if config.uds:
+
+            @instance.verify
+            def open_to_all() -> None:
+                os.chmod(str(config.uds), 0o666)  # as uvicorn does: a proxy is another user
+
+        adapter = await _start(instance, config)
+        instance.protocols(door, adapter, tls=config.ssl)
+        try:
+            await instance.serve()
+        finally:
+            await adapter.stop(instance.deadline)
+
+
+async def _start(instance: Instance, config: uvicorn.Config) -> Adapter:
+    """Import the application and run its start-up, before anything is disturbed."""
+    try:
+        adapter = await Adapter(config).__aenter__()
+    except SystemExit as error:  # uvicorn has logged why
+        raise _refused(instance, UpgradeError("the application cannot be loaded")) from error
+    except Exception as error:
+        raise _refused(instance, error) from error
+    instance.version = str(getattr(config.load_app(), "version", ""))
+    return adapter
+
+
+def _refused(instance: Instance, error: Exception) -> Exception:
+    instance.refuse(error)
+    return error
+
+
+def _address(config: uvicorn.Config) -> str | None:
+    """Where to bind; None for --fd: PID 1 passes the listener."""
+    if config.fd is not None:
+        return None
+    if config.uds is not None:
+        return f"unix:{os.path.abspath(config.uds)}"
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    return f"{host}:{config.port}"
+
+
+#: uvicorn's own options; those that need more than one process are refused with the reason.
+assert isinstance(uvicorn_command, click.Command)
+command = click.Command(
+    "python -m upgrader.asgi",
+    params=uvicorn_command.params,
+    callback=serve,
+    help=serve.__doc__,
+    context_settings={"auto_envvar_prefix": "UVICORN"},
+)
+
+if __name__ == "__main__":
+    command()

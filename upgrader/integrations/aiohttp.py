@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""aiohttp's web server under an instance: its idle connections move, whatever application it serves.
+
+Sites, signals and `web.run_app` are not used: the instance accepts, and decides when it is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+from typing import Any, Self
+
+from aiohttp import hdrs, web
+
+from upgrader.aio.adapter import Adapter as BaseAdapter
+
+_END_OF_HEAD = b"\r\n\r\n"
+
+
+class Adapter(BaseAdapter):
+    """Serves a `web.Application` that no runner has been made of yet.
+
+    `async with` runs what the application has on start-up and clean-up. `options` are those of
+    `web.AppRunner`. Raises RuntimeError for an application that is frozen.
+    """
+
+    speaks = "http/1.1"
+
+    def __init__(self, app: web.Application, **options: Any) -> None:
+        app.on_response_prepare.append(self._prepare)
+        self._runner = web.AppRunner(app, handle_signals=False, **options)
+        self._last: set[web.RequestHandler] = set()  # this process ends with them
+
+    async def __aenter__(self) -> Self:
+        await self._runner.setup()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._runner.cleanup()
+
+    def factory(self) -> asyncio.BaseProtocol:
+        """A connection as aiohttp's own server makes it, with an eye on where a request ends."""
+        assert self._runner.server is not None, "async with comes before serve()"
+        return _Watched(self._runner.server())
+
+    def idle(self, protocol: Any) -> bool:
+        """Its task waits for a request, and no byte of that is in the parser."""
+        inner = protocol.inner
+        return bool(protocol.at_boundary and inner._waiter is not None and not inner._messages)
+
+    def lasting(self, protocol: Any) -> bool:
+        """A WebSocket."""
+        return bool(protocol.inner._upgraded)
+
+    def finish(self, protocol: Any) -> None:
+        """The answer says `Connection: close`."""
+        self._last.add(protocol.inner)
+
+    def close(self, protocol: Any) -> None:
+        """A WebSocket's handler sees it closed when its task is cancelled."""
+        if task := protocol.inner._task_handler:
+            task.cancel()
+
+    def describe(self, protocol: Any) -> str:
+        """The request in hand."""
+        request = protocol.inner._current_request
+        return f"{request.method} {request.path}" if request else "HTTP"
+
+    async def _prepare(self, request: web.Request, response: web.StreamResponse) -> None:
+        if request.protocol in self._last:
+            response.force_close()
+            response.headers[hdrs.CONNECTION] = "close"  # the others have been set already
+
+
+class _Watched(asyncio.Protocol):
+    """aiohttp's protocol, with a note of whether the last byte that it got was the end of a
+    request: its parser, in C, keeps the beginning of the next one to itself."""
+
+    def __init__(self, inner: web.RequestHandler) -> None:
+        self.inner = inner
+        self._begin()
+
+    def _begin(self) -> None:
+        self._fed = 0  # bytes since the last boundary
+        self._tail = b""  # the last of them
+        self._head = bytearray()  # all of them, until there is a whole head of a request
+        self._end = -1  # where the only request since then ends, by its Content-Length
+        self._payload: Any = None  # of the newest request
+
+    @property
+    def at_boundary(self) -> bool:
+        """Whether nothing of a next request has come. If in doubt, it has."""
+        if not self._fed:
+            return True
+        if self._payload is None or not self._payload.is_eof():
+            return False
+        # A rest that ends like a head would be a request of its own, and the newest.
+        return self._tail == _END_OF_HEAD or self._fed == self._end
+
+    def data_received(self, data: bytes) -> None:
+        if self.at_boundary:
+            self._begin()
+        self._fed += len(data)
+        self._tail = (self._tail + data)[-len(_END_OF_HEAD) :]
+        before = self.inner._request_count
+        self.inner.data_received(data)
+        new = self.inner._request_count - before
+        if self._payload is None:
+            self._head += data
+        if new and self.inner._messages:
+            message, payload = self.inner._messages[-1]
+            only = new == 1 and self._payload is None
+            self._end = self._find_end(message) if only else -1
+            self._payload = payload
+            self._head.clear()
+
+    def _find_end(self, message: Any) -> int:
+        length = getattr(message, "headers", {}).get("Content-Length", "")
+        head = self._head.find(_END_OF_HEAD)
+        return head + len(_END_OF_HEAD) + int(length) if length.isdecimal() and head >= 0 else -1
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.inner.connection_made(transport)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self.inner.connection_lost(exc)
+
+    def eof_received(self) -> None:
+        self.inner.eof_received()
+
+    def pause_writing(self) -> None:
+        self.inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        self.inner.resume_writing()

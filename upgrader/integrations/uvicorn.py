@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""uvicorn under an instance: its idle connections move, whatever application it serves.
+
+Only its protocols, its lifespan and its clock are used: it binds nothing, catches no signal, and
+does not shut down by itself. `python -m upgrader.asgi` is this with uvicorn's own options.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from types import TracebackType
+from typing import Any, Self
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from upgrader.aio.adapter import Adapter as BaseAdapter
+from upgrader.errors import UpgradeError
+
+try:
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+except ImportError:  # httptools is not installed
+    HttpToolsProtocol = None  # type: ignore[assignment, misc]
+
+_CLOSE = (b"connection", b"close")
+_GRACE = 1.0  # seconds for the end of the application although the deadline has passed
+
+
+class StartupError(UpgradeError):
+    """The application did not start; it has said why itself."""
+
+
+class Adapter(BaseAdapter):
+    """Serves the application of a `uvicorn.Config`, whose HTTP protocol is h11 or httptools.
+
+    `async with` runs the application's lifespan: its start-up comes before anything is disturbed.
+    Raises StartupError when the application refuses to start.
+    """
+
+    speaks = "http/1.1"
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        if not config.loaded:
+            config.load()
+        self._config = config
+        self._server = uvicorn.Server(config)
+        self._server.lifespan = config.lifespan_class(config)
+        self._clock: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        await self._server.lifespan.startup()
+        if self._server.lifespan.should_exit:
+            raise StartupError("the application did not start; it has said why")
+        self._clock = asyncio.create_task(self._run_clock())
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.stop(time.monotonic() + _GRACE)
+
+    async def stop(self, deadline: float) -> None:
+        """End the application: its background tasks first, then its lifespan. What is not done at
+        `deadline` (of `time.monotonic`) is cancelled."""
+        if self._clock is None:
+            return
+        self._clock.cancel()
+        self._clock = None
+        if tasks := set(self._server.server_state.tasks):
+            _, pending = await asyncio.wait(tasks, timeout=_until(deadline))
+            for task in pending:
+                task.cancel()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_until(deadline)):
+                await self._server.lifespan.shutdown()
+
+    async def _run_clock(self) -> None:
+        """The Date header, and --limit-max-requests: systemd starts the next instance then."""
+        await self._server.main_loop()
+        signal.raise_signal(signal.SIGTERM)
+
+    # The adapter
+
+    def factory(self) -> asyncio.BaseProtocol:
+        """A connection as uvicorn's own server makes it."""
+        make: Any = self._config.http_protocol_class
+        made: asyncio.BaseProtocol = make(
+            config=self._config,
+            server_state=self._server.server_state,
+            app_state=self._server.lifespan.state,
+        )
+        return made
+
+    def idle(self, protocol: Any) -> bool:
+        """Between two requests, with no byte of the next one in the parser."""
+        cycle = protocol.cycle
+        if isinstance(protocol, H11Protocol):
+            return (
+                protocol.conn.our_state is h11.IDLE
+                and protocol.conn.their_state is h11.IDLE
+                and not protocol.conn.trailing_data[0]
+                and (cycle is None or cycle.response_complete)
+            )
+        if cycle is None:
+            return protocol.scope is None  # there is one from the first byte of a request on
+        # The scope of a request that has begun since is not that of the last answer. A body that
+        # came after its answer leaves `more_body` set: nobody knows whether all of it has come.
+        return bool(
+            cycle.scope is protocol.scope
+            and cycle.response_complete
+            and not cycle.more_body
+            and not protocol.pipeline
+        )
+
+    def load(self, saved: bytes) -> asyncio.BaseProtocol:
+        """A connection that is between two requests, so its time to the next one is bounded."""
+        protocol: Any = self.factory()
+
+        def expire() -> None:
+            if protocol.transport is not None:
+                protocol.timeout_keep_alive_handler()
+
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(self._config.timeout_keep_alive, expire)
+        protocol.timeout_keep_alive_task = timer
+        made: asyncio.BaseProtocol = protocol
+        return made
+
+    def lasting(self, protocol: Any) -> bool:
+        """HTTP/2 and protocol classes that are not known here."""
+        return not _is_known(protocol)
+
+    def finish(self, protocol: Any) -> None:
+        """The answer says `Connection: close`."""
+        cycle = protocol.cycle if _is_known(protocol) else None
+        if cycle is None or cycle.response_complete or not cycle.keep_alive:
+            return
+        cycle.keep_alive = False
+        if not cycle.response_started:
+            cycle.default_headers = [*cycle.default_headers, _CLOSE]
+
+    def close(self, protocol: Any) -> None:
+        """A WebSocket is closed with 1012, service restart."""
+        protocol.shutdown()
+
+    def describe(self, protocol: Any) -> str:
+        """The request in hand, or the path of a WebSocket."""
+        scope = getattr(protocol, "scope", None) or {}
+        what = scope.get("method", "HTTP") if _is_known(protocol) else "WebSocket"
+        return f"{what} {scope.get('path', '')}".rstrip()
+
+
+def _is_known(protocol: object) -> bool:
+    return isinstance(protocol, H11Protocol) or (
+        HttpToolsProtocol is not None and isinstance(protocol, HttpToolsProtocol)
+    )
+
+
+def _until(deadline: float) -> float:
+    return max(deadline - time.monotonic(), _GRACE)
