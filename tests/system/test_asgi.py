@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A FastAPI application that nobody changed, under `python -m upgrader.asgi` and a real systemd."""
+
+import contextlib
+import http.client
+import json
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+
+from tests.support import SETTLE, eventually
+from tests.system.conftest import Install
+from tests.system.serving import Service, network_of
+from tests.system.test_live import live, processes, reload, socket_there
+from upgrader.private_systemd import PrivateSystemd
+from upgrader.systemd.status import Origin
+
+
+def asgi(machine: PrivateSystemd, name: str, *options: str) -> list[str]:
+    """A unit that serves webapp.py, and can be upgraded live."""
+    python = " ".join(machine.python)
+    command = f"{python} -m upgrader.asgi webapp:app --app-dir /opt/upgrader-tests"
+    return [
+        *live(machine, name),
+        "ExecStart=",
+        f"ExecStart={command} --port ${{PORT}} {' '.join(options)}",
+    ]
+
+
+@contextlib.contextmanager
+def websocket(service: Service) -> Iterator[ClientConnection]:
+    with (
+        service.connect() as client,
+        connect("ws://x/ws", sock=client.sock, open_timeout=SETTLE) as opened,
+    ):
+        yield opened
+
+
+class Get:
+    """A keep-alive connection of the machine's network."""
+
+    def __init__(self, service: Service) -> None:
+        self.connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=SETTLE)
+        with network_of(service.machine):
+            self.connection.connect()
+
+    def version(self) -> str:
+        self.connection.request("GET", "/")
+        answer = self.connection.getresponse()
+        return str(json.load(answer)["version"])
+
+    def close(self) -> None:
+        self.connection.close()
+
+
+def upgrade(service: Service, number: int) -> None:
+    """Reload into another version, and wait for the socket of the new one."""
+    assert socket_there(service)
+    service.environment(ROUND=str(number))
+    assert reload(service), service.messages()
+
+
+@pytest.mark.parametrize(
+    ("reloads", "options"),
+    [(10, "--http httptools --loop uvloop"), (3, "--http h11 --loop asyncio")],
+)
+def test_reloads_under_load(
+    host_machine: PrivateSystemd, install: Install, reloads: int, options: str, tmp_path: Path
+) -> None:
+    """wrk on keep-alive connections, curl on new ones: not one request fails."""
+    service = install(
+        host_machine, "asgi", "webapp", *asgi(host_machine, "asgi", options, "--no-access-log")
+    )
+    url = f"http://127.0.0.1:{service.port}"
+    over = tmp_path / "over"
+    loop = f"until [ -e {over} ]; do curl -sSf -m 20 -o /dev/null {url}/quick || echo failed; done"
+    wrk = ["wrk", "-t1", "-c8", "-d600", "--timeout", "20", f"{url}/quick"]
+    machine = service.machine
+    get = Get(service)
+    with (
+        contextlib.closing(get),
+        machine.popen(
+            wrk, network_only=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ) as load,
+        machine.popen(
+            ["sh", "-c", loop], network_only=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ) as curl,
+    ):
+        for number in range(1, reloads + 1):
+            upgrade(service, number)
+            assert str(number) == get.version()
+        load.send_signal(signal.SIGINT)
+        said = load.communicate(timeout=SETTLE)[0]
+        over.touch()
+        errors = curl.communicate(timeout=SETTLE)[0]
+    assert "" == errors
+    assert "errors" not in said, said
+    assert "Non-2xx" not in said, said
+    found = re.search(r"(\d+) requests in", said)
+    assert found
+    assert int(found[1]) > 100, said
+    assert (reloads + 1, Origin.LIVE) == (service.status.generation, service.status.origin)
+    assert eventually(lambda: [str(service.pid)] == processes(service))
+
+
+def test_what_cannot_move(host_machine: PrivateSystemd, install: Install) -> None:
+    """A WebSocket and a long answer go on in the old process, `upgrader status` names them, the
+    answer is complete, and the WebSocket is closed with 1012 when drain-timeout is over."""
+    service = install(host_machine, "held", "webapp", *asgi(host_machine, "held"))
+    stream, get = Get(service), Get(service)
+    with contextlib.closing(stream), contextlib.closing(get), websocket(service) as opened:
+        opened.send("one")
+        assert "0 one" == opened.recv(SETTLE)
+        stream.connection.request("GET", "/stream/20")
+        answer = stream.connection.getresponse()
+        before = time.monotonic()
+
+        upgrade(service, 1)
+
+        assert "1" == get.version()
+        opened.send("two")
+        assert "0 two" == opened.recv(SETTLE)
+        said = service.machine.run(["upgrader", "status", service.unit]).stdout
+        assert "WebSocket /ws" in said
+        assert "GET /stream/20" in said
+        assert [str(number) for number in range(20)] == answer.read().decode().split()
+        with pytest.raises(ConnectionClosed) as closed:
+            opened.recv(SETTLE)
+        assert 1012 == closed.value.rcvd.code
+        assert time.monotonic() - before > 4.0  # drain-timeout is 5 s
+    assert eventually(lambda: [str(service.pid)] == processes(service))
+    assert "WebSocket /ws" in service.messages()
+    assert "end of" in service.messages()
+
+
+def test_a_restart(host_machine: PrivateSystemd, install: Install) -> None:
+    """Idle connections cross it, a request in flight is answered first, a WebSocket is told."""
+    service = install(host_machine, "asgi-restart", "webapp", *asgi(host_machine, "asgi-restart"))
+    stream, get = Get(service), Get(service)
+    with contextlib.closing(stream), contextlib.closing(get), websocket(service) as opened:
+        assert "0" == get.version()
+        stream.connection.request("GET", "/stream/5")
+        answer = stream.connection.getresponse()
+        service.environment(ROUND="1")
+
+        service.restart()
+
+        assert [str(number) for number in range(5)] == answer.read().decode().split()
+        assert ["1", "1"] == [get.version(), stream.version()]
+        with pytest.raises(ConnectionClosed) as closed:
+            opened.recv(SETTLE)
+        assert 1012 == closed.value.rcvd.code
+    assert Origin.RESTART is service.status.origin
+    assert "WebSocket /ws" in service.messages()
+
+
+def test_a_version_that_does_not_start(host_machine: PrivateSystemd, install: Install) -> None:
+    """Its start-up runs before anything is disturbed: the reload fails, and nobody notices."""
+    service = install(host_machine, "asgi-bad", "webapp", *asgi(host_machine, "asgi-bad"))
+    get = Get(service)
+    with contextlib.closing(get):
+        assert "0" == get.version()
+        before = service.pid
+        assert socket_there(service)
+        service.environment(MODE="refusing")
+
+        assert not reload(service)
+
+        assert "no database" in service.messages()
+        assert (before, "0") == (service.pid, get.version())
