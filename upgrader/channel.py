@@ -27,6 +27,7 @@ from upgrader.migration import Incoming, batches
 _SO_PEEK_OFF = 42  # <asm-generic/socket.h>; Python has no name for it
 _SPACE = socket.CMSG_SPACE(wire.MAX_FDS * array.array("i").itemsize)
 _LEDGER = struct.Struct("!I")  # attempts to load this image
+_OPEN, _TAKEN_BACK = b"\0", b"\1"  # behind it: whether the source of a live image serves again
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ class Stream:
     generation: int
     announced: int  #: FDs that the source had for the manifest
     image: Fd
+    ledger: Fd
     fds: list[Fd]
     reason: wire.EndReason | None  #: None: the source died before it could say
 
@@ -115,7 +117,7 @@ def park(
     image fits, and whatever `store` raises.
     """
     reader, writer = pair()
-    ledger = Fd(os.memfd_create("upgrader-ledger", os.MFD_CLOEXEC))
+    ledger = new_ledger()
     with reader, writer, ledger:
         # PID 1 first: with too many FDs in flight not even this one FD could be sent.
         store(reader)
@@ -214,6 +216,26 @@ class ParkedChannel:
         self._sock.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, 0)
 
 
+def new_ledger() -> Fd:
+    """The file that goes with an image and that both sides may write, whoever dies."""
+    ledger = Fd(os.memfd_create("upgrader-ledger", os.MFD_CLOEXEC))
+    os.write(ledger.fileno(), _LEDGER.pack(0) + _OPEN)
+    return ledger
+
+
+def take_back(ledger: Fd) -> None:
+    """Say, before the source serves again, that its image is worth nothing any more."""
+    os.pwrite(ledger.fileno(), _TAKEN_BACK, _LEDGER.size)
+
+
+def is_taken_back(ledger: Fd) -> bool:
+    """Whether the source of an image has served again; anything unclear counts as yes."""
+    try:
+        return os.pread(ledger.fileno(), 1, _LEDGER.size) != _OPEN
+    except OSError:
+        return True
+
+
 def receive_image(sock: socket.socket) -> Stream:
     """Read the whole stream of a live source, waiting as long as the timeout of the socket.
 
@@ -227,29 +249,30 @@ def receive_image(sock: socket.socket) -> Stream:
 
 def _collect(sock: socket.socket, *, peek: bool) -> Stream:
     incoming = Incoming()
-    image: Fd | None = None
+    first: list[Fd] = []
     fds: list[Fd] = []
     while incoming.end is None and (item := receive(sock, peek=peek, wait=not peek)) is not None:
         record, came = item
         incoming.receive(record, len(came))
         if isinstance(record, wire.Hello):
-            image = came[0]
+            first = came
         else:
             fds += came
-    if image is None:
+    if not first:
         raise ProtocolError("stream", "is empty: it has been spent")
     reason = incoming.end.reason if incoming.end else None
-    return Stream(incoming.hello.generation, incoming.hello.fds, image, fds, reason)
+    return Stream(incoming.hello.generation, incoming.hello.fds, first[0], first[1], fds, reason)
 
 
-def send_image(sock: socket.socket, generation: int, image: Fd, fds: Sequence[HasFileno]) -> None:
+def send_image(
+    sock: socket.socket, generation: int, image: Fd, ledger: Fd, fds: Sequence[HasFileno]
+) -> None:
     """Send an image with all its FDs to a live destination, waiting while its queue is full.
 
     Raises OSError; ETOOMANYREFS (FDs in flight) passes as the destination takes them, so it is
     tried again until the timeout of the socket.
     """
-    with Fd(os.memfd_create("upgrader-ledger", os.MFD_CLOEXEC)) as ledger:
-        send(sock, wire.Hello(generation, len(fds)), [image, ledger], wait=True)
+    send(sock, wire.Hello(generation, len(fds)), [image, ledger], wait=True)
     deadline = time.monotonic() + (sock.gettimeout() or 0)
     for batch in batches(len(fds)):
         part = fds[batch.first : batch.first + batch.count]

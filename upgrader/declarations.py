@@ -196,6 +196,7 @@ class Declarations:
     reloads: list[Callable[..., Any]] = field(default_factory=list)
     dropped: set[str] = field(default_factory=set)
     serving: bool = False
+    activated: list[str] = field(default_factory=list)  # what `.socket` units passed, in words
 
     def add_state(self, cls: type[T]) -> Declared[T]:
         """Declare a state; raises DeclarationError for a second one of that name."""

@@ -83,6 +83,20 @@ class Migration(msgspec.Struct, frozen=True):
     reason: str = ""
 
 
+class Started(msgspec.Struct, frozen=True):
+    """What PID 1 gave to an instance at its start, for takeover, which must give it to the next.
+
+    `activated`: what `.socket` units passed, as `activation.show` writes it, None if it does not
+    say; `credentials`: names; `memory`: bytes that are its own by now; `settings`: of the unit, in
+    one checksum, empty if it does not know.
+    """
+
+    activated: list[str] | None = None
+    credentials: list[str] = []
+    memory: int = 0
+    settings: str = ""
+
+
 class Description(msgspec.Struct, frozen=True):
     """One instance. `since`: seconds since the epoch at which it began to serve; `changed`: files
     of the program that are others now; `expected`: the next reload is an upgrade."""
@@ -104,3 +118,4 @@ class Description(msgspec.Struct, frozen=True):
     held: list[Connection] = []
     parameters: dict[str, str] = {}
     migration: Migration = Migration()
+    started: Started = Started()

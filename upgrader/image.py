@@ -56,6 +56,7 @@ class Manifest(msgspec.Struct, frozen=True):
     `sessions` holds, for each backend with connections, the version of the author's state that
     goes with them (its `data` is empty). `frozen_at` is CLOCK_MONOTONIC in nanoseconds: the
     instant from which nobody serves. `parameters` were set at run time, and are inherited.
+    `passed`: the backends that `.socket` units passed; `activated`: all of those, in words.
     """
 
     service: str
@@ -68,6 +69,8 @@ class Manifest(msgspec.Struct, frozen=True):
     left_behind: list[LeftBehind] = []
     #: Only there if any was set: an image of format 1 without them has the same bytes as ever.
     parameters: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
+    passed: list[str] | msgspec.UnsetType = msgspec.UNSET
+    activated: list[str] | msgspec.UnsetType = msgspec.UNSET
 
 
 def seal(manifest: Manifest) -> Fd:

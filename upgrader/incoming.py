@@ -43,7 +43,6 @@ from upgrader.systemd.notify import Notifier
 from upgrader.systemd.status import Origin, Status
 
 _LARGEST_DATAGRAM = 1 << 20  # bytes; UNIX ones are bounded by the sender's buffer only
-_PROGRESS = 500  # entries loaded between two signs of life
 _NAMED = 20  # items of one kind that are named in the log before only their number is
 if TYPE_CHECKING:
     from upgrader.live import Taker
@@ -78,25 +77,43 @@ class Arrival:
     def commit(self, notifier: Notifier, store: FdStore) -> None:
         """Become the owner: tell PID 1 in one datagram, then mark the channel as spent.
 
-        In a live migration the Ack comes first, and PID 1 has long been told READY=1. Raises
-        NotifyError if PID 1 cannot be told, ChannelError if the source has given up waiting; the
-        image is not consumed then.
+        In a live migration it is the Ack that counts: PID 1 has long been told READY=1, and
+        listens to its main process only, which is another one for some milliseconds: `settle`
+        does the rest. Raises NotifyError if PID 1 cannot be told, ChannelError if the source has
+        given up waiting; the image is not consumed then.
         """
         if self.taker:
             self.taker.acknowledge()
+            self._note_pause()
+        else:
+            self._commit(notifier, store)
+        for bound, old in self.replaced:
+            _take_backlog(bound, old)
+
+    def settle(self, notifier: Notifier, store: FdStore) -> None:
+        """Tell PID 1 what it takes from its main process only; raises NotifyError."""
+        self._tidy(store)
+        # From here on WatchdogSec= counts for this process.
+        notifier.send("WATCHDOG=1", f"STATUS={self.status}")
+
+    def _tidy(self, store: FdStore) -> None:
         store.remove(*self.unwanted)
         for name, sock in self.persistent:
             try:
                 store.push(name, sock)
             except NotifyError as error:  # with too many FDs of this user in flight, none can go
                 _log.warning("%s would not survive a crash: %s", name, error)
+
+    def _note_pause(self) -> None:
         if self.frozen_at is not None:
             pause = time.clock_gettime_ns(time.CLOCK_MONOTONIC) - self.frozen_at
             self.status = replace(self.status, pause=max(0, round(pause / 1e9, 4)))
-        fields = [f"STATUS={self.status}"] if self.taker else ["READY=1", f"STATUS={self.status}"]
-        if self.channel:
-            fields += removal(self.channel.name)
-        notifier.send(*fields)
+
+    def _commit(self, notifier: Notifier, store: FdStore) -> None:
+        self._tidy(store)
+        self._note_pause()
+        removed = removal(self.channel.name) if self.channel else ()
+        notifier.send("READY=1", f"STATUS={self.status}", *removed)
         # The datagram is queued, and PID 1 will get to it: from here on there is no way back.
         try:
             notifier.barrier()
@@ -104,8 +121,6 @@ class Arrival:
             _log.warning("%s", error)
         if self.channel:
             self.channel.spend()
-        for bound, old in self.replaced:
-            _take_backlog(bound, old)
 
 
 class Loader:
@@ -134,7 +149,9 @@ class Loader:
                 self._channels.append(item)
             else:
                 self._stored[name] = item.fd
+        declarations.activated = [str(item) for item in self._activated]
         self._arrival = Arrival()
+        self._was_passed: frozenset[str] = frozenset()
         self._unknown: dict[str, set[str]] = {}  # fields of sessions, by backend
         self._opened: list[ParkedChannel | socket.socket] = []  # to be closed by a refusal
 
@@ -248,15 +265,22 @@ class Loader:
         self._check(manifest, stream)
         self._arrival.overrides = manifest.parameters or {}
         self._load_states(manifest)
+        if self._taker:  # PID 1 has passed nothing to this process
+            self._declarations.activated = list(manifest.activated or ())
+            self._was_passed = frozenset(manifest.passed or ())
         bound: dict[str, tuple[image.Entry, socket.socket]] = {}
         withheld: list[image.LeftBehind] = []
         for index, (entry, fd) in enumerate(zip(manifest.entries, stream.fds, strict=False)):
-            if self._taker and index % _PROGRESS == 0:
+            if self._taker:
                 self._taker.progress(index)
             sock = _as_socket(entry, fd)
             self._opened.append(sock)
             if entry.backend in self._declarations.dropped:
                 sock.close()
+                if self._taker and entry.connection is None:
+                    # What PID 1 keeps of it is a door behind which clients would wait for nobody.
+                    stored = StoreName(Stored(entry.kind.value), entry.backend)
+                    self._arrival.unwanted.append(stored)
                 continue
             if entry.connection is None:
                 bound[entry.backend] = entry, sock
@@ -333,6 +357,8 @@ class Loader:
 
     def _load_states(self, manifest: image.Manifest) -> None:
         for saved in manifest.states:
+            if self._taker:
+                self._taker.progress(0)
             if declared := self._declarations.states.get(saved.name):
                 value, unknown = load(declared.cls, saved)
                 declared.fill(value)
@@ -379,16 +405,18 @@ class Loader:
         stored = self._stored.pop(stored_name, None)
         current = activated
         inode = 0
+        passed = activated is not None
         if received:
             entry, sock = received
             inode = entry.path_inode
+            passed = passed or bound.name in self._was_passed
             if activated and identify(activated) != entry.identity:
                 self._replace(bound, sock)  # the .socket unit has changed
             else:
                 current = sock
         elif stored and not activated:
             current = stored.socket()
-        if current and not activated and not _fits(bound, current, inode):
+        if current and not passed and not _fits(bound, current, inode):
             self._replace(bound, current)
             self._arrival.unwanted.append(stored_name)
             current = None
@@ -404,12 +432,13 @@ class Loader:
             except OSError as error:
                 raise BindError(f"{bound.kind} {bound.name!r}", str(error.strerror)) from error
             stored = None
+            passed = False
         self._opened.append(current)
         bound.open(current)
-        bound.persistent = activated is None
+        bound.persistent = not passed
         if bound.persistent and stored is None:
             self._arrival.persistent.append((stored_name, current))
-        elif activated and stored:
+        elif passed and stored:
             self._arrival.unwanted.append(stored_name)
 
     def _replace(self, bound: Bound, old: socket.socket) -> None:

@@ -31,13 +31,20 @@ from upgrader.declarations import (
     Listener,
 )
 from upgrader.description import Migration, Phase, Standing
-from upgrader.errors import DeclarationError, ParameterError, UpgradeError, VerifyError
+from upgrader.errors import (
+    BusError,
+    DeclarationError,
+    ParameterError,
+    UpgradeError,
+    VerifyError,
+)
 from upgrader.image import LeftBehind
 from upgrader.incoming import Arrival, Loader
 from upgrader.parameters import DRAINING, TAKEOVER, Parameters, socket_path
 from upgrader.progress import Progress
 from upgrader.systemd import journal
 from upgrader.systemd.activation import own_number, take
+from upgrader.systemd.bus import Bus
 from upgrader.systemd.fdstore import FdStore, Stored, StoreName
 from upgrader.systemd.journal import Outcome, Priority
 from upgrader.systemd.notify import Notifier, one_line
@@ -54,6 +61,8 @@ if TYPE_CHECKING:  # loaded by the instances that migrate live
 T = TypeVar("T")
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+#: Seconds that a new owner waits for PID 1 to take it for the main process.
+_NAMED = 2.0
 #: FDs that parking opens at once (channel, image, ledger, barrier, bus, journal), and some.
 _RESERVED = 16
 
@@ -92,6 +101,7 @@ class Instance:
         self._configured = Parameters.from_environment(environment)
         self.parameters = self._configured
         self.overrides: dict[str, str] = {}
+        self.settings = ""  #: of the unit at the start of this process, in one checksum
         self.declarations = Declarations(service)
         self.unit = ""
         self.frozen = False  #: everything has moved; nothing here touches it any more
@@ -105,6 +115,8 @@ class Instance:
         self._control: Control | None = None
         self._negotiation: Negotiation | None = None
         self._insured: StoreName | None = None
+        self._settled = threading.Event()  # PID 1 listens to this process
+        self._watchdog = _watchdog(environment, own)
         self._status = Status(0, Origin.COLD)
         self._socket_path = socket_path(environment)
         if self._supervised:
@@ -205,11 +217,17 @@ class Instance:
     def commit(self, arrival: Arrival) -> None:
         """Become the owner and say so; raises NotifyError or ChannelError."""
         arrival.commit(self._notifier, self._store)
+        self._settled.set()
         if self._taker:
+            self._settled.clear()
             self._taker.become_ordinary()
             self._taker.release_takeover()
             source = str(arrival.status.source_generation)
             self._insured = StoreName(Stored.INSURANCE, source)
+            threading.Thread(
+                target=self._settle, args=(self._taker, arrival), name="upgrader-settling",
+                daemon=True,
+            ).start()  # fmt: skip
         self._reserve = _reserve(_RESERVED + len(self.declarations.sockets))
         self._status = arrival.status
         self.since = time.time()
@@ -226,6 +244,21 @@ class Instance:
             self._taker.refuse(text)
 
     # A live migration
+
+    def _settle(self, taker: Taker, arrival: Arrival) -> None:
+        """In a thread: wait until PID 1 listens to this process, and tell it the rest."""
+        taker.wait_for_source()
+        taker.close()
+        if not _is_main(self.unit):
+            # The source has died, and takeover names this process.
+            deadline = time.monotonic() + _NAMED
+            while not _is_main(self.unit) and time.monotonic() < deadline:
+                time.sleep(0.01)
+        try:
+            arrival.settle(self._notifier, self._store)
+        except UpgradeError as error:
+            _log.warning("%s", error)
+        self._settled.set()
 
     def _destined(self, environment: MutableMapping[str, str]) -> Taker | None:
         """The migration that takeover has started this process for, if any."""
@@ -252,7 +285,9 @@ class Instance:
             from upgrader import __version__, live  # noqa: F401
             from upgrader.control import Control, remove_dead
             from upgrader.negotiation import Negotiation
+            from upgrader.started import ask_settings
 
+            self.settings = ask_settings(self.unit)
             self._negotiation = Negotiation(self, __version__, on_request, on_reload)
             try:
                 self._control = control = Control(path, self._negotiation, __version__)
@@ -299,13 +334,22 @@ class Instance:
                 self._insured = None
 
         def name_successor(pid: int) -> bool:
-            self._notifier.send(f"MAINPID={pid}")
+            self._notifier.send(f"MAINPID={pid}", *watchdog)
             self._notifier.barrier()
             return True
 
+        # The author's own sign of life is frozen, too.
+        watchdog = ["WATCHDOG=1"] if self._watchdog else []
+
         giver = Giver(
             request,
-            Hooks(freeze, insure, name_successor),
+            Hooks(
+                freeze,
+                insure,
+                name_successor,
+                lambda: self._notifier.send(*watchdog) if watchdog else None,
+                self._watchdog / 2 if self._watchdog else float("inf"),
+            ),
             self.parameters.downtime_limit,
             self.parameters.migration_timeout,
         )
@@ -411,15 +455,12 @@ class Instance:
 
         False while the source may still park it: then ask again later.
         """
-        if self._taker and not self._taker.source_done:
+        if not self._settled.is_set():
             return False
         if self._insured:
             with contextlib.suppress(UpgradeError):
                 self._store.remove(self._insured)
             self._insured = None
-        if self._taker:
-            self._taker.close()
-            self._taker = None
         return True
 
     # The end
@@ -433,6 +474,8 @@ class Instance:
         """
         self._reserve.clear()
         self.standing = Standing.STOPPING
+        if not self._settled.wait(_NAMED):
+            _log.warning("systemd has not said that this is the main process by now")
         stop = Stop(StopReason.STOP, float("inf"))
         if self._supervised:
             stop = ask(self.unit, failed=failed)
@@ -534,6 +577,23 @@ def refused_by_check(check: Callable[..., Any], error: Exception) -> VerifyError
 def stop_signals(supervised: bool) -> tuple[signal.Signals, ...]:
     """The signals that stop an instance: SIGTERM, and Ctrl-C at a desk."""
     return (signal.SIGTERM,) if supervised else (signal.SIGTERM, signal.SIGINT)
+
+
+def _is_main(unit: str) -> bool:
+    """Whether PID 1 takes this process for the main one; what it does not say counts as yes."""
+    try:
+        with Bus(_NAMED) as bus:
+            return bool(bus.get(unit, "MainPID") == os.getpid())
+    except BusError:
+        return True
+
+
+def _watchdog(environment: Mapping[str, str], own: str) -> float:
+    """WatchdogSec= in seconds, if it is meant for this process; else 0."""
+    usec = environment.get("WATCHDOG_USEC", "")
+    if environment.get("WATCHDOG_PID", own) != own or not usec.isdecimal():
+        return 0.0
+    return int(usec) / 1e6
 
 
 def _reserve(count: int) -> list[Fd]:

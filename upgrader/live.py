@@ -22,9 +22,15 @@ from upgrader.backends import Fd
 from upgrader.backends.fd import HasFileno
 from upgrader.control import call
 from upgrader.errors import ChannelError, UpgradeError
+from upgrader.parameters import COMMITTED, FAILED
 from upgrader.switchover import DESTINATION, SOURCE, Action, Destination, Event, Source, step
 from upgrader.varlink import INTERFACE, VarlinkError
 
+#: Seconds that a destination whose Ack was not taken waits for the source's end: it has decided by
+#: then, unless it is stopped.
+_VERDICT = 5.0
+#: Seconds between two signs of life of a destination that loads.
+_PROGRESS = 0.05
 _log = logging.getLogger("upgrader")
 
 
@@ -38,9 +44,11 @@ class Successor:
     @property
     def alive(self) -> bool:
         """Whether it still runs."""
-        poll = select.poll()
-        poll.register(self._pidfd.fileno(), select.POLLIN)
-        return not poll.poll(0)
+        return not _ready(self._pidfd, 0)
+
+    def fileno(self) -> int:
+        """Readable once it has ended."""
+        return self._pidfd.fileno()
 
     def kill(self) -> None:
         """Make sure that it does not linger; whether it works decides nothing."""
@@ -68,12 +76,15 @@ class Built:
 class Hooks:
     """What the source's instance does at each step; each may raise UpgradeError or OSError.
 
-    `name_successor` returns True when PID 1 has confirmed its new main process.
+    `name_successor` returns True when PID 1 has confirmed its new main process. `wake` is called
+    at least every `beat` seconds meanwhile: WatchdogSec= does not stop for a migration.
     """
 
     freeze: Callable[[], Built]
     insure: Callable[[], None]
     name_successor: Callable[[int], bool]
+    wake: Callable[[], None] = lambda: None
+    beat: float = float("inf")
 
 
 class Giver:
@@ -88,6 +99,7 @@ class Giver:
         self._last = time.monotonic() + timeout
         self._deadline = min(self._last, time.monotonic() + limit)
         self._pending: list[Event] = []
+        self._ledger: Fd | None = None
         self.state = Source.SERVING
         self.reason = ""
 
@@ -121,6 +133,8 @@ class Giver:
                 self._send_image()
             case Action.EXTEND:
                 self._deadline = min(self._last, time.monotonic() + self._limit)
+            case Action.TAKE_BACK if self._ledger:
+                channel.take_back(self._ledger)
             case Action.SHUT:
                 with contextlib.suppress(OSError):
                     self._sock.shutdown(socket.SHUT_RD)
@@ -138,10 +152,14 @@ class Giver:
         manifest = self._built.manifest
         self._sock.settimeout(self._limit)
         try:
+            self._ledger = channel.new_ledger()
             with image.seal(manifest) as memfd:
-                channel.send_image(self._sock, manifest.generation, memfd, self._built.fds)
+                channel.send_image(
+                    self._sock, manifest.generation, memfd, self._ledger, self._built.fds
+                )
         except (UpgradeError, OSError) as error:
             self._fail(Event.NOT_SENT, error)
+        self._deadline = min(self._last, time.monotonic() + self._limit)
 
     def _name_successor(self) -> Event:
         if not self._request.successor.alive:
@@ -157,13 +175,19 @@ class Giver:
         return Event.NAMED if self._request.successor.alive else Event.SUCCESSOR_DEAD
 
     def _next_event(self) -> Event:
-        left = self._deadline - time.monotonic()
-        self._sock.settimeout(max(left, 0.001))
+        while not _ready(self._sock, 0):
+            left = self._deadline - time.monotonic()
+            if left <= 0:
+                self.reason = self.reason or f"no progress within {self._limit:.1f} s"
+                return Event.DEADLINE
+            if not self._request.successor.alive:
+                # A process that it has forked may hold the channel open: no end is to be seen.
+                self.reason = self.reason or "the destination has ended"
+                return Event.SUCCESSOR_DEAD
+            _first_ready(min(left, self._hooks.beat), self._sock, self._request.successor)
+            self._hooks.wake()
         try:
-            item = channel.receive(self._sock, peek=False, wait=True)
-        except TimeoutError:
-            self.reason = self.reason or f"no progress within {self._limit:.1f} s"
-            return Event.DEADLINE
+            item = channel.receive(self._sock, peek=False)
         except ConnectionError as error:
             self.reason = self.reason or str(error)
             return Event.HANGUP
@@ -204,6 +228,8 @@ class Taker:
         self._timeout = timeout
         self._state = Destination.PREPARING
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._ledger: Fd | None = None
+        self._said = time.monotonic()
 
     @classmethod
     def from_line(cls, line: str, timeout: float) -> Self:
@@ -225,6 +251,7 @@ class Taker:
 
     def receive(self) -> channel.Stream:
         """Say Go, and take the whole image; raises UpgradeError or OSError."""
+        self._require_takeover()
         self._enter(Event.PREPARED)
         channel.send(self._sock, wire.Go(), wait=True)
         try:
@@ -233,10 +260,15 @@ class Taker:
             self._enter(Event.HANGUP)
             raise
         self._enter(Event.IMAGE)
+        self._ledger = stream.ledger
         return stream
 
     def progress(self, loaded: int) -> None:
-        """Ask for more time."""
+        """Something more has been loaded: ask for more time, but not all the time."""
+        now = time.monotonic()
+        if now < self._said + _PROGRESS:
+            return
+        self._said = now
         with contextlib.suppress(OSError):
             channel.send(self._sock, wire.Progress(loaded))
 
@@ -245,19 +277,30 @@ class Taker:
 
         A takeover that is gone means that nobody waits for the outcome: that is an abort.
         """
-        if not self._takeover_lives():
-            self._enter(Event.TAKEOVER_GONE)
-            raise ChannelError("takeover is gone, so nobody waits for this instance")
+        self._require_takeover()
         self._enter(Event.LOADED)
         try:
             channel.send(self._sock, wire.Ack())
         except OSError as error:
             self._enter(Event.HANGUP)
-            raise ChannelError(
-                "the running instance has given up waiting, and serves on"
-            ) from error
-        self._enter(Event.TAKEN)
-        self.say("committed")
+            if not self._is_orphaned():
+                self._enter(Event.TAKEN_BACK)
+                raise ChannelError(
+                    "the running instance has given up waiting, and serves on"
+                ) from error
+            self._require_takeover()
+            self._enter(Event.ORPHANED)
+            _log.error("the instance before has died, and had given everything to this one")
+        else:
+            self._enter(Event.TAKEN)
+        self.say(COMMITTED)
+
+    def _is_orphaned(self) -> bool:
+        """Whether the source has died after it froze: then nobody has served since."""
+        poll = select.poll()
+        poll.register(self._sock, 0)  # POLLHUP is always reported, and not for SHUT_RD alone
+        gone = bool(poll.poll(_VERDICT * 1000))
+        return gone and self._ledger is not None and not channel.is_taken_back(self._ledger)
 
     def refuse(self, reason: str) -> None:
         """Tell the source and takeover why this instance does not take over."""
@@ -265,7 +308,7 @@ class Taker:
             self._enter(Event.REFUSED)
             with contextlib.suppress(OSError):
                 channel.send(self._sock, wire.abort(reason))
-        self.say(f"failed: {reason}")
+        self.say(f"{FAILED}{reason}")
 
     def say(self, text: str) -> None:
         """Tell takeover how far it has come."""
@@ -277,12 +320,9 @@ class Taker:
         with contextlib.suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text(str(self._adjustment))
 
-    @property
-    def source_done(self) -> bool:
-        """Whether the source has named its successor, or has ended."""
-        poll = select.poll()
-        poll.register(self._sock, select.POLLIN)
-        return bool(poll.poll(0))
+    def wait_for_source(self) -> None:
+        """Return once the source has named its successor, or has ended."""
+        _first_ready(None, self._sock)
 
     def release_takeover(self) -> None:
         """Give up the line to takeover: its part is over."""
@@ -295,7 +335,22 @@ class Taker:
     def _enter(self, event: Event) -> None:
         self._state, _ = step(DESTINATION, self._state, event)
 
-    def _takeover_lives(self) -> bool:
+    def _require_takeover(self) -> None:
         poll = select.poll()
-        poll.register(self._takeover, 0)  # POLLHUP is always reported
-        return not poll.poll(0)
+        # Its death, or that it has called the upgrade off and only listens.
+        poll.register(self._takeover, select.POLLRDHUP)
+        if poll.poll(0):
+            self._enter(Event.TAKEOVER_GONE)
+            raise ChannelError("takeover is gone, so nobody waits for this instance")
+
+
+def _ready(owner: HasFileno, timeout: float) -> bool:
+    """Whether there is something to read, or an end to be seen, within `timeout` seconds."""
+    return _first_ready(timeout, owner)
+
+
+def _first_ready(timeout: float | None, *owners: HasFileno) -> bool:
+    poll = select.poll()
+    for owner in owners:
+        poll.register(owner.fileno(), select.POLLIN)
+    return bool(poll.poll(None if timeout is None else max(timeout, 0) * 1000))

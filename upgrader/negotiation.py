@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from upgrader import channel, image, wire
+from upgrader import channel, image, started, wire
 from upgrader.backends import Waiting
 from upgrader.backends.fd import identify
 from upgrader.control import Caller
@@ -70,6 +70,7 @@ class Host(Protocol):
     declarations: Declarations
     parameters: Parameters
     progress: Progress
+    settings: str
 
     @property
     def overrides(self) -> Mapping[str, str]:
@@ -137,6 +138,7 @@ class Negotiation:
             held=_held(connections),
             parameters=host.parameters.shown(),
             migration=host.progress.now,
+            started=started.describe(host.declarations.activated, host.settings),
         )
         told: dict[str, Any] = msgspec.to_builtins(description)
         return told

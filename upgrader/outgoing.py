@@ -65,6 +65,7 @@ def build(
         kind = Kind.CONNECTION
         entries.append(image.Entry(frozen.door, kind, frozen.identity, 0, frozen.state))
         fds.append(frozen.sock)
+    passed = [bound.name for bound in declarations.sockets.values() if not bound.persistent]
     manifest = image.Manifest(
         service=declarations.service,
         generation=generation,
@@ -75,6 +76,8 @@ def build(
         entries=entries,
         left_behind=list(busy),
         parameters=dict(parameters) if parameters else msgspec.UNSET,
+        passed=passed or msgspec.UNSET,
+        activated=declarations.activated or msgspec.UNSET,
     )
     return manifest, fds
 

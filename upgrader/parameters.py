@@ -18,6 +18,9 @@ from upgrader.errors import DeclarationError, ParameterError
 #: Tells a new process that it is a destination: `FD:ADJUSTMENT:PATH`, its line to takeover, the
 #: oom_score_adj of the unit, and the path of the running instance's socket.
 TAKEOVER = "UPGRADER_TAKEOVER"
+#: What it says on that line, in the end.
+COMMITTED = "committed"
+FAILED = "failed: "
 SOCKET = "upgrader.sock"
 #: Beside it, of an instance that was replaced and still drains; by generation.
 DRAINING = "draining-{}.sock"

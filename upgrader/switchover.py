@@ -6,7 +6,8 @@ with takeover and PID 1 as the third and fourth actor. This module does no IO.
 
 The Ack is the commit. Before it every failure leads back to SERVING; after it the source never
 serves again. A source that gives up shuts its reading side first and then looks once more: an Ack
-already queued counts, a later one fails at the destination, which then must not serve.
+already queued counts, a later one fails at the destination. That one may serve only if the source
+has died without taking its image back, which is noted where both can see it.
 """
 
 from collections.abc import Mapping
@@ -32,6 +33,7 @@ class Destination(StrEnum):
     WAITING = "waiting"  #: for the image
     LOADING = "loading"
     ACKING = "acking"
+    ASKING = "asking"  #: the Ack was not taken: does the source serve again, or is it dead?
     OWNER = "owner"
     FAILED = "failed"
 
@@ -50,6 +52,8 @@ class Event(StrEnum):
     ABORT = "abort"
     UNREADABLE = "unreadable"  #: what came is no record that may come now
     HANGUP = "hangup"  #: the channel is closed, or empty after it was shut
+    TAKEN_BACK = "taken-back"  #: the source serves again, or may
+    ORPHANED = "orphaned"  #: the source has ended, and had not taken its image back
     DEADLINE = "deadline"
     NOT_SENT = "not-sent"  #: the image could not be made or sent
     NAMED = "named"  #: PID 1 has taken MAINPID=
@@ -67,6 +71,7 @@ class Action(StrEnum):
     EXTEND = "extend"  #: the deadline
     SHUT = "shut"  #: the reading side of the channel
     KILL = "kill"  #: the destination; cleaning up, nothing depends on it
+    TAKE_BACK = "take-back"  #: the image is worth nothing from here on
     RESUME = "resume"
     INSURE = "insure"  #: park a duplicate without connections
     NAME_SUCCESSOR = "name-successor"
@@ -90,16 +95,20 @@ SOURCE: Table[Source] = {
     (Source.SERVING, Event.STOP): (Source.PARKED, (Action.PARK, Action.EXIT)),
     (Source.FROZEN, Event.PROGRESS): (Source.FROZEN, (Action.EXTEND,)),
     (Source.FROZEN, Event.ACK): (Source.COMMITTED, (Action.INSURE, Action.NAME_SUCCESSOR)),
-    (Source.FROZEN, Event.ABORT): (Source.SERVING, (Action.RESUME,)),
-    (Source.FROZEN, Event.HANGUP): (Source.SERVING, (Action.RESUME,)),
+    (Source.FROZEN, Event.ABORT): (Source.SERVING, (Action.TAKE_BACK, Action.RESUME)),
+    (Source.FROZEN, Event.HANGUP): (Source.SERVING, (Action.TAKE_BACK, Action.RESUME)),
+    (Source.FROZEN, Event.SUCCESSOR_DEAD): (Source.DECIDING, (Action.SHUT,)),
     (Source.FROZEN, Event.UNREADABLE): (Source.DECIDING, (Action.SHUT,)),
     (Source.FROZEN, Event.NOT_SENT): (Source.DECIDING, (Action.SHUT,)),
     (Source.FROZEN, Event.DEADLINE): (Source.DECIDING, (Action.SHUT,)),
     (Source.DECIDING, Event.PROGRESS): (Source.DECIDING, ()),
     (Source.DECIDING, Event.UNREADABLE): (Source.DECIDING, ()),
     (Source.DECIDING, Event.ACK): (Source.COMMITTED, (Action.INSURE, Action.NAME_SUCCESSOR)),
-    (Source.DECIDING, Event.ABORT): (Source.SERVING, (Action.RESUME,)),
-    (Source.DECIDING, Event.HANGUP): (Source.SERVING, (Action.RESUME, Action.KILL)),
+    (Source.DECIDING, Event.ABORT): (Source.SERVING, (Action.TAKE_BACK, Action.RESUME)),
+    (Source.DECIDING, Event.HANGUP): (
+        Source.SERVING,
+        (Action.TAKE_BACK, Action.RESUME, Action.KILL),
+    ),
     (Source.COMMITTED, Event.NAMED): (Source.RETIRED, (Action.RETIRE,)),
     (Source.COMMITTED, Event.UNANSWERED): (Source.COMMITTED, (Action.NAME_SUCCESSOR,)),
     (Source.COMMITTED, Event.SUCCESSOR_DEAD): (Source.PARKED, (Action.PARK, Action.EXIT)),
@@ -114,7 +123,11 @@ DESTINATION: Table[Destination] = {
     (Destination.LOADING, Event.REFUSED): (Destination.FAILED, (Action.SEND_ABORT, Action.EXIT)),
     (Destination.LOADING, Event.LOADED): (Destination.ACKING, (Action.SEND_ACK,)),
     (Destination.ACKING, Event.TAKEN): (Destination.OWNER, (Action.SERVE,)),
-    (Destination.ACKING, Event.HANGUP): (Destination.FAILED, (Action.EXIT,)),
+    (Destination.ACKING, Event.HANGUP): (Destination.ASKING, ()),
+    (Destination.ASKING, Event.TAKEN_BACK): (Destination.FAILED, (Action.EXIT,)),
+    (Destination.ASKING, Event.ORPHANED): (Destination.OWNER, (Action.SERVE,)),
+    (Destination.ASKING, Event.TAKEOVER_GONE): (Destination.FAILED, (Action.EXIT,)),
+    (Destination.ASKING, Event.STOP): (Destination.FAILED, (Action.EXIT,)),
     (Destination.OWNER, Event.STOP): (Destination.OWNER, (Action.PARK, Action.EXIT)),
     **{
         (state, event): (Destination.FAILED, (Action.EXIT,))

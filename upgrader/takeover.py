@@ -3,30 +3,35 @@
 
 PID 1 has made this process afresh from the current unit file, so all that it starts gets today's
 environment, sandbox and limits. It is started twice removed (double fork), so that it is PID 1's
-own from the beginning, and is killed if this process ends before the commit.
+own from the beginning, and is killed if this process ends before the commit. `upgrade` is what an
+operator asks for, and what calls for the reload.
 """
 
 import contextlib
 import os
-import re
 import select
 import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from upgrader.backends import Fd
+from upgrader.command_line import PER_PROCESS, Command, main_process
 from upgrader.control import call
-from upgrader.errors import BusError, UpgradeError
-from upgrader.parameters import TAKEOVER, socket_path
+from upgrader.errors import BusError, NotifyError, UpgradeError
+from upgrader.parameters import COMMITTED, FAILED, TAKEOVER, socket_path
+from upgrader.started import settings
 from upgrader.systemd import journal
 from upgrader.systemd.bus import Bus
 from upgrader.systemd.journal import Outcome, Priority
+from upgrader.systemd.live_limits import RESTART, Running, live_limits
+from upgrader.systemd.notify import PATIENCE, Notifier
 from upgrader.systemd.stop import unit_name
+from upgrader.systemd.unit import UNSET, SocketUnit, Unit
 from upgrader.varlink import INTERFACE, VarlinkError
 
 #: Part of TimeoutStartSec= (which bounds a reload) after which takeover gives up by itself: killed
@@ -34,165 +39,164 @@ from upgrader.varlink import INTERFACE, VarlinkError
 #: forget EXTEND_TIMEOUT_USEC=.
 _SHARE = 0.8
 _BUS_TIMEOUT = 5.0
-_PER_PROCESS = re.compile(
-    r"MAINPID(FDID)?|LISTEN_.*|SYSTEMD_EXEC_PID|EXIT_.*|SERVICE_RESULT|JOURNAL_STREAM|WATCHDOG_.*"
-    r"|MEMORY_PRESSURE_.*|CREDENTIALS_DIRECTORY|TRIGGER_.*|UPGRADER_TAKEOVER"
-)
-#: Variables of a control process that a main process does not have, or has as its own.
-_NOT_INHERITED = re.compile(r"MAINPID(FDID)?|LISTEN_.*|SYSTEMD_EXEC_PID|EXIT_.*|SERVICE_RESULT")
+#: Between two questions to PID 1 or to the source about what it announces to nobody.
+_PAUSE = 0.01
 
 
 class TakeoverError(UpgradeError):
     """The upgrade was not done, and the running instance serves on."""
 
 
+class HalfwayError(UpgradeError):
+    """The new instance has become the owner, and what follows went wrong."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What to start, as PID 1 has it after the newest daemon-reload."""
 
-    unit: str
-    path: str
-    arguments: Sequence[str]
-    environment: Mapping[str, str]
-    main_pid: int
+    unit: Unit
+    sockets: tuple[SocketUnit, ...]
+    settings: str
+    command: Command
     deadline: float  # of `time.monotonic`
+
+    @property
+    def left(self) -> float | None:
+        """Seconds until the deadline, None where there is none."""
+        if self.deadline == float("inf"):
+            return None
+        return max(self.deadline - time.monotonic(), 0)
 
 
 def main() -> int:
     """Upgrade the unit that this process is a control process of; the exit code of the reload."""
-    started = time.monotonic()
+    began = time.monotonic()
+    source: dict[str, Any] = {}
     try:
-        plan = _plan(started)
-        _take_over(plan)
+        _take_over(_plan(began), source)
+    except HalfwayError as error:
+        _report(source, f"the new version has taken over, but {error}")
+        return 1
     except UpgradeError as error:
         # The journal's last line of a failed `systemctl reload` is what an admin reads.
-        journal.report(
-            f"not upgraded, the running instance serves on: {error}", Priority.ERR,
-            unit=unit_name(), generation=0, side="takeover", phase="upgrade",
-            outcome=Outcome.FAILED,
-        )  # fmt: skip
+        _report(source, f"not upgraded, the running instance serves on: {error}")
         return 1
     return 0
 
 
-def _plan(started: float) -> Plan:
-    unit = unit_name()
-    if os.getpid() == 1:
-        raise TakeoverError("PrivatePIDs= hides the service from its successor", remedy=_RESTART)
+def _report(source: Mapping[str, Any], message: str) -> None:
+    journal.report(
+        message, Priority.ERR, unit=unit_name(), generation=source.get("generation", 0),
+        side="takeover", phase="upgrade", outcome=Outcome.FAILED,
+    )  # fmt: skip
+
+
+def _plan(began: float) -> Plan:
+    name = unit_name()
     try:
         with Bus(_BUS_TIMEOUT) as bus:
-            commands = bus.get(unit, "ExecStartEx")
-            main_pid = int(bus.get(unit, "MainPID"))
-            watchdog = int(bus.get(unit, "WatchdogUSec"))
-            span = bus.time_span(unit, "TimeoutStartUSec")
+            unit = Unit.from_properties("", bus.properties(name))
+            sockets = tuple(
+                SocketUnit.from_properties(bus.properties(each))
+                for each in unit.triggered_by
+                if each.endswith(".socket")
+            )
+            checksum = settings(bus, name)
     except BusError as error:
         raise TakeoverError(
-            f"systemd cannot be asked about {unit or 'this process'}: {error}"
+            f"systemd cannot be asked about {name or 'this process'}: {error}"
         ) from error
-    if not main_pid:
-        raise TakeoverError(f"{unit} has no main process")
-    path, argv, flags = commands[-1][:3]
-    environment = {n: v for n, v in os.environ.items() if not _NOT_INHERITED.fullmatch(n)}
-    if 0 < watchdog < 2**64 - 1:
-        environment["WATCHDOG_USEC"] = str(watchdog)
-    arguments = list(argv)
-    if "no-env-expand" not in flags:
-        arguments = arguments[:1] + expand(arguments[1:], environment)
-    return Plan(unit, path, arguments, environment, main_pid, started + span * _SHARE)
+    if not unit.main_pid or not unit.exec_start:
+        raise TakeoverError(f"{name} has no main process")
+    span = unit.timeout_start_usec
+    deadline = float("inf") if span == UNSET else began + span / 1e6 * _SHARE
+    return Plan(unit, sockets, checksum, main_process(unit, os.environ), deadline)
 
 
-_RESTART = "restart it instead: upgrader upgrade --mode restart"
-
-
-def expand(arguments: Sequence[str], environment: Mapping[str, str]) -> list[str]:
-    """Variables in a command line, by the rules of systemd.service(5).
-
-    `${A}` anywhere is replaced; `$A` as a word of its own is split at white space into none or
-    more words; `$$` is a dollar sign. An unset variable is empty.
-    """
-    words: list[str] = []
-    for argument in arguments:
-        if match := re.fullmatch(r"\$([A-Za-z_][A-Za-z0-9_]*)", argument):
-            words += environment.get(match[1], "").split()
-            continue
-        words.append(
-            re.sub(
-                r"\$\$|\$\{([A-Za-z_][A-Za-z0-9_]*)\}",
-                lambda m: environment.get(m[1], "") if m[1] else "$",
-                argument,
-            )
-        )
-    return words
-
-
-def _take_over(plan: Plan) -> None:
-    path = socket_path(plan.environment)
+def _take_over(plan: Plan, source: dict[str, Any]) -> None:
+    """`source` is filled with what the running instance says of itself."""
+    path = socket_path(plan.command.environment)
     if path is None:
-        raise TakeoverError("the unit has no RuntimeDirectory=, so its instance has no socket")
+        limits = live_limits(plan.unit)
+        raise TakeoverError(limits[0].cause, remedy=limits[0].remedy)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(_BUS_TIMEOUT)
         try:
             sock.connect(str(path))
-            source = call(sock, f"{INTERFACE}.Describe", {})
-            if not (source["changed"] or source["expected"] or _differs(plan, source["pid"])):
+            source |= call(sock, f"{INTERFACE}.Describe", {})
+            if not (source["changed"] or source["expected"] or _differs(plan, source)):
+                sock.settimeout(plan.left)
                 call(sock, f"{INTERFACE}.Reload", {})
                 return
-            _check(source)
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            with ours:
-                pid, release = _start(plan, source, path, theirs)
-                with Fd(os.pidfd_open(pid)) as pidfd, Fd(release) as gate:
-                    try:
-                        call(sock, f"{INTERFACE}.Register", {"pid": pid})
-                        os.write(gate.fileno(), b"\n")
-                        _follow(plan, ours)
-                    except BaseException as error:
-                        ours.close()  # it aborts by itself when it sees this
-                        _clean_up(plan, sock, pid, pidfd, str(error))
-                        raise
-                    _confirm(plan, pid)
+            _check(plan, source)
+            _start_and_follow(plan, source, path, sock)
         except (OSError, VarlinkError) as error:
             raise TakeoverError(f"{path}: {error}") from error
 
 
-def _differs(plan: Plan, pid: int) -> bool:
-    """Whether the running instance was started with another command line or environment."""
+def _start_and_follow(
+    plan: Plan, source: Mapping[str, Any], path: Path, sock: socket.socket
+) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, Fd(os.pidfd_open(source["pid"])) as source_pidfd:
+        pid, release = _start(plan, source, path, theirs)
+        with Fd(os.pidfd_open(pid)) as pidfd, Fd(release) as gate:
+            try:
+                call(sock, f"{INTERFACE}.Register", {"pid": pid})
+                os.write(gate.fileno(), b"\n")
+                _follow(plan, ours, pidfd)
+            except BaseException as error:
+                if not _clean_up(plan, sock, ours, pid, pidfd, str(error)):
+                    raise
+            _confirm(plan, pid, pidfd, source_pidfd)
+
+
+def _differs(plan: Plan, source: Mapping[str, Any]) -> bool:
+    """Whether the running instance was started with another command line, environment or unit."""
     try:
-        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]
-        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")[:-1]
+        command = Path(f"/proc/{source['pid']}/cmdline").read_bytes().split(b"\0")[:-1]
+        environment = Path(f"/proc/{source['pid']}/environ").read_bytes().split(b"\0")[:-1]
     except OSError:
         return True
     running = dict(item.decode(errors="replace").partition("=")[::2] for item in environment)
-    return [word.decode(errors="replace") for word in command] != list(plan.arguments) or (
-        _settings(running) != _settings(plan.environment)
-    )
+    if [word.decode(errors="replace") for word in command] != list(plan.command.arguments):
+        return True
+    if source.get("started", {}).get("settings", "") not in ("", plan.settings):
+        return True
+    return _shared(running) != _shared(plan.command.environment)
 
 
-def _settings(environment: Mapping[str, str]) -> dict[str, str]:
+def _shared(environment: Mapping[str, str]) -> dict[str, str]:
     """The part of an environment that is not different in every process."""
-    return {n: v for n, v in environment.items() if not _PER_PROCESS.fullmatch(n)}
+    return {n: v for n, v in environment.items() if not PER_PROCESS.fullmatch(n)}
 
 
-def _check(source: dict[str, Any]) -> None:
-    uid = (
-        os.stat(f"/proc/{source['pid']}").st_uid
-        if Path(f"/proc/{source['pid']}").exists()
-        else None
-    )
-    if uid != os.geteuid():
-        raise TakeoverError(f"User= has changed (uid {uid} to {os.geteuid()})", remedy=_RESTART)
-    credentials = source["credentials"]
-    if credentials and not os.access(credentials, os.R_OK):
-        raise TakeoverError(f"the credentials in {credentials} cannot be read", remedy=_RESTART)
+def _check(plan: Plan, source: Mapping[str, Any]) -> None:
+    """Raise for what forbids a live upgrade of this unit as it is now."""
+    limits = list(live_limits(plan.unit, Running.from_description(source), plan.sockets))
+    if not limits:
+        return
+    message = "; ".join(limit.cause for limit in limits)
+    if any("User= has changed" in limit.cause for limit in limits) and os.geteuid() != 0:
+        # PID 1 does that before it starts a control process, and nobody can prevent it here.
+        message += (
+            ". systemd has by now given its directories to the new user: until it is restarted,"
+            " the running instance may fail to write there"
+        )
+    raise TakeoverError(message, remedy=limits[0].remedy)
 
 
-def _start(plan: Plan, source: dict[str, Any], path: Path, line: socket.socket) -> tuple[int, int]:
+def _start(
+    plan: Plan, source: Mapping[str, Any], path: Path, line: socket.socket
+) -> tuple[int, int]:
     """Start the new main process, held back; returns its PID and the FD that releases it."""
+    credentials = _credentials(source)
     hold, release = os.pipe2(os.O_CLOEXEC)
     told, tell = os.pipe2(os.O_CLOEXEC)
     if (between := os.fork()) == 0:
         if os.fork() == 0:
-            _become_main(plan, source, path, line, hold, tell, release)
+            _become_main(plan, credentials, path, line, hold, tell, release)
         os._exit(0)
     os.waitpid(between, 0)
     os.close(tell)
@@ -204,9 +208,10 @@ def _start(plan: Plan, source: dict[str, Any], path: Path, line: socket.socket) 
 
 
 def _become_main(
-    plan: Plan, source: dict[str, Any], path: Path, line: socket.socket, hold: int, tell: int,
-    release: int,
+    plan: Plan, credentials: Mapping[str, str], path: Path, line: socket.socket, hold: int,
+    tell: int, release: int,
 ) -> None:  # fmt: skip
+    command = plan.command
     try:
         os.close(release)
         os.setsid()
@@ -214,64 +219,126 @@ def _become_main(
         if not os.read(hold, 1):
             os._exit(1)  # takeover has died
         line.set_inheritable(True)
-        environment = dict(plan.environment)
+        environment = dict(command.environment)
         environment["SYSTEMD_EXEC_PID"] = str(os.getpid())
         adjustment = Path("/proc/self/oom_score_adj").read_text().strip()
         environment[TAKEOVER] = f"{line.fileno()}:{adjustment}:{path}"
         if "WATCHDOG_USEC" in environment:
             environment["WATCHDOG_PID"] = str(os.getpid())
-        if source["credentials"]:
-            environment["CREDENTIALS_DIRECTORY"] = source["credentials"]
+        environment |= credentials
         # Should memory run out in the overlap, the one that does not serve yet goes first.
         Path("/proc/self/oom_score_adj").write_text("1000")
-        os.execve(plan.path, list(plan.arguments), environment)
+        os.execve(command.path, list(command.arguments), environment)
     except OSError as error:
-        line.send(f"failed: {plan.path}: {error.strerror}".encode())
+        line.send(f"{FAILED}{command.path}: {error.strerror}".encode())
     finally:
         os._exit(1)
 
 
-def _follow(plan: Plan, line: socket.socket) -> None:
+def _credentials(source: Mapping[str, Any]) -> dict[str, str]:
+    """The credentials of the running instance; PID 1 gives none to a control process.
+
+    In a mount namespace of its own they are seen by nobody else: the new process then gets an
+    FD of the directory. Raises TakeoverError.
+    """
+    directory = source["credentials"]
+    if not directory:
+        return {}
+    if not directory.startswith("/proc/self/") and os.access(directory, os.R_OK | os.X_OK):
+        return {"CREDENTIALS_DIRECTORY": directory}
+    place = f"/proc/{source['pid']}"
+    there = f"{place}/root{directory}"
+    if directory.startswith("/proc/self/"):
+        there = place + directory.removeprefix("/proc/self")
+    try:
+        number = os.open(there, os.O_PATH | os.O_DIRECTORY)
+    except OSError as error:
+        why = f"the credentials of the running instance cannot be had: {there}: {error.strerror}"
+        raise TakeoverError(why, remedy=RESTART.format(unit=unit_name())) from error
+    os.set_inheritable(number, True)
+    return {"CREDENTIALS_DIRECTORY": f"/proc/self/fd/{number}"}
+
+
+def _follow(plan: Plan, line: socket.socket, pidfd: Fd) -> None:
     """Wait for the commit; raises TakeoverError with the reason if there is none."""
     while True:
-        left = plan.deadline - time.monotonic()
-        readable, _, _ = select.select([line], [], [], max(left, 0))
+        # Its end is seen at the pidfd: what it has forked may hold the line open.
+        readable, _, _ = select.select([line.fileno(), pidfd.fileno()], [], [], plan.left)
         if not readable:
             raise TakeoverError("the new version was not ready in time (TimeoutStartSec=)")
-        said = line.recv(4096).decode(errors="replace")
-        if said == "committed":
+        said = _hear(line)
+        if said == COMMITTED:
             return
         if not said:
             raise TakeoverError("the new version has ended before it was ready")
-        if said.startswith("failed: "):
-            raise TakeoverError(said.removeprefix("failed: "))
+        if said.startswith(FAILED):
+            raise TakeoverError(said.removeprefix(FAILED))
 
 
-def _clean_up(plan: Plan, sock: socket.socket, pid: int, pidfd: Fd, why: str) -> None:
-    """Kill a new process that did not take over, once the source says that it cannot any more."""
-    while True:
-        try:
-            call(sock, f"{INTERFACE}.Revoke", {"pid": pid, "why": why})
-        except VarlinkError:  # in the middle of the exchange: the source decides
-            if time.monotonic() > plan.deadline + _BUS_TIMEOUT:
+def _hear(line: socket.socket) -> str:
+    """What the new process says; empty if it says nothing more."""
+    try:
+        return line.recv(4096, socket.MSG_DONTWAIT).decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _clean_up(
+    plan: Plan, sock: socket.socket, line: socket.socket, pid: int, pidfd: Fd, why: str
+) -> bool:
+    """Call the upgrade off, and kill the new process once the source says that it cannot migrate
+    any more. True if it was too late for that: the new process has become the owner."""
+    # It aborts by itself when it sees this; what it has said before is still heard.
+    with contextlib.suppress(OSError):
+        line.shutdown(socket.SHUT_WR)
+    give_up = min(plan.deadline, time.monotonic()) + _BUS_TIMEOUT
+    source_lives = True
+    while time.monotonic() < give_up:
+        while said := _hear(line):
+            if said == COMMITTED:
+                return True
+        if _ended(pidfd) and not source_lives:
+            return False
+        if source_lives:
+            try:
+                call(sock, f"{INTERFACE}.Revoke", {"pid": pid, "why": why})
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(pidfd.fileno(), signal.SIGKILL)
+                return False
+            except VarlinkError:  # in the middle of the exchange: the source decides
+                pass
+            except OSError:  # the source is gone: the new process is the only one left
+                source_lives = False
+        time.sleep(_PAUSE)
+    return False
+
+
+def _confirm(plan: Plan, pid: int, pidfd: Fd, source: Fd) -> None:
+    """Read back from PID 1 that the new process is its main process; raises HalfwayError.
+
+    The source names its successor. Should it have died, nobody else can but this process, which
+    PID 1 listens to while it runs.
+    """
+    named = False
+    give_up = time.monotonic() + PATIENCE
+    while time.monotonic() < give_up:
+        with contextlib.suppress(BusError), Bus(_BUS_TIMEOUT) as bus:
+            if bus.get(plan.unit.id, "MainPID") == pid:
                 return
-            time.sleep(0.02)
-            continue
-        except OSError:  # the source is gone: the new process is the only one left
-            return
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(pidfd.fileno(), signal.SIGKILL)
-        return
+        if _ended(pidfd):
+            raise HalfwayError("has ended at once; Restart= brings back what was kept for that")
+        if _ended(source) and not named:
+            named = True
+            with contextlib.suppress(NotifyError):
+                notifier = Notifier.from_environment(os.environ)
+                notifier.send(f"MAINPID={pid}")
+                notifier.close()
+        time.sleep(_PAUSE)
+    raise HalfwayError(f"systemd does not say that process {pid} is the main one")
 
 
-def _confirm(plan: Plan, pid: int) -> None:
-    """Read back from PID 1 that the new process is its main process."""
-    while time.monotonic() < plan.deadline:
-        with Bus(_BUS_TIMEOUT) as bus:
-            if bus.get(plan.unit, "MainPID") == pid:
-                return
-        time.sleep(0.01)
-    raise TakeoverError(f"systemd has not taken process {pid} as the main process")
+def _ended(pidfd: Fd) -> bool:
+    return bool(select.select([pidfd.fileno()], [], [], 0)[0])
 
 
 if __name__ == "__main__":

@@ -59,6 +59,15 @@ type Migration (
   reason: string
 )
 
+# What systemd gave to it at its start: sockets of .socket units, names of credentials, bytes of
+# memory that are its own by now, and a checksum of the unit's settings
+type Started (
+  activated: []string,
+  credentials: []string,
+  memory: int,
+  settings: string
+)
+
 # What runs: generation, version, process, the program on disk, and what it holds
 method Describe() -> (
   service: string,
@@ -77,7 +86,8 @@ method Describe() -> (
   connections: int,
   held: []Connection,
   parameters: [string]string,
-  migration: Migration
+  migration: Migration,
+  started: Started
 )
 
 # The migration under way, or the last one. With "more": now, and then once for each phase, until

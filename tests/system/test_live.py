@@ -18,7 +18,7 @@ def live(machine: PrivateSystemd, name: str) -> list[str]:
     """What a unit needs for live upgrades."""
     return [
         f"ExecReload={' '.join(machine.python)} -m upgrader.takeover",
-        "NotifyAccess=all",
+        "NotifyAccess=exec",
         "OOMPolicy=continue",
         f"RuntimeDirectory={name}",
         "RuntimeDirectoryPreserve=restart",

@@ -115,6 +115,7 @@ class World(NamedTuple):
     pid1: Pid1 = Pid1()
     to_source: tuple[str, ...] = ()
     to_destination: tuple[str, ...] = ()
+    taken_back: bool = False  # in the ledger, which both sides hold
     history: frozenset[str] = frozenset()
     wrong: str = ""
 
@@ -141,6 +142,10 @@ class Rules:
     waits_for_source: bool = True  # the owner, until the channel closes, before it touches
     # what the source may still be putting into the FD store
     asks_for_job: bool = True  # a source left alone, whether it is a stop for good
+    waits_to_be_main: bool = True  # the owner, before it notifies anything
+    names_for_the_dead: bool = True  # takeover, if the source is dead after the commit
+    reads_on: bool = True  # takeover, after it has hung up: it may be too late for that
+    waits_for_the_end: bool = True  # a destination whose Ack was not taken, for the source's
 
 
 SIDES = "source", "destination", "takeover"
@@ -229,6 +234,8 @@ class Model:
                 events.append(Event.HANGUP)
             if side.at is Source.FROZEN:
                 yield self._source_sees(world, Event.DEADLINE)
+                if closed and not heard:
+                    yield self._source_sees(world, Event.SUCCESSOR_DEAD)
         elif side.at is Source.SERVING and side.migrating and heard != ("migrate",):
             if heard == ("go",):
                 events.append(Event.GO)
@@ -279,10 +286,12 @@ class Model:
                     yield Next(text, done._replace(to_destination=sent))
             case Action.SHUT:
                 yield Next(text, _with(done, "source", channel=Channel.SHUT))
+            case Action.TAKE_BACK:
+                yield Next(text, done._replace(taken_back=True))
             case Action.KILL:
                 yield Next(text, _kill(done, "destination", "the source"))
             case Action.RESUME:
-                yield Next(text, _with(done, "source", serving=True))
+                yield Next(text, _note(_with(done, "source", serving=True), "source resumed"))
             case Action.INSURE:
                 yield Next(text, _notify(done, "source", INSURANCE))
             case Action.NAME_SUCCESSOR:
@@ -352,7 +361,14 @@ class Model:
             events.append((Event.REFUSED, world))
             if line or not self.rules.checks_takeover:
                 events.append((Event.LOADED, world))
-        if closed and (side.called or side.at is not Destination.PREPARING):
+        elif side.at is Destination.ASKING:
+            ended = world.source.channel is Channel.CLOSED or not self.rules.waits_for_the_end
+            if world.taken_back or world.source.process is Process.UP:
+                events.append((Event.TAKEN_BACK, world))  # at the latest when it stops waiting
+            if ended and not world.taken_back and (line or not self.rules.checks_takeover):
+                events.append((Event.ORPHANED, world))
+        listens = side.at in (Destination.PREPARING, Destination.WAITING, Destination.LOADING)
+        if closed and listens and (side.called or side.at is not Destination.PREPARING):
             events.append((Event.HANGUP, world))
         if not line and self.rules.checks_takeover:
             events.append((Event.TAKEOVER_GONE, world))
@@ -363,9 +379,10 @@ class Model:
 
     def _destination_owns(self, world: World) -> Iterator[Next]:
         side = world.destination
-        alone = world.source.channel is Channel.CLOSED or not self.rules.waits_for_source
+        alone = self._is_heard(world)
         if not side.said:
             yield Next("destination: says committed", _with(world, "destination", said="committed"))
+            return  # the next thing that it does, whatever it is told
         if side.ended:
             return
         if alone and not side.trusted:
@@ -390,6 +407,8 @@ class Model:
         self.used.add((side.at, event))
         said = "failed" if event is Event.REFUSED else side.said
         changed = _with(world, "destination", at=at, todo=todo, found=None, said=said)
+        if event is Event.ORPHANED and "source resumed" in world.history:
+            changed = _wrong(changed, "what is served is older than what was served")
         if event is Event.TAKEN and "takeover was gone" in world.history:
             changed = _wrong(changed, "a commit, though takeover had gone before it was decided")
         return Next(f"{text}: {side.at} -> {at}", changed)
@@ -433,6 +452,8 @@ class Model:
             yield Next("takeover: dies of SIGTERM", killed)
         answers = world.source.process is Process.UP
         ended = _exit(world, "takeover")
+        decided = destination.at in (Destination.ACKING, Destination.ASKING, Destination.OWNER)
+        owner = destination.process is Process.UP and decided
         match side.at:
             case Step.START if answers:
                 registered = _with(world, "source", registered=True)
@@ -450,17 +471,32 @@ class Model:
                     yield Next("takeover: reads committed", confirms)
                 elif destination.said or destination.process is not Process.UP:
                     yield Next("takeover: reads that it has failed", _clean_up(world))
+            case Step.CLEAN if destination.said == "committed" and self.rules.reads_on:
+                yield Next("takeover: reads committed", _with(world, "takeover", at=Step.CONFIRM))
             case Step.CLEAN if answers and world.source.migrating and self.rules.revokes:
-                yield Next("takeover: Revoke is Busy, gives up", ended)
+                # It waits long enough for an owner to say so.
+                if not owner or not self.rules.reads_on:
+                    yield Next("takeover: Revoke is Busy, gives up", ended)
             case Step.CLEAN if answers or not self.rules.revokes:
                 revoked = _with(world, "source", registered=False)
                 yield Next("takeover: Revoke", _with(revoked, "takeover", at=Step.KILL))
             case Step.CLEAN:
-                yield Next("takeover: the source is gone", ended)
+                if not owner or not self.rules.reads_on:
+                    yield Next("takeover: the source is gone", ended)
             case Step.KILL:
                 yield Next("takeover: kills", _kill(ended, "destination", "takeover"))
             case Step.CONFIRM:
-                yield Next("takeover: deadline", ended)
+                if destination.process is not Process.UP:
+                    yield Next("takeover: the destination is gone", ended)
+                named = ("takeover", "MAINPID") in world.pid1.queue
+                if (
+                    not answers
+                    and self.rules.names_for_the_dead
+                    and world.pid1.main != "destination"
+                    and destination.process is Process.UP
+                    and not named
+                ):
+                    yield Next("takeover: names it", _notify(world, "takeover", "MAINPID"))
                 if world.pid1.main == "destination":
                     done = _exit(world, "takeover")
                     if destination.at is not Destination.OWNER:
@@ -561,6 +597,16 @@ class Model:
 
     # Both sides
 
+    def _is_heard(self, world: World) -> bool:
+        """Whether the destination may notify PID 1: what it says is taken, or never will be, and
+        does not cross with what the source says."""
+        if world.source.channel is not Channel.CLOSED and self.rules.waits_for_source:
+            return False
+        if world.pid1.main == "destination" or not self.rules.waits_to_be_main:
+            return True
+        # Nobody is left who could name it, or takeover is slow: it does not wait for ever.
+        return world.takeover.process is not Process.UP
+
     def _parks(self, world: World, name: str) -> Iterator[Next]:
         """Wait until PID 1 has what is to be kept; on a stop for good, until it has nothing."""
         side = getattr(world, name)
@@ -568,8 +614,7 @@ class Model:
             left_alone = name == "source" and world.destination.at is Destination.OWNER
             asks = self.rules.asks_for_job or not left_alone
             for_good = world.pid1.job == "stop" and asks
-            alone = world.source.channel is Channel.CLOSED or not self.rules.waits_for_source
-            if for_good and name == "destination" and not alone:
+            if name == "destination" and not self._is_heard(world):
                 return
             what = EVERYTHING if for_good else IMAGE[name]
             before = () if for_good or world.pid1.job else (f"{name} parked unasked",)

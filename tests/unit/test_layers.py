@@ -46,6 +46,7 @@ CORE = [
     "control",
     "live",
     "stream",
+    "started",
     "negotiation",
     "incoming",
     "outgoing",
@@ -60,6 +61,7 @@ CORE = [
     "aio",
     "attach",
     "testing",
+    "command_line",
     "takeover",
 ]
 #: For those who use the library that each is named after.

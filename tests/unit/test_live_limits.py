@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from tests.unit.units import unit
-from upgrader.systemd.live_limits import Running, activated, changed_sockets, live_limits
+from upgrader.systemd.activation import show
+from upgrader.systemd.live_limits import Running, changed_sockets, live_limits
 from upgrader.systemd.unit import UNSET_ID, Command, SocketUnit
 
 DAEMON = pwd.getpwnam("daemon").pw_uid
@@ -93,7 +94,7 @@ def test_what_is_no_limit(changes: dict[str, Any]) -> None:
 def test_sockets_are_compared_by_name_and_address() -> None:
     """What the running instance was passed is what PID 1 would pass to a start; kinds that no
     program can declare are not compared."""
-    running = Running(activated=(activated("web", "SOCK_STREAM", "[::]:80"),))
+    running = Running(activated=(show("web", "SOCK_STREAM", "[::]:80"),))
 
     assert {} == changed_sockets(running, [WEB])
     assert {"web.socket": ["[::]:80"]} == changed_sockets(Running(activated=()), [WEB])
@@ -105,5 +106,5 @@ def test_sockets_are_compared_by_name_and_address() -> None:
 
 def test_what_an_instance_does_not_say_is_not_looked_at() -> None:
     assert Running() == Running.from_description({"service": "web"})
-    described = {"activated": [], "credential_names": ["key"], "memory": 7}
+    described = {"started": {"activated": [], "credentials": ["key"], "memory": 7}}
     assert Running((), ("key",), 7) == Running.from_description(described)

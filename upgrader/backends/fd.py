@@ -90,12 +90,16 @@ class Identity(msgspec.Struct, frozen=True, array_like=True):
     type: int = 0
     address: str = ""
 
+    @property
+    def kind_name(self) -> str:
+        """`SOCK_STREAM` and the like."""
+        return _name(socket.SocketKind, self.type)
+
     def __str__(self) -> str:
         if not self.family:
             return f"a file of type {self.file_type:#o} (inode {self.inode})"
         family = _name(socket.AddressFamily, self.family)
-        kind = _name(socket.SocketKind, self.type)
-        return f"{family} {kind} {self.address or '(no address)'} (inode {self.inode})"
+        return f"{family} {self.kind_name} {self.address or '(no address)'} (inode {self.inode})"
 
 
 def identify(owner: HasFileno) -> Identity:

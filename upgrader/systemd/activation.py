@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
-from upgrader.backends import Fd
+from upgrader.backends import Fd, identify
 from upgrader.errors import DeclarationError
 
 FIRST = 3  # SD_LISTEN_FDS_START
@@ -20,6 +20,16 @@ class Passed:
 
     name: str
     fd: Fd
+
+    def __str__(self) -> str:
+        """What a `.socket` unit has passed, in one line: `web=SOCK_STREAM [::]:80`."""
+        identity = identify(self.fd)
+        return show(self.name, identity.kind_name, identity.address)
+
+
+def show(name: str, kind: str, address: str) -> str:
+    """A socket of a `.socket` unit, for comparing what there is with what would be passed now."""
+    return f"{name}={kind} {address}"
 
 
 def own_number(environment: Mapping[str, str]) -> str:

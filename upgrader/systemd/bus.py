@@ -7,6 +7,7 @@ https://dbus.freedesktop.org/doc/dbus-specification.html
 """
 
 import os
+import re
 import socket
 import struct
 import time
@@ -25,6 +26,10 @@ _SYSTEMD = "org.freedesktop.systemd1"
 _USEC_INFINITY = 2**64 - 1
 _REPLY_SERIAL = 5  # code of the header field that says which call a reply answers
 _LIMIT = 1 << 20  # largest reply read, in bytes
+_CONSTANT = re.compile(
+    r'<property name="(\w+)"[^>]*>\s*'
+    r'<annotation name="org\.freedesktop\.DBus\.Property\.EmitsChangedSignal" value="const"/>'
+)
 _UNREADABLE = (OSError, struct.error, ValueError, IndexError)  # whatever a damaged reply leads to
 
 
@@ -81,6 +86,19 @@ class Bus:
         path = "/org/freedesktop/systemd1/unit/" + _escape(unit)
         body = self._ask(path, "org.freedesktop.DBus.Properties", "GetAll", "")
         return dict(_read("a{sv}", body)[0])
+
+    def constants(self, unit: str) -> dict[str, Any]:
+        """The properties of a service that PID 1 declares as constant: its settings for processes.
+
+        https://dbus.freedesktop.org/doc/dbus-specification.html#introspection-format
+        """
+        path = "/org/freedesktop/systemd1/unit/" + _escape(unit)
+        interface = f"{_SYSTEMD}.Service"
+        body = self._ask(path, "org.freedesktop.DBus.Introspectable", "Introspect")
+        described = str(_read("s", body)[0]).partition(f'"{interface}"')[2].partition("</interf")[0]
+        names = set(_CONSTANT.findall(described))
+        body = self._ask(path, "org.freedesktop.DBus.Properties", "GetAll", interface)
+        return {name: value for name, value in _read("a{sv}", body)[0] if name in names}
 
     def number(self, unit: str, name: str) -> int:
         """A number among the properties of a service."""

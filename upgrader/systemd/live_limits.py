@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from upgrader.systemd.activation import show
 from upgrader.systemd.unit import UNSET, UNSET_ID, SocketUnit, Unit
 
 RESTART = "restart it instead, which keeps connections and state as well: upgrader restart {unit}"
@@ -41,7 +42,7 @@ class Limit:
 class Running:
     """What the running instance says of itself (`Describe`) that has a part in this.
 
-    `activated`: the sockets that `.socket` units passed, as `activated` writes them, None if it
+    `activated`: the sockets that `.socket` units passed, as `activation.show` writes them, None if it
     does not say; `credentials`: names; `memory`: bytes that are its own.
     """
 
@@ -52,17 +53,13 @@ class Running:
     @classmethod
     def from_description(cls, description: Mapping[str, Any]) -> "Running":
         """From the answer to Describe; what it does not say is not looked at."""
-        passed = description.get("activated")
+        started = description.get("started", {})
+        passed = started.get("activated")
         return cls(
             None if passed is None else tuple(passed),
-            tuple(description.get("credential_names", ())),
-            int(description.get("memory", 0)),
+            tuple(started.get("credentials", ())),
+            int(started.get("memory", 0)),
         )
-
-
-def activated(name: str, kind: str, address: str) -> str:
-    """A socket of a `.socket` unit in one line: `web=SOCK_STREAM [::]:80`."""
-    return f"{name}={kind} {address}"
 
 
 def live_limits(
@@ -164,7 +161,7 @@ def changed_sockets(running: Running, sockets: Sequence[SocketUnit]) -> dict[str
             for kind, address in each.listens
             if each.active
             and kind in _KINDS
-            and activated(each.name, _KINDS[kind], address) not in running.activated
+            and show(each.name, _KINDS[kind], address) not in running.activated
         ]
         if new:
             changed[each.id] = new
