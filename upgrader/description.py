@@ -99,7 +99,8 @@ class Started(msgspec.Struct, frozen=True):
 
 class Description(msgspec.Struct, frozen=True):
     """One instance. `since`: seconds since the epoch at which it began to serve; `changed`: files
-    of the program that are others now; `expected`: the next reload is an upgrade."""
+    of the program that are others now; `late`: modules that were imported after it was ready;
+    `expected`: the next reload is an upgrade."""
 
     service: str
     version: str = ""
@@ -111,6 +112,7 @@ class Description(msgspec.Struct, frozen=True):
     since: float = 0.0
     credentials: str = ""
     changed: list[str] = []
+    late: list[str] = []
     expected: bool = False
     states: dict[str, int] = {}
     backends: list[Backend] = []

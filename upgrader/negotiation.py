@@ -34,7 +34,7 @@ from upgrader.varlink import INTERFACE, VarlinkError, denied, invalid
 
 _GO = 10.0  # seconds that a destination may take between its negotiation and Go
 _BUS = 1.0
-_LISTED = 100  # connections that are described one by one, the busy and the old ones first
+_LISTED = 100  # connections that are described one by one, the busy and old first; and modules
 _DECIDED = 5.0  # seconds that Cancel waits for the decision
 
 
@@ -111,6 +111,7 @@ class Negotiation:
         self._cancelled = False
         self._withheld: frozenset[str] = frozenset()
         self._files = _program_files()
+        self._modules = frozenset(sys.modules)
 
     def describe(self) -> dict[str, Any]:
         """All there is to know."""
@@ -128,6 +129,7 @@ class Negotiation:
             since=round(host.since, 3),
             credentials=os.environ.get("CREDENTIALS_DIRECTORY", ""),
             changed=[path for path, seen in self._files.items() if _stamp(path) != seen],
+            late=sorted(sys.modules.keys() - self._modules)[:_LISTED],
             expected=self._expected,
             states={
                 name: declared.description.version

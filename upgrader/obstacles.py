@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What stands in the way of an upgrade, judged from what PID 1 says of the unit; does nothing."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from upgrader.parameters import boolean
@@ -15,10 +16,12 @@ _PRESERVE = 254
 
 @dataclass(frozen=True, slots=True)
 class Obstacle:
-    """Why a unit cannot be upgraded as it is, and what to do about it."""
+    """Why a unit cannot be upgraded as it is, and what to do about it; `setting` is the line for
+    [Service] that would do, if one would."""
 
     cause: str
     remedy: str
+    setting: str = ""
 
 
 def not_running(systemd: Systemd, unit: Unit) -> Obstacle | None:
@@ -59,43 +62,48 @@ def not_ours(unit: Unit) -> Obstacle | None:
 
 def settings(unit: Unit) -> Obstacle | None:
     """A setting of the unit that would lose the image."""
+    return next(all_settings(unit), None)
+
+
+def all_settings(unit: Unit) -> Iterator[Obstacle]:
+    """All settings of the unit that would lose the image."""
 
     def change(found: str, effect: str, wanted: str) -> Obstacle:
         return Obstacle(
             f"{found} in the unit: {effect}",
             f"systemctl edit {unit.id}, and below [Service] write {wanted}",
+            wanted,
         )
 
     if unit.type not in ("notify", "notify-reload"):
-        return change(f"Type={unit.type}", "systemd does not wait for READY=1", "Type=notify")
+        yield change(f"Type={unit.type}", "systemd does not wait for READY=1", "Type=notify")
     if unit.fd_store_max == 0:
-        return change(
+        yield change(
             "FileDescriptorStoreMax=0",
             "systemd would keep nothing over a restart",
             "FileDescriptorStoreMax=64",
         )
-    if unit.notify_access == "none":
-        return change("NotifyAccess=none", "systemd ignores what it says", "NotifyAccess=exec")
-    if unit.fd_store_preserve == "no":
-        return change(
-            "FileDescriptorStorePreserve=no",
-            "systemd would throw the image away",
-            "FileDescriptorStorePreserve=yes",
-        )
-    if unit.stored_fds >= unit.fd_store_max:
-        return change(
+    elif unit.stored_fds >= unit.fd_store_max:
+        yield change(
             f"FileDescriptorStoreMax={unit.fd_store_max}",
             "the FD store is full, and systemd drops more without a word",
             f"FileDescriptorStoreMax={max(64, 2 * unit.fd_store_max)}",
         )
+    if unit.notify_access == "none":
+        yield change("NotifyAccess=none", "systemd ignores what it says", "NotifyAccess=exec")
+    if unit.fd_store_preserve == "no":
+        yield change(
+            "FileDescriptorStorePreserve=no",
+            "systemd would throw the image away",
+            "FileDescriptorStorePreserve=yes",
+        )
     for setting in unit.environment:
         name, _, value = setting.partition("=")
         if name == "UPGRADER_DISCARD" or (name == "UPGRADER" and is_off(value)):
-            return Obstacle(
+            yield Obstacle(
                 f"Environment={setting} in the unit: it would start without the image",
                 f"remove it (systemctl cat {unit.id} shows where), then: systemctl daemon-reload",
             )
-    return None
 
 
 def is_off(value: str) -> bool:

@@ -112,6 +112,7 @@ class Verb(StrEnum):
     STATUS = "status"
     SET = "set"
     CANCEL = "cancel"
+    CHECK = "check"
 
 
 _FAILED = {
@@ -123,6 +124,7 @@ _FAILED = {
     Verb.STATUS: "nothing shown",
     Verb.SET: "nothing set",
     Verb.CANCEL: "nothing cancelled",
+    Verb.CHECK: "not checked",
 }
 
 

@@ -80,6 +80,7 @@ method Describe() -> (
   since: float,
   credentials: string,
   changed: []string,
+  late: []string,
   expected: bool,
   states: [string]int,
   backends: []Backend,

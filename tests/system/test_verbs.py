@@ -131,7 +131,7 @@ def foreign(any_machine: PrivateSystemd) -> Iterator[str]:
     any_machine.run(["systemctl", "stop", "foreign"])
 
 
-VERBS = [["status"], ["set", "drain-timeout=5s"], ["cancel"]]
+VERBS = [["status"], ["check"], ["set", "drain-timeout=5s"], ["cancel"]]
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb[0])
@@ -164,7 +164,7 @@ def test_status_without_permission(service: Service) -> None:
     assert "generation 1, cold start" in asked.stdout
 
 
-@pytest.mark.parametrize("verb", VERBS[1:], ids=lambda verb: verb[0])
+@pytest.mark.parametrize("verb", VERBS[2:], ids=lambda verb: verb[0])
 def test_steering_without_permission(service: Service, verb: list[str]) -> None:
     """It is 4, says so, and changes nothing."""
     command, *rest = verb
@@ -186,3 +186,98 @@ def test_set_refuses_what_makes_no_sense(service: Service) -> None:
         assert wrong.partition("=")[0] in done.stderr
     assert 2 == upgrader(service.machine, "set", service.unit, "drain-timeout").returncode
     assert before == status(service)["instance"]["parameters"]
+
+
+# Check
+
+
+def found(service: Service, *arguments: str) -> Any:
+    """What `upgrader check --json` says."""
+    return json.loads(upgrader(service.machine, "check", service.unit, "--json", *arguments).stdout)
+
+
+def test_check_finds_nothing_where_all_is_well(service: Service) -> None:
+    """It is 0, one line, and nothing is touched; 252 is told what it cannot do."""
+    before = service.show("InvocationID", "NeedDaemonReload", "DropInPaths", "StatusText")
+    done = upgrader(service.machine, "check", service.unit)
+
+    assert (0, "") == (done.returncode, done.stderr), done.stdout
+    first, *warnings = done.stdout.splitlines()
+    assert first.startswith(f"{service.unit}: can be upgraded live")
+    if service.machine.systemd_version >= 254:
+        assert [] == warnings
+    else:
+        assert "systemd 252 is older than 254" in warnings[0]
+    assert before == service.show("InvocationID", "NeedDaemonReload", "DropInPaths", "StatusText")
+
+
+def test_check_finds_what_surprises(trixie_machine: PrivateSystemd, install: Install) -> None:
+    """Sockets that were not declared, forked processes that share a listener, late modules, skipped
+    directives, too little room, a unit file that was not read: each named, with a remedy."""
+    more = [*live(trixie_machine, "careless"), "ExecStartPre=true", "TasksMax=5",
+            "Environment=UPGRADER_DRAIN_TIMEOUT=60s"]  # fmt: skip
+    service = install(trixie_machine, "careless", "careless", *more)
+    assert socket_there(service)
+    service.machine.run(["touch", f"/etc/systemd/system/{service.unit}"])
+    with service.connect() as client:
+        assert "done" == client.ask("be careless")
+    report = found(service)
+    said = {each["what"]: each for each in report["findings"]}
+
+    assert ("live", 0) == (report["mode"], report["exit_code"])
+    for part in (
+        f"it listens on TCP 127.0.0.1:{service.port + 1000} and has not declared",
+        f"it listens on UDP [::1]:{service.port - 6500} and has not declared",
+        "it listens on UNIX /run/careless/other.sock and has not declared",
+        "has its listeners too: one instance is one process",
+        "modules were imported after it was ready: colorsys",
+        "ExecStartPre= is not run by a live upgrade",
+        "TasksMax=5 leaves no room",
+        "its unit file has changed on disk",
+        "drain-timeout=1min is not below TimeoutStopSec=20s",
+    ):
+        (one,) = [text for text in said if part in text] or [""]
+        assert one, (part, list(said))
+        assert said[one]["remedy"]
+    assert len([text for text in said if "it listens on" in text]) == 3
+
+
+def test_check_fix_writes_what_is_missing(trixie_machine: PrivateSystemd, install: Install) -> None:
+    """A unit that cannot be upgraded live is told why; the drop-in is shown, written and read, and
+    after a restart the unit can; a second run has nothing to do."""
+    wrong = ["NotifyAccess=main", "KillMode=mixed", "ExecReload=true", "OOMPolicy=kill"]
+    service = install(trixie_machine, "unfit", "holder", *wrong)
+    report = found(service)
+    assert ("restart", 1) == (report["mode"], report["exit_code"])
+    assert {"restart-only", "warning"} >= {each["severity"] for each in report["findings"]}
+    before = service.show("InvocationID")
+
+    done = upgrader(trixie_machine, "check", service.unit, "--fix")
+
+    path = f"/etc/systemd/system/{service.unit}.d/50-upgrader.conf"
+    try:
+        assert before == service.show("InvocationID")
+        assert path in done.stderr
+        for line in ("KillMode=control-group", "NotifyAccess=exec", "RuntimeDirectory=unfit"):
+            assert line in done.stderr
+            assert line in service.inside(path).read_text().splitlines()
+        service.restart()
+        assert socket_there(service)
+        assert ("live", []) == (found(service)["mode"], found(service)["findings"])
+        again = upgrader(trixie_machine, "check", service.unit, "--fix")
+        assert (0, "") == (again.returncode, again.stderr)
+        service.environment(ROUND="2")
+        assert reload(service), service.messages()
+    finally:
+        trixie_machine.run(["rm", "-r", f"/etc/systemd/system/{service.unit}.d"])
+
+
+def test_check_fix_without_permission(service: Service) -> None:
+    """It is 4, and nothing is written; without --fix, what can be seen is said."""
+    service.configure(*live(service.machine, "asked"), "KillMode=process")
+    for arguments, code in (["--fix"], 4), ([], 1):
+        asked = [*NOBODY, "upgrader", "check", service.unit, *arguments]
+        done = service.machine.run(asked, check=False)
+        assert code == done.returncode, done
+        assert "as root" in done.stderr + done.stdout
+    assert not service.inside(f"/etc/systemd/system/{service.unit}.d").exists()

@@ -15,6 +15,7 @@ import click
 
 # Imported in the order in which the help lists the commands.
 from upgrader.cli import looking  # noqa: F401  # isort: skip
+from upgrader.cli import checking  # noqa: F401  # isort: skip
 from upgrader.cli import upgrading  # noqa: F401  # isort: skip
 from upgrader.cli import steering  # noqa: F401  # isort: skip
 from upgrader.cli import demonstration  # noqa: F401  # isort: skip

@@ -28,11 +28,13 @@ _KINDS = {"Stream": "SOCK_STREAM", "Datagram": "SOCK_DGRAM", "SequentialPacket":
 class Limit:
     """One reason why the unit cannot be upgraded live: its cause, and what to do about it.
 
-    None of them is in the way of restart mode.
+    None of them is in the way of restart mode. `setting` is the line for [Service] that would do,
+    if one would.
     """
 
     cause: str
     remedy: str
+    setting: str = ""
 
     def __str__(self) -> str:
         return f"{self.cause} ({self.remedy})"
@@ -84,7 +86,7 @@ def _settings(unit: Unit) -> list[Limit]:
     def unless(good: bool, cause: str, wanted: str) -> None:
         if not good:
             remedy = f"systemctl edit {unit.id}, and below [Service] write {wanted}"
-            found.append(Limit(cause, remedy))
+            found.append(Limit(cause, remedy, wanted))
 
     takeover = "ExecReload=/usr/bin/python3 -m upgrader.takeover"
     reloads = [c for c in unit.exec_reload if _TAKEOVER.search(" ".join((c.path, *c.arguments)))]

@@ -102,6 +102,11 @@ class Systemd:
             raise NoSuchUnit(name, self.similar(name))
         return unit
 
+    def properties(self, unit: Unit) -> dict[str, Any]:
+        """All properties of a unit, as D-Bus has them."""
+        with _translated(unit.id, "read this unit"):
+            return self._get_all(unit.path)
+
     def services(self) -> tuple[str, ...]:
         """The names of all service units in memory, by name."""
         with _translated("", "list units"):

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The command `check`: what is in the way of an upgrade, and the drop-in that mends it."""
+
+import click
+
+from upgrader.cli.group import cli
+from upgrader.cli.options import json_option, unit_argument, user_option
+from upgrader.cli.output import finish, give_up, plain, say, show
+from upgrader.outcome import ExitCode, Outcome, Result, Verb
+from upgrader.systemd.unit import UnitError
+from upgrader.systemd.units import Systemd
+
+
+@cli.command(short_help="Say what is in the way of an upgrade.")
+@unit_argument
+@click.option(
+    "--fix",
+    is_flag=True,
+    help="Write the settings that are missing into a drop-in of the unit, show it, and have systemd"
+    " read it. Nothing is restarted.",
+)
+@json_option
+@user_option
+def check(unit: str, fix: bool, as_json: bool, user: bool) -> ExitCode:
+    """Say whether UNIT can be upgraded, and how, before it has to be. Changes nothing without --fix.
+
+    A blocker forbids every upgrade, restart-only a live one; a warning says what may not go as
+    wished: sockets that were not declared, directives that a live upgrade does not run, too little
+    room for two instances, what this version of systemd cannot do. Each comes with its remedy.
+
+    The exit code is 0 if the unit can be upgraded live, 1 if not, 3 if it does not serve.
+
+    \b
+    Example:
+      upgrader check web.service
+      upgrader check web --fix
+    """
+    from upgrader.check import check as run
+    from upgrader.check import drop_in
+    from upgrader.check import fix as mend
+
+    try:
+        with Systemd(user=user) as systemd:
+            report = run(systemd, unit)
+            if fix and report.settings:
+                path, text = mend(systemd, report)
+                say(f"{path} is now:\n{plain(text)}".rstrip())
+                say(f"what needs a new start comes with: systemctl restart {report.unit}")
+                report = run(systemd, unit)
+    except UnitError as error:
+        give_up(Verb.CHECK, unit, error, as_json)
+    except OSError as error:
+        cause = f"cannot write {drop_in(report.unit, user=user)}: {error.strerror}"
+        remedy = "run the command as root, with sudo for instance"
+        finish(
+            Outcome(Verb.CHECK, report.unit, Result.NO_PERMISSION, cause=cause, remedy=remedy),
+            as_json,
+        )
+    if as_json:
+        show(report.json().decode())
+        return report.exit_code
+    show(report.line)
+    for finding in report.findings:
+        show(plain(f"  {finding.severity}: {finding.what}"))
+        if finding.remedy:
+            show(plain(f"    {finding.remedy}"))
+    if report.settings:
+        show(f"to write what is missing into a drop-in: upgrader check --fix {report.unit}")
+    return report.exit_code
