@@ -49,7 +49,7 @@ class attach:  # noqa: N801, it reads as a function
 
         with _explained(self._service):
             self._aio = aio.Instance(self._service, self._version, os.environ)
-        return self._aio
+        return await self._aio.__aenter__()
 
     async def __aexit__(
         self,

@@ -42,6 +42,9 @@ class Client:
         self.send(text + "\n")
         return self.line()
 
+    def take(self, size: int) -> str:
+        return self._file.read(size).decode()
+
     def rest(self) -> bytes:
         return self._file.read()
 

@@ -57,6 +57,7 @@ CORE = [
     "aio.hosted",
     "aio.door",
     "aio.hosting",
+    "aio.streams",
     "aio.instance",
     "aio",
     "attach",

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import inspect
 import logging
+import signal
 import socket
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -21,6 +22,7 @@ from upgrader.aio.adapter import Adapter
 from upgrader.aio.door import Door
 from upgrader.aio.hosting import Hosting
 from upgrader.aio.peer import Peer
+from upgrader.aio.streams import attached
 from upgrader.backends import Waiting
 from upgrader.declarations import Connections, Listener, Protocols
 from upgrader.image import LeftBehind
@@ -92,7 +94,7 @@ class Instance(BaseInstance):
                 hosting.prepare([item for item in arrival.adopted if item.door == name])
             await self._verify()
             for number in stop_signals(self.supervised):
-                self.loop.add_signal_handler(number, stop.set)
+                self._catch(number, stop)
             self.commit(arrival)
         except Exception as error:
             self.refuse(error)
@@ -168,6 +170,20 @@ class Instance(BaseInstance):
                     await result
             except Exception as error:
                 raise refused_by_check(check, error) from error
+
+    def _catch(self, number: signal.Signals, stop: asyncio.Event) -> None:
+        """End at a signal; a handler that somebody else had for SIGTERM runs then, too."""
+        theirs = signal.getsignal(number) if number is signal.SIGTERM else None
+
+        def stopped() -> None:
+            stop.set()
+            if callable(theirs):
+                try:
+                    theirs(number, None)
+                except BaseException:  # SystemExit is what many of them raise
+                    _log.info("what a handler of SIGTERM raises ends nothing here", exc_info=True)
+
+        self.loop.add_signal_handler(number, stopped)
 
     def _trust(self) -> None:
         if not self.trust():
@@ -393,6 +409,7 @@ class Instance(BaseInstance):
                 door.close()
 
     async def __aenter__(self) -> Instance:
+        attached.set(self)
         return self
 
     async def __aexit__(

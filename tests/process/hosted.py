@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Programs whose connections other libraries own: `python hosted.py KIND PATH VERSION`."""
+
+import asyncio
+import signal
+import sys
+from typing import Any
+
+from aiohttp import web
+
+import upgrader
+from upgrader.aio import start_unix_server
+from upgrader.integrations.aiohttp import Adapter
+
+KIND, PATH, VERSION = sys.argv[1:]
+
+
+async def aiohttp() -> None:
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(text=VERSION)
+
+    app = web.Application()
+    app.router.add_get("/", answer)
+    async with upgrader.attach("asgi") as instance:
+        door = instance.listener("http", bind=f"unix:{PATH}")
+        async with Adapter(app) as adapter:
+            instance.protocols(door, adapter)
+            await instance.serve()
+
+
+async def streams() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.readuntil(b"\r\n\r\n"):
+            head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(VERSION)}\r\n\r\n"
+            writer.write(f"{head}{VERSION}".encode())
+
+    async with upgrader.attach("asgi"):
+        server = await start_unix_server(answer, PATH, name="http", stateless=True)
+        async with server:
+            await server.serve_forever()
+
+
+async def handler() -> None:
+    async def answer(peer: Any) -> None:
+        async for _ in peer.messages(b"\r\n\r\n"):
+            head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(VERSION)}\r\n\r\n"
+            await peer.write(f"{head}{VERSION}".encode())
+
+    async with upgrader.attach("asgi") as instance:
+        door = instance.listener("http", bind=f"unix:{PATH}")
+        instance.connections(door)(answer)
+        await instance.serve()
+
+
+async def signals() -> None:
+    """Like a library that thinks the process is its own."""
+
+    def handle(*_: object) -> None:
+        print("theirs", file=sys.stderr, flush=True)
+        raise SystemExit(9)
+
+    signal.signal(signal.SIGTERM, handle)
+    await handler()
+
+
+if __name__ == "__main__":
+    asyncio.run(
+        {"aiohttp": aiohttp, "streams": streams, "handler": handler, "signals": signals}[KIND]()
+    )

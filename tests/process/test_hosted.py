@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Programs whose connections other libraries own, restarted into other versions and libraries."""
+
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.process.conftest import DEADLINE, Client
+from upgrader.systemd.status import Origin
+from upgrader.testing import Service, ServiceError
+
+HERE = Path(__file__).parent
+GET = "GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+class Web:
+    """One service, whose versions are programs of different kinds."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "socket"
+        self.service = Service(environment={"PYTHONPATH": str(HERE)}, timeout=DEADLINE)
+
+    def command(self, kind: str, version: str) -> list[str]:
+        program, *options = kind.split()
+        if program != "asgi":
+            return [sys.executable, str(HERE / "hosted.py"), program, str(self.path), version]
+        run = [sys.executable, "-m", "upgrader.asgi", "asgi_app:app", "--uds", str(self.path)]
+        return ["env", f"VERSION={version}", *run, *options]
+
+    def ask(self, client: Client, text: str = GET) -> str:
+        client.send(text)
+        length = 0
+        while line := client.line():
+            if line.lower().startswith("content-length:"):
+                length = int(line.split(":")[1])
+            if line == "\r":
+                break
+        return client.take(length)
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[Web]:
+    web = Web(tmp_path)
+    with web.service:
+        yield web
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("asgi --http h11 --loop asyncio", "asgi --http httptools --loop uvloop"),
+        ("asgi --http httptools --loop uvloop", "aiohttp"),
+        ("aiohttp", "asgi --http h11 --loop uvloop"),
+        ("streams", "streams"),
+    ],
+)
+def test_idle_connections_cross(web: Web, first: str, second: str) -> None:
+    """To the next version and back, even from one server to another: HTTP is HTTP."""
+    web.service.start(web.command(first, "one"))
+    with Client(web.path) as client, Client(web.path) as new:
+        assert "one" == web.ask(client)
+        status = web.service.upgrade(web.command(second, "two"))
+        assert (Origin.RESTART, 3, 0) == (status.origin, status.fds, status.left_behind)
+        assert ["two", "two"] == [web.ask(client), web.ask(new)]
+        web.service.upgrade(web.command(first, "three"))
+        assert ["three", "three"] == [web.ask(client), web.ask(new)]
+        assert "three" == web.ask(client)
+
+
+@pytest.mark.parametrize(("first", "second"), [("handler", "aiohttp"), ("aiohttp", "streams")])
+def test_a_program_of_another_kind(web: Web, first: str, second: str) -> None:
+    """Connections that would be misunderstood refuse the upgrade; the one before loads them."""
+    web.service.start(web.command(first, "one"))
+    with Client(web.path) as client:
+        assert "one" == web.ask(client)
+        web.service.stop()
+        with pytest.raises(ServiceError, match="in place of protocol"):
+            web.service.start(web.command(second, "two"))
+        web.service.start(web.command(first, "three"))
+        assert "three" == web.ask(client)
+
+
+def test_half_a_request_ends_here(web: Web) -> None:
+    """It is waited for, answered before the end, and the rest of the connection moves."""
+    web.service.start(web.command("asgi", "one"))
+    with Client(web.path) as client:
+        client.send(GET[:20])
+        assert web.service.process is not None
+        web.service.process.terminate()
+        with pytest.raises(subprocess.TimeoutExpired):
+            web.service.process.wait(0.2)
+        assert "one" == web.ask(client, GET[20:])
+        web.service.stop()
+        web.service.start(web.command("asgi", "two"))
+        assert "two" == web.ask(client)
+
+
+def test_the_lifespan_of_an_application(web: Web) -> None:
+    """It begins before the instance is ready, and ends with it, also when everything has moved."""
+    web.service.start(web.command("asgi", "one"))
+    assert "lifespan startup" in web.service.stderr
+    assert 0o666 == stat.S_IMODE(os.stat(web.path).st_mode)  # a proxy is another user
+    web.service.stop()
+    assert "lifespan shutdown" in web.service.stderr
+
+
+def test_an_instance_that_has_served_enough(web: Web) -> None:
+    """--limit-max-requests ends it as systemd would: everything is parked for the next one."""
+    web.service.start(web.command("asgi --limit-max-requests 2", "one"))
+    with Client(web.path) as client:
+        assert ["one", "one"] == [web.ask(client), web.ask(client)]
+        assert web.service.process is not None
+        assert 0 == web.service.process.wait(DEADLINE)
+        assert 2 == web.service.start(web.command("asgi", "two")).generation
+        assert "two" == web.ask(client)
+
+
+def test_signal_handlers_of_others(web: Web) -> None:
+    """They run, but it is not they who end the process."""
+    web.service.start(web.command("signals", "one"))
+    with Client(web.path) as client:
+        assert "one" == web.ask(client)
+        web.service.stop()
+        assert "theirs" in web.service.stderr
+        web.service.start(web.command("handler", "two"))
+        assert "two" == web.ask(client)
+
+
+@pytest.mark.parametrize(
+    ("option", "why"),
+    [
+        (["--workers", "2"], "template units"),
+        (["--reload"], "systemctl reload"),
+        (["--fd", "3"], "PID 1 passed none of that name"),
+    ],
+)
+def test_options_that_cannot_be(web: Web, option: list[str], why: str) -> None:
+    """Refused before anything is touched, with the reason."""
+    command = [sys.executable, "-m", "upgrader.asgi", "asgi_app:app", *option]
+    with pytest.raises(ServiceError) as refused:
+        web.service.start(command)
+    assert why in " ".join(refused.value.stderr.split())
