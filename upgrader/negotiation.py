@@ -180,7 +180,7 @@ class Negotiation:
                 self._successor.kill()
                 self._migrating = self._expected = False
                 self._successor = None
-                self._host.progress.enter(Phase.CANCELLED, reason="cancelled")
+                self._host.progress.enter(Phase.CANCELLED, reason=Phase.CANCELLED.value)
                 return self.query()[0]
             self._decided.clear()
             with contextlib.suppress(OSError):  # it has ended by itself
@@ -237,7 +237,7 @@ class Negotiation:
                 if self._migrating:
                     raise _busy(f"process {pid}, which migrates")
                 self._successor = None
-            why = "cancelled" if self._cancelled else why
+            why = Phase.CANCELLED.value if self._cancelled else why
         self._host.progress.enter(Phase.FAILED, reason=why)
         self._host.refused(why)
 
@@ -294,7 +294,7 @@ class Negotiation:
         if cancelled:
             if successor:
                 successor.kill()
-            reason = "cancelled"
+            reason = Phase.CANCELLED.value
         phase = Phase.CANCELLED if cancelled else Phase.FAILED
         self._host.progress.enter(phase, reason=reason)
         self._decided.set()

@@ -12,6 +12,7 @@ from dataclasses import replace
 import msgspec
 
 from upgrader import instances
+from upgrader.description import Phase
 from upgrader.instances import InstanceError
 from upgrader.obstacles import Obstacle, what_to_do
 from upgrader.outcome import Mode, Outcome, Progress, Result, Verb, duration
@@ -134,6 +135,13 @@ def _judge(
     elif newer:
         obstacle = Obstacle(f"the new version crashed after it had taken over: {after}", see)
         result = Result.WITHOUT_IMAGE
+    elif after.refused == Phase.CANCELLED:  # that says nothing of the version on disk
+        return replace(
+            outcome,
+            result=Result.OLD_SERVES,
+            cause="it was cancelled, as somebody wanted",
+            after=after,
+        )
     else:
         obstacle = Obstacle(_why(entries, now, word), f"put a good version in place; {see}")
         result = Result.OLD_SERVES

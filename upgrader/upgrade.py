@@ -4,12 +4,14 @@
 `migration` is the transfer between two instances; this is what an operator asks for around it.
 """
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from upgrader import hold
+from upgrader import hold, instances
 from upgrader.hold import Hold, HoldError
+from upgrader.instances import InstanceError
 from upgrader.obstacles import Obstacle, kept_only_while, not_ours, not_running, settings
 from upgrader.outcome import Mode, Outcome, Progress, Result, Verb
 from upgrader.reloading import await_reload, limits, reload
@@ -99,6 +101,7 @@ def _upgrade(
     obstacle = obstacle or settings(unit)
     if obstacle is not None or before is None:
         return _nothing_done(unit, before, obstacle)
+    mode = mode or _usual_mode(systemd, unit)
     warnings: tuple[str, ...] = ()
     forbidden = () if mode is Mode.RESTART else limits(systemd, unit)
     if forbidden and mode is Mode.LIVE:
@@ -136,6 +139,13 @@ def unhold(unit: str, *, user: bool = False) -> Outcome:
         )
     done = "the hold is lifted" if lifted else "there is no hold on it"
     return Outcome(Verb.UNHOLD, unit, Result.DONE, done=done)
+
+
+def _usual_mode(systemd: Systemd, unit: Unit) -> Mode | None:
+    """What the parameter `mode` of the running instance says; None for whatever is possible."""
+    with contextlib.suppress(InstanceError, ValueError):
+        return Mode(instances.describe(unit, user=systemd.user).parameters.get("mode", ""))
+    return None
 
 
 def refuse_if_busy(systemd: Systemd, unit: Unit) -> None:

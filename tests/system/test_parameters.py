@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Parameters under a real systemd: from the unit, set at run time, inherited; what they change."""
 
+import json
 import subprocess
 
 import pytest
@@ -113,6 +114,24 @@ def test_cancel_leaves_the_old_one_serving(any_machine: PrivateSystemd, install:
             assert eventually(lambda: status(service)["instance"]["phase"] == "serving")
             last = status(service)["instance"]["migration"]
             assert ("cancelled", "cancelled") == (last["phase"], last["reason"])
+        waiting = ["upgrader", "upgrade", "--quiet", service.unit]
+        with any_machine.popen(waiting, stderr=subprocess.PIPE) as upgrading:
+            assert eventually(there)
+            assert 0 == upgrader(any_machine, "cancel", service.unit).returncode
+            _, said = upgrading.communicate(timeout=30)
+        assert (1, True) == (upgrading.returncode, "it serves as before: it was cancelled" in said)
+        assert status(service)["hold"] is None
         service.environment(ROUND="2")
         assert reload(service), service.messages()
         assert client.add()[2] == 2
+
+
+def test_the_usual_mode(any_machine: PrivateSystemd, install: Install) -> None:
+    """UPGRADER_MODE=restart in the unit is what an upgrade does where the command does not say."""
+    more = [*live(any_machine, "usual"), "Environment=UPGRADER_MODE=restart"]
+    service = install(any_machine, "usual", "holder", *more)
+    for arguments, mode in ([], "restart"), (["--mode", "live"], "live"):
+        assert socket_there(service)
+        assert status(service)["instance"]["parameters"]["mode"] == "restart"
+        done = upgrader(any_machine, "upgrade", "--json", "--quiet", service.unit, *arguments)
+        assert (mode, True) == (json.loads(done.stdout)["mode"], done.returncode == 0)
