@@ -24,6 +24,7 @@ import msgspec
 
 from upgrader import varlink
 from upgrader.backends import Fd
+from upgrader.progress import News
 from upgrader.varlink import INTERFACE, SERVICE, Call, Reply, VarlinkError
 
 #: Connections at a time; for one more, the one that has been silent for longest goes.
@@ -64,8 +65,8 @@ class Answers(Protocol):
     def describe(self) -> dict[str, Any]:
         """Describe."""
 
-    def query(self) -> tuple[dict[str, Any], bool]:
-        """QueryMigration: the answer, and whether it is the last for now."""
+    def query(self) -> News:
+        """QueryMigration."""
 
     def set_parameters(self, caller: Caller, parameters: dict[str, Any]) -> dict[str, Any]:
         """SetParameters."""
@@ -120,9 +121,9 @@ class Control:
         self._listeners.append(listener)
         self._later(lambda: self._selector.register(listener, selectors.EVENT_READ))
 
-    def announce(self) -> None:
+    def announce(self, news: News) -> None:
         """Tell those who have asked for it that a migration has gone on; from any thread."""
-        self._later(self._tell_watchers)
+        self._later(lambda: self._tell_watchers(news))
 
     def close(self) -> None:
         """Tell the last news, and stop answering; a path goes only if no other instance has it."""
@@ -207,6 +208,12 @@ class Control:
             self._answer(client, msgspec.json.decode(message, type=Call))
 
     def _answer(self, client: "_Client", call: Call) -> None:
+        if call.method == f"{INTERFACE}.QueryMigration" and call.more and not call.oneway:
+            news = self._answers.query()
+            client.watching = client.waits = True
+            client.seen = news.number
+            self._send(client, Reply(_told(news), continues=True))
+            return
         if call.method in _SLOW:  # it waits for the service, and others have questions meanwhile
             client.waits = True
 
@@ -231,10 +238,6 @@ class Control:
             if call.method == f"{INTERFACE}.Migrate" and not reply.error:
                 self._give_away(client, reply)
                 return
-            if call.method == f"{INTERFACE}.QueryMigration" and call.more and not call.oneway:
-                client.watching = client.waits = True
-                self._send(client, msgspec.structs.replace(reply, continues=True))
-                return
             if not call.oneway:
                 self._send(client, reply)
             if client.waits:
@@ -244,13 +247,14 @@ class Control:
             _log.debug("control socket: %s", error)
             self._drop(client)
 
-    def _tell_watchers(self) -> None:
-        parameters, last = self._answers.query()
-        for client in [c for c in self._clients.values() if c.watching]:
+    def _tell_watchers(self, news: News) -> None:
+        last = news.migration.phase.ended
+        # Who has asked in the meantime knows it already.
+        for client in [c for c in self._clients.values() if c.watching and c.seen < news.number]:
             try:
                 client.since = time.monotonic()
                 client.watching = client.waits = not last
-                self._send(client, Reply(parameters, continues=not last))
+                self._send(client, Reply(_told(news), continues=not last))
                 self._answer_all(client)
             except (OSError, ValueError, msgspec.MsgspecError) as error:
                 _log.debug("control socket: %s", error)
@@ -295,7 +299,7 @@ class Control:
             case varlink.INTERFACE, "Describe":
                 return answers.describe()
             case varlink.INTERFACE, "QueryMigration":
-                return answers.query()[0]
+                return _told(answers.query())
             case varlink.INTERFACE, "SetParameters":
                 return answers.set_parameters(caller, call.parameters)
             case varlink.INTERFACE, "Cancel":
@@ -355,6 +359,7 @@ class _Client:
     unsent: bytearray = field(default_factory=bytearray)
     since: float = field(default_factory=time.monotonic)
     watching: bool = False  # has asked for every phase
+    seen: int = 0  # the number of the news that it has
     waits: bool = False  # its last call is not answered yet
 
 
@@ -379,6 +384,10 @@ def _listen(path: Path) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def _told(news: News) -> dict[str, Any]:
+    return {"migration": msgspec.to_builtins(news.migration)}
 
 
 def remove_dead(directory: Path, pattern: str) -> None:

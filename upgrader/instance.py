@@ -294,7 +294,7 @@ class Instance:
             except OSError as error:
                 _log.error("%s: %s: no live upgrade", path, error.strerror)
                 return
-            self.progress.on_change(lambda migration: control.announce())
+            self.progress.on_change(control.announce)
             remove_dead(path.parent, DRAINING.format("*"))
 
         threading.Thread(target=opening, name="upgrader-opening", daemon=True).start()

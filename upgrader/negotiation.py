@@ -26,7 +26,7 @@ from upgrader.description import Backend, Connection, Description, Phase, Standi
 from upgrader.errors import BusError, ParameterError, UpgradeError
 from upgrader.live import Request, Successor
 from upgrader.parameters import Parameters
-from upgrader.progress import Progress
+from upgrader.progress import News, Progress
 from upgrader.stream import show_peer
 from upgrader.systemd.bus import Bus, is_user_service
 from upgrader.systemd.stop import unit_name
@@ -145,10 +145,9 @@ class Negotiation:
         told: dict[str, Any] = msgspec.to_builtins(description)
         return told
 
-    def query(self) -> tuple[dict[str, Any], bool]:
-        """The migration under way, or the last one; and whether it has ended."""
-        now = self._host.progress.now
-        return {"migration": msgspec.to_builtins(now)}, now.phase.ended
+    def query(self) -> News:
+        """The migration under way, or the last one."""
+        return self._host.progress.news
 
     def set_parameters(self, caller: Caller, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Set some, and say what holds then."""
@@ -181,7 +180,7 @@ class Negotiation:
                 self._migrating = self._expected = False
                 self._successor = None
                 self._host.progress.enter(Phase.CANCELLED, reason=Phase.CANCELLED.value)
-                return self.query()[0]
+                return {"migration": msgspec.to_builtins(self._host.progress.now)}
             self._decided.clear()
             with contextlib.suppress(OSError):  # it has ended by itself
                 self._channel.shutdown(socket.SHUT_RD)

@@ -4,18 +4,23 @@
 PID 1 says whether it serves, the instance what it holds, and this machine whether it is held back.
 """
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from upgrader import hold, instances
-from upgrader.description import Description
+from upgrader.description import Description, Migration
 from upgrader.hold import Hold
 from upgrader.systemd.fdstore import StoreName
 from upgrader.systemd.status import Status
-from upgrader.systemd.unit import AccessDenied, Unit, UnitError, unit_name
+from upgrader.systemd.unit import AccessDenied, Unit, UnitError, WaitTimeout, unit_name
 from upgrader.systemd.units import Systemd
+
+#: Seconds after which an instance is looked for again, if PID 1 has said nothing.
+_AGAIN = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +97,26 @@ def read_all(systemd: Systemd) -> list[Overview]:
         if overview.ours:
             found.append(overview)
     return found
+
+
+def follow(systemd: Systemd, name: str) -> Iterator[Migration]:
+    """Every phase of every upgrade of one unit, from the one under way on, without an end."""
+    unit = systemd.unit(name)
+    last = Migration()
+    while True:
+        try:
+            for now in instances.phases(unit, user=systemd.user):
+                # The instance after an upgrade tells of the same one, from its own side.
+                same = now.phase.ended and (now.source, now.destination) == (
+                    last.source, last.destination,
+                )  # fmt: skip
+                if now.mode and not (same and last.phase.ended):
+                    yield now
+                last = now if now.mode else last
+        except instances.InstanceError:
+            # No instance has a socket now: one is between two, or it does not run.
+            with contextlib.suppress(WaitTimeout):
+                next(systemd.changes(unit, timeout=_AGAIN))
 
 
 def _parked(systemd: Systemd, unit: Unit) -> tuple[str, ...] | None:

@@ -4,11 +4,20 @@
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from upgrader.description import Migration, Phase
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """A migration as it stood when something was new; later news have higher numbers."""
+
+    migration: Migration
+    number: int
 
 
 class Progress:
@@ -17,16 +26,22 @@ class Progress:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._last = Migration()
+        self._number = 0
         self._begin = 0.0  # of `time.monotonic`
-        self._changed: Callable[[Migration], None] | None = None
+        self._changed: Callable[[News], None] | None = None
 
     @property
     def now(self) -> Migration:
         """As it stands; `seconds` grows until it has ended."""
-        with self._lock:
-            return self._timed(self._last)
+        return self.news.migration
 
-    def on_change(self, call: Callable[[Migration], None]) -> None:
+    @property
+    def news(self) -> News:
+        """As it stands, and which news that includes."""
+        with self._lock:
+            return News(self._timed(self._last), self._number)
+
+    def on_change(self, call: Callable[[News], None]) -> None:
         """Have each phase told to `call`, in the thread in which it begins."""
         self._changed = call
 
@@ -47,8 +62,10 @@ class Progress:
     def _set(self, migration: Migration) -> None:
         with self._lock:
             self._last = migration = self._timed(migration, ending=True)
+            self._number += 1
+            news = News(migration, self._number)
         if self._changed:
-            self._changed(migration)
+            self._changed(news)
 
     def _timed(self, migration: Migration, *, ending: bool = False) -> Migration:
         if not self._begin or (migration.phase.ended and not ending):

@@ -2,6 +2,7 @@
 """Every verb of the command line against real units: what it does, says and returns."""
 
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from typing import Any
@@ -118,6 +119,49 @@ def test_list_tells_one_line_for_each_unit(service: Service) -> None:
     units = json.loads(upgrader(service.machine, "list", "--json").stdout)
     (mine,) = [each for each in units if each["unit"] == service.unit]
     assert ["/opt/upgrader-tests/holder.py"] == mine["instance"]["changed"]
+
+
+def test_watch_shows_phases_as_they_happen(service: Service) -> None:
+    """Of one upgrade after the other, whoever asks for it, each phase once; Ctrl-C ends it."""
+    command = ["upgrader", "status", "--watch", "--json", service.unit]
+    with service.machine.popen(command, stdout=subprocess.PIPE) as watching:
+        assert watching.stdout is not None
+        seen = []
+        for generation in (1, 2):
+            assert socket_there(service)
+            assert eventually(lambda n=generation: status(service)["instance"]["generation"] == n)
+            service.environment(ROUND=str(generation))
+            assert reload(service), service.messages()
+            while not seen or seen[-1]["phase"] != "done" or seen[-1]["source"] != generation:
+                seen.append(json.loads(watching.stdout.readline()))
+        service.machine.run(["pkill", "-INT", "-f", "upgrader status --watch"])
+        assert "" == watching.stdout.read()
+    phases = ["setup", "collecting", "frozen", "loading", "committed", "done"]
+    assert [(n, each) for n in (1, 2) for each in phases] == [
+        (each["source"], each["phase"]) for each in seen
+    ]
+    assert 130 == watching.returncode
+
+
+def test_metrics_for_prometheus(service: Service) -> None:
+    """Of all units or of one, every sample with its unit; what is known in numbers."""
+    service.environment(ROUND="2")
+    assert reload(service), service.messages()
+    assert socket_there(service)
+    done = upgrader(service.machine, "status", "--prometheus")
+    samples = [line for line in done.stdout.splitlines() if line[0] != "#"]
+    own = {line.partition("{")[0]: line for line in samples if service.unit in line}
+
+    assert 0 == done.returncode, done.stderr
+    assert all(re.fullmatch(r'upgrader_\w+\{unit="[^"]+"(,\w+="[^"]*")*\} [-+.e\d]+', line)
+               for line in samples)  # fmt: skip
+    assert own["upgrader_serving"].endswith(" 1")
+    assert own["upgrader_generation"].endswith(" 2")
+    assert own["upgrader_held"].endswith(" 0")
+    assert 'mode="live"} 1' in own["upgrader_last_upgrade_success"]
+    assert 'version="2"' in own["upgrader_info"]
+    one = upgrader(service.machine, "status", service.unit, "--prometheus").stdout
+    assert sorted(own.values()) == sorted(line for line in one.splitlines() if line[0] != "#")
 
 
 # Every verb, when it cannot

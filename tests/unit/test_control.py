@@ -19,7 +19,7 @@ from tests.support import SETTLE, eventually
 from upgrader import control, varlink
 from upgrader.control import Caller, Control, call, remove_dead, watch
 from upgrader.description import Backend, Connection, Description, Migration, Phase
-from upgrader.progress import Progress
+from upgrader.progress import News, Progress
 from upgrader.varlink import INTERFACE, Call, VarlinkError
 
 DESCRIBE = f"{INTERFACE}.Describe"
@@ -39,9 +39,8 @@ class Instance:
     def describe(self) -> dict[str, Any]:
         return {"service": "x", "version": self.big}
 
-    def query(self) -> tuple[dict[str, Any], bool]:
-        now = self.progress.now
-        return {"migration": msgspec.to_builtins(now)}, now.phase.ended
+    def query(self) -> News:
+        return self.progress.news
 
     def set_parameters(self, caller: Caller, parameters: dict[str, Any]) -> dict[str, Any]:
         raise varlink.invalid("parameters")
@@ -79,7 +78,7 @@ def path(tmp_path: Path, instance: Instance) -> Iterator[Path]:
     """The path of a socket that answers."""
     path = tmp_path / "upgrader.sock"
     answering = Control(path, instance, "1.0")
-    instance.progress.on_change(lambda migration: answering.announce())
+    instance.progress.on_change(answering.announce)
     yield path
     answering.close()
     assert not path.exists()
@@ -260,26 +259,44 @@ def test_a_silent_connection(path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_every_phase_is_told_once(path: Path, instance: Instance) -> None:
-    """To all who asked with `more`; the last reply says that it is the last, and then the
-    connection takes calls again."""
+    """To all who asked with `more`, however fast one follows the other; the last reply says that it
+    is the last, and then the connection takes calls again."""
+    phases = [Phase.COLLECTING, Phase.FROZEN, Phase.LOADING, Phase.COMMITTED, Phase.DONE]
     with connected(path) as one, connected(path) as two:
         told = [watch(sock, f"{INTERFACE}.QueryMigration") for sock in (one, two)]
         assert ["none", "none"] == [next(each)["migration"]["phase"] for each in told]
         instance.progress.begin("live", 3)
-        for phase in (Phase.FROZEN, Phase.DONE):
-            for each in told:
-                next(each)
+        for phase in phases:
             instance.progress.enter(phase)
-        assert [["done"], ["done"]] == [[m["migration"]["phase"] for m in each] for each in told]
+        for each in told:
+            assert ["setup", *phases] == [reply["migration"]["phase"] for reply in each]
         assert "x" == call(one, DESCRIBE, {})["service"]
         assert "done" == call(two, f"{INTERFACE}.QueryMigration", {})["migration"]["phase"]
+
+
+def test_who_asks_late_is_not_told_twice(path: Path, instance: Instance) -> None:
+    """News that are still on their way are older than what the first reply says."""
+    instance.progress.begin("live", 3)
+    for _ in range(50):
+        with connected(path) as sock:
+            instance.progress.enter(Phase.FROZEN)
+            sock.sendall(varlink.encode(Call(f"{INTERFACE}.QueryMigration", more=True)))
+            instance.progress.enter(Phase.LOADING, fds=1)
+            instance.progress.enter(Phase.DONE)
+            buffer, seen = bytearray(), []
+            while not seen or seen[-1] != "done":
+                buffer += sock.recv(65536)
+                while message := varlink.take(buffer):
+                    seen.append(json.loads(message)["parameters"]["migration"]["phase"])
+        assert sorted(set(seen), key=seen.index) == seen
+        instance.progress.begin("live", 3)
 
 
 def test_the_last_news_come_before_the_end(tmp_path: Path, instance: Instance) -> None:
     """Who waits for the end of a migration is told, although the process ends with it."""
     path = tmp_path / "a.sock"
     answering = Control(path, instance, "1.0")
-    instance.progress.on_change(lambda migration: answering.announce())
+    instance.progress.on_change(answering.announce)
     instance.progress.begin("live", 1)
     with connected(path) as sock:
         told = watch(sock, f"{INTERFACE}.QueryMigration")

@@ -81,6 +81,7 @@ OPERATOR = [
     "systemd.units",
     "instances",
     "overview",
+    "metrics",
     "steer",
     "obstacles",
     "restarting",

@@ -4,14 +4,16 @@
 import time
 from collections.abc import Iterator, Sequence
 
+import click
 import msgspec
 
 from upgrader.cli.group import cli
-from upgrader.cli.options import json_option, unit_argument, user_option
+from upgrader.cli.options import json_option, user_option
 from upgrader.cli.output import give_up, plain, say, show, table
 from upgrader.description import Backend, Connection, Description, Migration
+from upgrader.metrics import metrics
 from upgrader.outcome import ExitCode, Verb, duration
-from upgrader.overview import Overview, read, read_all
+from upgrader.overview import Overview, follow, read, read_all
 from upgrader.systemd.unit import UnitError
 from upgrader.systemd.units import Systemd
 
@@ -54,10 +56,20 @@ def show_list(as_json: bool, *, user: bool = False) -> None:
 
 
 @cli.command(short_help="Show what a unit runs and holds.")
-@unit_argument
+@click.argument("unit", metavar="UNIT", required=False)
+@click.option(
+    "--watch", is_flag=True, help="Go on, and show each phase of every upgrade as it happens."
+)
+@click.option(
+    "--prometheus",
+    is_flag=True,
+    help="Print metrics for the textfile collector of Prometheus; of all units, if none is named.",
+)
 @json_option
 @user_option
-def status(unit: str, as_json: bool, user: bool) -> int:
+def status(
+    unit: str | None, watch: bool, prometheus: bool, as_json: bool, user: bool
+) -> int | None:
     """Show everything about one unit: what runs and since when, how it got there, and what it holds.
 
     Versions, generation, backends with their FDs and addresses, parameters, the last upgrade, and
@@ -69,17 +81,36 @@ def status(unit: str, as_json: bool, user: bool) -> int:
     \b
     Example:
       upgrader status web.service
-      upgrader status web --json
+      upgrader status web --watch
+      upgrader status --prometheus
     """
+    if watch and prometheus:
+        raise click.UsageError("--watch and --prometheus exclude each other")
+    if unit is None and not prometheus:
+        raise click.UsageError("Missing argument 'UNIT'.")
     try:
         with Systemd(user=user) as systemd:
-            found = read(systemd, unit)
+            if prometheus:
+                show(metrics([read(systemd, unit)] if unit else read_all(systemd)).rstrip())
+                return ExitCode.DONE
+            found = read(systemd, unit or "")
+            if not (watch and as_json):
+                show(found.json().decode() if as_json else plain("\n".join(lines(found))))
+            if watch and found.ours:
+                for migration in follow(systemd, found.unit):
+                    show(_watched(migration, as_json))
     except UnitError as error:
-        give_up(Verb.STATUS, unit, error, as_json)
-    show(found.json().decode() if as_json else plain("\n".join(lines(found))))
+        give_up(Verb.STATUS, unit or "", error, as_json)
     if not found.serves:
         return ExitCode.NOT_SERVING
     return ExitCode.DONE if found.ours else ExitCode.FAILED
+
+
+def _watched(migration: Migration, as_json: bool) -> str:
+    if as_json:
+        return msgspec.json.encode(migration).decode()
+    stamp = time.strftime("%H:%M:%S")
+    return plain(f"{stamp} {_migration(migration)}")
 
 
 def lines(found: Overview) -> Iterator[str]:
