@@ -33,10 +33,13 @@ WINDOW = 60.0
 TIMEOUT = 300.0
 
 _LATER = "upgrader-hook"
+_STATE = ("systemctl", "show", "-P", "SubState")
 _POLICY_RC_D = "/usr/sbin/policy-rc.d"
 _FORBIDDEN = 101  # policy-rc.d(8)
 
 Say = Callable[[str], None]
+#: Whether it was upgraded, and the line that was said about it.
+Told = tuple[bool, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,44 +68,40 @@ class Desk:
         with self.requests.turn(unit) as turn:
             origins = turn.origins
             if not origins:
-                last = turn.last
-                self.say(f"already done on another request: {last.line if last else unit}")
+                said = turn.last.line if turn.last else unit
+                self.say(f"already dealt with on another request: {said}")
                 return
             if (wait := _too_soon(turn)) and Origin.INSTALLED not in origins:
                 self._later(unit, wait)
                 return
             turn.claim()
-            done, line = self._upgrade(unit, installed=Origin.INSTALLED in origins)
-            if line:
-                turn.served(done, line)
-            else:
-                turn.drop()
+            turn.served(*self._upgrade(unit, installed=Origin.INSTALLED in origins))
 
-    def _upgrade(self, name: str, installed: bool) -> tuple[bool, str]:
-        """Whether it was upgraded, and what was said of it; "" if nothing was even tried."""
+    def _tell(self, line: str, *more: str, done: bool = False, bad: bool = False) -> Told:
+        self.say(f"warning: {line}" if bad else line)
+        for each in more:
+            self.say(f"  {each}")
+        return done, line
+
+    def _upgrade(self, name: str, installed: bool) -> Told:
         rule = policy.decide(name, self.rules)
         if rule.complaint:
-            self.say(f"warning: {name}: left alone, for its policy is not understood")
-            self.say(f"  {rule.complaint}")
-            return False, ""
+            why = f"{name}: left alone, for its policy is not understood"
+            return self._tell(why, rule.complaint, bad=True)
         if rule.policy is Policy.NEVER:
-            self.say(f"{name}: left alone by the policy of this machine")
-            return False, ""
+            return self._tell(f"{name}: left alone by the policy of this machine")
         if not installed and (held := hold.read(name)) is not None:
-            self.say(f"{name}: left alone, {held}")
-            self.say(f"  once a good version is in place: upgrader upgrade {name}")
-            return False, ""
+            remedy = f"once a good version is in place: upgrader upgrade {name}"
+            return self._tell(f"{name}: left alone, {held}", remedy)
         if _forbidden(name):
-            self.say(f"{name}: left alone, {_POLICY_RC_D} forbids a restart")
-            return False, ""
+            return self._tell(f"{name}: left alone, {_POLICY_RC_D} forbids a restart")
         with Systemd() as systemd:
             unit = systemd.unit(name)
             if installed and _waits(unit):
                 return self._start(systemd, unit)
             if unit.load_state == "masked" or not unit.serves:
                 # Not running, it starts with the new version; nobody wants it started from here.
-                self.say(f"{name}: nothing to upgrade, it is {_word(unit)}")
-                return False, ""
+                return self._tell(f"{name}: nothing to upgrade, it is {_word(unit)}")
             if unit.need_daemon_reload:
                 systemd.daemon_reload(unit.id)
                 unit = systemd.unit(name)
@@ -110,60 +109,51 @@ class Desk:
                 return self._try_restart(systemd, unit, rule.policy, reason)
         return self._run(name, rule.policy)
 
-    def _start(self, systemd: Systemd, unit: Unit) -> tuple[bool, str]:
+    def _start(self, systemd: Systemd, unit: Unit) -> Told:
         """After a bad version: what PID 1 holds is for the next good one, which may be this."""
         systemd.reset_failed(unit.id)
         word = systemd.wait_job(unit, systemd.start(unit), TIMEOUT)
         now = systemd.unit(unit.id)
         if now.serves:
             line = f"{unit.id}: started, with what systemd held for it: {now.status_text}"
-            self.say(line)
-            return True, line
-        return False, self._not_serving(now, f"it did not start ({word})")
+            return self._tell(line, done=True)
+        return self._not_serving(now, f"it did not start ({word})")
 
-    def _not_serving(self, unit: Unit, why: str) -> str:
-        line = f"{unit.id}: NOT SERVING, {why}, it is {_word(unit)}"
-        self.say(f"warning: {line}")
-        self.say(f"  see: systemctl status {unit.id}")
-        return line
-
-    def _try_restart(
-        self, systemd: Systemd, unit: Unit, chosen: Policy, reason: str
-    ) -> tuple[bool, str]:
+    def _try_restart(self, systemd: Systemd, unit: Unit, chosen: Policy, reason: str) -> Told:
         """For the first upgrade to a version that uses the library, and for the way back."""
         if chosen is Policy.LIVE:
-            self.say(f"{unit.id}: left alone, for its policy is live, and {reason}")
-            return False, ""
-        since = unit.invocation_id
+            return self._tell(f"{unit.id}: left alone, for its policy is live, and {reason}")
         word = systemd.wait_job(unit, systemd.try_restart(unit), TIMEOUT)
         now = systemd.unit(unit.id)
-        if word == "done" and now.serves and now.invocation_id != since:
+        if word == "done" and now.serves:
             line = f"{unit.id}: restarted without keeping anything: {reason}"
-            self.say(line)
-            return True, line
-        return False, self._not_serving(now, f"after a plain restart ({word})")
+            return self._tell(line, done=True)
+        return self._not_serving(now, f"after a plain restart ({word})")
 
-    def _run(self, name: str, chosen: Policy) -> tuple[bool, str]:
+    def _not_serving(self, unit: Unit, why: str) -> Told:
+        line = f"{unit.id}: NOT SERVING, {why}, it is {_word(unit)}"
+        return self._tell(line, f"see: systemctl status {unit.id}", bad=True)
+
+    def _run(self, name: str, chosen: Policy) -> Told:
         outcome = upgrade(name, _MODES[chosen], timeout=TIMEOUT)
         done = outcome.result is Result.DONE
-        self.say(outcome.line if done else f"warning: {outcome.line}")
-        for line in () if done else outcome.remedy.splitlines():
-            self.say(f"  {line}")
         for line in outcome.warnings:
             self.say(f"warning: {name}: {line}")
-        return done, outcome.line
+        remedy = [] if done else outcome.remedy.splitlines()
+        return self._tell(outcome.line, *remedy, done=done, bad=not done)
 
     def _later(self, unit: str, wait: float) -> None:
         """Have it done after the window; who asks until then is served by the same timer."""
-        command = ["systemd-run", "--quiet", "--collect", f"--unit={_LATER}"]
-        command += [f"--on-active={wait:.3f}", "--timer-property=AccuracySec=100ms"]
-        command += [sys.executable, "-m", "upgrader.hook", "--pending"]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-        pending = done.returncode == 0 or _is_active(f"{_LATER}.timer")
-        if not pending:
-            said = done.stderr.decode(errors="replace").strip()
-            self.say(f"warning: {unit}: not upgraded: no timer for later ({said})")
-            return
+        run = ["systemd-run", "--quiet", "--collect", f"--on-active={wait:.3f}"]
+        run += ["--timer-property=AccuracySec=100ms"]
+        hook = [sys.executable, "-m", "upgrader.hook", "--pending"]
+        done = _ask(*run, f"--unit={_LATER}", *hook)
+        if done.returncode and _ask(*_STATE, f"{_LATER}.timer").stdout.strip() != "waiting":
+            # It goes off right now, and may have looked at the requests before this one was there.
+            done = _ask(*run, *hook)
+            if done.returncode:
+                self.say(f"warning: {unit}: not upgraded: no timer for it: {done.stderr.strip()}")
+                return
         self.say(f"{unit}: upgraded less than {WINDOW:g}s ago; once more in {wait:.0f}s, for all")
 
 
@@ -195,9 +185,10 @@ def _too_soon(turn: Turn) -> float:
     return max(0.0, last.ended + WINDOW - time.monotonic())
 
 
-def _is_active(unit: str) -> bool:
-    command = ["systemctl", "--quiet", "is-active", unit]
-    return subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode == 0
+def _ask(*command: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
 
 
 def _word(unit: Unit) -> str:
