@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The whole story under apt, in a booted Debian 13: packages of a service, installed one over the other under load."""
 
+import concurrent.futures
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import PIPE, STDOUT
 
 import pytest
 
@@ -36,15 +38,12 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateSystemd
         yield machine
 
 
-_QUIET = {"DEBIAN_FRONTEND": "noninteractive"}
-
-
 @pytest.fixture
 def web(machine: PrivateSystemd) -> Iterator["Web"]:
     """The package of the service; purged after the test."""
     web = Web(machine)
     yield web
-    web.apt("purge", "web")
+    machine.run(["dpkg", "--purge", "web"])
 
 
 class Web:
@@ -60,6 +59,36 @@ class Web:
 
     def install(self, version: str) -> str:
         return self.apt("install", f"/debs/web_{version}_all.deb")
+
+    def killed_at(self, version: str, step: int) -> str:
+        """Install with dpkg, kill it with all it has started at a step, and repair that."""
+        deb = f"/debs/web_{version}_all.deb"
+        command = ["dpkg", "--force-downgrade", "--status-fd", "1", "-i", deb]
+        seen = ["killed"]
+        with self.machine.popen(command, stdout=PIPE, stderr=STDOUT) as dpkg:
+            assert dpkg.stdout is not None
+            reported = 0
+            for line in dpkg.stdout:
+                seen.append(line)
+                if line.startswith(("status:", "processing:")):
+                    if reported == step:
+                        dpkg.kill()
+                    reported += 1
+            dpkg.wait()
+        if reported <= step:
+            seen[0] = "done"
+        repaired = self.machine.run(["dpkg", "--configure", "-a"], check=False)
+        seen += [repaired.stdout, repaired.stderr]
+        asked = ["dpkg-query", "-f", "${Version} ${db:Status-Abbrev}", "-W", "web"]
+        if self.machine.run(asked).stdout.strip() != f"{version} ii":
+            # Killed while it was unpacked, which dpkg repairs by unpacking it again.
+            again = self.machine.run(["dpkg", "--force-downgrade", "-i", deb])
+            seen += [again.stdout, again.stderr]
+        return "\n".join(seen)
+
+    def stale_library(self) -> str:
+        """Replace a library that the service has loaded, and run needrestart; what it said."""
+        return self.machine.run(["sh", "-c", _STALE], timeout=120).stdout
 
     def show(self, name: str) -> str:
         return self.machine.run(["systemctl", "show", "-P", name, UNIT]).stdout.strip()
@@ -91,9 +120,13 @@ class Clients:
 
     def during(self, version: str) -> tuple[Window, str]:
         """Install a version; what the clients saw, and what apt said."""
+        return self.watch(lambda: self.web.install(version))
+
+    def watch(self, work: Callable[[], str]) -> tuple[Window, str]:
+        """Do something; what the clients saw, and what it said."""
         self._number += 1
         self.load.tell(Begin(upgrade=self._number, at=time.monotonic()))
-        said = self.web.install(version)
+        said = work()
         return self.load.ask(End(sample=20), Window), said
 
     def end(self) -> Result:
@@ -108,18 +141,197 @@ def lost(seen: Window | Result) -> dict[str, int]:
 
 
 def test_upgrades_by_apt_lose_nothing(web: Web) -> None:
-    """A new version, a broken one, its repair and a downgrade: no client notices, apt succeeds."""
+    """A new version with a changed unit, and the way back: no client notices."""
     web.install("1")
     with Clients(web) as clients:
-        window, said = clients.during("2")
-        assert {} == lost(window)
-        assert "2" == window.version, said
-        assert f"upgrader: {UNIT}: upgraded" in said
-        assert "PACKAGED=2" in web.environment
-
-        window, said = clients.during("1")
-        assert {} == lost(window)
-        assert "1" == window.version, said
+        for version in ("2", "1"):
+            window, said = clients.during(version)
+            assert {} == lost(window)
+            assert version == window.version, said
+            assert f"upgrader: {UNIT}: upgraded" in said
+            assert f"PACKAGED={version}" in web.environment
         result = clients.end()
 
     assert {} == lost(result)
+
+
+def test_dpkg_killed_anywhere(web: Web) -> None:
+    """With dpkg killed at each step that it reports, `dpkg --configure -a` (and a reinstallation,
+    where dpkg itself asks for one) leads to one version that serves, and nothing is lost."""
+    web.install("1")
+    points = 0
+    with Clients(web) as clients:
+        for step in range(_STEPS):
+            new = "12"[(step + 1) % 2]
+            window, said = clients.watch(lambda new=new, step=step: web.killed_at(new, step))
+            assert {} == lost(window), said
+            assert new == window.version, said
+            assert f"PACKAGED={new}" in web.environment, said
+            points += said.startswith("killed")
+        result = clients.end()
+
+    assert {} == lost(result)
+    assert points >= 10
+    assert "ii " == web.machine.run(["dpkg-query", "-f", "${db:Status-Abbrev}", "-W", "web"]).stdout
+
+
+def test_from_a_version_without_the_library_and_back(web: Web) -> None:
+    """Both ways are plain restarts; the way there is one of ours, and apt says so."""
+    web.install("0")
+    said = web.install("1")
+    assert f"{UNIT}: restarted without keeping anything: its running instance does not" in said
+    assert "generation 1, cold start" == web.show("StatusText")
+    web.install("0")  # restarts it, as packages do that know nothing of all this
+    assert "http.server" in web.show("ExecStart")
+    assert "active" == web.show("ActiveState")
+
+
+def test_removal_and_purge(web: Web) -> None:
+    """A removal stops the service, for good; a purge leaves no file of it, nor a hold."""
+    web.install("1")
+    web.machine.write(f"/var/lib/upgrader/hold/{UNIT}", "{}")
+    said = web.apt("remove", "web")
+    assert "upgrader:" not in said
+    assert "inactive" == web.show("ActiveState")
+    assert "0" == web.show("NFileDescriptorStore")
+    web.apt("purge", "web")
+
+    find = [
+        "find",
+        "/usr/lib/web",
+        "/etc",
+        "/var/lib",
+        "-name",
+        "web*",
+        "-not",
+        "-path",
+        "*/dpkg/*",
+    ]
+    assert "" == web.machine.run(find, check=False).stdout
+
+
+def test_who_does_not_want_it(web: Web) -> None:
+    """A masked unit and a stopped one stay what they are, a policy is obeyed, and apt succeeds."""
+    web.install("1")
+    pid = web.show("MainPID")
+    web.machine.run(["systemctl", "mask", UNIT])
+    assert f"{UNIT}: nothing to upgrade, it is masked" in web.install("2")
+    web.machine.run(["systemctl", "unmask", UNIT])
+    web.machine.write("/etc/upgrader/policy.d/web.conf", f"{UNIT} = never\n")
+    assert f"{UNIT}: left alone by the policy" in web.install("1")
+    web.machine.run(["rm", "/etc/upgrader/policy.d/web.conf"])
+    assert pid == web.show("MainPID")
+    web.machine.run(["systemctl", "disable", "--now", UNIT])
+    assert f"{UNIT}: nothing to upgrade, it is inactive" in web.install("2")
+    assert "inactive" == web.show("ActiveState")
+
+
+def test_with_our_own_package_in_the_same_transaction(web: Web) -> None:
+    """The command, the library and the service get new versions at once: one upgrade, at the end."""
+    web.install("1")
+    debs = []
+    for name in ("python3-upgrader", "upgrader"):
+        (deb,) = web.machine.run(["sh", "-c", f"ls /debs/{name}_*.deb"]).stdout.split()
+        debs.append(f"/debs/new_{name}.deb")
+        web.machine.run(["sh", "-c", _NEWER, "sh", deb, debs[-1]])
+    with Clients(web) as clients:
+        window, said = clients.watch(lambda: web.apt("install", *debs, "/debs/web_2_all.deb"))
+
+        assert {} == lost(window), said
+        assert "2" == window.version, said
+        assert 1 == said.count(f"upgrader: {UNIT}: upgraded"), said
+
+
+def test_unattended_upgrades(web: Web) -> None:
+    """From a repository, in the night: nothing is lost, and the log has the line."""
+    web.install("1")
+    web.machine.run(["sh", "-c", _REPOSITORY])
+    with Clients(web) as clients:
+        window, said = clients.watch(
+            lambda: web.machine.run(["unattended-upgrade"], timeout=120).stderr
+        )
+        assert {} == lost(window), said
+        assert "2" == window.version, said
+    log = "/var/log/unattended-upgrades/unattended-upgrades-dpkg.log"
+    assert f"upgrader: {UNIT}: upgraded" in web.machine.run(["cat", log]).stdout
+
+
+def test_needrestart_asks_us(web: Web) -> None:
+    """A library that is in use was replaced: needrestart has the unit upgraded, and a hold obeyed;
+    at the same moment as a package, it is one upgrade, and both are told."""
+    web.install("1")
+    with Clients(web) as clients:
+        window, said = clients.watch(web.stale_library)
+        assert {} == lost(window), said
+        assert f"upgrader: {UNIT}: upgraded" in said
+        assert window.generation == 2
+
+        web.machine.run(["rm", "-r", "/run/upgrader/hook"])
+        web.machine.write(f"/var/lib/upgrader/hold/{UNIT}", '{"unit":"","since":1,"cause":"bad"}')
+        window, said = clients.watch(web.stale_library)
+        assert f"{UNIT}: left alone, held since" in said
+        assert window.generation == 2
+
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            both = (
+                lambda: web.install("2"),
+                lambda: web.machine.run(["/etc/needrestart/restart.d/web.service"]).stderr,
+            )
+            window, told = clients.watch(lambda: "\n".join(pool.map(lambda each: each(), both)))
+        assert {} == lost(window), told
+        assert window.generation == 3, told
+        assert 2 <= told.count(f"{UNIT}: "), told
+
+
+@pytest.mark.parametrize(
+    ("rules", "said"),
+    [
+        ("override_dh_installsystemd:\n\tdh_installsystemd\n", "postinst would restart it"),
+        (
+            "override_dh_installsystemd:\n\tdh_installsystemd --no-restart-after-upgrade\n",
+            "preinst would stop it",
+        ),
+        (
+            "execute_after_dh_installsystemd:\n\tdh_installsystemd --no-start --no-enable -R\n",
+            "postinst would try-restart it",
+        ),
+        ("override_dh_upgrader:\n\tdh_upgrader other.service\n", "does not have the service unit"),
+    ],
+)
+def test_dh_upgrader_fails_a_build(machine: PrivateSystemd, rules: str, said: str) -> None:
+    """Where the unit would be restarted as well, or is not there, the build says so and ends."""
+    done = packages.service_package(machine, "2", rules, check=False)
+
+    assert done.returncode != 0
+    assert said in done.stdout
+
+
+_QUIET = {"DEBIAN_FRONTEND": "noninteractive"}
+#: More than dpkg reports; the last rounds are not interrupted.
+_STEPS = 14
+_NEWER = """
+set -eu
+dpkg-deb -R "$1" /build/repacked
+sed -i 's/0\\.1\\.0-1/0.1.0-2/' /build/repacked/DEBIAN/control
+dpkg-deb -b /build/repacked "$2" >/dev/null
+rm -r /build/repacked
+"""
+_REPOSITORY = """
+set -eu
+mkdir -p /repository
+cp /debs/web_2_all.deb /repository
+cd /repository
+apt-ftparchive packages . >Packages
+apt-ftparchive -o APT::FTPArchive::Release::Origin=Web release . >Release
+rm -f /etc/apt/sources.list.d/*
+echo 'deb [trusted=yes] file:/repository ./' >/etc/apt/sources.list
+echo 'Unattended-Upgrade::Origins-Pattern { "origin=Web"; };' >/etc/apt/apt.conf.d/60web
+apt-get -qq update
+"""
+_STALE = """
+set -eu
+library=$(echo /usr/lib/python3/dist-packages/msgspec/_core.*.so)
+cp -a "$library" "$library.new"
+mv "$library.new" "$library"
+exec needrestart -r a 2>&1
+"""
