@@ -115,6 +115,7 @@ class Desk:
         word = systemd.wait_job(unit, systemd.start(unit), TIMEOUT)
         now = systemd.unit(unit.id)
         if now.serves:
+            hold.lift(unit.id)
             line = f"{unit.id}: started, with what systemd held for it: {now.status_text}"
             return self._tell(line, done=True)
         return self._not_serving(now, f"it did not start ({word})")
@@ -126,6 +127,7 @@ class Desk:
         word = systemd.wait_job(unit, systemd.try_restart(unit), TIMEOUT)
         now = systemd.unit(unit.id)
         if word == "done" and now.serves:
+            hold.lift(unit.id)
             line = f"{unit.id}: restarted without keeping anything: {reason}"
             return self._tell(line, done=True)
         return self._not_serving(now, f"after a plain restart ({word})")
@@ -135,7 +137,12 @@ class Desk:
         return self._tell(line, f"see: systemctl status {unit.id}", bad=True)
 
     def _run(self, name: str, chosen: Policy) -> Told:
-        outcome = upgrade(name, _MODES[chosen], timeout=TIMEOUT)
+        mode = _MODES[chosen]
+        outcome = upgrade(name, mode, timeout=TIMEOUT)
+        if outcome.result is Result.BUSY:
+            # What is under way may have begun before these files were there.
+            upgrade(name, mode, wait=True, timeout=TIMEOUT)
+            outcome = upgrade(name, mode, timeout=TIMEOUT)
         done = outcome.result is Result.DONE
         for line in outcome.warnings:
             self.say(f"warning: {name}: {line}")

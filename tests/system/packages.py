@@ -36,6 +36,11 @@ Depends: ${{misc:Depends}}, python3-upgrader
 Description: example
  An example.
 """
+_LIVE = """\
+ExecReload=/usr/bin/python3 -m upgrader.takeover
+RuntimeDirectory=web
+RuntimeDirectoryPreserve=restart
+"""
 #: As from before the package used the library: it answers, and keeps nothing.
 _PLAIN = """\
 [Unit]
@@ -72,7 +77,7 @@ def unit_file(version: str) -> str:
     if version == "0":
         return _PLAIN
     text = (_EXAMPLE / "web.service").read_text().replace("@PYTHON@", "/usr/bin/python3")
-    more = f"[Service]\nDynamicUser=yes\nEnvironment=PACKAGED={version}\n"
+    more = f"[Service]\nUser=web\nEnvironment=PACKAGED={version}\n{_LIVE}"
     return text.replace("[Service]\n", more)
 
 
@@ -80,7 +85,9 @@ def service_package(
     machine: PrivateSystemd, version: str, rules: str = "", check: bool = True
 ) -> "subprocess.CompletedProcess[str]":
     """Build one version of the package `web` inside, into /debs; what the build said."""
-    addon = "dh-sequence-upgrader" if version != "0" else "debhelper"
+    addon = "dh-sequence-installsysusers"
+    if version != "0":
+        addon += ", dh-sequence-upgrader"
     files = {
         "debian/control": _CONTROL.format(addon=addon),
         "debian/rules": f"#!/usr/bin/make -f\n%:\n\tdh $@\n{rules}",
@@ -89,6 +96,7 @@ def service_package(
         "debian/source/format": "3.0 (native)\n",
         "debian/web.service": unit_file(version),
         "debian/web.install": "web usr/lib/web\n",
+        "debian/web.sysusers": 'u web - "Example web service"\n',
         "web/__init__.py": "",
         "web/http11.py": (_EXAMPLE / "http11.py").read_text(),
         "web/__main__.py": program(version),

@@ -94,6 +94,11 @@ class Web:
         return self.machine.run(["systemctl", "show", "-P", name, UNIT]).stdout.strip()
 
     @property
+    def held(self) -> bool:
+        """Whether a failed upgrade has left a hold."""
+        return Path(f"/proc/{self.machine.pid}/root/var/lib/upgrader/hold/{UNIT}").exists()
+
+    @property
     def environment(self) -> str:
         """Of the main process."""
         pid = self.show("MainPID")
@@ -111,8 +116,11 @@ class Clients:
     def __enter__(self) -> "Clients":
         self.load.__enter__()
         start = Start(host="127.0.0.1", port=8080, rate=100, held=20, streams=4)
-        ready = self.load.ask(start, Ready)
-        assert "1" == ready.version
+        try:
+            self.load.ask(start, Ready)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *of_error: object) -> None:
@@ -141,15 +149,24 @@ def lost(seen: Window | Result) -> dict[str, int]:
 
 
 def test_upgrades_by_apt_lose_nothing(web: Web) -> None:
-    """A new version with a changed unit, and the way back: no client notices."""
+    """A new version with a changed unit, a broken one, its repair, and a downgrade: apt succeeds,
+    the warning names the cause, and no client notices."""
     web.install("1")
     with Clients(web) as clients:
-        for version in ("2", "1"):
+        for version, serves in (("2", "2"), ("3", "2"), ("4", "4"), ("1", "1")):
             window, said = clients.during(version)
-            assert {} == lost(window)
-            assert version == window.version, said
-            assert f"upgrader: {UNIT}: upgraded" in said
-            assert f"PACKAGED={version}" in web.environment
+            assert {} == lost(window), said
+            assert window.stall_ms < 1000, said
+            assert serves == window.version, said
+            assert f"PACKAGED={serves}" in web.environment
+            assert ("active", "") == (web.show("ActiveState"), web.show("Job").strip("0"))
+            if version == serves:
+                assert f"upgrader: {UNIT}: upgraded" in said
+                assert not web.held
+            else:
+                assert f"warning: {UNIT}: not upgraded, it serves as before" in said
+                assert "version 3 is broken" in said
+                assert web.held
         result = clients.end()
 
     assert {} == lost(result)

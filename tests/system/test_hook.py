@@ -170,9 +170,10 @@ def test_files_of_packages(clean: PrivateSystemd, install: Install) -> None:
     service = install(clean, "listed", "holder")
     paths = f"usr/lib/systemd/system/{service.unit}\nusr/lib/systemd/system/dbus.service\nusr/a\n"
     command = [*clean.python, "-m", "upgrader.hook", "--files"]
-    said = clean.run(command, input=paths).stderr.splitlines()
+    said = clean.run(command, input=paths).stderr
 
-    assert [True] == [line.startswith(f"upgrader: {service.unit}: upgraded in") for line in said]
+    assert f"upgrader: {service.unit}: upgraded in" in said
+    assert all(service.unit in line for line in said.splitlines())
 
 
 def test_a_bad_version_and_its_repair(clean: PrivateSystemd, install: Install) -> None:
