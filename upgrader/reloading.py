@@ -22,6 +22,7 @@ from upgrader.systemd.live_limits import Limit, Running, live_limits
 from upgrader.systemd.status import Origin, Status
 from upgrader.systemd.unit import Unit, UnitError, WaitTimeout
 from upgrader.systemd.units import Systemd
+from upgrader.takeover import ENDED
 
 #: What takeover says before the cause.
 _REFUSED = "not upgraded, the running instance serves on: "
@@ -165,7 +166,13 @@ def _why(entries: tuple[cause.Entry, ...], now: Unit, word: str) -> str:
         span = f"{now.timeout_start_usec / 1e6:g}s"
         return f"the reload took longer than TimeoutStartSec={span}, and systemd ended it"
     if reported:
-        return reported.removeprefix(_REFUSED)
+        reason = reported.removeprefix(_REFUSED)
+        if reason.startswith(ENDED):
+            # Takeover is the one that reported it, by its standard error as well.
+            told = {entry.pid for entry in entries if entry.message.startswith(_REFUSED)}
+            if said := cause.last_words(entries, {now.main_pid, *told}):
+                return f"{reason}: {said}"
+        return reason
     if word == "canceled":
         return "the reload job was cancelled"
     if word == "done":

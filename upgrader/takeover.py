@@ -43,6 +43,10 @@ _BUS_TIMEOUT = 5.0
 _PAUSE = 0.01
 
 
+#: Said of a new version that did not say why; what it wrote may.
+ENDED = "the new version has ended before it was ready"
+
+
 class TakeoverError(UpgradeError):
     """The upgrade was not done, and the running instance serves on."""
 
@@ -270,7 +274,7 @@ def _follow(plan: Plan, line: socket.socket, pidfd: Fd) -> None:
         if said == COMMITTED:
             return
         if not said:
-            raise TakeoverError("the new version has ended before it was ready")
+            raise TakeoverError(ENDED)
         if said.startswith(FAILED):
             raise TakeoverError(said.removeprefix(FAILED))
 

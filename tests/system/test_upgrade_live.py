@@ -10,6 +10,7 @@ from tests.system.conftest import Install
 from tests.system.serving import Client, Service
 from tests.system.test_live import live
 from upgrader.private_systemd import PrivateSystemd
+from upgrader.takeover import ENDED
 
 
 def upgrade(service: Service, *more: str) -> dict[str, Any]:
@@ -71,6 +72,8 @@ def test_a_bad_version_leaves_a_hold(any_machine: PrivateSystemd, install: Insta
         assert "not with me" in json.loads(path.read_bytes())["cause"]
         assert "not with me" in service.status.refused
         assert (2, 2, 1) == client.add()
+        service.environment(MODE="exit")
+        assert f"{ENDED}: this version ends at once" == upgrade(service)["cause"]
         service.environment(MODE="good")
         assert "done" == upgrade(service)["result"]
         assert not path.exists()

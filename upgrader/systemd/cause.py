@@ -10,7 +10,7 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -152,6 +152,14 @@ def reported(entries: Sequence[Entry]) -> str:
         if entry.fields.get("UPGRADER_OUTCOME") == "failed":
             return _line(entry.message)
     return ""
+
+
+def last_words(entries: Sequence[Entry], others: Collection[int] = ()) -> str:
+    """What a process that ended wrote last, or the exception it ended with; "" if nothing.
+
+    `others`: processes whose words these are not.
+    """
+    return _last_line([entry for entry in entries if entry.pid not in others], _PYTHON_UNCAUGHT)
 
 
 def _is_main_exit(entry: Entry) -> bool:
