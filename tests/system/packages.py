@@ -65,11 +65,11 @@ def packaging(name: str) -> ModuleType:
 
 
 def program(version: str) -> str:
-    """The example service; 3 does not start, 4 is 2 again."""
+    """The example service; 3 does not start, 4 is the code of 1 again."""
     if version == "3":
         return 'raise RuntimeError("version 3 is broken")\n'
-    text = (_EXAMPLE / f"web{'1' if version == '1' else '2'}.py").read_text()
-    return text.replace('version="2"', f'version="{version}"')
+    text = (_EXAMPLE / f"web{'2' if version == '2' else '1'}.py").read_text()
+    return text.replace('version="1"', f'version="{version}"')
 
 
 def unit_file(version: str) -> str:

@@ -155,7 +155,7 @@ def test_upgrades_by_apt_lose_nothing(web: Web) -> None:
     with Clients(web) as clients:
         for version, serves in (("2", "2"), ("3", "2"), ("4", "4"), ("1", "1")):
             window, said = clients.during(version)
-            assert {} == lost(window), said
+            assert {} == lost(window), (said, clients.end().losses)
             assert window.stall_ms < 1000, said
             assert serves == window.version, said
             assert f"PACKAGED={serves}" in web.environment
