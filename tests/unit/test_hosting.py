@@ -4,8 +4,10 @@
 import asyncio
 import contextlib
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -86,10 +88,12 @@ async def adapter_of(kind: str, application: Application) -> AsyncIterator[Adapt
 class Side:
     """One instance's part: a library behind a listener."""
 
-    def __init__(self, adapter: Adapter, sock: socket.socket) -> None:
+    def __init__(
+        self, adapter: Adapter, sock: socket.socket, tls: ssl.SSLContext | None = None
+    ) -> None:
         self.listener = Listener("http", None)
         self.listener.open(sock)
-        self.hosting = Hosting(asyncio.get_running_loop(), Protocols(self.listener, adapter))
+        self.hosting = Hosting(asyncio.get_running_loop(), Protocols(self.listener, adapter, tls))
 
     async def collect(self) -> tuple[list[Frozen], list[LeftBehind]]:
         """What a migration does until the image is built."""
@@ -377,6 +381,136 @@ def test_a_websocket(play: Callable[[Play], None]) -> None:
             await client.reader.read()
 
     play(story)
+
+
+def test_a_client_that_goes_away(
+    play: Callable[[Play], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """While its connection is held: nothing is left of it, and nobody is asked about it."""
+
+    async def story(scene: Scene) -> None:
+        client, other = await scene.connect(), await scene.connect()
+        assert ["A", "A"] == [await client.ask(), await other.ask()]
+        scene.a.hosting.hold(for_good=False)
+        client.writer.close()
+        await asyncio.sleep(0.05)
+        scene.a.hosting.resume()
+        scene.a.hosting.drain()
+        assert await other.at_end()
+        assert [] == await scene.a.hosting.cut()
+
+    play(story)
+    assert [] == caplog.records
+
+
+@pytest.mark.parametrize("for_good", [False, True])
+def test_a_backend_that_is_switched_off(play: Callable[[Play], None], *, for_good: bool) -> None:
+    """backend-transfer=no: nothing moves; requests in flight are answered, idle connections end."""
+
+    async def story(scene: Scene) -> None:
+        idle, slow = await scene.connect(), await scene.connect()
+        assert ["A", "A"] == [await idle.ask(), await slow.ask()]
+        slow.send(GET.replace(b"/ ", b"/slow "))
+        await asyncio.sleep(0.05)
+        scene.a.hosting.hold(for_good=for_good, crosses=False)
+        asyncio.get_running_loop().call_later(0.1, scene.first.go.set)
+        await scene.a.hosting.settle(time.monotonic() + SECONDS, for_good=for_good)
+        frozen, left = scene.a.hosting.freeze()
+        assert [] == frozen
+        assert ["backend-transfer=no"] * 2 == [item.why for item in left]
+        scene.a.commit(frozen, scene.b)
+        scene.a.hosting.drain()
+        assert b"A" == (await slow.receive())[1]
+        scene.a.hosting.drain()
+        assert [True, True] == [await idle.at_end(), await slow.at_end()]
+
+    play(story)
+
+
+CERTIFICATE = Path(__file__).with_name("tls.pem")
+
+
+@contextlib.asynccontextmanager
+async def over_tls(application: Application) -> AsyncIterator[tuple[Side, Callable[[], Any]]]:
+    """An instance that speaks TLS, and a function that connects to it."""
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(CERTIFICATE)
+    context = ssl.create_default_context(cafile=CERTIFICATE)
+    context.check_hostname = False
+    async with contextlib.AsyncExitStack() as stack:
+        adapter = await stack.enter_async_context(adapter_of("h11", application))
+        sock = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        sock.setblocking(False)
+        side = Side(adapter, sock, server)
+        side.hosting.open()
+
+        async def connect() -> Client:
+            address = sock.getsockname()
+            opened = await asyncio.open_connection(*address, ssl=context, limit=2 * LARGE)
+            stack.callback(opened[1].close)
+            return Client(*opened)
+
+        yield side, connect
+        side.hosting.hold(for_good=True)
+        await side.hosting.cut()
+
+
+def test_tls(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    """The listener moves; open connections cannot, and end in the source after what they are at."""
+
+    async def story() -> None:
+        application = Application("A")
+        async with over_tls(application) as (side, connect):
+            clients = [await connect() for _ in range(2)]
+            assert ["A", "A"] == [await client.ask() for client in clients]
+            clients[1].send(GET.replace(b"/ ", b"/slow "))
+            await asyncio.sleep(0.05)
+
+            frozen, left = await side.collect()
+
+            assert [] == frozen
+            assert ["the keys of TLS cannot move"] * 2 == [item.why for item in left]
+            side.hosting.resume()
+            assert "A" == await clients[0].ask()
+            side.hosting.hold(for_good=True)
+            until = time.monotonic() + SECONDS
+            settling = asyncio.create_task(side.hosting.settle(until, for_good=True))
+            assert await clients[0].at_end()
+            application.go.set()
+            head, body = await clients[1].receive()
+            assert b"A" == body
+            assert b"connection: close" in head
+            assert await clients[1].at_end()
+            await settling
+            assert 2 == len(side.hosting.freeze()[1])
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(story())
+
+
+def test_a_slow_reader_of_tls(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    """What lies below TLS and is not sent holds the drain, although nobody sees it there."""
+
+    async def story() -> None:
+        async with over_tls(Application("A")) as (side, connect):
+            client = await connect()
+            transport = client.writer.transport
+            transport.pause_reading()
+            client.send(GET.replace(b"/ ", b"/large "))
+            await asyncio.sleep(0.1)
+            side.hosting.hold(for_good=False)
+            side.hosting.finish()
+            for _ in range(5):
+                await asyncio.sleep(0.02)
+                assert 1 == len(side.hosting.drain())
+            transport.resume_reading()
+            assert LARGE == len((await client.receive())[1])
+            async with asyncio.timeout(SECONDS):
+                while side.hosting.drain():
+                    await asyncio.sleep(0.01)
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(story())
 
 
 # Adapters that misbehave

@@ -51,6 +51,7 @@ class Hosted:
 
     __slots__ = (
         "_gate",
+        "_watch",
         "adapter",
         "door",
         "identity",
@@ -80,16 +81,24 @@ class Hosted:
         self.tls = tls
         self.since = time.monotonic()
         self._gate: _Gate | None = None
+        self._watch: _Watch | None = None
 
     @property
     def gone(self) -> bool:
         """Whether nothing is left to be done for it."""
-        return self.transport.is_closing() and not self.transport.get_write_buffer_size()
+        if self._watch and self._now is self._watch:
+            return self._watch.lost
+        return self.transport.is_closing() and not self._unsent
 
     @property
-    def lasting(self) -> bool:
+    def stays(self) -> bool:
         """Whether it will not come to a point at which it could move."""
-        return self.tls or self._has_become_another or self._ask(self.adapter.lasting, True)
+        return self.tls or self.endless
+
+    @property
+    def endless(self) -> bool:
+        """Whether it has no end that one could wait for."""
+        return self._has_become_another or self._ask(self.adapter.lasting, True)
 
     @property
     def why_it_stays(self) -> str:
@@ -118,7 +127,7 @@ class Hosted:
 
     def hold(self) -> None:
         """The library goes on with what it is at, and gets nothing new."""
-        if self._gate or self.lasting or isinstance(self.protocol, asyncio.BufferedProtocol):
+        if self._gate or self.stays or isinstance(self.protocol, asyncio.BufferedProtocol):
             return
         self._gate = _Gate(self)
         self.transport.set_protocol(self._gate)
@@ -126,10 +135,12 @@ class Hosted:
     def release(self) -> None:
         """As if it had never been held."""
         gate, self._gate = self._gate, None
-        if gate is None or self.transport.is_closing():
+        if gate is None:
             return
-        if self.transport.get_protocol() is gate:
+        if self._now is gate:
             self.transport.set_protocol(self.protocol)
+        if self.transport.is_closing():
+            return
         if gate.paused:
             self.transport.resume_reading()
         if gate.held:
@@ -157,13 +168,26 @@ class Hosted:
     def finish(self) -> None:
         """It could not move: it ends here, after what it is at."""
         self.release()
+        self._watch_its_end()
         if not self._has_become_another:
             self._ask(self.adapter.finish, None)
+
+    def end(self) -> None:
+        """Close it once it is idle; until then, it ends after what it is at."""
+        if self.transport.is_closing():
+            return
+        if self.idle:
+            self._watch_its_end()
+            self.transport.close()
+        else:
+            self.finish()
 
     def close(self) -> None:
         """Its time is up."""
         self.release()
-        self._ask(self.adapter.close, None)
+        self._watch_its_end()
+        if not self.transport.is_closing():
+            self._ask(self.adapter.close, None)
 
     def describe(self) -> str:
         """Who it is and what it is at, for people."""
@@ -173,19 +197,46 @@ class Hosted:
     @property
     def _has_become_another(self) -> bool:
         """Whether the library has put another protocol in its place, as for a WebSocket."""
-        return self.transport.get_protocol() not in (self.protocol, self._gate)
+        return self._current is not self.protocol
 
     @property
     def _why_busy(self) -> str:
         if self._has_become_another:
             return "it speaks another protocol by now"
-        if self.transport.get_write_buffer_size():
+        if self._unsent:
             return "not all is sent"
         return "" if self.wants_next else "it is busy"
 
     @property
     def _current(self) -> asyncio.BaseProtocol:
-        return self.transport.get_protocol() if self._has_become_another else self.protocol
+        """The library's protocol, whatever of ours stands before it."""
+        now = self._now
+        if now is self._watch and self._watch:
+            return self._watch.inner
+        return self.protocol if now is None or now is self._gate else now
+
+    # A transport that is closed has forgotten some of this, and one of TLS raises then.
+
+    @property
+    def _now(self) -> asyncio.BaseProtocol | None:
+        try:
+            return self.transport.get_protocol()
+        except AttributeError:
+            return None
+
+    @property
+    def _unsent(self) -> int:
+        try:
+            return self.transport.get_write_buffer_size()
+        except AttributeError:
+            return 0
+
+    def _watch_its_end(self) -> None:
+        """With TLS, what is written and not sent may lie below, where nobody sees it."""
+        current = self._now
+        if self.tls and current is not None and current is not self._watch:
+            self._watch = _Watch(cast(asyncio.Protocol, current))
+            self.transport.set_protocol(self._watch)
 
     def _ask(self, function: Callable[[Any], Any], otherwise: Any) -> Any:
         """Ask the adapter; one that fails keeps its connection here, and harms no other."""
@@ -196,32 +247,44 @@ class Hosted:
             return otherwise
 
 
-class _Gate(asyncio.Protocol):
+class _Watch(asyncio.Protocol):
+    """Passes everything, and notes the end."""
+
+    def __init__(self, inner: asyncio.Protocol) -> None:
+        self.inner = inner
+        self.lost = False
+
+    def data_received(self, data: bytes) -> None:
+        self.inner.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return self.inner.eof_received()
+
+    def pause_writing(self) -> None:
+        self.inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        self.inner.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost = True
+        self.inner.connection_lost(exc)
+
+
+class _Gate(_Watch):
     """Keeps what comes for an idle connection; everything else passes."""
 
     def __init__(self, hosted: Hosted) -> None:
+        super().__init__(cast(asyncio.Protocol, hosted.protocol))
         self.held = bytearray()
         self.paused = False
         self._hosted = hosted
-        self._inner = cast(asyncio.Protocol, hosted.protocol)
 
     def data_received(self, data: bytes) -> None:
         if not self.held and not self._hosted.wants_next:
-            self._inner.data_received(data)
+            super().data_received(data)
             return
         self.held += data
         if not self.paused:
             self.paused = True
             self._hosted.transport.pause_reading()
-
-    def eof_received(self) -> bool | None:
-        return self._inner.eof_received()
-
-    def pause_writing(self) -> None:
-        self._inner.pause_writing()
-
-    def resume_writing(self) -> None:
-        self._inner.resume_writing()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._inner.connection_lost(exc)

@@ -22,7 +22,7 @@ from upgrader.image import LeftBehind
 from upgrader.incoming import Adopted
 from upgrader.outgoing import Frozen
 
-_BATCH = 50  # connections adopted in one go; clients that have sent something come first
+_BATCH = 20  # connections adopted in one go; clients that have sent something come first
 _SPARE = 64  # closed connections that are remembered at least, before they are looked for
 _FIRST_LOOK = 0.001  # seconds; libraries do not say when a connection becomes idle
 _LAST_LOOK = 0.02
@@ -54,6 +54,7 @@ class Hosting:
         self._attaching: set[asyncio.Task[None]] = set()
         self._adopting: asyncio.Task[None] | None = None
         self._moving: list[Hosted] = []
+        self._ending: list[Hosted] = []  # before this instance has given up the others
         self._told_to_end: list[LeftBehind] = []
         self._held = False
         self._crosses = True
@@ -143,12 +144,13 @@ class Hosting:
         self._crosses = crosses
         self._door.close()
         for hosted in self.connections:
-            if crosses and not hosted.lasting:
+            if crosses and not hosted.stays:
                 hosted.hold()
             elif for_good and not hosted.gone:
                 why = hosted.why_it_stays if crosses else _SWITCHED_OFF
                 self._told_to_end.append(LeftBehind(self._name, hosted.describe(), why))
-                if hosted.lasting:
+                self._ending.append(hosted)
+                if hosted.endless:
                     hosted.close()
 
     def resume(self) -> None:
@@ -163,16 +165,15 @@ class Hosting:
         """Wait until all that can move is idle, or for the deadline (of `time.monotonic`)."""
 
         def busy(hosted: Hosted) -> bool:
-            if hosted.gone:
+            if hosted.gone or (self._crosses and hosted.idle and not hosted.tls):
                 return False
-            stays = hosted.lasting or not self._crosses
-            return for_good if stays else not hosted.idle
+            return for_good or (self._crosses and not hosted.stays)
 
         waited_for = list(self.connections)
         look = _FIRST_LOOK
         while True:
-            if for_good and not self._crosses:
-                self.drain()
+            for hosted in self._ending:
+                hosted.end()
             waited_for = [hosted for hosted in waited_for if busy(hosted)]
             attaching = self._attaching and self._tls is None  # a TLS client may take its time
             left = deadline - time.monotonic()
@@ -226,10 +227,7 @@ class Hosting:
         """Close what has become idle; what holds the drain, for people."""
         self.connections = [hosted for hosted in self.connections if not hosted.gone]
         for hosted in self.connections:
-            if hosted.idle:
-                hosted.transport.close()
-            else:
-                hosted.finish()  # again: a request may have begun since
+            hosted.end()
         return [hosted.describe() for hosted in self.connections]
 
     async def cut(self) -> list[str]:
