@@ -2,9 +2,11 @@
 """Services as authors write them, for `mypy --strict`; never run. Each `ignore` is a mistake found."""
 
 import asyncio
+import ssl
 from typing import assert_type
 
 import upgrader
+import upgrader.aio
 
 
 @upgrader.state("counters", version=2, readable_from=1)
@@ -74,6 +76,31 @@ async def main() -> None:
 
         assert_type(await instance.serve(tasks=[every_minute]), upgrader.Ended)
         assert_type(instance.generation, int)
+
+
+class Lines(upgrader.aio.Adapter):
+    speaks = "lines"
+
+    def factory(self) -> asyncio.BaseProtocol:
+        return asyncio.Protocol()
+
+    def idle(self, protocol: asyncio.BaseProtocol) -> bool:
+        return True
+
+
+async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(await reader.readline())
+
+
+async def libraries(tls: ssl.SSLContext) -> None:
+    async with upgrader.attach("web") as instance:
+        door = instance.listener("http", bind="127.0.0.1:8080")
+        instance.protocols(door, Lines(), tls=tls)
+        instance.protocols(door, asyncio.Protocol)  # type: ignore[arg-type]
+        server = await upgrader.aio.start_server(handle, "127.0.0.1", 7000, stateless=True)
+        assert_type(server, upgrader.aio.Server)
+        async with server:
+            await server.serve_forever()
 
 
 def blocking() -> None:
