@@ -66,7 +66,8 @@ class Migration(msgspec.Struct, frozen=True):
     """The migration under way, or the last one, as this side of it knows it.
 
     `source` and `destination` are generations; `began` is seconds since the epoch, `seconds` how
-    long it has taken, `pause` how long nobody served; `reason` says why it failed.
+    long it has taken, `times` how long each phase before this one, `pause` how long nobody served;
+    `reason` says why it failed.
     """
 
     phase: Phase = Phase.NONE
@@ -81,6 +82,7 @@ class Migration(msgspec.Struct, frozen=True):
     bytes: int = 0
     left_behind: int = 0
     reason: str = ""
+    times: dict[str, float] = {}
 
 
 class Started(msgspec.Struct, frozen=True):

@@ -41,7 +41,7 @@ from upgrader.errors import (
 from upgrader.image import LeftBehind
 from upgrader.incoming import Arrival, Loader
 from upgrader.parameters import DRAINING, TAKEOVER, Parameters, socket_path
-from upgrader.progress import Progress
+from upgrader.progress import Progress, fields
 from upgrader.systemd import journal
 from upgrader.systemd.activation import own_number, take
 from upgrader.systemd.bus import Bus
@@ -559,9 +559,12 @@ class Instance:
         self, priority: Priority, side: str, phase: str, outcome: Outcome, message: str
     ) -> None:
         if self.supervised:
+            last = self.progress.now
             journal.report(
                 message, priority, unit=self.unit, generation=self.generation, side=side,
                 phase=phase, outcome=outcome,
+                # What is parked has no destination yet: the last migration is the one before.
+                details=fields(last) if last.mode and phase != "park" else None,
             )  # fmt: skip
         elif priority is Priority.ERR:
             _log.error("%s", message)

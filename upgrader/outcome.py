@@ -113,6 +113,7 @@ class Verb(StrEnum):
     SET = "set"
     CANCEL = "cancel"
     CHECK = "check"
+    HISTORY = "history"
 
 
 _FAILED = {
@@ -125,6 +126,7 @@ _FAILED = {
     Verb.SET: "nothing set",
     Verb.CANCEL: "nothing cancelled",
     Verb.CHECK: "not checked",
+    Verb.HISTORY: "nothing shown",
 }
 
 

@@ -20,6 +20,22 @@ class News:
     number: int
 
 
+def fields(migration: Migration) -> dict[str, str]:
+    """What the journal gets of a migration, by the names of its fields without UPGRADER_."""
+    times = " ".join(f"{phase}={seconds:.6f}" for phase, seconds in migration.times.items())
+    return {
+        "MODE": migration.mode,
+        "SOURCE": str(migration.source),
+        "DESTINATION": str(migration.destination),
+        "SECONDS": f"{migration.seconds:.6f}",
+        "PAUSE_USEC": str(round(migration.pause * 1e6)),
+        "FDS": str(migration.fds),
+        "BYTES": str(migration.bytes),
+        "LEFT_BEHIND": str(migration.left_behind),
+        "TIMES": times,
+    }
+
+
 class Progress:
     """The migration under way, or the last one. Any thread may tell, any may ask."""
 
@@ -27,7 +43,7 @@ class Progress:
         self._lock = threading.Lock()
         self._last = Migration()
         self._number = 0
-        self._begin = 0.0  # of `time.monotonic`
+        self._begin = self._entered = 0.0  # of `time.monotonic`
         self._changed: Callable[[News], None] | None = None
 
     @property
@@ -61,6 +77,12 @@ class Progress:
 
     def _set(self, migration: Migration) -> None:
         with self._lock:
+            now = time.monotonic()
+            if self._begin and not self._last.phase.ended:
+                took = round(now - self._entered, 6)
+                times = {**self._last.times, self._last.phase: took}
+                migration = msgspec.structs.replace(migration, times=times)
+            self._entered = now
             self._last = migration = self._timed(migration, ending=True)
             self._number += 1
             news = News(migration, self._number)

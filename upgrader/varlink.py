@@ -43,7 +43,7 @@ type Connection (
 )
 
 # The migration under way, or the last one; source and destination are generations, began is in
-# seconds since the epoch, pause is how long nobody served
+# seconds since the epoch, pause is how long nobody served, times how long each phase took
 type Migration (
   phase: string,
   mode: string,
@@ -56,7 +56,8 @@ type Migration (
   fds: int,
   bytes: int,
   left_behind: int,
-  reason: string
+  reason: string,
+  times: [string]float
 )
 
 # What systemd gave to it at its start: sockets of .socket units, names of credentials, bytes of

@@ -6,6 +6,7 @@ import re
 import subprocess
 from collections.abc import Iterator
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -20,6 +21,7 @@ NOBODY = (
     *("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"),
     *("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"),
 )
+SVG = "{http://www.w3.org/2000/svg}"
 NOWHERE = {"DBUS_SYSTEM_BUS_ADDRESS": "unix:path=/nowhere"}
 
 
@@ -175,7 +177,7 @@ def foreign(any_machine: PrivateSystemd) -> Iterator[str]:
     any_machine.run(["systemctl", "stop", "foreign"])
 
 
-VERBS = [["status"], ["check"], ["set", "drain-timeout=5s"], ["cancel"]]
+VERBS = [["status"], ["check"], ["history"], ["set", "drain-timeout=5s"], ["cancel"]]
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb[0])
@@ -208,7 +210,7 @@ def test_status_without_permission(service: Service) -> None:
     assert "generation 1, cold start" in asked.stdout
 
 
-@pytest.mark.parametrize("verb", VERBS[2:], ids=lambda verb: verb[0])
+@pytest.mark.parametrize("verb", VERBS[3:], ids=lambda verb: verb[0])
 def test_steering_without_permission(service: Service, verb: list[str]) -> None:
     """It is 4, says so, and changes nothing."""
     command, *rest = verb
@@ -325,3 +327,39 @@ def test_check_fix_without_permission(service: Service) -> None:
         assert code == done.returncode, done
         assert "as root" in done.stderr + done.stdout
     assert not service.inside(f"/etc/systemd/system/{service.unit}.d").exists()
+
+
+# History
+
+
+def test_history_is_what_the_journal_has(service: Service) -> None:
+    """A live upgrade, a failed one and a restart: one line for what each side said, with times and
+    pauses; the same as objects, and as a picture whose labels can be read."""
+    service.environment(ROUND="2")
+    assert reload(service), service.messages()
+    assert socket_there(service)
+    service.environment(MODE="refusing")
+    assert not reload(service)
+    service.environment(ROUND="3")
+    service.restart()
+    done = upgrader(service.machine, "history", service.unit, "-n", "9")
+    events = json.loads(upgrader(service.machine, "history", service.unit, "--json").stdout)
+    picture = upgrader(service.machine, "history", service.unit, "--svg").stdout
+
+    assert (0, "") == (done.returncode, done.stderr)
+    head, *rows = done.stdout.splitlines()
+    assert head.split()[:3] == ["TIME", "SIDE", "GENERATION"]
+    assert any("not with me" in row and " failed " in row for row in rows)
+    (live_one,) = [e for e in events[-9:] if (e["side"], e["phase"], e["outcome"], e["source"]) ==
+                   ("source", "migrate", "done", 1)]  # fmt: skip
+    assert 0 < live_one["pause"] < live_one["seconds"]
+    assert {"setup", "collecting", "frozen", "loading", "committed"} == live_one["times"].keys()
+    assert abs(sum(live_one["times"].values()) - live_one["seconds"]) < 0.05
+    (restarted,) = [e for e in events[-9:] if e["mode"] == "restart"]
+    assert ("destination", 2, 3) == tuple(restarted[n] for n in ("side", "source", "destination"))
+    labels = [text.text or "" for text in ElementTree.fromstring(picture).iter(f"{SVG}text")]
+    assert f"Upgrades of {service.unit}" in labels
+    for part in ("live 1 \u2192 2", "restart 2 \u2192 3", "serves on", "frozen", "paused "):
+        assert any(part in label for label in labels), (part, labels)
+    (entry,) = service.journal("UPGRADER_MODE=restart")
+    assert int(entry["UPGRADER_PAUSE_USEC"]) == round(restarted["pause"] * 1e6)

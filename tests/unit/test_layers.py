@@ -77,6 +77,8 @@ OPERATOR = [
     "hold",
     "outcome",
     "systemd.cause",
+    "history",
+    "plot",
     "systemd.listening",
     "systemd.units",
     "instances",

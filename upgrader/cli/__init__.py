@@ -18,6 +18,7 @@ from upgrader.cli import looking  # noqa: F401  # isort: skip
 from upgrader.cli import checking  # noqa: F401  # isort: skip
 from upgrader.cli import upgrading  # noqa: F401  # isort: skip
 from upgrader.cli import steering  # noqa: F401  # isort: skip
+from upgrader.cli import past  # noqa: F401  # isort: skip
 from upgrader.cli import demonstration  # noqa: F401  # isort: skip
 from upgrader.cli.group import EXIT_CODES, cli
 from upgrader.cli.output import say

@@ -103,7 +103,7 @@ def parse(lines: Iterable[str], since_usec: int) -> Iterable[Entry]:
             continue
         if int(raw.get("__MONOTONIC_TIMESTAMP", 0)) < since_usec:
             continue
-        fields = {name: _text(value) for name, value in raw.items() if not name.startswith("__")}
+        fields = {name: as_text(value) for name, value in raw.items() if not name.startswith("__")}
         yield Entry(
             message=fields.get("MESSAGE", ""),
             message_id=fields.get("MESSAGE_ID", ""),
@@ -230,12 +230,13 @@ def _line(text: str) -> str:
     return first if len(first) <= _LINE else first[: _LINE - 1] + "…"
 
 
-def _text(value: object) -> str:
+def as_text(value: object) -> str:
+    """The text of a field in `journalctl -o json`."""
     # journalctl gives what is no UTF-8 as a list of bytes, and a repeated field as a list of texts.
     if isinstance(value, list):
         if all(isinstance(item, int) for item in value):
             return bytes(value).decode(errors="replace")
-        return _text(value[-1]) if value else ""
+        return as_text(value[-1]) if value else ""
     return value if isinstance(value, str) else ""
 
 

@@ -47,8 +47,10 @@ def report(
     side: str,
     phase: str,
     outcome: Outcome,
+    details: Mapping[str, str] | None = None,
 ) -> None:
-    """Tell the journal; where it cannot be told, the author's logging is."""
+    """Tell the journal; where it cannot be told, the author's logging is. `details` become fields
+    of their own, with UPGRADER_ before the name."""
     fields = {
         "MESSAGE": message,
         "MESSAGE_ID": MESSAGE_ID,
@@ -59,6 +61,7 @@ def report(
         "UPGRADER_SIDE": side,
         "UPGRADER_PHASE": phase,
         "UPGRADER_OUTCOME": outcome,
+        **{f"UPGRADER_{name}": value for name, value in (details or {}).items()},
     }
     if not _send(fields):
         _log.log(_LEVELS[priority], "%s", message)

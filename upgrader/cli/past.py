@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Commands about what has been: `history`, `dump`."""
+
+import os
+import time
+from collections.abc import Sequence
+
+import click
+
+from upgrader.cli.group import cli
+from upgrader.cli.options import json_option, unit_argument, user_option
+from upgrader.cli.output import finish, give_up, plain, show, table
+from upgrader.history import Event, encode, read
+from upgrader.outcome import ExitCode, Outcome, Result, Verb, duration
+from upgrader.systemd.unit import UnitError
+from upgrader.systemd.units import Systemd
+
+
+@cli.command(short_help="Show the past upgrades of a unit.")
+@unit_argument
+@click.option(
+    "-n", "--lines", metavar="N", type=click.IntRange(1, 10000), default=50, show_default=True,
+    help="So many of the newest entries.",
+)  # fmt: skip
+@click.option("--svg", is_flag=True, help="Print a picture: one row for each upgrade, its phases.")
+@json_option
+@user_option
+def history(unit: str, lines: int, svg: bool, as_json: bool, user: bool) -> ExitCode:
+    """Show the past upgrades of UNIT, as the journal has them: when, how, how long nobody served.
+
+    Both sides of an upgrade report: the old instance (source) and the new one (destination), and
+    takeover, which starts the new one. The journal has the same under UPGRADER_UNIT=.
+
+    \b
+    Example:
+      upgrader history web.service
+      upgrader history web --svg > web.svg
+    """
+    if svg and as_json:
+        raise click.UsageError("--svg and --json exclude each other")
+    try:
+        with Systemd(user=user) as systemd:
+            name = systemd.unit(unit).id
+    except UnitError as error:
+        give_up(Verb.HISTORY, unit, error, as_json)
+    events = read(name, lines, user=user)
+    if not events:
+        _nothing(name, as_json)
+    if svg:
+        from upgrader.plot import plot
+
+        show(plot(name, events).rstrip())
+    elif as_json:
+        show(encode(events).decode())
+    else:
+        head = ("TIME", "SIDE", "GENERATION", "PHASE", "OUTCOME", "TOOK", "PAUSE", "WHAT")
+        show(plain(table([head, *map(_row, events)])))
+    return ExitCode.DONE
+
+
+def _row(event: Event) -> Sequence[str]:
+    stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.time))
+    return (
+        stamp,
+        event.side,
+        str(event.generation) if event.generation else "-",
+        event.phase,
+        event.outcome,
+        duration(event.seconds) if event.seconds else "-",
+        f"{event.pause * 1000:.1f} ms" if event.pause else "-",
+        event.message.partition("\n")[0],
+    )
+
+
+def _nothing(unit: str, as_json: bool) -> None:
+    if os.geteuid() != 0:
+        result, cause = Result.NO_PERMISSION, "the journal shows nothing of it to this user"
+        remedy = "run the command as root, with sudo for instance"
+    else:
+        result, cause = Result.OLD_SERVES, "the journal has nothing of it: it does not use upgrader"
+        remedy = f"see: journalctl -u {unit}"
+    finish(Outcome(Verb.HISTORY, unit, result, cause=cause, remedy=remedy), as_json)
