@@ -33,6 +33,7 @@ from upgrader.stream import HIGH_WATER, Stream, accept, show_peer
 from upgrader.switchover import Source
 
 if TYPE_CHECKING:
+    from upgrader.execution import Execution
     from upgrader.live import Request
 
 S = TypeVar("S")
@@ -111,7 +112,7 @@ class Instance(BaseInstance):
             try:
                 arrival = self._load()
                 self._begin(arrival, backends)
-                self._requests: deque[Request] = deque()
+                self._requests: deque[Request | Execution] = deque()
                 self._reloads: deque[Future[None]] = deque()
                 self.answer(
                     lambda request: self._want(request, waker), lambda: self._want_reload(waker)
@@ -231,18 +232,24 @@ class Instance(BaseInstance):
             else:
                 done.set_result(None)
 
-    def _want(self, request: Request, waker: socket.socket) -> None:
+    def _want(self, request: Request | Execution, waker: socket.socket) -> None:
         self._requests.append(request)
         with contextlib.suppress(OSError):
             waker.send(b"\0")
 
-    def _migrate(self, request: Request) -> bool:
-        """Give everything to a live destination; False if this instance serves on."""
+    def _migrate(self, request: Request | Execution) -> bool:
+        """Give everything to a live destination, or become it; False if this instance serves on."""
+        from upgrader.live import Request  # since it answers, it has been loaded
+
         idle = threading.Event()
         self.turns.close(idle.set)
         if not idle.wait(self.parameters.downtime_limit):
             for name in self.turns.running:
                 _log.error("%s did not end its turn within downtime-limit", name)
+        if not isinstance(request, Request):
+            self.execute(request, self._freeze)
+            self.turns.open()
+            return False
         stands = self.give(request, self._freeze)
         if stands is Source.SERVING:
             self.turns.open()

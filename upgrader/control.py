@@ -15,7 +15,7 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -85,6 +85,9 @@ class Answers(Protocol):
 
     def revoke(self, caller: Caller, pid: int, why: str) -> None:
         """Revoke."""
+
+    def execute(self, caller: Caller, parameters: Mapping[str, Any]) -> None:
+        """Execute: only its failure is answered."""
 
     def negotiate(self, caller: Caller, parameters: dict[str, Any]) -> dict[str, Any]:
         """Migrate: agree, or refuse."""
@@ -304,6 +307,8 @@ class Control:
                 return answers.set_parameters(caller, call.parameters)
             case varlink.INTERFACE, "Cancel":
                 return answers.cancel(caller)
+            case varlink.INTERFACE, "Execute":
+                answers.execute(caller, call.parameters)
             case varlink.INTERFACE, "Expect":
                 answers.expect(caller)
             case varlink.INTERFACE, "Reload":
@@ -364,7 +369,9 @@ class _Client:
 
 
 #: Calls that wait for the service, or for PID 1.
-_SLOW = frozenset(f"{INTERFACE}.{name}" for name in ("Reload", "Cancel", "Register", "Revoke"))
+_SLOW = frozenset(
+    f"{INTERFACE}.{name}" for name in ("Reload", "Cancel", "Execute", "Register", "Revoke")
+)
 
 
 def _listen(path: Path) -> socket.socket:

@@ -133,11 +133,15 @@ class Loader:
         store: FdStore,
         passed: Sequence[Passed],
         taker: Taker | None = None,
+        *,
+        executed: bool = False,
     ) -> None:
+        """`executed`: what was passed has come through an execve(2), not from PID 1."""
         self._declarations = declarations
         self._parameters = parameters
         self._store = store
         self._taker = taker
+        self._executed = executed
         self._channels: list[Passed] = []
         self._stored: dict[StoreName, Fd] = {}
         self._activated: list[Passed] = []
@@ -175,7 +179,8 @@ class Loader:
             received = self._load_image(self._taker.receive(), Origin.LIVE)
             self._arrival.taker = self._taker
         elif channel:
-            received = self._load_image(channel.peek(), _origin(channel))
+            origin = Origin.EXEC if self._executed else _origin(channel)
+            received = self._load_image(channel.peek(), origin)
             self._arrival.channel = channel
         for declared in self._declarations.states.values():
             if not declared.filled:
@@ -187,6 +192,11 @@ class Loader:
             _log.warning("FD %r that PID 1 passed is not declared: it is closed", item.name)
         self._arrival.unwanted += [n for n in self._stored if n.what is not Stored.ASIDE]
         return self._arrival
+
+    @property
+    def _unpassed(self) -> bool:
+        """PID 1 has passed nothing to this process: the source's word counts for what it had."""
+        return self._executed or self._taker is not None
 
     # What is parked
 
@@ -265,7 +275,7 @@ class Loader:
         self._check(manifest, stream)
         self._arrival.overrides = manifest.parameters or {}
         self._load_states(manifest)
-        if self._taker:  # PID 1 has passed nothing to this process
+        if self._unpassed:
             self._declarations.activated = list(manifest.activated or ())
             self._was_passed = frozenset(manifest.passed or ())
         bound: dict[str, tuple[image.Entry, socket.socket]] = {}
@@ -277,7 +287,7 @@ class Loader:
             self._opened.append(sock)
             if entry.backend in self._declarations.dropped:
                 sock.close()
-                if self._taker and entry.connection is None:
+                if self._unpassed and entry.connection is None:
                     # What PID 1 keeps of it is a door behind which clients would wait for nobody.
                     stored = StoreName(Stored(entry.kind.value), entry.backend)
                     self._arrival.unwanted.append(stored)

@@ -40,7 +40,7 @@ from upgrader.errors import (
 )
 from upgrader.image import LeftBehind
 from upgrader.incoming import Arrival, Loader
-from upgrader.parameters import DRAINING, TAKEOVER, Parameters, socket_path
+from upgrader.parameters import DRAINING, EXECUTED, TAKEOVER, Parameters, socket_path
 from upgrader.progress import Progress, fields
 from upgrader.systemd import journal
 from upgrader.systemd.activation import own_number, take
@@ -54,6 +54,7 @@ from upgrader.turns import Turn, Turns
 
 if TYPE_CHECKING:  # loaded by the instances that migrate live
     from upgrader.control import Control
+    from upgrader.execution import Execution
     from upgrader.live import Request, Taker
     from upgrader.negotiation import Negotiation, Open
     from upgrader.switchover import Source
@@ -110,6 +111,11 @@ class Instance:
         self._supervised = self._notifier.connected
         self._store = FdStore(self._notifier)
         self._passed = take(environment)
+        self._executed = EXECUTED in environment
+        if self._executed:
+            from upgrader.execution import carried
+
+            self._passed += carried(environment)
         self._reserve: list[Fd] = []
         self._taker = self._destined(environment)
         self._control: Control | None = None
@@ -201,7 +207,10 @@ class Instance:
     def load(self) -> Arrival:
         """Load everything; raises UpgradeError, and nothing is consumed."""
         self.declarations.serving = True
-        loader = Loader(self.declarations, self.parameters, self._store, self._passed, self._taker)
+        loader = Loader(
+            self.declarations, self.parameters, self._store, self._passed, self._taker,
+            executed=self._executed,
+        )  # fmt: skip
         self._passed = []
         with no_collection():
             arrival = loader.load()
@@ -269,7 +278,7 @@ class Instance:
         return Taker.from_line(environment.pop(TAKEOVER), self.parameters.migration_timeout)
 
     def answer(
-        self, on_request: Callable[[Request], object], on_reload: Callable[[], object]
+        self, on_request: Callable[[Request | Execution], object], on_reload: Callable[[], object]
     ) -> None:
         """Open this instance's socket; both functions are called in another thread."""
         if not self._supervised or not self.parameters.enabled:
@@ -377,6 +386,41 @@ class Instance:
             for declared in self.declarations.states.values():
                 declared.retire()
         return stands
+
+    def execute(
+        self,
+        execution: Execution,
+        collect: Callable[[], tuple[list[outgoing.Frozen], list[LeftBehind]]],
+    ) -> None:
+        """Become the new version; returns only if that fails, and this instance serves on.
+
+        Run where nothing else of this instance runs.
+        """
+        from upgrader.execution import become
+
+        self.standing = Standing.MIGRATING
+        self.progress.enter(Phase.FROZEN)
+        command = execution.command
+        try:
+            with no_collection():
+                manifest, fds = outgoing.build(
+                    self.declarations, self.generation, self.version, *collect(), self.overrides
+                )
+                for item in manifest.left_behind[:20]:
+                    _log.warning("left behind: %s of %r: %s", item.what, item.backend, item.why)
+                message = f"generation {self.generation} becomes {' '.join(command.arguments)}"
+                self._report(Priority.INFO, "source", "migrate", Outcome.DONE, message)
+                name = StoreName(Stored.CHANNEL, str(self.generation))
+                store = self._store if self._supervised else None
+                become(execution, manifest, fds, name, store, self.unit)
+        except (UpgradeError, OSError) as error:
+            assert self._negotiation is not None
+            self.standing = Standing.SERVING
+            reason = self._negotiation.over(str(error))
+            self.refused(reason)
+            message = f"generation {self.generation} serves on: {reason}"
+            self._report(Priority.ERR, "source", "migrate", Outcome.FAILED, message)
+            execution.failed.set_result(reason)
 
     def refused(self, why: str) -> None:
         """Show, in the status text, why a newer version has not taken over."""

@@ -9,7 +9,7 @@ import contextlib
 import os
 import socket
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,6 +71,19 @@ def cancel(unit: Unit, *, user: bool = False) -> Migration:
     """Call off the migration under way; returns what became of it."""
     answer = _ask(unit, _directory(unit, user) / SOCKET, "Cancel", {})
     return _typed(answer.get("migration"), Migration)
+
+
+def execute(unit: Unit, command: Sequence[str] = (), *, user: bool = False) -> None:
+    """Have it become another program; raises InstanceError if it cannot, and serves on.
+
+    Waits as long as it takes; what it has become, and whether that serves, PID 1 knows.
+    """
+    with (
+        _connected(unit, _directory(unit, user) / SOCKET) as sock,
+        contextlib.suppress(ConnectionResetError),  # an execve(2) answers nothing
+    ):
+        sock.settimeout(None)
+        call(sock, f"{INTERFACE}.Execute", {"command": list(command)})
 
 
 def expect(unit: Unit, *, user: bool = False) -> None:

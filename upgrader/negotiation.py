@@ -8,28 +8,33 @@ PID 1 says is the control process of this unit; root may do both. Nobody else of
 import contextlib
 import os
 import re
+import shutil
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any, NoReturn, Protocol
 
 import msgspec
 
 from upgrader import channel, image, started, wire
 from upgrader.backends import Waiting
 from upgrader.backends.fd import identify
+from upgrader.command_line import Command, main_process
 from upgrader.control import Caller
 from upgrader.declarations import Declarations
 from upgrader.description import Backend, Connection, Description, Phase, Standing
 from upgrader.errors import BusError, ParameterError, UpgradeError
+from upgrader.execution import Execution
 from upgrader.live import Request, Successor
 from upgrader.parameters import Parameters
 from upgrader.progress import News, Progress
 from upgrader.stream import show_peer
 from upgrader.systemd.bus import Bus, is_user_service
 from upgrader.systemd.stop import unit_name
+from upgrader.systemd.unit import Unit
 from upgrader.varlink import INTERFACE, VarlinkError, denied, invalid
 
 _GO = 10.0  # seconds that a destination may take between its negotiation and Go
@@ -94,7 +99,7 @@ class Negotiation:
         self,
         host: Host,
         library: str,
-        on_request: Callable[[Request], object],
+        on_request: Callable[[Request | Execution], object],
         on_reload: Callable[[], object],
     ) -> None:
         self._host = host
@@ -208,9 +213,10 @@ class Negotiation:
         """Only takeover, and only one process at a time, which must belong to this unit."""
         self._require_takeover(caller)
         with self._lock:
-            if self._successor and self._migrating:
+            if self._migrating:
                 age = time.monotonic() - self._since
-                raise _busy(f"process {self._successor.pid}, registered {age:.1f} s ago")
+                holder = self._successor.pid if self._successor else os.getpid()
+                raise _busy(f"process {holder}, since {age:.1f} s")
             if self._successor:  # left behind by a takeover that was killed
                 self._successor.kill()
                 self._successor = None
@@ -298,6 +304,46 @@ class Negotiation:
         self._host.progress.enter(phase, reason=reason)
         self._decided.set()
         return reason
+
+    def execute(self, caller: Caller, parameters: Mapping[str, Any]) -> NoReturn:
+        """Become another program; answers only if that fails."""
+        _require_root(caller)
+        words = parameters.get("command") or []
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise invalid("command")
+        try:
+            execution = Execution(self._command(words))
+            execution.check()
+        except UpgradeError as error:
+            raise refused(str(error)) from error
+        with self._lock:
+            if self._successor and self._successor.alive:
+                raise _busy(f"process {self._successor.pid}")
+            if self._migrating:
+                raise _busy("another execution")
+            self._migrating = True
+            self._since = time.monotonic()
+            self._cancelled = False
+            host = self._host
+            host.progress.begin(
+                "exec", host.generation, destination=host.generation + 1, pid=os.getpid()
+            )
+        host.progress.enter(Phase.COLLECTING)
+        self._on_request(execution)
+        raise VarlinkError(f"{INTERFACE}.ExecFailed", {"why": execution.failed.result()})
+
+    def _command(self, words: Sequence[str]) -> Command:
+        """What is executed: these words, or else what ExecStart= says now."""
+        if words:
+            path = words[0] if "/" in words[0] else shutil.which(words[0])
+            return Command(path or words[0], words, os.environ)
+        with Bus(_BUS) as bus:
+            command = main_process(
+                Unit.from_properties("", bus.properties(self._host.unit)), os.environ
+            )
+        # The same process, so what PID 1 has said to it alone still holds.
+        own = {name: os.environ[name] for name in ("SYSTEMD_EXEC_PID",) if name in os.environ}
+        return replace(command, environment={**command.environment, **own})
 
     def committed(self) -> None:
         """The migration can no longer be called off."""

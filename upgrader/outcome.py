@@ -99,6 +99,7 @@ class Mode(StrEnum):
 
     LIVE = "live"  #: the new instance: both run side by side, and clients see milliseconds
     RESTART = "restart"  #: PID 1: the pause is as long as stop and start
+    EXEC = "exec"  #: the process itself, which becomes the new version and keeps its PID
 
 
 class Verb(StrEnum):

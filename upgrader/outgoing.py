@@ -5,7 +5,7 @@ Saving changes and destroys nothing: until PID 1 holds the channel, this instanc
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from socket import socket
 
@@ -90,14 +90,22 @@ def park(
     Raises UpgradeError or OSError when it cannot be done; nothing is lost then, and nothing of it
     is left in the FD store.
     """
+    try:
+        return carry(manifest, fds, lambda reader: push(store, unit, name, reader))
+    except BaseException:
+        store.remove(name)
+        raise
+
+
+def carry(
+    manifest: image.Manifest, fds: Sequence[HasFileno], keep: Callable[[socket], None]
+) -> Outcome:
+    """Write an image into a channel that nobody reads yet; `keep` gets the end to be read.
+
+    Raises UpgradeError or OSError when it cannot be done, and whatever `keep` raises.
+    """
     with image.seal(manifest) as memfd:
-        try:
-            parked = channel.park(
-                manifest.generation, memfd, fds, lambda reader: _store(store, unit, name, reader)
-            )
-        except BaseException:
-            store.remove(name)
-            raise
+        parked = channel.park(manifest.generation, memfd, fds, keep)
     entries = manifest.entries[parked.sent :]
     cut = [image.LeftBehind(e.backend, str(e), parked.reason) for e in entries]
     return Outcome(manifest.generation, parked.sent, (*manifest.left_behind, *cut))
@@ -117,8 +125,11 @@ def insurance(
     return lean, [fds[i] for i in kept]
 
 
-def _store(store: FdStore, unit: str, name: StoreName, reader: socket) -> None:
-    """Push the channel, and ask whether it is there: PID 1 drops what it cannot store in silence."""
+def push(store: FdStore, unit: str, name: StoreName, reader: socket) -> None:
+    """Store a channel, and ask whether it is there: PID 1 drops what it cannot store in silence.
+
+    Raises ChannelError if it is not, NotifyError if PID 1 cannot be told.
+    """
     try:
         with Bus(TIMEOUT) as bus:
             before = bus.stored_fds(unit)

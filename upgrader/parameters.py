@@ -21,6 +21,8 @@ TAKEOVER = "UPGRADER_TAKEOVER"
 #: What it says on that line, in the end.
 COMMITTED = "committed"
 FAILED = "failed: "
+#: Tells a program after an execve(2) that it goes on with an image: `FD:NAME`, the channel's.
+EXECUTED = "UPGRADER_EXECUTED"
 SOCKET = "upgrader.sock"
 #: Beside it, of an instance that was replaced and still drains; by generation.
 DRAINING = "draining-{}.sock"

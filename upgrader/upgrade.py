@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from upgrader import hold, instances
+from upgrader.executing import execute
 from upgrader.hold import Hold, HoldError
 from upgrader.instances import InstanceError
 from upgrader.obstacles import Obstacle, kept_only_while, not_ours, not_running, settings
@@ -27,6 +28,7 @@ def upgrade(
     unit: str,
     mode: Mode | None = None,
     *,
+    command: Sequence[str] = (),
     wait: bool = False,
     dry_run: bool = False,
     timeout: float | None = None,
@@ -36,8 +38,8 @@ def upgrade(
     """Upgrade one unit and wait for the outcome; nothing that can go wrong is raised.
 
     Without a `mode` it is live, or restart where something forbids live, which the outcome then
-    says among its warnings. An upgrade that is under way is refused, or followed with `wait`. With
-    `dry_run` nothing is done but to find out what would be.
+    says among its warnings. An upgrade that is under way is refused, or followed with `wait`. In mode
+    exec, `command` is executed instead of what ExecStart= says. With `dry_run` nothing is done but to find out what would be.
     `timeout` in seconds bounds the wait for the new instance; without it, systemd's own
     TimeoutStopSec= and TimeoutStartSec= do. When it is over, systemd's job goes on. `user`: a unit
     of this user's own service manager.
@@ -49,7 +51,7 @@ def upgrade(
         unit = unit_name(unit)
         mode = None if mode is None else Mode(mode)
         with Systemd(user=user) as systemd:
-            outcome = _upgrade(systemd, unit, mode, wait, dry_run, timeout, progress)
+            outcome = _upgrade(systemd, unit, mode, command, wait, dry_run, timeout, progress)
             outcome = replace(outcome, systemd=systemd.version)
     except UnitError as error:
         outcome = Outcome.of_error(Verb.UPGRADE, unit, error)
@@ -80,6 +82,7 @@ def _upgrade(
     systemd: Systemd,
     name: str,
     mode: Mode | None,
+    command: Sequence[str],
     wait: bool,
     dry_run: bool,
     timeout: float | None,
@@ -103,14 +106,14 @@ def _upgrade(
         return _nothing_done(unit, before, obstacle)
     mode = mode or _usual_mode(systemd, unit)
     warnings: tuple[str, ...] = ()
-    forbidden = () if mode is Mode.RESTART else limits(systemd, unit)
+    forbidden = () if mode in (Mode.RESTART, Mode.EXEC) else limits(systemd, unit)
     if forbidden and mode is Mode.LIVE:
         first = forbidden[0]
         return _nothing_done(unit, before, Obstacle(first.cause, first.remedy))
     if forbidden:
         warnings += (f"not live but by a restart: {forbidden[0]}",)
-    chosen = Mode.RESTART if forbidden or mode is Mode.RESTART else Mode.LIVE
-    if chosen is Mode.RESTART:
+    chosen = Mode.RESTART if forbidden else mode or Mode.LIVE
+    if chosen is not Mode.LIVE:
         warnings += kept_only_while(systemd, unit)
     for warning in warnings:
         progress(f"{unit.id}: warning: {warning}")
@@ -121,8 +124,11 @@ def _upgrade(
             Verb.UPGRADE, unit.id, Result.DONE, done=done, warnings=warnings, before=before
         )
     progress(f"{unit.id}: runs {before}")
-    modes = {Mode.LIVE: reload, Mode.RESTART: restart}
-    outcome = modes[chosen](systemd, unit, before, timeout, progress)
+    if chosen is Mode.EXEC:
+        outcome = execute(systemd, unit, before, timeout, progress, command)
+    else:
+        modes = {Mode.LIVE: reload, Mode.RESTART: restart}
+        outcome = modes[chosen](systemd, unit, before, timeout, progress)
     return replace(outcome, before=before, warnings=warnings + outcome.warnings)
 
 

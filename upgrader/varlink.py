@@ -106,6 +106,10 @@ method Cancel() -> (migration: Migration)
 # For root: the next reload is an upgrade, even if no file of the program has changed
 method Expect() -> ()
 
+# For root: become this program (empty: what ExecStart= of the unit says) in the same process. It
+# answers only if that fails, and the instance serves on
+method Execute(command: []string) -> ()
+
 # For takeover only: nothing has changed, so run what the author wants at a reload
 method Reload() -> ()
 
@@ -128,6 +132,7 @@ method Migrate(
 error Busy(holder: string)
 error Refused(why: string)
 error ReloadFailed(why: string)
+error ExecFailed(why: string)
 error NothingToCancel()
 error TooLate(phase: string)
 """

@@ -27,8 +27,10 @@ def running(service: Service, *more: str) -> Any:
     return service.machine.popen(command, stdout=-1, stderr=-1)
 
 
-def installed(machine: PrivateSystemd, install: Install, name: str, *more: str) -> Service:
-    service = install(machine, name, "holder", *live(machine, name), *more)
+def installed(
+    machine: PrivateSystemd, install: Install, name: str, *more: str, program: str = "holder"
+) -> Service:
+    service = install(machine, name, program, *live(machine, name), *more)
     assert eventually(service.inside(f"/run/{name}/upgrader.sock").exists)
     return service
 

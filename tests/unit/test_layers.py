@@ -47,9 +47,11 @@ CORE = [
     "live",
     "stream",
     "started",
+    "command_line",
+    "outgoing",
+    "execution",
     "negotiation",
     "incoming",
-    "outgoing",
     "instance",
     "blocking",
     "aio.peer",
@@ -62,7 +64,6 @@ CORE = [
     "aio",
     "attach",
     "testing",
-    "command_line",
     "takeover",
 ]
 #: For those who use the library that each is named after.
@@ -87,6 +88,7 @@ OPERATOR = [
     "steer",
     "obstacles",
     "restarting",
+    "executing",
     "reloading",
     "upgrade",
     "discard",

@@ -36,6 +36,7 @@ from upgrader.switchover import Source
 if TYPE_CHECKING:
     import ssl
 
+    from upgrader.execution import Execution
     from upgrader.live import Request
     from upgrader.negotiation import Open
 
@@ -100,7 +101,7 @@ class Instance(BaseInstance):
             self.refuse(error)
             raise
         self._begin(arrival)
-        requests: asyncio.Queue[Request] = asyncio.Queue()
+        requests: asyncio.Queue[Request | Execution] = asyncio.Queue()
         self.answer(
             lambda request: self.loop.call_soon_threadsafe(requests.put_nowait, request),
             lambda: asyncio.run_coroutine_threadsafe(self._reload(), self.loop).result(),
@@ -277,10 +278,27 @@ class Instance(BaseInstance):
         for hosting in self._hostings.values():
             hosting.resume()
 
+    async def _execute(self, execution: Execution) -> None:
+        """Become the new version; returns only if that fails, and this instance serves on."""
+        self._hold(for_good=False)
+        moving = [peer for peer in self._peers if self.crosses(peer.door)]
+        limit = time.monotonic() + self.parameters.drain_timeout  # nobody could drain afterwards
+        await self._collect(limit, moving, for_good=False)
+        self.execute(execution, self._freeze)
+        self._resume()
+
     async def _migrate(
-        self, request: Request, tasks: list[asyncio.Task[object]], stop: asyncio.Event
+        self,
+        request: Request | Execution,
+        tasks: list[asyncio.Task[object]],
+        stop: asyncio.Event,
     ) -> bool:
         """Give everything to a live destination; False if this instance serves on."""
+        from upgrader.live import Request  # since it answers, it has been loaded
+
+        if not isinstance(request, Request):
+            await self._execute(request)
+            return False
         self._hold(for_good=False)
         moving = [peer for peer in self._peers if self.crosses(peer.door)]
         limit = time.monotonic() + self.parameters.downtime_limit
@@ -422,8 +440,10 @@ class Instance(BaseInstance):
 
 
 async def _next_event(
-    stop: asyncio.Event, requests: asyncio.Queue[Request], tasks: list[asyncio.Task[object]]
-) -> Request | BaseException | None:
+    stop: asyncio.Event,
+    requests: asyncio.Queue[Request | Execution],
+    tasks: list[asyncio.Task[object]],
+) -> Request | Execution | BaseException | None:
     """Wait for a migration that is wanted, for what a task raised, or to be told to stop (None)."""
     stopped = asyncio.ensure_future(stop.wait())
     wanted = asyncio.ensure_future(requests.get())

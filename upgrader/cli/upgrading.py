@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Commands that change what runs: `upgrade`, `restart`, `discard`, `unhold`."""
 
+import shlex
 from collections.abc import Sequence
 
 import click
@@ -27,7 +28,15 @@ from upgrader.systemd.unit import UnitError
     " clients see a pause of milliseconds, and a version that fails changes nothing."
     " restart: the old instance stops, systemd holds its sockets, connections and state, and"
     " the new instance takes them over; clients see a pause as long as stop and start."
+    " exec: the process becomes the new version and keeps its PID, for services that may not fork;"
+    " it keeps its environment and its sandbox as well, whatever the unit says now."
     " Default: live, or restart where something forbids live, which is then said.",
+)
+@click.option(
+    "--exec-command",
+    metavar="COMMAND",
+    help="With --mode exec: the program and its arguments, quoted as for a shell. Default: what"
+    " ExecStart= of the unit says.",
 )
 @click.option(
     "--wait", is_flag=True, help="Follow an upgrade that is under way, instead of being refused."
@@ -40,6 +49,7 @@ from upgrader.systemd.unit import UnitError
 def upgrade(
     units: Sequence[str],
     mode: str | None,
+    exec_command: str | None,
     wait: bool,
     dry_run: bool,
     timeout: float | None,
@@ -73,6 +83,12 @@ def upgrade(
     from upgrader.upgrade import expand
     from upgrader.upgrade import upgrade as run
 
+    if exec_command is not None and mode != Mode.EXEC:
+        raise click.UsageError("--exec-command goes with --mode exec")
+    try:
+        command = shlex.split(exec_command or "")
+    except ValueError as error:
+        raise click.UsageError(f"--exec-command: {error}") from error
     try:
         names = expand(units, user=user)
     except UnitError as error:
@@ -82,6 +98,7 @@ def upgrade(
         outcome = run(
             name,
             Mode(mode) if mode else None,
+            command=command,
             wait=wait,
             dry_run=dry_run,
             timeout=timeout,

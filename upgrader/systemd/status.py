@@ -16,6 +16,7 @@ class Origin(StrEnum):
     COLD = "cold"
     RESTART = "restart"
     LIVE = "live"
+    EXEC = "exec"  #: the process before, which is this one
     INSURANCE = "insurance"  #: what was parked in case the instance before dies early
 
 
@@ -74,7 +75,7 @@ _COLD = re.compile(
     r"(?:, image of generation (?P<aside>\d+) set aside)?"
 )
 _LOADED = re.compile(
-    r"generation (\d+), loaded by (?P<origin>restart|live|insurance) from generation (\d+):"
+    r"generation (\d+), loaded by (?P<origin>restart|live|exec|insurance) from generation (\d+):"
     r" (\d+) FDs, (\d+) bytes of state, (\d+) left behind"
     r"(?:, paused (?P<pause>\d+\.\d) ms)?"
 )
