@@ -98,7 +98,7 @@ class Side:
     async def collect(self) -> tuple[list[Frozen], list[LeftBehind]]:
         """What a migration does until the image is built."""
         self.hosting.hold(for_good=False)
-        await self.hosting.settle(time.monotonic() + 0.05, for_good=False)
+        await self.hosting.settle(time.monotonic() + 0.1, for_good=False)
         return self.hosting.freeze()
 
     def commit(self, frozen: list[Frozen], to: "Side") -> None:
@@ -329,6 +329,45 @@ def test_a_request_in_flight(play: Callable[[Play], None]) -> None:
         assert b"connection: close" in head
         assert await client.at_end()
         assert [] == scene.a.hosting.drain()
+
+    play(story)
+
+
+def test_one_more_answer(play: Callable[[Play], None]) -> None:
+    """An idle connection that cannot move is not closed under a client that is about to ask: the
+    next answer says that it was the last one."""
+
+    async def story(scene: Scene) -> None:
+        client = await scene.connect()
+        assert "A" == await client.ask()
+        scene.a.hosting.hold(for_good=False, crosses=False)
+        scene.a.hosting.freeze()
+        scene.a.hosting.let_go()
+        scene.a.hosting.finish(one_more=True)
+        for _ in range(3):
+            await asyncio.sleep(0.02)
+            assert 1 == len(scene.a.hosting.drain())
+        client.send(GET)
+        head, body = await client.receive()
+        assert b"A" == body
+        assert 1 == head.count(b"connection: close")
+        assert await client.at_end()
+        assert [] == scene.a.hosting.drain()
+
+    play(story)
+
+
+def test_nobody_waits_for_a_long_request(play: Callable[[Play], None]) -> None:
+    """Its answer can say that it was the last one, so the others go on at once."""
+
+    async def story(scene: Scene) -> None:
+        client = await scene.connect()
+        client.send(GET.replace(b"/ ", b"/slow "))
+        await asyncio.sleep(0.05)
+        scene.a.hosting.hold(for_good=False)
+        before = time.monotonic()
+        await scene.a.hosting.settle(before + SECONDS, for_good=False)
+        assert time.monotonic() < before + SECONDS / 2
 
     play(story)
 

@@ -19,6 +19,10 @@ class Adapter:
     speaks: ClassVar[str]
     version: ClassVar[int] = 1
     readable_from: ClassVar[int] = 1
+    #: Whether an answer can say that its connection ends (`finish`), so that a client that has to
+    #: dial again loses nothing. Then a live migration hardly waits for requests in flight, and an
+    #: idle connection that cannot move is not closed before it has had such an answer.
+    announces_end: ClassVar[bool] = False
 
     # Moving: `factory` and `idle` are yours to write.
 
@@ -46,8 +50,8 @@ class Adapter:
         return False
 
     def finish(self, protocol: Any) -> None:
-        """The request in hand is the last one on this connection, and its answer may say so.
-        Called again and again until the connection is idle, and so closed, or has ended."""
+        """The next answer is the last one on this connection, and may say so. Called again and
+        again until the connection has ended."""
 
     def close(self, protocol: Any) -> None:
         """Time is up: say goodbye, where the protocol has a way to."""

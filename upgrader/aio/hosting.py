@@ -24,6 +24,9 @@ from upgrader.outgoing import Frozen
 
 _BATCH = 20  # connections adopted in one go; clients that have sent something come first
 _SPARE = 64  # closed connections that are remembered at least, before they are looked for
+#: Seconds that a live migration waits for requests whose answers can say that it was the last one:
+#: if they take longer, they end in the source and lose nothing, while everybody waits for them.
+_FOR_REQUESTS = 0.02
 _FIRST_LOOK = 0.001  # seconds; libraries do not say when a connection becomes idle
 _LAST_LOOK = 0.02
 _SWITCHED_OFF = "backend-transfer=no"
@@ -59,6 +62,7 @@ class Hosting:
         self._held = False
         self._crosses = True
         self._over = False
+        self._one_more = False
 
     # The beginning
 
@@ -169,14 +173,19 @@ class Hosting:
                 return False
             return for_good or (self._crosses and not hosted.stays)
 
+        for_requests = deadline
+        if self._adapter.announces_end and not for_good:
+            for_requests = min(deadline, time.monotonic() + _FOR_REQUESTS)
         waited_for = list(self.connections)
         look = _FIRST_LOOK
         while True:
             for hosted in self._ending:
                 hosted.end()
             waited_for = [hosted for hosted in waited_for if busy(hosted)]
-            attaching = self._attaching and self._tls is None  # a TLS client may take its time
-            left = deadline - time.monotonic()
+            # Who has just come has not been asked for a request yet: it must not stay. A TLS
+            # client stays anyway, and may take its time.
+            attaching = self._attaching and self._tls is None
+            left = (deadline if attaching else for_requests) - time.monotonic()
             if not (waited_for or attaching) or left <= 0:
                 return
             await asyncio.sleep(min(look, left))
@@ -217,9 +226,11 @@ class Hosting:
         moved = set(self._moving)
         self.connections = [hosted for hosted in self.connections if hosted not in moved]
 
-    def finish(self) -> None:
-        """What is left ends here, each connection after what it is at."""
+    def finish(self, *, one_more: bool = False) -> None:
+        """What is left ends here, each connection after what it is at. `one_more`: an idle one
+        may have one more answer, where that can say that it was the last."""
         self._over = True
+        self._one_more = one_more and self._adapter.announces_end
         for hosted in self.connections:
             hosted.finish()
 
@@ -227,11 +238,15 @@ class Hosting:
         """Close what has become idle; what holds the drain, for people."""
         self.connections = [hosted for hosted in self.connections if not hosted.gone]
         for hosted in self.connections:
-            hosted.end()
+            if self._one_more:
+                hosted.finish()
+            else:
+                hosted.end()
         return [hosted.describe() for hosted in self.connections]
 
     async def cut(self) -> list[str]:
         """Time is up: say goodbye, then end what is left. Returns what was cut."""
+        self._one_more = False
         cut = self.drain()
         for hosted in self.connections:
             hosted.close()

@@ -43,9 +43,6 @@ if TYPE_CHECKING:
 Task = Callable[..., Coroutine[Any, Any, object]]
 
 _FOR_TURNS = 0.2  # of the time there is to come to a stop
-#: Seconds that a live migration waits for requests in other libraries: those that take longer end
-#: in the source and lose nothing, while everybody else would wait for them.
-_FOR_REQUESTS = 0.02
 _NAMED = 20  # connections that are named in the log before only their number is
 _LOOK = 0.01  # seconds between two looks at what holds a drain
 _GRACE = 1.0  # seconds for what has to end although the deadline has passed
@@ -317,7 +314,8 @@ class Instance(BaseInstance):
             self.forget(peer)
         for hosting in self._hostings.values():
             hosting.let_go()
-            hosting.finish()
+            # Our states are another instance's by now: no new request may write to them here.
+            hosting.finish(one_more=not self.declarations.states)
         for bound in self.declarations.sockets.values():
             bound.close()
         self._gate.set()
@@ -352,8 +350,6 @@ class Instance(BaseInstance):
                     self._quiet.clear()
                     await self._quiet.wait()
         settled = time.monotonic() + max(deadline - time.monotonic(), 0) * (1 - _FOR_TURNS)
-        if not for_good:
-            settled = min(settled, time.monotonic() + _FOR_REQUESTS)
         for hosting in self._hostings.values():
             await hosting.settle(settled, for_good=for_good)
         # However long a handler is busy, no turn may begin from here on, or be cut in two.

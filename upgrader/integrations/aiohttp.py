@@ -25,6 +25,7 @@ class Adapter(BaseAdapter):
     """
 
     speaks = "http/1.1"
+    announces_end = True
 
     def __init__(self, app: web.Application, **options: Any) -> None:
         app.on_response_prepare.append(self._prepare)

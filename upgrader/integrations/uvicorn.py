@@ -42,6 +42,7 @@ class Adapter(BaseAdapter):
     """
 
     speaks = "http/1.1"
+    announces_end = True
 
     def __init__(self, config: uvicorn.Config) -> None:
         if not config.loaded:
@@ -138,12 +139,16 @@ class Adapter(BaseAdapter):
         return not _is_known(protocol)
 
     def finish(self, protocol: Any) -> None:
-        """The answer says `Connection: close`."""
+        """This answer says `Connection: close`, and so does every later one of this process."""
+        state = self._server.server_state
+        if _CLOSE not in state.default_headers:
+            self._config.encoded_headers.append(_CLOSE)  # what the clock makes the others of
+            state.default_headers = [*state.default_headers, _CLOSE]
         cycle = protocol.cycle if _is_known(protocol) else None
-        if cycle is None or cycle.response_complete or not cycle.keep_alive:
+        if cycle is None or cycle.response_complete:
             return
         cycle.keep_alive = False
-        if not cycle.response_started:
+        if not cycle.response_started and _CLOSE not in cycle.default_headers:
             cycle.default_headers = [*cycle.default_headers, _CLOSE]
 
     def close(self, protocol: Any) -> None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI, Request, WebSocket
+from fastapi import FastAPI, WebSocket
 from fastapi.responses import StreamingResponse
 
 
@@ -33,9 +33,10 @@ async def quick() -> dict[str, str]:
     return {"version": app.version}
 
 
-@app.post("/upload")
-async def upload(request: Request) -> dict[str, int]:
-    return {"size": len(await request.body())}
+@app.get("/slow")
+async def slow() -> dict[str, str]:
+    await asyncio.sleep(0.1)
+    return {"version": app.version}
 
 
 @app.get("/stream/{count}")
