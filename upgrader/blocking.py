@@ -109,14 +109,15 @@ class Instance(BaseInstance):
             waker.setblocking(False)
             self._selector.register(wake, selectors.EVENT_READ)
             before = self._listen_to_signals(waker)
+            self._requests: deque[Request | Execution] = deque()
+            self._reloads: deque[Future[None]] = deque()
+            self.answer_with(
+                lambda request: self._want(request, waker), lambda: self._want_reload(waker)
+            )
             try:
                 arrival = self._load()
                 self._begin(arrival, backends)
-                self._requests: deque[Request | Execution] = deque()
-                self._reloads: deque[Future[None]] = deque()
-                self.answer(
-                    lambda request: self._want(request, waker), lambda: self._want_reload(waker)
-                )
+                self.answer()
                 self._trusted = time.monotonic() + self.parameters.insurance
                 yield from self._turns(wake, backends)
                 if not self.frozen:

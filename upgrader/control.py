@@ -24,6 +24,7 @@ import msgspec
 
 from upgrader import varlink
 from upgrader.backends import Fd
+from upgrader.parameters import DRAINING
 from upgrader.progress import News
 from upgrader.varlink import INTERFACE, SERVICE, Call, Reply, VarlinkError
 
@@ -36,6 +37,8 @@ MAX_UNREAD = 4 << 20
 #: Seconds for clients to be told the last news before this process ends.
 _LAST_WORDS = 0.2
 
+#: The place of a socket before its place is free, by the name of that and a PID.
+_BESIDE = ".{}.{}"
 _PEERCRED = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _SO_PEERPIDFD = 77  # Linux 6.5
 _log = logging.getLogger("upgrader")
@@ -97,7 +100,7 @@ class Answers(Protocol):
 
 
 class Control:
-    """The listening socket and its thread."""
+    """The listening socket and its thread. Nobody can reach it before `open`."""
 
     def __init__(self, path: Path, answers: Answers, version: str) -> None:
         """`version` of the library; raises OSError if it cannot listen there."""
@@ -110,16 +113,27 @@ class Control:
         self._wake.setblocking(False)
         self._todo: deque[Callable[[], object]] = deque()
         self._clients: dict[socket.socket, _Client] = {}
-        self._listeners = [_listen(path)]
-        self._paths = {path: path.stat().st_ino}
-        self._selector.register(self._listeners[0], selectors.EVENT_READ)
+        listener, beside = _listen_beside(path)
+        self._listeners = [listener]
+        self._paths = {beside: beside.stat().st_ino}
+        self._selector.register(listener, selectors.EVENT_READ)
         self._selector.register(self._wake, selectors.EVENT_READ)
+        self._thread: threading.Thread | None = None
+
+    def open(self) -> None:
+        """Take the place of the instance before, and answer; raises OSError."""
+        ((beside, inode),) = self._paths.items()
+        self._paths = {self._path: inode}
+        os.rename(beside, self._path)
+        for pattern in (DRAINING.format("*"), _BESIDE.format(self._path.name, "*")):
+            remove_dead(self._path.parent, pattern)
         self._thread = threading.Thread(target=self._run, name="upgrader-control", daemon=True)
         self._thread.start()
 
     def also_at(self, path: Path) -> None:
         """Answer at a second path, too; raises OSError."""
-        listener = _listen(path)
+        listener, beside = _listen_beside(path)
+        os.rename(beside, path)
         self._paths[path] = path.stat().st_ino
         self._listeners.append(listener)
         self._later(lambda: self._selector.register(listener, selectors.EVENT_READ))
@@ -131,7 +145,10 @@ class Control:
     def close(self) -> None:
         """Tell the last news, and stop answering; a path goes only if no other instance has it."""
         self._later(self._stop)
-        self._thread.join(_LAST_WORDS * 5)
+        if self._thread:
+            self._thread.join(_LAST_WORDS * 5)
+        else:
+            self._end()
         for path, inode in self._paths.items():
             with contextlib.suppress(OSError):
                 if path.stat().st_ino == inode:
@@ -374,23 +391,22 @@ _SLOW = frozenset(
 )
 
 
-def _listen(path: Path) -> socket.socket:
-    """Bound beside its place and renamed: the old instance's socket works until then, and there is
-    no moment without one."""
+def _listen_beside(path: Path) -> tuple[socket.socket, Path]:
+    """Listen beside a place, to be renamed: the old instance's socket works until then, and there
+    is no moment without one."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        beside = path.with_name(_BESIDE.format(path.name, os.getpid()))
         with contextlib.suppress(FileNotFoundError):
             beside.unlink()
         listener.bind(str(beside))
         os.chmod(beside, 0o600)
         listener.listen(16)
         listener.setblocking(False)
-        os.rename(beside, path)
     except BaseException:
         listener.close()
         raise
-    return listener
+    return listener, beside
 
 
 def _told(news: News) -> dict[str, Any]:

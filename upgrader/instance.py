@@ -119,6 +119,7 @@ class Instance:
         self._reserve: list[Fd] = []
         self._taker = self._destined(environment)
         self._control: Control | None = None
+        self._make_socket: Callable[[], None] | None = None
         self._negotiation: Negotiation | None = None
         self._insured: StoreName | None = None
         self._settled = threading.Event()  # PID 1 listens to this process
@@ -226,6 +227,7 @@ class Instance:
     def commit(self, arrival: Arrival) -> None:
         """Become the owner and say so; raises NotifyError or ChannelError."""
         arrival.commit(self._notifier, self._store)
+        self.since = time.time()
         self._settled.set()
         if self._taker:
             self._settled.clear()
@@ -239,7 +241,6 @@ class Instance:
             ).start()  # fmt: skip
         self._reserve = _reserve(_RESERVED + len(self.declarations.sockets))
         self._status = arrival.status
-        self.since = time.time()
         self._remember(arrival.status)
         self._report(Priority.INFO, "destination", "load", Outcome.DONE, str(arrival.status))
 
@@ -251,6 +252,8 @@ class Instance:
         self._report(Priority.ERR, "destination", "load", Outcome.FAILED, f"failed to load: {text}")
         if self._taker:
             self._taker.refuse(text)
+        if self._control:
+            self._control.close()
 
     # A live migration
 
@@ -277,10 +280,10 @@ class Instance:
 
         return Taker.from_line(environment.pop(TAKEOVER), self.parameters.migration_timeout)
 
-    def answer(
+    def answer_with(
         self, on_request: Callable[[Request | Execution], object], on_reload: Callable[[], object]
     ) -> None:
-        """Open this instance's socket; both functions are called in another thread."""
+        """Before `load`: what the instance's socket calls, in another thread."""
         if not self._supervised or not self.parameters.enabled:
             return
         path = self._socket_path
@@ -288,11 +291,10 @@ class Instance:
             _log.info("no RuntimeDirectory=: this instance has no socket, and no live upgrade")
             return
 
-        def opening() -> None:
-            # In a thread, because clients wait; and all of it now, because the files on disk may
-            # be another version's by the time that they are needed.
+        def make() -> None:
+            # All that is needed now, because the files on disk may be another version's by then.
             from upgrader import __version__, live  # noqa: F401
-            from upgrader.control import Control, remove_dead
+            from upgrader.control import Control
             from upgrader.negotiation import Negotiation
             from upgrader.started import ask_settings
 
@@ -304,7 +306,20 @@ class Instance:
                 _log.error("%s: %s: no live upgrade", path, error.strerror)
                 return
             self.progress.on_change(control.announce)
-            remove_dead(path.parent, DRAINING.format("*"))
+
+        self._make_socket = make
+        if self._taker:  # the source still serves; later, clients would wait for this
+            make()
+            self._make_socket = None
+
+    def answer(self) -> None:
+        """Open this instance's socket, in a thread: clients wait."""
+
+        def opening() -> None:
+            if self._make_socket:
+                self._make_socket()
+            if self._control:
+                self._control.open()
 
         threading.Thread(target=opening, name="upgrader-opening", daemon=True).start()
 

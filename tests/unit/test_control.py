@@ -78,6 +78,7 @@ def path(tmp_path: Path, instance: Instance) -> Iterator[Path]:
     """The path of a socket that answers."""
     path = tmp_path / "upgrader.sock"
     answering = Control(path, instance, "1.0")
+    answering.open()
     instance.progress.on_change(answering.announce)
     yield path
     answering.close()
@@ -296,6 +297,7 @@ def test_the_last_news_come_before_the_end(tmp_path: Path, instance: Instance) -
     """Who waits for the end of a migration is told, although the process ends with it."""
     path = tmp_path / "a.sock"
     answering = Control(path, instance, "1.0")
+    answering.open()
     instance.progress.on_change(answering.announce)
     instance.progress.begin("live", 1)
     with connected(path) as sock:
@@ -332,14 +334,39 @@ def test_fds_are_not_taken(path: Path, instance: Instance) -> None:
 def test_a_second_path(tmp_path: Path, path: Path, instance: Instance) -> None:
     """An instance that is replaced answers beside the new one, whose path stays when it ends."""
     old = Control(path, instance, "1.0")
+    old.open()
     beside = tmp_path / "draining-1.sock"
     new = Control(path, instance, "1.0")
+    new.open()
     old.also_at(beside)
     assert "x" == describe(beside)["service"] == describe(path)["service"]
 
     old.close()
 
     assert not beside.exists()
+    assert "x" == describe(path)["service"]
+    new.close()
+
+
+def test_nobody_reaches_what_is_not_open(tmp_path: Path, instance: Instance) -> None:
+    """A new instance has its socket ready, and the old one answers until it takes the place; what
+    one that was killed has left is removed."""
+    path = tmp_path / "upgrader.sock"
+    old = Control(path, instance, "1.0")
+    old.open()
+    place = path.stat().st_ino
+    failed = Control(path, instance, "1.0")
+    failed.close()
+    assert ([path], place) == (list(tmp_path.iterdir()), path.stat().st_ino)
+
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(tmp_path / ".upgrader.sock.1"))
+    new = Control(path, instance, "1.0")
+    new.open()
+
+    assert [path] == list(tmp_path.iterdir())
+    assert place != path.stat().st_ino
+    old.close()
     assert "x" == describe(path)["service"]
     new.close()
 

@@ -86,6 +86,11 @@ class Instance(BaseInstance):
         }
         stop = asyncio.Event()
         wanted = [(task, self.declarations.arguments(task)) for task in tasks]
+        requests: asyncio.Queue[Request | Execution] = asyncio.Queue()
+        self.answer_with(
+            lambda request: self.loop.call_soon_threadsafe(requests.put_nowait, request),
+            lambda: asyncio.run_coroutine_threadsafe(self._reload(), self.loop).result(),
+        )
         try:
             arrival = self.load()
             for name, hosting in self._hostings.items():
@@ -98,11 +103,7 @@ class Instance(BaseInstance):
             self.refuse(error)
             raise
         self._begin(arrival)
-        requests: asyncio.Queue[Request | Execution] = asyncio.Queue()
-        self.answer(
-            lambda request: self.loop.call_soon_threadsafe(requests.put_nowait, request),
-            lambda: asyncio.run_coroutine_threadsafe(self._reload(), self.loop).result(),
-        )
+        self.answer()
         self.loop.call_later(self.parameters.insurance, self._trust)
         running = [
             self.loop.create_task(
