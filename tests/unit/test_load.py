@@ -194,7 +194,7 @@ class TestHonest:
         async def body() -> tuple[Window, float, Result]:
             service = Service()
             async with loaded(service) as load:
-                await load.begin(Begin(upgrade=1, at=time.monotonic()))
+                await load.begin(Begin(at=time.monotonic()))
                 asked = time.monotonic()
                 await until(lambda: service.requests >= ENOUGH)
                 service.generation, service.version, service.streamed = 2, "2", 0
@@ -214,7 +214,7 @@ class TestHonest:
 
         async def body() -> Window:
             async with loaded(Service()) as load:
-                await load.begin(Begin(upgrade=1, at=time.monotonic()))
+                await load.begin(Begin(at=time.monotonic()))
                 return await load.end(End())
 
         assert asyncio.run(body()).time_to_new_code_ms is None
@@ -351,7 +351,7 @@ def upgraded(service: Service) -> Result:
 
     async def body() -> Result:
         async with loaded(service) as load:
-            await load.begin(Begin(upgrade=1, at=time.monotonic()))
+            await load.begin(Begin(at=time.monotonic()))
             await until(lambda: service.requests >= ENOUGH)
             service.generation += 1
             await load.end(End())
@@ -545,7 +545,7 @@ def test_a_stall_is_as_long_as_it_was() -> None:
         service.gate.set()
         async with loaded(service, streams=0) as load:
             await until(lambda: service.requests >= ENOUGH)
-            await load.begin(Begin(upgrade=1, at=time.monotonic()))
+            await load.begin(Begin(at=time.monotonic()))
             service.gate.clear()
             closed = time.monotonic()
             asked = load.ledger.asked[Kind.NEW]
@@ -554,7 +554,7 @@ def test_a_stall_is_as_long_as_it_was() -> None:
             service.gate.set()
             service.generation = 2
             first = await load.end(End())
-            await load.begin(Begin(upgrade=2, at=time.monotonic()))
+            await load.begin(Begin(at=time.monotonic()))
             service.generation = 3
             second = await load.end(End())
             return elapsed * 1000, first, second, await load.stop()

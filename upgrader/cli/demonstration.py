@@ -15,7 +15,7 @@ from upgrader.outcome import ExitCode, Mode
 @click.option(
     "--mode",
     type=click.Choice([mode.value for mode in Mode]),
-    default=Mode.RESTART.value,
+    default=Mode.LIVE.value,
     show_default=True,
     help="How to upgrade.",
 )

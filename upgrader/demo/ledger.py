@@ -69,9 +69,8 @@ class Track:
 
 @dataclass(slots=True)
 class Span:
-    """One upgrade as the clients see it, from `begin` on; open until `end` is known."""
+    """One window as the clients see it, from `begin` on; open until `end` is known."""
 
-    upgrade: int
     begin: float
     generation: int
     end: float = float("inf")

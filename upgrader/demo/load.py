@@ -101,8 +101,8 @@ class Load:
         return Ready(held=self.start.held, version=version, generation=generation)
 
     async def begin(self, order: Begin) -> None:
-        """From `order.at` on, waits are this upgrade's."""
-        self.ledger.span = Span(order.upgrade, order.at, self.ledger.generation)
+        """From `order.at` on, waits are this window's."""
+        self.ledger.span = Span(order.at, self.ledger.generation)
         self.split = [SplitClient(self.ledger) if client.lost else client for client in self.split]
         await self._connect(client for client in self.split if client.transport is None)
         for client in self.split:
@@ -113,7 +113,8 @@ class Load:
         span = self.ledger.span
         assert span is not None
         span.end = now = self.loop.time()
-        await self._until(lambda: self.ledger.generation > span.generation, NEW_CODE_WAIT)
+        if order.upgraded:
+            await self._until(lambda: self.ledger.generation > span.generation, NEW_CODE_WAIT)
         for client in self.split:
             client.finish()
         await self._answered([*self.new, *self.keepalive], due=now)
@@ -125,9 +126,9 @@ class Load:
         ]
         total = self._result()
         return Window(
-            upgrade=span.upgrade,
             version=self.ledger.versions[self.ledger.generation],
             generation=self.ledger.generation,
+            seconds=span.end - span.begin,
             stall_ms=milliseconds(span.stall),
             stream_gap_ms=milliseconds(span.gap),
             time_to_new_code_ms=milliseconds(min(seen) - span.begin) if seen else None,

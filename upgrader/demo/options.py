@@ -31,7 +31,7 @@ class Options:
     unprivileged. Raises OptionError.
     """
 
-    mode: Mode = Mode.RESTART
+    mode: Mode = Mode.LIVE
     upgrades: int = 10
     streams: int = 8
     connections: int = 0
@@ -41,6 +41,7 @@ class Options:
     def __post_init__(self) -> None:
         if self.mode not in list(Mode):
             raise OptionError("--mode", f"{self.mode!r} is none of {', '.join(Mode)}")
+        object.__setattr__(self, "mode", Mode(self.mode))
         if self.upgrades < 1:
             raise OptionError("--upgrades", f"{self.upgrades} is not at least one upgrade")
         if self.streams < 0:

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Gives the demonstration: boots, loads, upgrades, measures, reports; the checking of answers is the load client's."""
+"""Gives the demonstration: boots, loads, upgrades, measures; the checking of answers is the load client's."""
 
+import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
+from upgrader.demo.findings import Findings
 from upgrader.demo.loading import LoadProcess
 from upgrader.demo.options import Options
 from upgrader.demo.orders import (
@@ -20,8 +21,10 @@ from upgrader.demo.orders import (
     Window,
 )
 from upgrader.demo.probe import Probe
-from upgrader.demo.report import FdCount, FirstLast, Range, Report
-from upgrader.demo.stage import HOST, PORT, SERVICE, VERSIONS, Stage, outcome_line
+from upgrader.demo.report import Report
+from upgrader.demo.stage import HOST, PORT, SERVICE, VERSIONS, Stage
+from upgrader.demo.succession import GONE
+from upgrader.outcome import Mode
 
 Progress = Callable[[str], None]
 
@@ -29,17 +32,6 @@ Progress = Callable[[str], None]
 BASELINE = 1.0
 #: The load's own figures, said to the user and to the load client.
 LOAD = Start(host=HOST, port=PORT)
-
-
-@dataclass(slots=True)
-class Findings:
-    """What has been measured so far; one entry per upgrade."""
-
-    windows: list[Window] = field(default_factory=list)
-    restarts: list[float] = field(default_factory=list)
-    plain: list[float] = field(default_factory=list)
-    fds: list[FdCount] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
 
 
 def run(options: Options, progress: Progress) -> Report:
@@ -50,122 +42,141 @@ def run(options: Options, progress: Progress) -> Report:
     """
     progress(f"booting a private systemd ({options.systemd})")
     with Stage.set_up(options) as stage, LoadProcess(stage.machine) as load:
-        stage.start_plain()
         progress(f"systemd {stage.machine.systemd_version} is up, {SERVICE} runs version 1")
-        ready = load.ask(_load_of(options), Ready)
-        progress(_describe(options))
-        probe = Probe(stage.machine, SERVICE)
-        findings = Findings()
+        run_of = {Mode.LIVE: _Live, Mode.RESTART: _Restart}[options.mode]
+        upgrades = run_of(options, stage, load)
+        ready = load.ask(load_of(options), Ready)
+        progress(describe_load(options))
         time.sleep(BASELINE)
         version = ready.version
         for number in range(1, options.upgrades + 1):
             target = VERSIONS[number % 2]
-            if not _upgrade(number, target, options, stage, load, probe, findings):
-                progress(f"upgrade {number} of {options.upgrades}: FAILED: {findings.failed[-1]}")
+            if (failure := upgrades.upgrade(number, target)) is not None:
+                upgrades.findings.failed.append(f"upgrade {number}: {failure}")
+                progress(f"upgrade {number} of {options.upgrades}: FAILED: {failure}")
                 break
-            progress(_describe_upgrade(number, version, options, findings))
+            progress(upgrades.findings.describe(number, version, options))
             version = target
-        probe.close()
+        upgrades.close()
         progress("asking every connection once more")
         result = load.ask(Stop(), Result)
-        return _report(options, stage.machine.systemd_version, findings, probe.answers, result)
+        return upgrades.findings.report(options, stage.machine.systemd_version, result)
 
 
-def _upgrade(
-    number: int,
-    target: str,
-    options: Options,
-    stage: Stage,
-    load: LoadProcess,
-    probe: Probe,
-    findings: Findings,
-) -> bool:
-    stage.install(target)
-    with probe.asking():
-        load.tell(Begin(upgrade=number, at=time.monotonic()))
-        done = stage.upgrade(options.mode)
-    window = load.ask(End(sample=-(-options.connections // options.upgrades)), Window)
-    if done.returncode != 0:
-        findings.failed.append(f"upgrade {number}: {outcome_line(done)}")
-        return False
-    if window.version != target or window.time_to_new_code_ms is None:
-        findings.failed.append(
-            f"upgrade {number}: version {window.version} answers in generation {window.generation},"
-            f" though `upgrader upgrade` said: {outcome_line(done)}"
-        )
-        return False
-    findings.windows.append(window)
-    findings.restarts.append(stage.restart_ms())
-    load.ask(Pause(), Quiet)
-    findings.fds.append(stage.count_fds())
-    load.tell(Resume())
-    # Under the same load as the upgrade: else the two could not be compared.
-    findings.plain.append(stage.restart_plain())
-    time.sleep(BASELINE)
-    return True
+class _Upgrades:
+    """Upgrades one after the other, each with what is measured around it."""
+
+    def __init__(self, options: Options, stage: Stage, load: LoadProcess) -> None:
+        self.findings = Findings()
+        self._options = options
+        self._stage = stage
+        self._load = load
+        self._stored = stage.stored()
+
+    def upgrade(self, number: int, target: str) -> str | None:
+        """Install that version and upgrade to it; returns what went wrong."""
+        self._stage.install(target)
+        window, failure = self._perform(target)
+        if failure is not None:
+            return failure
+        if window.version != target or window.time_to_new_code_ms is None:
+            return f"version {window.version} answers in generation {window.generation}"
+        self.findings.windows.append(window)
+        time.sleep(BASELINE)
+        with self._watched():
+            begin(self._load)
+            time.sleep(window.seconds)
+            self.findings.baselines.append(self._end(upgraded=False))
+        if number in (1, self._options.upgrades):
+            self._load.ask(Pause(), Quiet)
+            self.findings.fds.append(self._stage.count_fds(self._stored))
+            self._load.tell(Resume())
+        self._after()
+        time.sleep(BASELINE)
+        return None
+
+    def close(self) -> None:
+        """The last upgrade is over."""
+
+    def _perform(self, target: str) -> tuple[Window, str | None]:
+        """One upgrade and what was seen of it; and what went wrong."""
+        with self._watched():
+            begin(self._load)
+            answer = self._stage.upgrade(self._options.mode)
+        window = self._end()
+        if answer.exit_code != 0:
+            return window, answer.line
+        if answer.pause is not None:
+            self.findings.pauses.append(answer.pause * 1000)
+        return window, None
+
+    def _watched(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def _after(self) -> None:
+        """What is measured after an upgrade, under the same load."""
+
+    def _end(self, *, upgraded: bool = True) -> Window:
+        sample = -(-self._options.connections // self._options.upgrades) if upgraded else 0
+        return self._load.ask(End(upgraded=upgraded, sample=sample), Window)
 
 
-def _load_of(options: Options) -> Start:
+class _Live(_Upgrades):
+    """Old and new side by side: what counts is when the old process is gone."""
+
+    def _perform(self, target: str) -> tuple[Window, str | None]:
+        source = self._stage.departure()
+        window, failure = super()._perform(target)
+        if failure is not None:
+            return window, failure
+        committed = self._stage.describe().since
+        gone = source.at()
+        if gone is None:
+            return window, f"the old process is still there after {GONE:g} s"
+        self.findings.gone.append(max(0.0, gone - committed) * 1000)
+        return window, None
+
+
+class _Restart(_Upgrades):
+    """Old before new: what counts is how that compares with a restart that has nothing to load."""
+
+    def __init__(self, options: Options, stage: Stage, load: LoadProcess) -> None:
+        super().__init__(options, stage, load)
+        stage.start_plain()
+        self._probe = Probe(stage.machine, SERVICE)
+
+    def close(self) -> None:
+        self._probe.close()
+        self.findings.shows = self._probe.answers
+
+    def _watched(self) -> contextlib.AbstractContextManager[None]:
+        return self._probe.asking()
+
+    def _perform(self, target: str) -> tuple[Window, str | None]:
+        performed = super()._perform(target)
+        if performed[1] is None:
+            self.findings.restarts.append(self._stage.restart_ms())
+        return performed
+
+    def _after(self) -> None:
+        # Under the same load as the upgrade: else the two could not be compared.
+        self.findings.plain.append(self._stage.restart_plain())
+
+
+def begin(load: LoadProcess) -> None:
+    """From now on waits belong to a new window."""
+    load.tell(Begin(at=time.monotonic()))
+
+
+def load_of(options: Options) -> Start:
+    """The load that these options ask for."""
     return Start(host=HOST, port=PORT, streams=options.streams, held=options.connections)
 
 
-def _describe(options: Options) -> str:
+def describe_load(options: Options) -> str:
+    """The load, for a person."""
     held = f", {options.connections} idle connections" if options.connections else ""
     return (
         f"load: {LOAD.rate:g} new connections a second, {LOAD.keepalive} keep-alive connections of"
         f" {LOAD.keepalive_rate:g} requests a second, {options.streams} streams{held}"
-    )
-
-
-def _describe_upgrade(number: int, before: str, options: Options, findings: Findings) -> str:
-    window = findings.windows[-1]
-    lost = {
-        "failed requests": window.failed_requests + window.failed_keepalive + window.failed_split,
-        "broken streams": window.broken_streams,
-        "lost connections": window.connections_lost,
-        "state errors": window.state_errors,
-    }
-    said = ", ".join(f"{count} {what}" for what, count in lost.items() if count)
-    return (
-        f"upgrade {number:>2} of {options.upgrades}: version {before} -> {window.version},"
-        f" restart {findings.restarts[-1]:.0f} ms (plain {findings.plain[-1]:.0f} ms),"
-        f" longest wait {window.stall_ms:.0f} ms; so far lost: {said or 'nothing'}"
-    )
-
-
-def _report(
-    options: Options, systemd: int, findings: Findings, shows: list[float], result: Result
-) -> Report:
-    windows = findings.windows
-    counts = findings.fds[:1] + findings.fds[-1:]
-    return Report(
-        mode=str(options.mode),
-        systemd=options.systemd,
-        systemd_version=systemd,
-        user=options.user,
-        upgrades=len(windows),
-        failed_upgrades=findings.failed,
-        requests=result.requests,
-        failed_requests=result.failed_requests,
-        keepalive_requests=result.keepalive_requests,
-        failed_keepalive=result.failed_keepalive,
-        split_requests=result.split_requests,
-        failed_split=result.failed_split,
-        streams=result.streams,
-        broken_streams=result.broken_streams,
-        stream_chunks=result.chunks,
-        connections_held=result.connections_held,
-        connections_lost=result.connections_lost,
-        state_errors=result.state_errors,
-        stall_ms=Range.of(window.stall_ms for window in windows),
-        stream_gap_ms=Range.of(window.stream_gap_ms for window in windows if options.streams),
-        time_to_new_code_ms=Range.of(window.time_to_new_code_ms or 0 for window in windows),
-        restart_ms=Range.of(findings.restarts),
-        plain_restart_ms=Range.of(findings.plain),
-        pid1_show_ms=Range.of(shows),
-        latency_ms=result.latency_ms,
-        lateness_ms=result.lateness_ms,
-        fds=FirstLast(counts[0].total, counts[-1].total) if counts else FirstLast(0, 0),
-        fd_counts=counts,
-        losses=result.losses,
     )

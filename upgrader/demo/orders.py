@@ -32,15 +32,16 @@ class Start(Order, frozen=True, kw_only=True, tag="start"):
 
 
 class Begin(Order, frozen=True, kw_only=True, tag="begin"):
-    """An upgrade was asked for at `at`."""
+    """From `at` on, waits belong to a new window: of an upgrade that was asked for then, or of none."""
 
-    upgrade: int
     at: float
 
 
 class End(Order, frozen=True, kw_only=True, tag="end"):
-    """The upgrade is over, as far as the orchestrator can tell: judge it and answer with `Window`."""
+    """The window is over, as far as the orchestrator can tell: judge it and answer with `Window`."""
 
+    upgraded: bool = True
+    """Whether a new generation should answer by now."""
     sample: int = 0
     """So many held connections are asked for one response each."""
 
@@ -74,11 +75,12 @@ class Quiet(Event, frozen=True, kw_only=True, tag="quiet"):
 
 
 class Window(Event, frozen=True, kw_only=True, tag="window"):
-    """What the clients saw of one upgrade; the counts are totals since the start."""
+    """What the clients saw in one window; the counts are totals since the start."""
 
-    upgrade: int
     version: str
     generation: int
+    seconds: float
+    """How long the window was."""
     stall_ms: float
     """The longest time that any request waited, from due to answered."""
     stream_gap_ms: float
@@ -91,6 +93,11 @@ class Window(Event, frozen=True, kw_only=True, tag="window"):
     broken_streams: int
     connections_lost: int
     state_errors: int
+
+    @property
+    def requests_lost(self) -> int:
+        """Of all kinds that ask and are answered."""
+        return self.failed_requests + self.failed_keepalive + self.failed_split
 
 
 class Spread(msgspec.Struct, frozen=True, kw_only=True):

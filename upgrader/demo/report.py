@@ -46,10 +46,14 @@ class FirstLast(msgspec.Struct, frozen=True):
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """One demonstration. Times are milliseconds.
 
-    `stall_ms` is the longest wait of any request, from due to answered, per upgrade;
+    `generations` counts those that took over; `stall_ms` is the longest wait of any request, from
+    due to answered, per upgrade, and `baseline_stall_ms` the same in a window of the same length
+    and load with no upgrade in it; `pause_ms` is how long nobody served, by the new instance's own
+    clock; `source_gone_ms` runs from the commit to the end of the old process (live mode);
     `time_to_new_code_ms` runs from the request for the upgrade to the first response of the new
     generation; `restart_ms` and `plain_restart_ms` are from the begin of the stop to READY=1 in
-    PID 1's own timestamps, the latter of the same program with UPGRADER=off and no connections;
+    PID 1's own timestamps, the latter of the same program with UPGRADER=off and no connections
+    (restart mode);
     `fds` are those of the service and of PID 1 together; `latency_ms` is that of new connections,
     and `lateness_ms` how late the load client itself was, which is part of every wait.
     """
@@ -60,6 +64,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     user: str | None
     upgrades: int
     failed_upgrades: list[str]
+    generations: int
     requests: int
     failed_requests: int
     keepalive_requests: int
@@ -73,6 +78,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     connections_lost: int
     state_errors: int
     stall_ms: Range
+    baseline_stall_ms: Range
+    pause_ms: Range
+    source_gone_ms: Range
     stream_gap_ms: Range
     time_to_new_code_ms: Range
     restart_ms: Range
@@ -89,6 +97,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         """Whether anything was lost, or an upgrade failed."""
         return bool(
             self.failed_upgrades
+            or self.generations < self.upgrades
             or self.failed_requests
             or self.failed_keepalive
             or self.failed_split
@@ -112,6 +121,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
             *_columns(
                 ("", "in all", "lost"),
                 ("upgrades", self.upgrades + failed, failed),
+                ("generations that took over", self.generations, ""),
                 ("requests on new connections", self.requests, self.failed_requests),
                 (
                     "requests on keep-alive connections",
@@ -124,22 +134,29 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
                 ("contradictions in the state", "", self.state_errors),
             ),
             "",
-            *_columns(
-                ("", "median", "longest"),
-                ("stall: a request due, not answered", *_ms(self.stall_ms)),
-                ("gap between two chunks (50 ms meant)", *_ms(self.stream_gap_ms)),
-                ("upgrade asked for to new code answers", *_ms(self.time_to_new_code_ms)),
-                ("restart, stop to READY=1", *_ms(self.restart_ms)),
-                ("plain restart, nothing to load", *_ms(self.plain_restart_ms)),
-                ("`systemctl show` meanwhile", *_ms(self.pid1_show_ms)),
-                ("the load client itself was late by", *_ms(self.lateness_ms)),
-            ),
+            *_columns(("", "median", "longest"), *self._times()),
             "",
             *self._fd_lines(),
             *(f"  {loss}" for loss in [*self.failed_upgrades, *self.losses]),
             "SOMETHING WAS LOST." if self.lost else "Nothing was lost.",
         ]
         return "\n".join(lines)
+
+    def _times(self) -> list[tuple[str, str, str]]:
+        """The times that were measured, in this mode."""
+        times: list[tuple[str, Range | Spread]] = [
+            ("stall: a request due, not answered", self.stall_ms),
+            ("the same with no upgrade", self.baseline_stall_ms),
+            ("pause: nobody served", self.pause_ms),
+            ("gap between two chunks (50 ms meant)", self.stream_gap_ms),
+            ("upgrade asked for to new code answers", self.time_to_new_code_ms),
+            ("commit to the old process gone", self.source_gone_ms),
+            ("restart, stop to READY=1", self.restart_ms),
+            ("plain restart, nothing to load", self.plain_restart_ms),
+            ("`systemctl show` meanwhile", self.pid1_show_ms),
+            ("the load client itself was late by", self.lateness_ms),
+        ]
+        return [(name, *_ms(found)) for name, found in times if found.max is not None]
 
     def _fd_lines(self) -> list[str]:
         if not self.fd_counts:
@@ -155,7 +172,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 def _ms(range_: Range | Spread) -> tuple[str, str]:
     def show(figure: float | None) -> str:
-        return "-" if figure is None else f"{figure:,.0f} ms".replace(",", " ")
+        if figure is None:
+            return "-"
+        return f"{figure:,.1f} ms" if figure < 100 else f"{figure:,.0f} ms".replace(",", " ")
 
     return show(range_.median), show(range_.max)
 

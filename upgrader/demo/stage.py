@@ -5,12 +5,17 @@ import contextlib
 import json
 import re
 import subprocess
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
+from typing import Self
 
 from upgrader.demo.options import DemoError, Options
 from upgrader.demo.report import FdCount
+from upgrader.demo.succession import Departure, describe, main_process
+from upgrader.description import Description
 from upgrader.private_systemd import CommandError, PrivateSystemd
 
 SERVICE = "web.service"
@@ -31,6 +36,8 @@ cp "{_SHARE}/web$1.py" {_PACKAGE}/.new
 mv {_PACKAGE}/.new {_PACKAGE}/__main__.py
 """
 _COUNT_FDS = "for pid; do set -- /proc/$pid/fd/*; echo $#; done"
+#: Seconds in which an insurance of a live upgrade leaves the FD store, and then some.
+_INSURANCE = 30.0
 #: So many equal counts in a row are believed: PID 1 closes a connection some time after its client did.
 _SETTLED = 3
 
@@ -70,11 +77,23 @@ class Stage:
         self.machine.run(["systemctl", "restart", PLAIN])
         return self.restart_ms(PLAIN)
 
-    def upgrade(self, mode: str) -> "subprocess.CompletedProcess[str]":
+    def upgrade(self, mode: str) -> "Answer":
         """Upgrade the service with the product's own command."""
-        return self.machine.run(
-            ["upgrader", "upgrade", SERVICE, "--mode", mode, "--json"], check=False, timeout=120
-        )
+        command = ["upgrader", "upgrade", SERVICE, "--mode", mode, "--json"]
+        return Answer.of(self.machine.run(command, check=False, timeout=120))
+
+    def departure(self) -> Departure:
+        """Watch the instance that serves now; raises DemoError."""
+        return Departure(main_process(self.machine, SERVICE))
+
+    def describe(self) -> Description:
+        """What the instance that serves says of itself; raises DemoError."""
+        return describe(self.machine, SERVICE.removesuffix(".service"))
+
+    def stored(self) -> int:
+        """FDs in the FD store of the service."""
+        shown = self.machine.run(["systemctl", "show", "-P", "NFileDescriptorStore", SERVICE])
+        return int(shown.stdout)
 
     def restart_ms(self, unit: str = SERVICE) -> float:
         """The last restart in PID 1's own timestamps, from the begin of the stop to READY=1."""
@@ -83,16 +102,21 @@ class Stage:
         values = dict(line.split("=", 1) for line in shown.splitlines())
         return (int(values[names[1]]) - int(values[names[0]])) / 1000
 
-    def count_fds(self) -> FdCount:
-        """The FDs open now in the service and in PID 1, once both have closed what they no longer need."""
-        store, service = (
-            self.machine.run(["systemctl", "show", "-P", name, SERVICE]).stdout.strip()
-            for name in ("NFileDescriptorStore", "MainPID")
-        )
+    def count_fds(self, store: int | None = None) -> FdCount:
+        """The FDs open now in the service and in PID 1, once both have closed what they no longer need.
+
+        Waits until the FD store holds `store` of them, for an insurance stays there for seconds.
+        """
+        deadline = time.monotonic() + _INSURANCE
+        stored = self.stored()
+        while store is not None and stored != store and time.monotonic() < deadline:
+            time.sleep(0.2)
+            stored = self.stored()
+        pid = self.machine.run(["systemctl", "show", "-P", "MainPID", SERVICE]).stdout.strip()
         counts: list[FdCount] = []
         for _ in range(20 * _SETTLED):
-            lines = self.machine.run(["sh", "-c", _COUNT_FDS, "sh", service, "1"]).stdout.split()
-            counts.append(FdCount(int(lines[0]), int(lines[1]), int(store)))
+            lines = self.machine.run(["sh", "-c", _COUNT_FDS, "sh", pid, "1"]).stdout.split()
+            counts.append(FdCount(int(lines[0]), int(lines[1]), stored))
             if len(counts) >= _SETTLED and len(set(counts[-_SETTLED:])) == 1:
                 break
         return counts[-1]
@@ -133,14 +157,28 @@ class Stage:
             ) from error
 
 
-def outcome_line(done: "subprocess.CompletedProcess[str]") -> str:
-    """What `upgrader upgrade --json` said, in one line."""
-    try:
-        answer = json.loads(done.stdout)
-        return f"{answer['line']} ({answer['remedy']})" if answer["remedy"] else str(answer["line"])
-    except (ValueError, KeyError, TypeError):
-        said = (done.stderr or done.stdout).strip().splitlines()
-        return said[-1] if said else f"exit code {done.returncode}"
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What `upgrader upgrade --json` said: its exit code, one line, and how long nobody served.
+
+    `pause` is in seconds, by the new instance's own clock; None if there is none.
+    """
+
+    exit_code: int
+    line: str
+    pause: float | None = None
+
+    @classmethod
+    def of(cls, done: "subprocess.CompletedProcess[str]") -> Self:
+        """Read it."""
+        try:
+            said = json.loads(done.stdout)
+            line = f"{said['line']} ({said['remedy']})" if said["remedy"] else str(said["line"])
+            pause = (said["after"] or {}).get("pause")
+        except (ValueError, KeyError, TypeError):
+            words = (done.stderr or done.stdout).strip().splitlines()
+            return cls(done.returncode, words[-1] if words else f"exit code {done.returncode}")
+        return cls(done.returncode, line, pause)
 
 
 def _read(file: Traversable) -> str:

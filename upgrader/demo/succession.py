@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Who serves, seen from outside: the process of the unit, when it ends, and since when the next one owns; steers nothing."""
+
+import os
+import select
+import socket
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+
+from upgrader.backends import Fd
+from upgrader.control import call
+from upgrader.demo.options import DemoError
+from upgrader.description import Description
+from upgrader.private_systemd import PrivateSystemd
+from upgrader.varlink import INTERFACE, VarlinkError
+
+_ANSWER = 5.0  # seconds for one answer of the instance
+#: Seconds that an old instance may take to end: longer than any drain of the demonstration.
+GONE = 30.0
+
+
+class Departure:
+    """Watches a process by pidfd, and keeps the moment at which it ended."""
+
+    def __init__(self, pid: int) -> None:
+        """`pid` as numbered outside; raises DemoError if there is no such process."""
+        try:
+            self._pidfd = Fd(os.pidfd_open(pid))
+        except ProcessLookupError:
+            raise DemoError(f"process {pid} of the service is gone too early") from None
+        self._at: float | None = None
+        self._thread = threading.Thread(target=self._watch, name="departure", daemon=True)
+        self._thread.start()
+
+    def at(self, seconds: float = GONE) -> float | None:
+        """When it ended, in seconds since the epoch; None if it is still there after `seconds`."""
+        self._thread.join(seconds)
+        return self._at
+
+    def _watch(self) -> None:
+        with self._pidfd:
+            poll = select.poll()
+            poll.register(self._pidfd.fileno(), select.POLLIN)
+            if poll.poll(GONE * 1000):
+                self._at = time.time()
+
+
+def processes(machine: PrivateSystemd, unit: str) -> dict[int, int]:
+    """The processes of a unit: their number inside, and the one outside."""
+    group = machine.run(["systemctl", "show", "-P", "ControlGroup", unit]).stdout.strip()
+    if not group:
+        return {}
+    found = {}
+    try:
+        listed = Path(f"{_root(machine)}/sys/fs/cgroup{group}/cgroup.procs").read_text()
+    except OSError:
+        return {}
+    for number in listed.split():
+        if inner := _inner(int(number)):
+            found[inner] = int(number)
+    return found
+
+
+def main_process(machine: PrivateSystemd, unit: str) -> int:
+    """The main process of a unit, as numbered outside; raises DemoError if there is none."""
+    pid = int(machine.run(["systemctl", "show", "-P", "MainPID", unit]).stdout)
+    try:
+        return processes(machine, unit)[pid]
+    except KeyError:
+        raise DemoError(f"{unit} has no main process") from None
+
+
+def describe(machine: PrivateSystemd, service: str) -> Description:
+    """What the instance says of itself on its socket; raises DemoError."""
+    path = f"{_root(machine)}/run/{service}/upgrader.sock"
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(_ANSWER)
+        try:
+            sock.connect(path)
+            return msgspec.convert(call(sock, f"{INTERFACE}.Describe", {}), Description)
+        except (OSError, VarlinkError, msgspec.MsgspecError) as error:
+            raise DemoError(f"the instance does not answer on its socket: {error}") from error
+
+
+def _root(machine: PrivateSystemd) -> str:
+    return f"/proc/{machine.pid}/root"
+
+
+def _inner(pid: int) -> int | None:
+    """The number of a process in its own PID namespace; None if it has ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return None
+    return next(int(line.split()[-1]) for line in status.splitlines() if line.startswith("NSpid:"))
