@@ -37,11 +37,11 @@ class Findings:
             "state errors": window.state_errors,
         }
         said = ", ".join(f"{count} {what}" for what, count in lost.items() if count)
-        took = (
-            f"paused {self.pauses[-1]:.1f} ms, old process gone after {self.gone[-1]:.0f} ms"
-            if options.mode is Mode.LIVE
-            else f"restart {self.restarts[-1]:.0f} ms (plain {self.plain[-1]:.0f} ms)"
-        )
+        took = f"paused {self.pauses[-1]:.1f} ms"
+        if options.mode is Mode.LIVE:
+            took += f", old process gone after {self.gone[-1]:.0f} ms"
+        elif options.mode is Mode.RESTART:
+            took = f"restart {self.restarts[-1]:.0f} ms (plain {self.plain[-1]:.0f} ms)"
         return (
             f"upgrade {number:>2} of {options.upgrades}: version {before} -> {window.version},"
             f" {took}, longest wait {window.stall_ms:.0f} ms"

@@ -43,8 +43,8 @@ def run(options: Options, progress: Progress) -> Report:
     progress(f"booting a private systemd ({options.systemd})")
     with Stage.set_up(options) as stage, LoadProcess(stage.machine) as load:
         progress(f"systemd {stage.machine.systemd_version} is up, {SERVICE} runs version 1")
-        run_of = {Mode.LIVE: _Live, Mode.RESTART: _Restart}[options.mode]
-        upgrades = run_of(options, stage, load)
+        kind = {Mode.LIVE: _Live, Mode.RESTART: _Restart}.get(options.mode, _Upgrades)
+        upgrades = kind(options, stage, load)
         ready = load.ask(load_of(options), Ready)
         progress(describe_load(options))
         time.sleep(BASELINE)
