@@ -181,13 +181,7 @@ class ParkedChannel:
 
         The ledger is a file of the stream itself, so the count survives whoever dies.
         """
-        number = self._first[1].fileno()
-        try:
-            (attempts,) = _LEDGER.unpack(os.pread(number, _LEDGER.size, 0) or bytes(_LEDGER.size))
-            os.pwrite(number, _LEDGER.pack(attempts + 1), 0)
-        except (OSError, struct.error) as error:
-            raise ProtocolError("ledger", f"cannot be kept: {error}") from error
-        return int(attempts)
+        return count_attempt(self._first[1])
 
     def peek(self) -> Stream:
         """Read the whole stream, consuming nothing; raises RefusedError or ChannelError."""
@@ -214,6 +208,17 @@ class ParkedChannel:
 
     def _rewind(self) -> None:
         self._sock.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, 0)
+
+
+def count_attempt(ledger: Fd) -> int:
+    """Count one more attempt to load an image; returns how many there were before."""
+    number = ledger.fileno()
+    try:
+        (attempts,) = _LEDGER.unpack(os.pread(number, _LEDGER.size, 0) or bytes(_LEDGER.size))
+        os.pwrite(number, _LEDGER.pack(attempts + 1), 0)
+    except (OSError, struct.error) as error:
+        raise ProtocolError("ledger", f"cannot be kept: {error}") from error
+    return int(attempts)
 
 
 def new_ledger() -> Fd:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from upgrader import image, wire
+from upgrader import image, spread, wire
 from upgrader.backends import ConnectionState, Fd, Identity, Waiting, bind, path_inode
 from upgrader.backends.fd import identify, is_socket
 from upgrader.channel import ParkedChannel, Stream
@@ -36,6 +36,7 @@ from upgrader.errors import (
     UnreadableState,
 )
 from upgrader.parameters import Parameters
+from upgrader.spread import SpreadImage
 from upgrader.state import SavedState, load
 from upgrader.systemd.activation import Passed
 from upgrader.systemd.fdstore import FdStore, Stored, StoreName, removal
@@ -66,7 +67,7 @@ class Arrival:
 
     status: Status = field(default_factory=lambda: Status(1, Origin.COLD))
     adopted: list[Adopted] = field(default_factory=list)
-    channel: ParkedChannel | None = None
+    channel: ParkedChannel | SpreadImage | None = None
     taker: Taker | None = None
     frozen_at: int | None = None  # CLOCK_MONOTONIC in nanoseconds: nobody serves since
     overrides: Mapping[str, str] = field(default_factory=dict)  # set at run time, inherited
@@ -120,6 +121,7 @@ class Arrival:
         except NotifyError as error:
             _log.warning("%s", error)
         if self.channel:
+            store.remove(*_others(self.channel))
             self.channel.spend()
 
 
@@ -157,7 +159,9 @@ class Loader:
         self._arrival = Arrival()
         self._was_passed: frozenset[str] = frozenset()
         self._unknown: dict[str, set[str]] = {}  # fields of sessions, by backend
-        self._opened: list[ParkedChannel | socket.socket] = []  # to be closed by a refusal
+        self._opened: list[
+            ParkedChannel | SpreadImage | socket.socket
+        ] = []  # to be closed by a refusal
 
     def load(self) -> Arrival:
         """Load everything; raises UpgradeError, consuming nothing and leaving nothing open."""
@@ -169,7 +173,7 @@ class Loader:
             raise
 
     def _load(self) -> Arrival:
-        channel = self._choose_channel()
+        channel = self._choose_image()
         if channel and (reason := self._hopeless(channel)):
             self._set_aside(channel, reason)
             channel = None
@@ -190,7 +194,11 @@ class Loader:
         # Nobody would accept from what is still there: clients would hang instead of being refused.
         for item in self._activated:
             _log.warning("FD %r that PID 1 passed is not declared: it is closed", item.name)
-        self._arrival.unwanted += [n for n in self._stored if n.what is not Stored.ASIDE]
+        # What belongs to an image goes with it.
+        kept = {str(n) for n in _others(channel)} | {channel.name} if channel else set()
+        self._arrival.unwanted += [
+            n for n in self._stored if n.what is not Stored.ASIDE and str(n) not in kept
+        ]
         return self._arrival
 
     @property
@@ -200,9 +208,10 @@ class Loader:
 
     # What is parked
 
-    def _choose_channel(self) -> ParkedChannel | None:
-        """The newest channel that is not spent; spent ones leave the store, older ones go aside."""
-        waiting = []
+    def _choose_image(self) -> ParkedChannel | SpreadImage | None:
+        """The newest image that is not spent; spent ones leave the store, older ones go aside."""
+        waiting: list[ParkedChannel | SpreadImage] = [*spread.find(self._stored)]
+        self._opened += waiting
         throw_away = not self._parameters.enabled or self._parameters.discard == "all"
         for item in self._channels:
             try:
@@ -228,7 +237,7 @@ class Loader:
                 self._set_aside(older, f"generation {waiting[-1].generation} is newer")
         return waiting[-1] if waiting else None
 
-    def _hopeless(self, channel: ParkedChannel) -> str:
+    def _hopeless(self, channel: ParkedChannel | SpreadImage) -> str:
         """Why an image is not even tried; empty if it is."""
         if not self._parameters.enabled:
             return "UPGRADER=off"
@@ -239,14 +248,16 @@ class Loader:
             return f"{attempts} attempts to load it have failed"
         return ""
 
-    def _set_aside(self, channel: ParkedChannel, reason: str) -> None:
+    def _set_aside(self, channel: ParkedChannel | SpreadImage, reason: str) -> None:
         """Keep the image (state, not FDs) in the store under a name that says so."""
         aside = StoreName(Stored.ASIDE, str(channel.generation))
         for old in [name for name in self._stored if name.what is Stored.ASIDE]:
             self._store.remove(old)
             del self._stored[old]
-        self._store.push(aside, channel.image)
-        self._store.remove(channel.name)
+        # PID 1 stores no open file twice, under whatever name: this is the same memfd opened anew.
+        with channel.image.reopen() as again:
+            self._store.push(aside, again)
+        self._store.remove(channel.name, *_others(channel))
         channel.spend()
         _log.error(
             "image of generation %d is not loaded: %s; its connections are closed,"
@@ -478,7 +489,12 @@ def _as_channel(item: Passed) -> ParkedChannel:
         raise ProtocolError(item.name, f"is no channel: {error.strerror}") from error
 
 
-def _origin(channel: ParkedChannel) -> Origin:
+def _others(channel: ParkedChannel | SpreadImage) -> tuple[StoreName, ...]:
+    """What PID 1 holds for an image besides the one FD that stands for it."""
+    return channel.others if isinstance(channel, SpreadImage) else ()
+
+
+def _origin(channel: ParkedChannel | SpreadImage) -> Origin:
     name = StoreName.parse(channel.name)
     insured = name is not None and name.what is Stored.INSURANCE
     return Origin.INSURANCE if insured else Origin.RESTART

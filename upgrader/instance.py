@@ -40,7 +40,14 @@ from upgrader.errors import (
 )
 from upgrader.image import LeftBehind
 from upgrader.incoming import Arrival, Loader
-from upgrader.parameters import DRAINING, EXECUTED, TAKEOVER, Parameters, socket_path
+from upgrader.parameters import (
+    DRAINING,
+    EXECUTED,
+    TAKEOVER,
+    Mechanism,
+    Parameters,
+    socket_path,
+)
 from upgrader.progress import Progress, fields
 from upgrader.systemd import journal
 from upgrader.systemd.activation import own_number, take
@@ -552,8 +559,10 @@ class Instance:
                     self.declarations, self.generation, self.version, connections, busy,
                     self.overrides,
                 )  # fmt: skip
-                name = StoreName(Stored.CHANNEL, str(self.generation))
-                outcome = outgoing.park(manifest, fds, name, self._store, self.unit)
+                outcome = outgoing.keep(
+                    manifest, fds, self._store, self.unit,
+                    one_by_one=self.parameters.mechanism is Mechanism.FD_STORE,
+                )  # fmt: skip
         except (UpgradeError, OSError) as error:
             message = f"nothing could be parked, draining instead: {error}"
             self._report(Priority.ERR, "source", "park", Outcome.FAILED, message)

@@ -29,7 +29,7 @@ from upgrader.description import Backend, Connection, Description, Phase, Standi
 from upgrader.errors import BusError, ParameterError, UpgradeError
 from upgrader.execution import Execution
 from upgrader.live import Request, Successor
-from upgrader.parameters import Parameters
+from upgrader.parameters import FD_STORE_ONLY, Mechanism, Parameters
 from upgrader.progress import News, Progress
 from upgrader.stream import show_peer
 from upgrader.systemd.bus import Bus, is_user_service
@@ -212,6 +212,8 @@ class Negotiation:
     def register(self, caller: Caller, pid: int) -> None:
         """Only takeover, and only one process at a time, which must belong to this unit."""
         self._require_takeover(caller)
+        if self._host.parameters.mechanism is Mechanism.FD_STORE:
+            raise refused(FD_STORE_ONLY)
         with self._lock:
             if self._migrating:
                 age = time.monotonic() - self._since

@@ -136,7 +136,7 @@ def parked_image(store: FdStore, others: int = 0) -> int | None:
     if store.names is None:
         return 0 if store.count > others else None
     found = [StoreName.parse(name) for name in store.names]
-    parked = [int(name.item) for name in found if name and name.what is Stored.CHANNEL]
+    parked = [int(name.item) for name in found if name and name.what in _PARKED]
     return max(parked, default=None)
 
 
@@ -164,6 +164,9 @@ def what_to_do(systemd: Systemd, unit: Unit, others: int = 0) -> str:
     if unit.active_state == "failed" and unit.restart != "no":  # so it met the start limit
         soon = f", at least {unit.start_limit_usec / 1e6:g}s after the last attempt"
     return f"{kept}; put a good version in place, then{soon}: systemctl start {unit.id}\n{discard}"
+
+
+_PARKED = (Stored.CHANNEL, Stored.IMAGE)
 
 
 def of_generation(generation: int) -> str:

@@ -4,6 +4,7 @@
 Saving changes and destroys nothing: until PID 1 holds the channel, this instance can go on.
 """
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,15 +12,17 @@ from socket import socket
 
 import msgspec
 
-from upgrader import channel, image
+from upgrader import channel, image, spread
 from upgrader.backends import ConnectionState, Identity, Kind, identify, path_inode
 from upgrader.backends.fd import HasFileno
 from upgrader.declarations import Declarations
-from upgrader.errors import BusError, ChannelError
+from upgrader.errors import BusError, ChannelError, NotifyError
 from upgrader.state import save
 from upgrader.systemd.bus import Bus
-from upgrader.systemd.fdstore import FdStore, StoreName
+from upgrader.systemd.fdstore import FdStore, Stored, StoreName
 from upgrader.systemd.stop import TIMEOUT
+
+_log = logging.getLogger("upgrader")
 
 
 class Frozen(msgspec.Struct, frozen=True):
@@ -80,6 +83,28 @@ def build(
         activated=declarations.activated or msgspec.UNSET,
     )
     return manifest, fds
+
+
+def keep(
+    manifest: image.Manifest,
+    fds: Sequence[HasFileno],
+    store: FdStore,
+    unit: str,
+    *,
+    one_by_one: bool,
+) -> Outcome:
+    """Leave an image with PID 1 for the next instance: on one channel, or one FD after the other.
+
+    Raises as `park`. Where the FD store has no room for all of them, it is a channel after all.
+    """
+    if one_by_one:
+        try:
+            count = spread.keep(manifest, fds, store, unit)
+            return Outcome(manifest.generation, count, tuple(manifest.left_behind))
+        except (ChannelError, NotifyError) as error:
+            _log.warning("parked on a channel, not as backend-transfer-mechanism says: %s", error)
+    name = StoreName(Stored.CHANNEL, str(manifest.generation))
+    return park(manifest, fds, name, store, unit)
 
 
 def park(

@@ -111,6 +111,21 @@ def socket_path(environment: Mapping[str, str]) -> Path | None:
     return Path(first, SOCKET) if first else None
 
 
+class Mechanism(StrEnum):
+    """How FDs cross: on the channel, or in the FD store of the unit, each under its own name."""
+
+    SCM_RIGHTS = "scm-rights"
+    FD_STORE = "fd-store"
+
+    @classmethod
+    def _missing_(cls, value: object) -> NoReturn:
+        raise ValueError(f"{value!r} is not one of {', '.join(cls)}")
+
+
+#: Why such an instance is not upgraded live: PID 1 gives the FD store to a start only.
+FD_STORE_ONLY = "backend-transfer-mechanism=fd-store works by a restart"
+
+
 class Mode(StrEnum):
     """How to upgrade; AUTO is live where the unit allows it."""
 
@@ -168,6 +183,7 @@ class Parameters:
 
     enabled: bool = True
     backend_transfer: Transfer = Transfer()
+    mechanism: Mechanism = Mechanism.SCM_RIGHTS
     drain_timeout: float = 10.0
     downtime_limit: float = 0.3
     migration_timeout: float = 30.0
@@ -242,6 +258,13 @@ SETTABLE = {
         "For a local upgrade over a UNIX socket: whether open connections move to the new instance"
         " with their FDs. yes or no; for one backend only, write backend-transfer.NAME=no. A"
         " connection moves if both are on, on both sides; else the old instance drains it.",
+    ),
+    "backend-transfer-mechanism": Parameter(
+        "mechanism",
+        Mechanism,
+        "How they move: scm-rights, on the migration channel; or fd-store, each under its own name in"
+        " the FD store of the unit, by a restart: for a handful, and for programs that know only"
+        " LISTEN_FDS (with backend-transfer=no, where those would not know connections).",
     ),
     "downtime-limit": Parameter(
         "downtime_limit",

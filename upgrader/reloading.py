@@ -16,9 +16,10 @@ from upgrader.description import Phase
 from upgrader.instances import InstanceError
 from upgrader.obstacles import Obstacle, what_to_do
 from upgrader.outcome import Mode, Outcome, Progress, Result, Verb, duration
+from upgrader.parameters import FD_STORE_ONLY, Mechanism
 from upgrader.restarting import follow, left_behind
 from upgrader.systemd import cause
-from upgrader.systemd.live_limits import Limit, Running, live_limits
+from upgrader.systemd.live_limits import RESTART, Limit, Running, live_limits
 from upgrader.systemd.status import Origin, Status
 from upgrader.systemd.unit import Unit, UnitError, WaitTimeout
 from upgrader.systemd.units import Systemd
@@ -37,6 +38,8 @@ def limits(systemd: Systemd, unit: Unit) -> tuple[Limit, ...]:
         said = instances.describe(unit, user=systemd.user)
     except InstanceError as error:
         return (Limit(error.message, error.remedy),)
+    if said.parameters.get("backend-transfer-mechanism") == Mechanism.FD_STORE:
+        return (Limit(FD_STORE_ONLY, RESTART.format(unit=unit.id)),)
     running = Running.from_description(msgspec.to_builtins(said))
     return live_limits(unit, running, systemd.sockets(unit))
 

@@ -45,6 +45,7 @@ CORE = [
     "varlink",
     "control",
     "live",
+    "spread",
     "stream",
     "started",
     "command_line",

@@ -170,7 +170,11 @@ def test_parameters_set_by_name() -> None:
     [
         ("drain-timeout", "soon", "is not a time span"),
         ("drain-timeout", "", "is not a time span"),
-        ("drian-timeout", "5s", "no such parameter; there are backend-transfer, downtime-limit"),
+        (
+            "drian-timeout",
+            "5s",
+            "no such parameter; there are backend-transfer, backend-transfer-mechanism, down",
+        ),
         ("drain-timeout.door", "5s", "no such parameter"),
         ("backend-transfer", "maybe", "neither yes nor no"),
         ("backend-transfer.dor", "no", "no such backend; there are door"),

@@ -48,6 +48,10 @@ class Fd:
         """A second FD (CLOEXEC) for the same open file description."""
         return Fd(fcntl.fcntl(self._number, fcntl.F_DUPFD_CLOEXEC, 3))
 
+    def reopen(self) -> "Fd":
+        """A file opened anew, for reading: the same file, but another open file description."""
+        return Fd(os.open(f"/proc/self/fd/{self._number}", os.O_RDONLY | os.O_CLOEXEC))
+
     def socket(self) -> socket.socket:
         """Turn into a socket object, which then owns the FD; raises OSError if it is none."""
         made = socket.socket(fileno=self._number)

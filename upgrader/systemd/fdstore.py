@@ -16,8 +16,6 @@ from upgrader.backends.fd import HasFileno
 from upgrader.errors import NotifyError
 from upgrader.systemd.notify import Notifier
 
-_NAME = re.compile(r"upgrader-(channel|insurance|aside|listener|datagrams)-(.+)")
-
 
 class Stored(StrEnum):
     """What we keep in the FD store; part of the FDNAME."""
@@ -27,6 +25,12 @@ class Stored(StrEnum):
     ASIDE = "aside"  #: the memfd of an image that could not be loaded, by generation
     LISTENER = "listener"  #: a listener that the service bound itself, by backend
     DATAGRAMS = "datagrams"  #: likewise a datagram socket
+    IMAGE = "image"  #: the memfd of an image whose FDs are stored one by one, by generation
+    LEDGER = "ledger"  #: what goes with that memfd, by generation
+    ENTRY = "entry"  #: one FD of that image, by generation and number
+
+
+_NAME = re.compile(rf"upgrader-({'|'.join(Stored)})-(.+)")
 
 
 @dataclass(frozen=True, slots=True)
