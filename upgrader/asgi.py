@@ -8,7 +8,6 @@ no change and notices nothing.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import inspect
 import os
 import sys
@@ -38,6 +37,8 @@ def serve(**options: Any) -> None:
     config = configuration(options)
     if config.workers > 1:  # WEB_CONCURRENCY included
         raise click.UsageError(f"--workers: {_ONE_PROCESS}")
+    if config.timeout_graceful_shutdown is not None:  # the unit has the last word
+        os.environ.setdefault("UPGRADER_DRAIN_TIMEOUT", f"{config.timeout_graceful_shutdown}s")
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         runner.run(_serve(config))
 
@@ -56,10 +57,6 @@ def configuration(options: dict[str, Any]) -> uvicorn.Config:
 
 async def _serve(config: uvicorn.Config) -> None:
     async with attach("asgi") as instance:
-        if config.timeout_graceful_shutdown and "UPGRADER_DRAIN_TIMEOUT" not in os.environ:
-            instance.parameters = dataclasses.replace(
-                instance.parameters, drain_timeout=float(config.timeout_graceful_shutdown)
-            )
         door = instance.listener(LISTENER, bind=_address(config))
         if config.uds:
 

@@ -129,7 +129,7 @@ def test_what_cannot_move(host_machine: PrivateSystemd, install: Install) -> Non
     with contextlib.closing(stream), contextlib.closing(get), websocket(service) as opened:
         opened.send("one")
         assert "0 one" == opened.recv(SETTLE)
-        stream.connection.request("GET", "/stream/20")
+        stream.connection.request("GET", "/until-marked")
         answer = stream.connection.getresponse()
         before = time.monotonic()
 
@@ -140,8 +140,9 @@ def test_what_cannot_move(host_machine: PrivateSystemd, install: Install) -> Non
         assert "0 two" == opened.recv(SETTLE)
         said = service.machine.run(["upgrader", "status", service.unit]).stdout
         assert "WebSocket /ws" in said
-        assert "GET /stream/20" in said
-        assert [str(number) for number in range(20)] == answer.read().decode().split()
+        assert "GET /until-marked" in said
+        service.inside("/run/held/mark").touch()
+        assert ["begin", "end"] == answer.read().decode().split()
         with pytest.raises(ConnectionClosed) as closed:
             opened.recv(SETTLE)
         assert 1012 == closed.value.rcvd.code
@@ -170,6 +171,24 @@ def test_a_restart(host_machine: PrivateSystemd, install: Install) -> None:
         assert 1012 == closed.value.rcvd.code
     assert Origin.RESTART is service.status.origin
     assert "WebSocket /ws" in service.messages()
+
+
+def test_in_the_same_process(host_machine: PrivateSystemd, install: Install) -> None:
+    """Mode exec: a request in flight is answered first, since nobody could do so afterwards."""
+    service = install(host_machine, "asgi-exec", "webapp", *asgi(host_machine, "asgi-exec"))
+    stream, get = Get(service), Get(service)
+    with contextlib.closing(stream), contextlib.closing(get):
+        assert "0" == get.version()
+        stream.connection.request("GET", "/stream/5")
+        answer = stream.connection.getresponse()
+        before = service.pid
+        assert socket_there(service)
+
+        service.machine.run(["upgrader", "upgrade", "--mode", "exec", service.unit])
+
+        assert [str(number) for number in range(5)] == answer.read().decode().split()
+        assert ["0", "0"] == [get.version(), stream.version()]
+        assert (before, 2) == (service.pid, service.status.generation)
 
 
 def test_a_version_that_does_not_start(host_machine: PrivateSystemd, install: Install) -> None:

@@ -98,7 +98,7 @@ class Side:
     async def collect(self) -> tuple[list[Frozen], list[LeftBehind]]:
         """What a migration does until the image is built."""
         self.hosting.hold(for_good=False)
-        await self.hosting.settle(time.monotonic() + 0.1, for_good=False)
+        await self.hosting.settle(time.monotonic() + 0.1, drained=True)
         return self.hosting.freeze()
 
     def commit(self, frozen: list[Frozen], to: "Side") -> None:
@@ -247,7 +247,7 @@ def test_a_request_that_comes_meanwhile(play: Callable[[Play], None]) -> None:
         await asyncio.sleep(0.02)
         scene.a.hosting.hold(for_good=False)
         client.send(GET)
-        await scene.a.hosting.settle(time.monotonic() + 0.05, for_good=False)
+        await scene.a.hosting.settle(time.monotonic() + 0.05, drained=True)
         frozen, left = scene.a.hosting.freeze()
         assert [GET] == [item.state.unread for item in frozen]
         assert 1 == len(left)
@@ -366,7 +366,7 @@ def test_nobody_waits_for_a_long_request(play: Callable[[Play], None]) -> None:
         await asyncio.sleep(0.05)
         scene.a.hosting.hold(for_good=False)
         before = time.monotonic()
-        await scene.a.hosting.settle(before + SECONDS, for_good=False)
+        await scene.a.hosting.settle(before + SECONDS, drained=True)
         assert time.monotonic() < before + SECONDS / 2
 
     play(story)
@@ -407,7 +407,7 @@ def test_a_websocket(play: Callable[[Play], None]) -> None:
         assert b" 101 " in (await client.receive())[0]
         scene.a.hosting.hold(for_good=False)
         before = time.monotonic()
-        await scene.a.hosting.settle(before + SECONDS, for_good=False)
+        await scene.a.hosting.settle(before + SECONDS, drained=True)
         assert time.monotonic() < before + SECONDS / 2
         frozen, (left,) = scene.a.hosting.freeze()
         assert "/ws" in left.what

@@ -61,6 +61,7 @@ CORE = [
     "aio.door",
     "aio.hosting",
     "aio.streams",
+    "aio.waiting",
     "aio.instance",
     "aio",
     "attach",

@@ -109,7 +109,7 @@ def test_a_handler_at_a_later_message(*, stateless: bool, answer: bytes) -> None
         assert b"A one\n" == await line(client, b"one\n")
         a.hosting.hold(for_good=False)
         before = time.monotonic()
-        await a.hosting.settle(before + 10, for_good=False)
+        await a.hosting.settle(before + 10, drained=True)
         assert time.monotonic() < before + 5  # nobody waits for what never comes
         frozen, left = a.hosting.freeze()
         assert (int(stateless), int(not stateless)) == (len(frozen), len(left))

@@ -9,7 +9,7 @@ import select
 import socket
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from upgrader.aio.door import Door
@@ -30,6 +30,7 @@ _FOR_REQUESTS = 0.02
 _FIRST_LOOK = 0.001  # seconds; libraries do not say when a connection becomes idle
 _LAST_LOOK = 0.02
 _SWITCHED_OFF = "backend-transfer=no"
+_NAMED = 20  # connections that are named in the log before only their number is
 _GRACE = 1.0  # seconds in which goodbyes are sent
 _log = logging.getLogger("upgrader")
 
@@ -165,8 +166,11 @@ class Hosting:
             hosted.release()
         self.open()
 
-    async def settle(self, deadline: float, *, for_good: bool) -> None:
-        """Wait until all that can move is idle, or for the deadline (of `time.monotonic`)."""
+    async def settle(
+        self, deadline: float, *, for_good: bool = False, drained: bool = False
+    ) -> None:
+        """Wait until all that can move is idle, or for the deadline (of `time.monotonic`).
+        `for_good`: for all the others as well. `drained`: what is busy may end here afterwards."""
 
         def busy(hosted: Hosted) -> bool:
             if hosted.gone or (self._crosses and hosted.idle and not hosted.tls):
@@ -174,7 +178,7 @@ class Hosting:
             return for_good or (self._crosses and not hosted.stays)
 
         for_requests = deadline
-        if self._adapter.announces_end and not for_good:
+        if self._adapter.announces_end and drained:
             for_requests = min(deadline, time.monotonic() + _FOR_REQUESTS)
         waited_for = list(self.connections)
         look = _FIRST_LOOK
@@ -260,6 +264,22 @@ class Hosting:
         for hosted in self.connections:
             hosted.transport.abort()
         return cut
+
+
+async def end_all(
+    hostings: Collection[Hosting], deadline: float, stop: asyncio.Event | None = None
+) -> None:
+    """Wait until all connections have ended; cut and name them at the deadline, or at `stop`."""
+    while time.monotonic() < deadline and not (stop and stop.is_set()):
+        left = [hosting.drain() for hosting in hostings]
+        if not any(left):
+            return
+        await asyncio.sleep(_LAST_LOOK)
+    cut = [what for hosting in hostings for what in await hosting.cut()]
+    for what in cut[:_NAMED]:
+        _log.warning("cut: %s", what)
+    if cut:
+        _log.warning("%d connections were cut, their time was up", len(cut))
 
 
 def _readable(sockets: Sequence[HasFileno]) -> set[int]:

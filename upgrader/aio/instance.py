@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from upgrader.aio.adapter import Adapter
 from upgrader.aio.door import Door
-from upgrader.aio.hosting import Hosting
+from upgrader.aio.hosting import Hosting, end_all
 from upgrader.aio.peer import Peer
 from upgrader.aio.streams import attached
+from upgrader.aio.waiting import cancel, first, next_event, until_deadline
 from upgrader.backends import Waiting
 from upgrader.declarations import Connections, Listener, Protocols
 from upgrader.image import LeftBehind
@@ -43,9 +44,6 @@ if TYPE_CHECKING:
 Task = Callable[..., Coroutine[Any, Any, object]]
 
 _FOR_TURNS = 0.2  # of the time there is to come to a stop
-_NAMED = 20  # connections that are named in the log before only their number is
-_LOOK = 0.01  # seconds between two looks at what holds a drain
-_GRACE = 1.0  # seconds for what has to end although the deadline has passed
 _log = logging.getLogger("upgrader")
 
 
@@ -115,7 +113,7 @@ class Instance(BaseInstance):
         ended = Ended.MIGRATED
         failure: BaseException | None = None
         while True:
-            event = await _next_event(stop, requests, running)
+            event = await next_event(stop, requests, running)
             if event is None or isinstance(event, BaseException):
                 failure = event
                 ended = await self._retire(running, failure)
@@ -246,10 +244,10 @@ class Instance(BaseInstance):
         await self._collect(deadline, moving, for_good=True)
         while staying & self._peers.keys() and (left := deadline - time.monotonic()) > 0:
             self._quiet.clear()
-            await _first(left, self._quiet)
+            await first(left, self._quiet)
         if parks and self._park():
             self.exit_status = 1 if failure else 0
-            await _cancel(tasks, deadline)
+            await cancel(tasks, deadline)
             return Ended.MIGRATED
         self.leave()
         await self._drain(tasks, deadline)
@@ -281,7 +279,7 @@ class Instance(BaseInstance):
         self._hold(for_good=False)
         moving = [peer for peer in self._peers if self.crosses(peer.door)]
         limit = time.monotonic() + self.parameters.drain_timeout  # nobody could drain afterwards
-        await self._collect(limit, moving, for_good=False)
+        await self._collect(limit, moving)
         self.execute(execution, self._freeze)
         self._resume()
 
@@ -300,7 +298,7 @@ class Instance(BaseInstance):
         self._hold(for_good=False)
         moving = [peer for peer in self._peers if self.crosses(peer.door)]
         limit = time.monotonic() + self.parameters.downtime_limit
-        await self._collect(limit, moving, for_good=False)
+        await self._collect(limit, moving, drained=True)
         stands = self.give(request, self._freeze)  # nothing else runs meanwhile: the freeze
         if stands is Source.SERVING:
             self._resume()
@@ -324,11 +322,11 @@ class Instance(BaseInstance):
             peer.finish()
         if self.connections_open():
             self.drains()
-        await _cancel(tasks, deadline)
-        await self._end_hosted(deadline, stop)
+        await cancel(tasks, deadline)
+        await end_all(self._hostings.values(), deadline, stop)
         while self._peers and not stop.is_set() and (left := deadline - time.monotonic()) > 0:
             self._quiet.clear()
-            await _first(left, self._quiet, stop)
+            await first(left, self._quiet, stop)
         self.frozen = True
         return True
 
@@ -340,9 +338,15 @@ class Instance(BaseInstance):
         return staying
 
     async def _collect(
-        self, deadline: float, peers: Sequence[Peer[Any]], *, for_good: bool
+        self,
+        deadline: float,
+        peers: Sequence[Peer[Any]],
+        *,
+        for_good: bool = False,
+        drained: bool = False,
     ) -> None:
-        """Wait until these connections are at safe points and no turn runs, or for the deadline."""
+        """Wait until these connections are at safe points and no turn runs, or for the deadline.
+        `drained`: what is not, may end here afterwards."""
         # No grace here: PID 1 kills at the end of TimeoutStopSec=, and parking comes first.
         left = max(deadline - time.monotonic(), 0)
         with contextlib.suppress(TimeoutError):
@@ -352,7 +356,7 @@ class Instance(BaseInstance):
                     await self._quiet.wait()
         settled = time.monotonic() + max(deadline - time.monotonic(), 0) * (1 - _FOR_TURNS)
         for hosting in self._hostings.values():
-            await hosting.settle(settled, for_good=for_good)
+            await hosting.settle(settled, for_good=for_good, drained=drained)
         # However long a handler is busy, no turn may begin from here on, or be cut in two.
         idle = asyncio.Event()
         self.turns.close(lambda: self.loop.call_soon_threadsafe(idle.set))
@@ -393,29 +397,16 @@ class Instance(BaseInstance):
             busy += staying
         return frozen, busy
 
-    async def _end_hosted(self, deadline: float, stop: asyncio.Event | None = None) -> None:
-        """Wait until the connections that libraries own have ended; cut them at the deadline."""
-        while time.monotonic() < deadline and not (stop and stop.is_set()):
-            left = [what for hosting in self._hostings.values() for what in hosting.drain()]
-            if not left:
-                return
-            await asyncio.sleep(_LOOK)
-        cut = [what for hosting in self._hostings.values() for what in await hosting.cut()]
-        for what in cut[:_NAMED]:
-            _log.warning("cut: %s", what)
-        if cut:
-            _log.warning("%d connections were cut, their time was up", len(cut))
-
     async def _drain(self, tasks: list[asyncio.Task[object]], deadline: float) -> None:
         """End all handlers, with their `finally` blocks, and send what is unsent."""
         self.turns.open()
         handlers = [task for task in self._peers.values() if task]
         for hosting in self._hostings.values():
             hosting.finish()
-        await _cancel([*tasks, *handlers], deadline)
-        await self._end_hosted(deadline)
+        await cancel([*tasks, *handlers], deadline)
+        await end_all(self._hostings.values(), deadline)
         with contextlib.suppress(TimeoutError):
-            async with _until_deadline(deadline):
+            async with until_deadline(deadline):
                 while any(peer.unsent for peer in self._peers):
                     self._quiet.clear()
                     await self._quiet.wait()
@@ -434,51 +425,3 @@ class Instance(BaseInstance):
         trace: TracebackType | None,
     ) -> None:
         self.end(error)
-
-
-async def _next_event(
-    stop: asyncio.Event,
-    requests: asyncio.Queue[Request | Execution],
-    tasks: list[asyncio.Task[object]],
-) -> Request | Execution | BaseException | None:
-    """Wait for a migration that is wanted, for what a task raised, or to be told to stop (None)."""
-    stopped = asyncio.ensure_future(stop.wait())
-    wanted = asyncio.ensure_future(requests.get())
-    pending: set[asyncio.Task[Any]] = {stopped, wanted, *(t for t in tasks if not t.done())}
-    try:
-        while True:
-            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-            if stopped in done:
-                return None
-            for task in done - {wanted}:
-                if not task.cancelled() and (error := task.exception()):
-                    _log.error("task %s failed", task.get_name(), exc_info=error)
-                    return error
-            if wanted in done:
-                return wanted.result()
-    finally:
-        stopped.cancel()
-        wanted.cancel()
-
-
-async def _first(timeout: float, *events: asyncio.Event) -> None:
-    """Wait for one of several events, or for the time-out."""
-    waits = [asyncio.ensure_future(event.wait()) for event in events]
-    await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-    for wait in waits:
-        wait.cancel()
-
-
-def _until_deadline(deadline: float) -> asyncio.Timeout:
-    """A timeout at a deadline of `time.monotonic`, but in a second at the earliest."""
-    return asyncio.timeout(max(deadline - time.monotonic(), _GRACE))
-
-
-async def _cancel(tasks: Sequence[asyncio.Task[Any]], deadline: float) -> None:
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        timeout = max(deadline - time.monotonic(), _GRACE)
-        _, pending = await asyncio.wait(tasks, timeout=timeout)
-        for task in pending:
-            _log.error("task %s did not end when cancelled", task.get_name())

@@ -49,6 +49,17 @@ async def stream(count: int) -> StreamingResponse:
     return StreamingResponse(lines())
 
 
+@app.get("/until-marked")
+async def until_marked() -> StreamingResponse:
+    async def lines() -> AsyncIterator[str]:
+        yield "begin\n"
+        while not os.path.exists(os.environ["MARK"]):
+            await asyncio.sleep(0.01)
+        yield "end\n"
+
+    return StreamingResponse(lines())
+
+
 @app.websocket("/ws")
 async def echo(socket: WebSocket) -> None:
     await socket.accept()
