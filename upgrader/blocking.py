@@ -311,7 +311,7 @@ class Instance(BaseInstance):
     def _forget(self, peer: Peer[Any]) -> None:
         del self._peers[peer.stream.sock.fileno()]
         self._selector.unregister(peer.stream.sock)
-        peer.stream.sock.close()
+        peer.stream.close(shared=peer.adopted)
 
     # The end
 

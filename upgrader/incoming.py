@@ -292,10 +292,11 @@ class Loader:
         bound: dict[str, tuple[image.Entry, socket.socket]] = {}
         withheld: list[image.LeftBehind] = []
         for index, (entry, fd) in enumerate(zip(manifest.entries, stream.fds, strict=False)):
-            if self._taker:
-                self._taker.progress(index)
             sock = _as_socket(entry, fd)
             self._opened.append(sock)
+            if self._taker:
+                self._taker.fence.add(sock)
+                self._taker.progress(index)
             if entry.backend in self._declarations.dropped:
                 sock.close()
                 if self._unpassed and entry.connection is None:

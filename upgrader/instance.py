@@ -614,6 +614,8 @@ class Instance:
             os._exit(self.exit_status)
         if self._control:
             self._control.close()
+        if self._taker and error is not None and not self.since:  # never came as far as serve()
+            self._taker.refuse(f"{type(error).__name__}: {error}")
         self._notifier.close()
         if isinstance(error, UpgradeError) and self._supervised:
             raise SystemExit(f"{self.service}: {error}")

@@ -22,6 +22,7 @@ from upgrader.backends import Fd
 from upgrader.backends.fd import HasFileno
 from upgrader.control import call
 from upgrader.errors import ChannelError, UpgradeError
+from upgrader.fence import Fence
 from upgrader.parameters import COMMITTED, FAILED
 from upgrader.switchover import DESTINATION, SOURCE, Action, Destination, Event, Source, step
 from upgrader.varlink import INTERFACE, VarlinkError
@@ -229,6 +230,7 @@ class Taker:
         self._state = Destination.PREPARING
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._ledger: Fd | None = None
+        self.fence = Fence(self._sock, takeover)
         self._said = time.monotonic()
 
     @classmethod
@@ -260,6 +262,7 @@ class Taker:
             self._enter(Event.HANGUP)
             raise
         self._enter(Event.IMAGE)
+        self.fence.add(stream.image, stream.ledger, *stream.fds)
         self._ledger = stream.ledger
         return stream
 
@@ -293,6 +296,7 @@ class Taker:
             _log.error("the instance before has died, and had given everything to this one")
         else:
             self._enter(Event.TAKEN)
+        self.fence.lift()
         self.say(COMMITTED)
 
     def _is_orphaned(self) -> bool:

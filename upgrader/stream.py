@@ -2,6 +2,7 @@
 """One connection without a loop: its socket, what came and was not read, what was written and
 did not go out; never blocks and calls nobody back."""
 
+import contextlib
 import socket
 import time
 
@@ -75,6 +76,14 @@ class Stream:
         if self.waiting is None or self.lost:
             return None
         return ConnectionState(self.waiting, bytes(self.inbox.buffer), bytes(self.unsent), session)
+
+    def close(self, *, shared: bool) -> None:
+        """Close the connection; one that is `shared` ends for its client although another process
+        still has a copy, as the instance before may for some milliseconds."""
+        if shared:
+            with contextlib.suppress(OSError):
+                self.sock.shutdown(socket.SHUT_RDWR)
+        self.sock.close()
 
     def lose(self) -> None:
         """The peer is gone: nothing more comes and nothing more goes."""

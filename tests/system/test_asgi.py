@@ -17,8 +17,8 @@ from websockets.sync.client import ClientConnection, connect
 
 from tests.support import SETTLE, eventually
 from tests.system.conftest import Install
+from tests.system.reloading import live, processes, reload, socket_there
 from tests.system.serving import Service, network_of
-from tests.system.test_live import live, processes, reload, socket_there
 from upgrader.private_systemd import PrivateSystemd
 from upgrader.private_systemd.command import Command
 from upgrader.systemd.status import Origin

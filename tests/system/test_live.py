@@ -7,38 +7,11 @@ import pytest
 
 from tests.support import eventually
 from tests.system.conftest import Install
-from tests.system.serving import Service
+from tests.system.reloading import live, processes, reload, socket_there
 from upgrader.private_systemd import PrivateSystemd
 from upgrader.systemd.status import Origin
 
 CONNECTIONS = 3
-
-
-def live(machine: PrivateSystemd, name: str) -> list[str]:
-    """What a unit needs for live upgrades."""
-    return [
-        f"ExecReload={' '.join(machine.python)} -m upgrader.takeover",
-        "NotifyAccess=exec",
-        "OOMPolicy=continue",
-        f"RuntimeDirectory={name}",
-        "RuntimeDirectoryPreserve=restart",
-        f"Environment=MARK=/run/{name}/mark",
-    ]
-
-
-def reload(service: Service) -> bool:
-    """Whether `systemctl reload` says that all went well."""
-    command = ["systemctl", "reload", service.unit]
-    return service.machine.run(command, check=False).returncode == 0
-
-
-def socket_there(service: Service) -> bool:
-    return eventually(service.inside(f"/run/{service.name}/upgrader.sock").exists)
-
-
-def processes(service: Service) -> list[str]:
-    (group,) = service.show("ControlGroup")
-    return service.machine.run(["cat", f"/sys/fs/cgroup{group}/cgroup.procs"]).stdout.split()
 
 
 def test_reloads_move_everything(any_machine: PrivateSystemd, install: Install) -> None:

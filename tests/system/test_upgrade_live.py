@@ -7,8 +7,8 @@ from typing import Any
 
 from tests.support import eventually
 from tests.system.conftest import Install
+from tests.system.reloading import live
 from tests.system.serving import Client, Service
-from tests.system.test_live import live
 from upgrader.private_systemd import PrivateSystemd
 from upgrader.takeover import ENDED
 

@@ -12,8 +12,8 @@ import pytest
 
 from tests.support import eventually
 from tests.system.conftest import Install
+from tests.system.reloading import live, reload, socket_there
 from tests.system.serving import Service
-from tests.system.test_live import live, reload, socket_there
 from upgrader.private_systemd import PrivateSystemd
 
 #: As nobody, but able to read a Python that lies in a private directory.

@@ -102,6 +102,7 @@ class TakeoverSide(NamedTuple):
 class Pid1(NamedTuple):
     unit: Unit = Unit.RELOAD
     main: str = "source"
+    failed: bool = False  # its main process did: the unit is stopped as soon as no reload runs
     job: str = ""
     queue: tuple[tuple[str, str], ...] = ()  # notifications: sender, what
     store: frozenset[str] = frozenset()
@@ -541,20 +542,22 @@ class Model:
         world = _with(world, side, process=Process.GONE)
         pid1 = world.pid1
         unit, main = pid1.unit, pid1.main
+        failed = pid1.failed
         if side == main:
             main = ""
+            failed = failed or f"{side} killed" in world.history
         control = world.takeover.process is not Process.GONE
         if unit is Unit.RELOAD and not control:
             unit = Unit.RUNNING
-        world = _with(world, "pid1", unit=unit, main=main)
-        if unit is Unit.RUNNING and not main:
+        world = _with(world, "pid1", unit=unit, main=main, failed=failed)
+        if unit is Unit.RUNNING and (failed or not main):
             return self._unasked_stop(world)
         if unit is Unit.STOPPING and not main and not control:
             world = _tell(_with(world, "pid1", unit=Unit.FINAL), *SIDES)
         return _end(world) if world.pid1.unit in (Unit.STOPPING, Unit.FINAL) else world
 
     def _unasked_stop(self, world: World) -> World:
-        """The main process is gone: everything else gets SIGTERM."""
+        """The main process is gone, or the one before has failed: everybody gets SIGTERM."""
         stopped = _tell(_with(world, "pid1", unit=Unit.STOPPING), *SIDES)
         well = [side for side in owns(world) if not world.history & {"source killed", "by hand"}]
         if well:

@@ -44,6 +44,7 @@ CORE = [
     "progress",
     "varlink",
     "control",
+    "fence",
     "live",
     "spread",
     "stream",

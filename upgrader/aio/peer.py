@@ -277,7 +277,7 @@ class Peer(Generic[S]):
         if self._stream.sock.fileno() >= 0:
             self._stop_reading()
             self._loop.remove_writer(self._fd)
-            self._stream.sock.close()
+            self._stream.close(shared=self.adopted)
         self._stream.lose()
         self._wake_writer()
         self._home.forget(self)
