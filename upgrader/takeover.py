@@ -76,6 +76,7 @@ class Plan:
 def main() -> int:
     """Upgrade the unit that this process is a control process of; the exit code of the reload."""
     began = time.monotonic()
+    signal.signal(signal.SIGTERM, _stop)
     source: dict[str, Any] = {}
     try:
         _take_over(_plan(began), source)
@@ -87,6 +88,16 @@ def main() -> int:
         _report(source, f"not upgraded, the running instance serves on: {error}")
         return 1
     return 0
+
+
+def _stop(number: int, frame: object) -> None:
+    """SIGTERM: the death of this process calls the upgrade off. A stop of the unit in the middle of
+    a reload is no failure of the unit."""
+    with contextlib.suppress(BusError), Bus(_BUS_TIMEOUT) as bus:
+        if bus.properties(unit_name()).get("ActiveState") == "deactivating":
+            os._exit(0)
+    _report({}, "not upgraded, the running instance serves on: takeover was told to stop")
+    os._exit(1)
 
 
 def _report(source: Mapping[str, Any], message: str) -> None:

@@ -90,6 +90,7 @@ def paused(service: Service, step: str, **variables: str) -> Iterator[Paused]:
         try:
             yield Paused(service, command)
         finally:
+            service.environment()  # whatever is started from here on waits for nothing
             # Whoever is still stopped would be in the way of the next test.
             service.machine.run(["systemctl", "kill", "-s", "CONT", service.unit], check=False)
             service.inside(f"/run/{service.name}").mkdir(exist_ok=True)

@@ -33,8 +33,11 @@ def test_pid_1_reads_its_units_anew(service: Service, what: str, step: str) -> N
             upgrade.signal("CONT", upgrade.source)
             upgrade.go()
 
-            assert upgrade.wait(), service.messages()
-        assert upgrade.destination == service.pid
+            told = upgrade.wait()
+            # systemctl loses its connection to a PID 1 that executes itself anew.
+            assert told or what == "daemon-reexec", service.messages()
+            assert eventually(lambda: upgrade.destination == service.pid), service.messages()
+            service.until(SubState="running")
         clients.is_served_by(2)
         assert alone(service)
         service.restart()
@@ -44,6 +47,9 @@ def test_pid_1_reads_its_units_anew(service: Service, what: str, step: str) -> N
 @pytest.mark.parametrize("step", ["import", "verify", "committed"])
 def test_a_restart_in_the_middle(service: Service, step: str) -> None:
     """Whoever owns parks, and the next instance has everything."""
+    if step == "committed" and service.machine.systemd_version < 254:
+        # It takes no MAINPID= any more once a unit stops, so nobody else may be the one to park.
+        service.configure(*live(service.machine, "jobs"), PATIENT, "NotifyAccess=all")
     with crowd(service) as clients:
         with paused(service, "verify" if step == "committed" else step) as upgrade:
             if step == "committed":
@@ -51,12 +57,8 @@ def test_a_restart_in_the_middle(service: Service, step: str) -> None:
                 upgrade.go()
                 clients.is_served_by(2)
             service.environment()
-            with service.machine.popen(["systemctl", "restart", service.unit]) as restart:
-                service.until(ActiveState="deactivating")
-                upgrade.signal("CONT", upgrade.source)
-
-                assert 0 == restart.wait(SETTLE), service.messages()
-        assert not upgrade.wait()
+            service.restart()  # PID 1 sends SIGCONT after its SIGTERM
+            upgrade.wait()  # its job has become part of the restart
         clients.is_served_by(3 if step == "committed" else 2)
         assert alone(service)
 
@@ -131,8 +133,9 @@ def test_a_stop_that_takes_its_time(service: Service) -> None:
     service.until(Result="success")
 
 
-def test_an_earlier_source_still_drains(service: Service) -> None:
+def test_an_earlier_source_still_drains(any_machine: PrivateSystemd, install: Install) -> None:
     """A busy handler ends in the process that it began in, however many upgrades later."""
+    service = install(any_machine, "drained", "lively", *live(any_machine, "drained"))
     with crowd(service) as clients, service.connect() as busy:
         busy.send("busy 3\n")
         for generation in (2, 3):

@@ -135,6 +135,7 @@ class Rules:
     source: Table[Source] = field(default_factory=lambda: SOURCE)
     destination: Table[Destination] = field(default_factory=lambda: DESTINATION)
     notify_access: str = "all"
+    stops_with_mainpid: bool = True  # PID 1 takes MAINPID= of a unit that stops; 252 does not
     revokes: bool = True  # takeover kills only what the source has struck off
     checks_takeover: bool = True  # the destination, before the Ack
     looks_again: bool = True  # the source, whether the destination lives after PID 1 has answered
@@ -528,7 +529,8 @@ class Model:
             return Next(f"PID 1: drops {what!r} of {sender}", taken)
         if what == "MAINPID":
             suits = world.destination.process is Process.UP
-            if suits and pid1.unit in (Unit.RELOAD, Unit.RUNNING, Unit.STOPPING):
+            late = pid1.unit is Unit.STOPPING and self.rules.stops_with_mainpid
+            if suits and (late or pid1.unit in (Unit.RELOAD, Unit.RUNNING)):
                 return Next(text, _with(taken, "pid1", main="destination"))
             return Next(f"PID 1: refuses MAINPID ({pid1.unit})", taken)
         if what == f"no {INSURANCE}":

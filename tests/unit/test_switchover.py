@@ -171,6 +171,12 @@ BROKEN = [
         id="NotifyAccess=exec and two faults: nobody hears a source that is no longer the main",
     ),
     pytest.param(
+        {"notify_access": "exec", "stops_with_mainpid": False},
+        "connections are lost, though no owner died",
+        "! systemctl restart",
+        id="NotifyAccess=exec with systemd 252, restarted between the Ack and MAINPID",
+    ),
+    pytest.param(
         {"notify_access": "exec", "names_for_the_dead": False},
         "the destination serves, and is not PID 1's main process",
         "! source is killed",
@@ -288,6 +294,13 @@ def test_a_broken_rule_is_found_out(change: dict[str, Any], wrong: str, step: st
 def test_notify_access_exec_is_enough_for_one_fault() -> None:
     """Only with NotifyAccess=all two processes may be killed in the wrong instant."""
     found = explore(Rules(notify_access="exec"), faults=1)
+
+    assert not found.wrong, found.trace
+
+
+def test_an_older_systemd_is_as_safe_with_notify_access_all() -> None:
+    """252 takes no MAINPID= of a unit that stops: with NotifyAccess=all nothing depends on that."""
+    found = explore(Rules(stops_with_mainpid=False), faults=1)
 
     assert not found.wrong, found.trace
 
