@@ -57,14 +57,8 @@ def build(suite: str, to: Path) -> list[Path]:
     tree = trees.fetch(suite, say)
     extra = backport.fetch(suite, tree, say)
     say(f"{suite}: building")
-    with PrivateSystemd.boot(tree) as machine, tempfile.NamedTemporaryFile(suffix=".tar") as source:
-        with tarfile.open(source.name, "w") as archive:
-            for name in _SOURCE:
-                archive.add(ROOT / name, name, filter=_clean)
-        machine.copy_in(source.name, "/build/source.tar")
-        machine.run(["mkdir", "-p", _PLACE])
-        machine.run(["tar", "-C", _PLACE, "-xf", "/build/source.tar"])
-        machine.run(["rm", "/build/source.tar"])
+    with PrivateSystemd.boot(tree) as machine:
+        copy_source(machine, _PLACE)
         for package in extra:
             machine.copy_in(package, f"/build/extra/{package.name}")
             machine.run(["dpkg", "-i", f"/build/extra/{package.name}"])
@@ -78,6 +72,18 @@ def build(suite: str, to: Path) -> list[Path]:
         to.mkdir(parents=True, exist_ok=True)
         built = [path for kind in ("deb", "dsc", "tar.*z") for path in inside.glob(f"*.{kind}")]
         return [Path(shutil.copy(path, to / path.name)) for path in [*built, *extra]]
+
+
+def copy_source(machine: PrivateSystemd, place: str) -> None:
+    """Copy what belongs into a source package to a directory inside."""
+    with tempfile.NamedTemporaryFile(suffix=".tar") as source:
+        with tarfile.open(source.name, "w") as archive:
+            for name in _SOURCE:
+                archive.add(ROOT / name, name, filter=_clean)
+        machine.copy_in(source.name, "/source.tar")
+    machine.run(["mkdir", "-p", place])
+    machine.run(["tar", "-C", place, "-xf", "/source.tar"])
+    machine.run(["rm", "/source.tar"])
 
 
 def _clean(member: tarfile.TarInfo) -> tarfile.TarInfo | None:

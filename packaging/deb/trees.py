@@ -17,8 +17,11 @@ _BUILD = (
 _ONLY = {
     # What the backport of python3-msgspec is built with.
     "bookworm": ("python3-all-dev", "python3-setuptools"),
-    # What the packages are tried with: apt's and rpm's own way to upgrade, and who restarts services.
-    "trixie": ("python3-msgspec", "apt-utils", "needrestart", "unattended-upgrades", "rpm"),
+    # What the packages are tried with: other ways to upgrade than apt, and who restarts services.
+    "trixie": (
+        *("python3-msgspec", "apt-utils", "needrestart", "unattended-upgrades"),
+        *("rpm", "pacman-package-manager", "makepkg"),
+    ),
 }
 
 

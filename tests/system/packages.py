@@ -3,6 +3,7 @@
 
 import hashlib
 import importlib.util
+import re
 import subprocess
 import sys
 from importlib import resources
@@ -72,6 +73,27 @@ def program(version: str) -> str:
     return text.replace('version="1"', f'version="{version}"')
 
 
+def files(version: str) -> dict[str, str]:
+    """All files of a version, as below /usr/lib/web; and its unit."""
+    return {
+        "web/__init__.py": "",
+        "web/http11.py": (_EXAMPLE / "http11.py").read_text(),
+        "web/__main__.py": program(version),
+        UNIT: unit_file(version),
+    }
+
+
+def documented(language: str) -> list[str]:
+    """The blocks of docs/packagers.md in that language."""
+    page = (ROOT / "docs" / "packagers.md").read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+
+
+def copy_source(machine: PrivateSystemd, place: str) -> None:
+    """Copy what is in a source package into a machine."""
+    packaging("build").copy_source(machine, place)
+
+
 def unit_file(version: str) -> str:
     """The unit in the package of a version; it changes with every one of them."""
     if version == "0":
@@ -88,20 +110,19 @@ def service_package(
     addon = "dh-sequence-installsysusers"
     if version != "0":
         addon += ", dh-sequence-upgrader"
-    files = {
+    program_files = files(version)
+    tree = {
         "debian/control": _CONTROL.format(addon=addon),
         "debian/rules": f"#!/usr/bin/make -f\n%:\n\tdh $@\n{rules}",
         "debian/changelog": f"web ({version}) unstable; urgency=medium\n\n  * Version {version}.\n\n"
         " -- Web Maintainers <web@packages.example>  Mon, 23 Nov 2026 12:00:00 +0000\n",
         "debian/source/format": "3.0 (native)\n",
-        "debian/web.service": unit_file(version),
+        "debian/web.service": program_files.pop(UNIT),
         "debian/web.install": "web usr/lib/web\n",
         "debian/web.sysusers": 'u web - "Example web service"\n',
-        "web/__init__.py": "",
-        "web/http11.py": (_EXAMPLE / "http11.py").read_text(),
-        "web/__main__.py": program(version),
+        **program_files,
     }
-    for name, text in files.items():
+    for name, text in tree.items():
         mode = 0o755 if name == "debian/rules" else 0o644
         machine.write(f"/build/web/{name}", text, mode=mode)
     return machine.run(["sh", "-c", _BUILD], check=check, timeout=120)

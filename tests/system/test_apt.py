@@ -2,8 +2,7 @@
 """The whole story under apt, in a booted Debian 13: packages of a service, installed one over the other under load."""
 
 import concurrent.futures
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from subprocess import PIPE, STDOUT
 
@@ -11,9 +10,8 @@ import pytest
 
 from tests.support import cannot_run
 from tests.system import packages
+from tests.system.clients import Clients, lost
 from tests.system.packages import UNIT
-from upgrader.demo.loading import LoadProcess
-from upgrader.demo.orders import Begin, End, Ready, Result, Start, Stop, Window
 from upgrader.private_systemd import PrivateSystemd, TreeError
 
 _APT = ["apt-get", "-y", "--allow-downgrades", "-o", "Dpkg::Use-Pty=0"]
@@ -105,56 +103,13 @@ class Web:
         return Path(f"/proc/{self.machine.pid}/root/proc/{pid}/environ").read_text()
 
 
-class Clients:
-    """Load on the service, judged from one installation to the next."""
-
-    def __init__(self, web: Web) -> None:
-        self.web = web
-        self.load = LoadProcess(web.machine)
-        self._number = 0
-
-    def __enter__(self) -> "Clients":
-        self.load.__enter__()
-        start = Start(host="127.0.0.1", port=8080, rate=100, held=20, streams=4)
-        try:
-            self.load.ask(start, Ready)
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *of_error: object) -> None:
-        self.load.__exit__(None, None, None)
-
-    def during(self, version: str) -> tuple[Window, str]:
-        """Install a version; what the clients saw, and what apt said."""
-        return self.watch(lambda: self.web.install(version))
-
-    def watch(self, work: Callable[[], str]) -> tuple[Window, str]:
-        """Do something; what the clients saw, and what it said."""
-        self._number += 1
-        self.load.tell(Begin(upgrade=self._number, at=time.monotonic()))
-        said = work()
-        return self.load.ask(End(sample=20), Window), said
-
-    def end(self) -> Result:
-        return self.load.ask(Stop(), Result)
-
-
-def lost(seen: Window | Result) -> dict[str, int]:
-    """What clients lost, by kind."""
-    names = ("failed_requests", "failed_keepalive", "failed_split", "broken_streams")
-    names += ("connections_lost", "state_errors")
-    return {name: count for name in names if (count := getattr(seen, name))}
-
-
 def test_upgrades_by_apt_lose_nothing(web: Web) -> None:
     """A new version with a changed unit, a broken one, its repair, and a downgrade: apt succeeds,
     the warning names the cause, and no client notices."""
     web.install("1")
-    with Clients(web) as clients:
+    with Clients(web.machine) as clients:
         for version, serves in (("2", "2"), ("3", "2"), ("4", "4"), ("1", "1")):
-            window, said = clients.during(version)
+            window, said = clients.watch(lambda version=version: web.install(version))
             assert {} == lost(window), (said, clients.end().losses)
             assert window.stall_ms < 1000, said
             assert serves == window.version, said
@@ -177,7 +132,7 @@ def test_dpkg_killed_anywhere(web: Web) -> None:
     where dpkg itself asks for one) leads to one version that serves, and nothing is lost."""
     web.install("1")
     points = 0
-    with Clients(web) as clients:
+    with Clients(web.machine) as clients:
         for step in range(_STEPS):
             new = "12"[(step + 1) % 2]
             window, said = clients.watch(lambda new=new, step=step: web.killed_at(new, step))
@@ -251,7 +206,7 @@ def test_with_our_own_package_in_the_same_transaction(web: Web) -> None:
         (deb,) = web.machine.run(["sh", "-c", f"ls /debs/{name}_*.deb"]).stdout.split()
         debs.append(f"/debs/new_{name}.deb")
         web.machine.run(["sh", "-c", _NEWER, "sh", deb, debs[-1]])
-    with Clients(web) as clients:
+    with Clients(web.machine) as clients:
         window, said = clients.watch(lambda: web.apt("install", *debs, "/debs/web_2_all.deb"))
 
         assert {} == lost(window), said
@@ -263,7 +218,7 @@ def test_unattended_upgrades(web: Web) -> None:
     """From a repository, in the night: nothing is lost, and the log has the line."""
     web.install("1")
     web.machine.run(["sh", "-c", _REPOSITORY])
-    with Clients(web) as clients:
+    with Clients(web.machine) as clients:
         window, said = clients.watch(
             lambda: web.machine.run(["unattended-upgrade"], timeout=120).stderr
         )
@@ -277,7 +232,7 @@ def test_needrestart_asks_us(web: Web) -> None:
     """A library that is in use was replaced: needrestart has the unit upgraded, and a hold obeyed;
     at the same moment as a package, it is one upgrade, and both are told."""
     web.install("1")
-    with Clients(web) as clients:
+    with Clients(web.machine) as clients:
         window, said = clients.watch(web.stale_library)
         assert {} == lost(window), said
         assert f"upgrader: {UNIT}: upgraded" in said

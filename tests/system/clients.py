@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Load on the example service while something is done; counts what clients lost, and asserts nothing."""
+
+import time
+from collections.abc import Callable
+
+from upgrader.demo.loading import LoadProcess
+from upgrader.demo.orders import Begin, End, Ready, Result, Start, Stop, Window
+from upgrader.private_systemd import PrivateSystemd
+
+
+class Clients:
+    """Load on the service, judged for each thing that is done under it."""
+
+    def __init__(self, machine: PrivateSystemd) -> None:
+        self.load = LoadProcess(machine)
+        self._number = 0
+
+    def __enter__(self) -> "Clients":
+        self.load.__enter__()
+        start = Start(host="127.0.0.1", port=8080, rate=100, held=20, streams=4)
+        try:
+            self.load.ask(start, Ready)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *of_error: object) -> None:
+        self.load.__exit__(None, None, None)
+
+    def watch(self, work: Callable[[], str]) -> tuple[Window, str]:
+        """Do something; what the clients saw, and what it said."""
+        self._number += 1
+        self.load.tell(Begin(upgrade=self._number, at=time.monotonic()))
+        said = work()
+        return self.load.ask(End(sample=20), Window), said
+
+    def end(self) -> Result:
+        return self.load.ask(Stop(), Result)
+
+
+def lost(seen: Window | Result) -> dict[str, int]:
+    """What clients lost, by kind."""
+    names = ("failed_requests", "failed_keepalive", "failed_split", "broken_streams")
+    names += ("connections_lost", "state_errors")
+    return {name: count for name in names if (count := getattr(seen, name))}
