@@ -19,19 +19,21 @@ from upgrader.outcome import Mode, Outcome, Progress, Result, Verb, duration
 from upgrader.parameters import FD_STORE_ONLY, Mechanism
 from upgrader.restarting import follow, left_behind
 from upgrader.systemd import cause
-from upgrader.systemd.live_limits import RESTART, Limit, Running, live_limits
+from upgrader.systemd.live_limits import DYNAMIC_USERS, RESTART, Limit, Running, live_limits
 from upgrader.systemd.status import Origin, Status
 from upgrader.systemd.unit import Unit, UnitError, WaitTimeout
 from upgrader.systemd.units import Systemd
 from upgrader.takeover import ENDED
 
+#: Seconds for the first words of a new main process; it takes milliseconds.
+_INTRODUCTION = 5.0
 #: What takeover says before the cause.
 _REFUSED = "not upgraded, the running instance serves on: "
 
 
 def limits(systemd: Systemd, unit: Unit) -> tuple[Limit, ...]:
     """What forbids to upgrade this unit live, first what to mend first."""
-    found = live_limits(unit)
+    found = live_limits(unit) or _turned_away(systemd, unit)
     if found:
         return found
     try:
@@ -42,6 +44,26 @@ def limits(systemd: Systemd, unit: Unit) -> tuple[Limit, ...]:
         return (Limit(FD_STORE_ONLY, RESTART.format(unit=unit.id)),)
     running = Running.from_description(msgspec.to_builtins(said))
     return live_limits(unit, running, systemd.sockets(unit))
+
+
+def _turned_away(systemd: Systemd, unit: Unit) -> tuple[Limit, ...]:
+    """Takeover asks PID 1 as the user of the service, and dbus-daemon takes no connection of a user
+    that it cannot look up: PID 1, which would know a dynamic one, must not be asked by it."""
+    if systemd.user or unit.uid not in DYNAMIC_USERS:
+        return ()
+    try:
+        # Of dbus-broker.service it is an alias.
+        daemon = systemd.unit("dbus.service").id == "dbus.service"
+    except UnitError:
+        daemon = False
+    if not daemon:
+        return ()
+    return (
+        Limit(
+            "DynamicUser=: dbus-daemon turns its users away, and takeover has to ask systemd",
+            "User= with a user of systemd-sysusers, or dbus-broker as the bus",
+        ),
+    )
 
 
 def reload(
@@ -88,6 +110,8 @@ def await_reload(
     """
     try:
         word, now = follow(systemd, unit, job, timeout, progress, settled=_settled)
+        if word == "done" and now.main_pid != unit.main_pid:
+            now = _introduced(systemd, unit, now)
         return _judge(systemd, unit, now, before, word, since)
     except WaitTimeout as error:
         now = systemd.unit(unit.id)
@@ -101,6 +125,20 @@ def await_reload(
         return replace(
             Outcome.of_error(Verb.UPGRADE, unit.id, error, Result.UNKNOWN), mode=Mode.LIVE
         )
+
+
+def _introduced(systemd: Systemd, old: Unit, now: Unit) -> Unit:
+    """The unit once its new main process has said who it is.
+
+    PID 1 listens to it from MAINPID= on, and with that the reload is done: what it says first may
+    come after the end of the job.
+    """
+    with contextlib.suppress(WaitTimeout):
+        changes = systemd.changes(now, _INTRODUCTION)
+        while now.serves and now.status_text == old.status_text:
+            next(changes)
+            now = systemd.unit(now.id)
+    return now
 
 
 def _settled(unit: Unit) -> bool:

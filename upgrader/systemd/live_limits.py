@@ -18,7 +18,7 @@ RESTART = "restart it instead, which keeps connections and state as well: upgrad
 
 _TAKEOVER = re.compile(r"\bupgrader[.-]takeover\b")
 #: Users that DynamicUser= makes; https://systemd.io/UIDS-GIDS/
-_DYNAMIC = range(61184, 65520)
+DYNAMIC_USERS = range(61184, 65520)
 #: Prefixes of a command line with which it gets other privileges than one without.
 _PRIVILEGES = {"privileged", "no-setuid", "ambient"}
 _KINDS = {"Stream": "SOCK_STREAM", "Datagram": "SOCK_DGRAM", "SequentialPacket": "SOCK_SEQPACKET"}
@@ -127,7 +127,7 @@ def _settings(unit: Unit) -> list[Limit]:
 def _user(unit: Unit) -> list[Limit]:
     """A new user gets the directories of the service before any code of ours runs."""
     started = 0 if unit.uid == UNSET_ID else unit.uid
-    if unit.dynamic_user and started in _DYNAMIC:
+    if unit.dynamic_user and started in DYNAMIC_USERS:
         return []
     try:
         wanted = _uid(unit.user)
