@@ -115,7 +115,6 @@ class Verb(StrEnum):
     CANCEL = "cancel"
     CHECK = "check"
     HISTORY = "history"
-    DUMP = "dump"
 
 
 _FAILED = {
@@ -129,7 +128,6 @@ _FAILED = {
     Verb.CANCEL: "nothing cancelled",
     Verb.CHECK: "not checked",
     Verb.HISTORY: "nothing shown",
-    Verb.DUMP: "nothing shown",
 }
 
 

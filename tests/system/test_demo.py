@@ -8,6 +8,7 @@ import pytest
 
 from upgrader import demo
 from upgrader.demo import stage
+from upgrader.demo.faults import FAULTS
 from upgrader.demo.loading import LoadProcess
 from upgrader.demo.orders import Ready, Result, Start, Stop
 from upgrader.demo.stage import SERVICE, Stage
@@ -155,6 +156,42 @@ def test_bad_versions_under_load() -> None:
     assert result.requests > 0
     assert (result.failed_requests, result.failed_keepalive, result.broken_streams) == (0, 0, 0)
     assert (result.connections_lost, result.state_errors) == (0, 0)
+
+
+#: What the caller is told of each bad version.
+REASONS = {
+    "version missing": "No module named web",
+    "version exits at once": "this version has no licence",
+    "version hangs": "was not ready in time",
+    "version cannot read the state": "state 'counters'",
+    "version claims too little": "listener 'http' is not declared by the new version",
+    "version refuses in its check": "does not like what it got",
+    "version runs out of FDs": "raise LimitNOFILE= of this service",
+}
+#: Those that say most where there is no time for all.
+FEW = {"new process killed, committed", "old process killed, loading", "version crashes in its first second"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("tree", "names"), [("trixie", {fault.name for fault in FAULTS}), ("host", FEW)], ids=str
+)
+def test_faults(tree: str, names: set[str]) -> None:
+    """Of all that goes wrong, only what must loses something; the caller learns why, and the next
+    good version goes in."""
+    chosen = [fault for fault in FAULTS if fault.name in names]
+    rows = {row.fault: row for row in demo.run_faults(small(systemd=tree), print, chosen)}
+
+    assert names == rows.keys()
+    assert not [row for row in rows.values() if row.bad], demo.table(list(rows.values()))
+    for name in names & REASONS.keys():
+        assert REASONS[name] in rows[name].caller_told
+    crashed = rows["version crashes in its first second"]
+    assert "loaded by insurance" in crashed.then
+    assert (2, True) == (crashed.broken_streams, bool(crashed.must_lose))
+    found = json.loads(demo.to_json(list(rows.values())))
+    assert {"fault", "failed_requests", "state_errors", "stall_ms", "caller_told"} <= found[
+        0
+    ].keys()
 
 
 def test_a_command_inside(capfd: pytest.CaptureFixture[str]) -> None:

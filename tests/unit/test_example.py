@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from upgrader.demo.bad_versions import Bad, make
 from upgrader.demo.example import http11
 from upgrader.demo.responses import Chunk, Response, ResponseReader
 from upgrader.systemd.status import Origin
@@ -127,3 +128,19 @@ def test_upgrade_and_downgrade(service: Service, connect: Callable[[], Client]) 
     assert answer.headers["connection-requests"] == "3"
     numbers = [int(line.data.split()[0]) for line in lines if isinstance(line, Chunk)]
     assert numbers == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("bad", Bad)
+def test_every_bad_version_is_a_program(bad: Bad) -> None:
+    """It differs from the good one, and Python can read it: what fails is what is meant to fail."""
+    text = Path(http11.__file__).with_name("web1.py").read_text()
+
+    compile(made := make(bad, text), bad, "exec")
+
+    assert text != made
+
+
+def test_no_bad_version_of_another_program() -> None:
+    """A change that cannot be made is not passed over in silence."""
+    with pytest.raises(ValueError, match="exactly one"):
+        make(Bad.SLOW, "print()")

@@ -96,7 +96,6 @@ OPERATOR = [
     "upgrade",
     "discard",
     "check",
-    "dump",
     "policy",
     "requests",
     "hook",

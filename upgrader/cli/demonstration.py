@@ -41,9 +41,14 @@ from upgrader.outcome import ExitCode, Mode
     " (downloaded once), or the path of a root tree.",
 )
 @json_option
+@click.option(
+    "--faults",
+    is_flag=True,
+    help="Play every bad version and every kill point once instead, and say what each did.",
+)
 @click.option("--run", "command", metavar="COMMAND", help="Run COMMAND inside, then clean up.")
 @click.option("--shell", is_flag=True, help="Give a shell inside, to look around.")
-def demo(as_json: bool, command: str | None, shell: bool, **options: Any) -> int:
+def demo(as_json: bool, faults: bool, command: str | None, shell: bool, **options: Any) -> int:
     """Show it: upgrade an example service under load, in a private systemd.
 
     Boots a systemd of its own in namespaces (as root; nothing of the machine is touched), starts
@@ -55,12 +60,15 @@ def demo(as_json: bool, command: str | None, shell: bool, **options: Any) -> int
     Example:
       upgrader demo
       upgrader demo --connections 5000 --systemd trixie
+      upgrader demo --faults --json
       upgrader demo --run 'upgrader upgrade web.service'
     """
     from upgrader import demo as demonstration
 
-    if shell + as_json + (command is not None) > 1:
-        raise click.UsageError("--run, --shell and --json exclude each other")
+    if faults and options["mode"] != Mode.LIVE:
+        raise click.UsageError("--faults are those of live mode")
+    if shell + (as_json or faults) + (command is not None) > 1:
+        raise click.UsageError("--run and --shell exclude each other, --faults and --json")
     try:
         chosen = demonstration.Options(**options)
     except demonstration.OptionError as error:
@@ -69,6 +77,10 @@ def demo(as_json: bool, command: str | None, shell: bool, **options: Any) -> int
         return demonstration.run_inside(chosen, command, say)
     if shell:
         return demonstration.shell(chosen, say)
+    if faults:
+        rows = demonstration.run_faults(chosen, say)
+        show(demonstration.to_json(rows).decode() if as_json else demonstration.table(rows))
+        return ExitCode.FAILED if any(row.bad for row in rows) else ExitCode.DONE
     report = demonstration.run(chosen, say)
     show(report.json().decode() if as_json else report.table())
     return ExitCode.FAILED if report.lost else ExitCode.DONE

@@ -1,9 +1,23 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The demonstration: a real service under a real systemd is upgraded under load, and what its clients noticed is counted."""
 
+from upgrader.demo.fault_report import FaultRow, table, to_json
 from upgrader.demo.inside import run_inside, shell
 from upgrader.demo.options import DemoError, OptionError, Options
 from upgrader.demo.orchestrator import run
+from upgrader.demo.ordeal import run as run_faults
 from upgrader.demo.report import Report
 
-__all__ = ["DemoError", "OptionError", "Options", "Report", "run", "run_inside", "shell"]
+__all__ = [
+    "DemoError",
+    "FaultRow",
+    "OptionError",
+    "Options",
+    "Report",
+    "run",
+    "run_faults",
+    "run_inside",
+    "shell",
+    "table",
+    "to_json",
+]

@@ -62,6 +62,19 @@ class Stage:
         """Make one more version known, to be installed later."""
         self.machine.write(f"{_SHARE}/web{version}.py", text)
 
+    def text(self, version: str) -> str:
+        """The program of that version."""
+        return self.machine.run(["cat", f"{_SHARE}/web{version}.py"]).stdout
+
+    def configure(self, drop_in: str) -> None:
+        """Add settings to the unit; what runs is not restarted."""
+        self.machine.write(f"{_UNITS}/{SERVICE}.d/demo.conf", drop_in)
+        self.machine.run(["systemctl", "daemon-reload"])
+
+    def remove_version(self) -> None:
+        """Take the program off the disk."""
+        self.machine.run(["rm", f"{_PACKAGE}/__main__.py"])
+
     def install(self, version: str) -> None:
         """Put that version on disk in one step; the one that runs goes on running."""
         self.machine.run(["web-install", version])
@@ -88,12 +101,15 @@ class Stage:
 
     def describe(self) -> Description:
         """What the instance that serves says of itself; raises DemoError."""
-        return describe(self.machine, SERVICE.removesuffix(".service"))
+        return describe(self.machine, SERVICE)
+
+    def show(self, name: str) -> str:
+        """A property of the service, as PID 1 has it."""
+        return self.machine.run(["systemctl", "show", "-P", name, SERVICE]).stdout.strip()
 
     def stored(self) -> int:
         """FDs in the FD store of the service."""
-        shown = self.machine.run(["systemctl", "show", "-P", "NFileDescriptorStore", SERVICE])
-        return int(shown.stdout)
+        return int(self.show("NFileDescriptorStore"))
 
     def restart_ms(self, unit: str = SERVICE) -> float:
         """The last restart in PID 1's own timestamps, from the begin of the stop to READY=1."""
@@ -112,7 +128,7 @@ class Stage:
         while store is not None and stored != store and time.monotonic() < deadline:
             time.sleep(0.2)
             stored = self.stored()
-        pid = self.machine.run(["systemctl", "show", "-P", "MainPID", SERVICE]).stdout.strip()
+        pid = self.show("MainPID")
         counts: list[FdCount] = []
         for _ in range(20 * _SETTLED):
             lines = self.machine.run(["sh", "-c", _COUNT_FDS, "sh", pid, "1"]).stdout.split()

@@ -73,16 +73,25 @@ def main_process(machine: PrivateSystemd, unit: str) -> int:
         raise DemoError(f"{unit} has no main process") from None
 
 
-def describe(machine: PrivateSystemd, service: str) -> Description:
+def describe(machine: PrivateSystemd, unit: str) -> Description:
     """What the instance says of itself on its socket; raises DemoError."""
-    path = f"{_root(machine)}/run/{service}/upgrader.sock"
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(_ANSWER)
+    with connect(machine, unit) as sock:
         try:
-            sock.connect(path)
             return msgspec.convert(call(sock, f"{INTERFACE}.Describe", {}), Description)
         except (OSError, VarlinkError, msgspec.MsgspecError) as error:
             raise DemoError(f"the instance does not answer on its socket: {error}") from error
+
+
+def connect(machine: PrivateSystemd, unit: str) -> socket.socket:
+    """A connection to the instance's socket; raises DemoError."""
+    sock = socket.socket(socket.AF_UNIX)
+    sock.settimeout(_ANSWER)
+    try:
+        sock.connect(f"{_root(machine)}/run/{unit.removesuffix('.service')}/upgrader.sock")
+    except OSError as error:
+        sock.close()
+        raise DemoError(f"the instance does not listen on its socket: {error}") from error
+    return sock
 
 
 def _root(machine: PrivateSystemd) -> str:

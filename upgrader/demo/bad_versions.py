@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Bad versions of the example service, each version 1 with one mistake; text only, runs nothing."""
+
+from enum import StrEnum
+
+
+class Bad(StrEnum):
+    """What is wrong with it; the value is what it is installed as."""
+
+    EXITS = "exits"
+    HANGS = "hangs"
+    UNREADABLE = "unreadable"
+    CLAIMS_LESS = "claims-less"
+    REFUSES = "refuses"
+    FEW_FDS = "few-fds"
+    CRASHES = "crashes"
+    #: Nothing is, but between loading and taking over it takes its time.
+    SLOW = "slow"
+
+
+#: Seconds that SLOW takes: long enough to be interfered with, shorter than `downtime-limit`.
+SLOWNESS = 0.15
+#: Seconds after which CRASHES crashes.
+LIFE = 0.3
+
+_BIND = "BIND = "
+_SERVE = "        await instance.serve("
+_CHANGES = {
+    Bad.EXITS: (_BIND, "raise SystemExit('this version has no licence')\nBIND = "),
+    Bad.HANGS: (_BIND, "__import__('time').sleep(3600)\nBIND = "),
+    Bad.UNREADABLE: (
+        'knows."""\n\n    requests: int = 0',
+        'knows."""\n\n    requests: list[str] = upgrader.since(1, default_factory=list)',
+    ),
+    Bad.CLAIMS_LESS: ('instance.listener("http"', 'instance.listener("web"'),
+    Bad.REFUSES: (
+        _SERVE,
+        """\
+        @instance.verify
+        def check(counters: Counters) -> None:
+            raise ValueError("this version does not like what it got")
+
+        await instance.serve(""",
+    ),
+    Bad.FEW_FDS: (
+        _BIND,
+        "__import__('resource').setrlimit(__import__('resource').RLIMIT_NOFILE, (20, 20))\nBIND = ",
+    ),
+    Bad.CRASHES: (
+        f"{_SERVE})",
+        f"""\
+        async def crash(counters: Counters) -> None:
+            await asyncio.sleep({LIFE})
+            if not os.path.exists(MARK):  # once
+                open(MARK, "w").close()
+                os._exit(1)
+
+        MARK = os.environ["RUNTIME_DIRECTORY"] + "/has-crashed"
+        await instance.serve([crash])""",
+    ),
+    Bad.SLOW: (
+        _SERVE,
+        f"""\
+        @instance.verify
+        async def check(counters: Counters) -> None:
+            await asyncio.sleep({SLOWNESS})
+
+        await instance.serve(""",
+    ),
+}
+
+
+def make(bad: Bad, good: str) -> str:
+    """That version, made of the text of version 1; raises ValueError if it is another."""
+    old, new = _CHANGES[bad]
+    if good.count(old) != 1:
+        raise ValueError(f"the example service has not exactly one {old!r}")
+    return good.replace(old, new)

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What is done to an upgrade under way: its phases as the source tells them, and signals to the processes in it."""
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from upgrader.backends import Fd
+from upgrader.control import watch
+from upgrader.demo.options import DemoError
+from upgrader.demo.stage import SERVICE, Stage
+from upgrader.demo.succession import connect, processes
+from upgrader.description import Migration, Phase
+from upgrader.varlink import INTERFACE, VarlinkError
+
+#: Seconds in which the next phase must come.
+_PHASE = 30.0
+
+
+class Interference:
+    """One upgrade, watched from before it is asked for."""
+
+    def __init__(self, stage: Stage) -> None:
+        """Raises DemoError if the source does not answer."""
+        self._stage = stage
+        self._fds: dict[str, Fd] = {}
+        self._hold("source", int(stage.show("MainPID")))
+        self._sock = connect(stage.machine, SERVICE)
+        self._sock.settimeout(_PHASE)
+        self._phases = self._watch()
+        next(self._phases)  # what was before; the source listens now
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._sock.close()
+        for fd in self._fds.values():
+            fd.close()
+
+    def wait_for(self, phase: Phase) -> None:
+        """Return at once when the upgrade has come that far; raises DemoError if it never does."""
+        for migration in self._phases:
+            if migration.phase is Phase.SETUP:
+                # Now, because later there is no time: each is held until it is needed.
+                self._hold("destination", migration.pid)
+                self._hold("takeover", int(self._stage.show("ControlPID")))
+            if migration.phase is phase:
+                return
+            if migration.phase.ended:
+                reason = migration.reason or migration.phase
+                raise DemoError(f"the upgrade ended before it was {phase}: {reason}")
+        raise DemoError(f"the upgrade never was {phase}")
+
+    def kill(self, who: str) -> None:
+        """Send SIGKILL to the source, the destination or takeover; it may have ended by itself."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._fds[who].fileno(), signal.SIGKILL)
+
+    def systemctl(self, *words: str) -> "subprocess.CompletedProcess[str]":
+        """Have PID 1 do something meanwhile, and wait for it."""
+        return self._stage.machine.run(["systemctl", *words], check=False)
+
+    def _watch(self) -> Iterator[Migration]:
+        with contextlib.suppress(OSError, VarlinkError):  # the source has ended
+            for answer in watch(self._sock, f"{INTERFACE}.QueryMigration"):
+                yield msgspec.convert(answer.get("migration"), Migration)
+
+    def _hold(self, who: str, pid: int) -> None:
+        outside = processes(self._stage.machine, SERVICE).get(pid)
+        if outside is None:
+            raise DemoError(f"the {who} (process {pid} inside) is gone too early")
+        self._fds[who] = Fd(os.pidfd_open(outside))
