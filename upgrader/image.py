@@ -89,8 +89,13 @@ def seal(manifest: Manifest) -> Fd:
     view = memoryview(header + document)
     while view:
         view = view[os.write(memfd.fileno(), view) :]
-    fcntl.fcntl(memfd.fileno(), fcntl.F_ADD_SEALS, SEALS)
+    protect(memfd)
     return memfd
+
+
+def protect(memfd: Fd) -> None:
+    """Seal a memfd: it never changes any more."""
+    fcntl.fcntl(memfd.fileno(), fcntl.F_ADD_SEALS, SEALS)
 
 
 def unseal(memfd: Fd) -> Manifest:

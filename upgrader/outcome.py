@@ -115,6 +115,7 @@ class Verb(StrEnum):
     CANCEL = "cancel"
     CHECK = "check"
     HISTORY = "history"
+    DUMP = "dump"
 
 
 _FAILED = {
@@ -128,6 +129,7 @@ _FAILED = {
     Verb.CANCEL: "nothing cancelled",
     Verb.CHECK: "not checked",
     Verb.HISTORY: "nothing shown",
+    Verb.DUMP: "nothing shown",
 }
 
 

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -177,7 +178,7 @@ def foreign(any_machine: PrivateSystemd) -> Iterator[str]:
     any_machine.run(["systemctl", "stop", "foreign"])
 
 
-VERBS = [["status"], ["check"], ["history"], ["set", "drain-timeout=5s"], ["cancel"]]
+VERBS = [["status"], ["check"], ["history"], ["dump"], ["set", "drain-timeout=5s"], ["cancel"]]
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb[0])
@@ -210,7 +211,7 @@ def test_status_without_permission(service: Service) -> None:
     assert "generation 1, cold start" in asked.stdout
 
 
-@pytest.mark.parametrize("verb", VERBS[3:], ids=lambda verb: verb[0])
+@pytest.mark.parametrize("verb", VERBS[4:], ids=lambda verb: verb[0])
 def test_steering_without_permission(service: Service, verb: list[str]) -> None:
     """It is 4, says so, and changes nothing."""
     command, *rest = verb
@@ -363,3 +364,64 @@ def test_history_is_what_the_journal_has(service: Service) -> None:
         assert any(part in label for label in labels), (part, labels)
     (entry,) = service.journal("UPGRADER_MODE=restart")
     assert int(entry["UPGRADER_PAUSE_USEC"]) == round(restarted["pause"] * 1e6)
+
+
+# Dump
+
+
+@pytest.mark.parametrize(("mechanism", "kind"), [("scm-rights", "channel"), ("fd-store", "image")])
+def test_dump_looks_at_a_parked_image(
+    trixie_machine: PrivateSystemd, install: Install, mechanism: str, kind: str
+) -> None:
+    """By channel, and one by one: names, versions and sizes; the next start loads it all the same."""
+    parameter = f"Environment=UPGRADER_BACKEND_TRANSFER_MECHANISM={mechanism}"
+    more = [*live(trixie_machine, "dumped"), "RestartSec=1h", parameter]
+    service = install(trixie_machine, "dumped", "holder", *more)
+    with service.clients(2) as clients:
+        assert [1, 2] == [client.add()[1] for client in clients]
+        service.environment(MODE="exit")
+        service.restart(check=False)
+        for _ in range(2):
+            done = upgrader(trixie_machine, "dump", service.unit)
+            assert (0, "") == (done.returncode, done.stderr)
+        words = done.stdout.split()
+        assert f"upgrader-{kind}-1: generation 1 of holder (version 2)" in done.stdout
+        assert ["counters", "2", "2"] == words[words.index("counters") :][:3]
+        (one,) = json.loads(upgrader(trixie_machine, "dump", "dumped", "--json").stdout)
+        assert {("listener", 1), ("connection", 2)} == {
+            (each["kind"], each["count"]) for each in one["entries"]
+        }
+        service.environment()
+        service.restart()
+        assert {(2, 2)} == {(count, seen) for count, _, seen in (c.add() for c in clients)}
+
+
+def test_dump_of_a_file(any_machine: PrivateSystemd) -> None:
+    """The image of a file; of one that is none, what is wrong with it: 2, and no traceback."""
+    golden = Path(__file__).parents[1] / "unit" / "streams" / "v1-image.bin"
+    any_machine.copy_in(golden, "/run/image.bin")
+    done = upgrader(any_machine, "dump", "/run/image.bin")
+    assert (0, True) == (done.returncode, "/run/image.bin: generation" in done.stdout), done
+    for path, why in (("/etc/hostname", "truncated: "), ("/nowhere", "No such file")):
+        done = upgrader(any_machine, "dump", path)
+        assert (2, True) == (done.returncode, why in done.stderr), done
+        assert "Traceback" not in done.stderr
+
+
+# For the shell
+
+
+def test_units_and_parameters_are_completed(service: Service) -> None:
+    """By the shell's own means; silence where systemd cannot be asked."""
+
+    def completed(words: str, **env: str) -> list[str]:
+        asked = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" ")), **env}
+        asked["_UPGRADER_COMPLETE"] = "bash_complete"
+        done = service.machine.run(["upgrader"], env=asked)
+        assert "" == done.stderr
+        return [line.partition(",")[2] for line in done.stdout.split()]
+
+    assert [service.unit] == completed("upgrader status aske")
+    assert [service.unit] == completed("upgrader upgrade aske")
+    assert ["drain-timeout="] == completed("upgrader set asked dr")
+    assert [] == completed("upgrader status aske", **NOWHERE)

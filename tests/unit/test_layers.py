@@ -96,6 +96,7 @@ OPERATOR = [
     "upgrade",
     "discard",
     "check",
+    "dump",
     "policy",
     "requests",
     "hook",

@@ -8,7 +8,7 @@ import click
 import msgspec
 
 from upgrader.cli.group import cli
-from upgrader.cli.options import json_option, user_option
+from upgrader.cli.options import complete_units, json_option, user_option
 from upgrader.cli.output import give_up, plain, say, show, table
 from upgrader.description import Backend, Connection, Description, Migration
 from upgrader.metrics import metrics
@@ -56,7 +56,7 @@ def show_list(as_json: bool, *, user: bool = False) -> None:
 
 
 @cli.command(short_help="Show what a unit runs and holds.")
-@click.argument("unit", metavar="UNIT", required=False)
+@click.argument("unit", metavar="UNIT", required=False, shell_complete=complete_units)
 @click.option(
     "--watch", is_flag=True, help="Go on, and show each phase of every upgrade as it happens."
 )

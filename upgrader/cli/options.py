@@ -4,8 +4,11 @@
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from upgrader.parameters import time_span
+from upgrader.systemd.unit import UnitError
+from upgrader.systemd.units import Systemd
 
 
 class TimeSpan(click.ParamType):  # type: ignore[type-arg]  # a generic from click 8.2 on
@@ -28,7 +31,19 @@ class TimeSpan(click.ParamType):  # type: ignore[type-arg]  # a generic from cli
         return seconds
 
 
-unit_argument = click.argument("unit", metavar="UNIT")
+def complete_units(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Names of units in memory, for the shell; none where PID 1 cannot be asked."""
+    try:
+        with Systemd(user=bool(ctx.params.get("user"))) as systemd:
+            names = systemd.services()
+    except UnitError:
+        return []
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+unit_argument = click.argument("unit", metavar="UNIT", shell_complete=complete_units)
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object on stdout."
 )

@@ -3,17 +3,23 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
 from upgrader.cli.group import cli
-from upgrader.cli.options import json_option, unit_argument, user_option
+from upgrader.cli.options import complete_units, json_option, unit_argument, user_option
 from upgrader.cli.output import finish, give_up, plain, show, table
+from upgrader.errors import UpgradeError
 from upgrader.history import Event, encode, read
 from upgrader.outcome import ExitCode, Outcome, Result, Verb, duration
 from upgrader.systemd.unit import UnitError
 from upgrader.systemd.units import Systemd
+
+if TYPE_CHECKING:
+    from upgrader.dump import Dump
 
 
 @cli.command(short_help="Show the past upgrades of a unit.")
@@ -80,3 +86,67 @@ def _nothing(unit: str, as_json: bool) -> None:
         result, cause = Result.OLD_SERVES, "the journal has nothing of it: it does not use upgrader"
         remedy = f"see: journalctl -u {unit}"
     finish(Outcome(Verb.HISTORY, unit, result, cause=cause, remedy=remedy), as_json)
+
+
+@cli.command(short_help="Show what is in an image.")
+@click.argument("target", metavar="UNIT|FILE", shell_complete=complete_units)
+@json_option
+@user_option
+def dump(target: str, as_json: bool, user: bool) -> ExitCode:
+    """Show what is in the images that systemd holds for UNIT, or in the image in FILE.
+
+    Names, versions and sizes of states, backends, and what was left behind; never the state itself,
+    which may be secret. A parked image is only looked at: the next start loads it as if nothing had
+    happened. A service that serves has none but its insurance, and what was set aside.
+
+    FILE has a slash in it. For UNIT, systemd 254 or later is needed, and root.
+
+    \b
+    Example:
+      upgrader dump web.service
+      upgrader dump ./image.bin --json
+    """
+    from upgrader.dump import DumpError, NotAllowed, of_file, of_unit
+
+    unit = "" if "/" in target else target
+    result = Result.USAGE
+    try:
+        if not unit:
+            found = [of_file(target)]
+        else:
+            with Systemd(user=user) as systemd:
+                there = systemd.unit(unit)
+                unit = there.id
+                result = Result.OLD_SERVES if there.serves else Result.NOT_SERVING
+                found = of_unit(systemd, there)
+            if not found:
+                raise DumpError(
+                    "systemd holds no image for it: it does not use upgrader, or serves"
+                )
+    except UnitError as error:
+        give_up(Verb.DUMP, unit, error, as_json)
+    except UpgradeError as error:
+        if isinstance(error, NotAllowed):
+            result = Result.NO_PERMISSION
+        outcome = Outcome(Verb.DUMP, unit, result, cause=error.message, remedy=error.remedy)
+        finish(outcome, as_json)
+    if as_json:
+        show(msgspec.json.encode(found).decode())
+    else:
+        show(plain("\n\n".join("\n".join(_image(each)) for each in found)))
+    return ExitCode.DONE
+
+
+def _image(each: "Dump") -> Iterator[str]:
+    version = f" (version {each.program})" if each.program else ""
+    yield f"{each.where}: generation {each.generation} of {each.service}{version}, {each.bytes} bytes"
+    rows = [("STATE", "VERSION", "READABLE FROM", "BYTES")]
+    rows += [(s.name, str(s.version), str(s.readable_from), str(s.bytes)) for s in each.states]
+    yield table(rows)
+    rows = [("BACKEND", "KIND", "COUNT", "ADDRESS")]
+    rows += [(e["backend"], e["kind"], str(e["count"]), e["address"] or "-") for e in each.entries]
+    yield table(rows)
+    for left in each.left_behind:
+        yield f"left behind: {left['what']} of {left['backend']}: {left['why']}"
+    if each.parameters:
+        yield "set: " + " ".join(f"{name}={value}" for name, value in each.parameters.items())

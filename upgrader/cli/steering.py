@@ -17,9 +17,19 @@ class _Set(click.Command):
             formatter.write_dl([(name, each.text) for name, each in SETTABLE.items()])
 
 
+def _complete_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    return [f"{name}=" for name in SETTABLE if name.startswith(incomplete)]
+
+
 @cli.command("set", cls=_Set, short_help="Set parameters of a running unit.")
 @unit_argument
-@click.argument("assignments", metavar="NAME=VALUE...", nargs=-1, required=True)
+@click.argument(
+    "assignments",
+    metavar="NAME=VALUE...",
+    nargs=-1,
+    required=True,
+    shell_complete=_complete_names,
+)
 @json_option
 @user_option
 def set_(unit: str, assignments: tuple[str, ...], as_json: bool, user: bool) -> None:

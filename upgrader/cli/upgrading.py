@@ -8,6 +8,7 @@ import click
 
 from upgrader.cli.group import cli
 from upgrader.cli.options import (
+    complete_units,
     json_option,
     quiet_option,
     timeout_option,
@@ -20,7 +21,7 @@ from upgrader.systemd.unit import UnitError
 
 
 @cli.command(short_help="Upgrade units to the version now on disk.")
-@click.argument("units", metavar="UNIT...", nargs=-1, required=True)
+@click.argument("units", metavar="UNIT...", nargs=-1, required=True, shell_complete=complete_units)
 @click.option(
     "--mode",
     type=click.Choice([mode.value for mode in Mode]),

@@ -180,6 +180,14 @@ class Systemd:
                 found.append(SocketUnit.from_properties(values))
         return tuple(found)
 
+    def stored_inodes(self, unit: Unit) -> dict[str, int]:
+        """The inode of each FD that PID 1 holds for this unit, by name; none before systemd 254."""
+        if self.release < 254 or not unit.fd_store_max:
+            return {}
+        with _translated(unit.id, "read its FD store"):
+            entries = self._call("DumpUnitFileDescriptorStore", b"s", unit.id)
+        return {as_text(entry[0]): int(entry[4]) for entry in entries}
+
     # What is done
 
     def daemon_reload(self, unit: str) -> None:
