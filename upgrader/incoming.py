@@ -363,7 +363,8 @@ class Loader:
         }
         for entry in manifest.entries:
             if entry.connection is not None:
-                known = entry.backend in declared.connections | declared.protocols
+                name = entry.backend
+                known = name in declared.connections or name in declared.protocols
             else:
                 bound = declared.sockets.get(entry.backend)
                 known = bound is not None and bound.kind is entry.kind

@@ -101,6 +101,12 @@ class Side:
         await self.hosting.settle(time.monotonic() + 0.1, drained=True)
         return self.hosting.freeze()
 
+    async def drained(self) -> None:
+        """What an instance does until nothing is left."""
+        async with asyncio.timeout(SECONDS):
+            while self.hosting.drain():
+                await asyncio.sleep(0.01)
+
     def commit(self, frozen: list[Frozen], to: "Side") -> None:
         """The same process on both sides: the destination has FDs of its own."""
         moved = [
@@ -302,9 +308,8 @@ def test_half_a_request(play: Callable[[Play], None], before: bytes) -> None:
         await asyncio.sleep(0.02)
         assert 1 == len(scene.a.hosting.drain())
         client.send(GET[-4:])
-        await asyncio.sleep(0.02)
-        scene.a.hosting.drain()
         assert b"A" == (await client.receive())[1]
+        await scene.a.drained()
         assert await client.at_end()
 
     play(story)
@@ -388,7 +393,7 @@ def test_an_answer_that_is_not_sent(play: Callable[[Play], None]) -> None:
         scene.a.hosting.drain()
         transport.resume_reading()
         assert LARGE == len((await client.receive())[1])
-        scene.a.hosting.drain()
+        await scene.a.drained()
         assert await client.at_end()
 
     play(story)
@@ -434,7 +439,7 @@ def test_a_client_that_goes_away(
         client.writer.close()
         await asyncio.sleep(0.05)
         scene.a.hosting.resume()
-        scene.a.hosting.drain()
+        await scene.a.drained()
         assert await other.at_end()
         assert [] == await scene.a.hosting.cut()
 
@@ -458,9 +463,8 @@ def test_a_backend_that_is_switched_off(play: Callable[[Play], None], *, for_goo
         assert [] == frozen
         assert ["backend-transfer=no"] * 2 == [item.why for item in left]
         scene.a.commit(frozen, scene.b)
-        scene.a.hosting.drain()
         assert b"A" == (await slow.receive())[1]
-        scene.a.hosting.drain()
+        await scene.a.drained()
         assert [True, True] == [await idle.at_end(), await slow.at_end()]
 
     play(story)
@@ -544,9 +548,7 @@ def test_a_slow_reader_of_tls(loop_factory: Callable[[], asyncio.AbstractEventLo
                 assert 1 == len(side.hosting.drain())
             transport.resume_reading()
             assert LARGE == len((await client.receive())[1])
-            async with asyncio.timeout(SECONDS):
-                while side.hosting.drain():
-                    await asyncio.sleep(0.01)
+            await side.drained()
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(story())

@@ -56,7 +56,9 @@ class Adapter(BaseAdapter):
 
     def lasting(self, protocol: Any) -> bool:
         """A WebSocket."""
-        return bool(protocol.inner._upgraded)
+        inner = protocol.inner
+        # The parser of a WebSocket; before 3.14 nothing else tells that there is one.
+        return inner._payload_parser is not None or getattr(inner, "_upgraded", False)
 
     def finish(self, protocol: Any) -> None:
         """The answer says `Connection: close`."""
