@@ -62,7 +62,8 @@ async def _serve(config: uvicorn.Config) -> None:
 
             @instance.verify
             def open_to_all() -> None:
-                os.chmod(str(config.uds), 0o666)  # as uvicorn does: a proxy is another user
+                if door.persistent:  # bound here, not by a .socket unit
+                    os.chmod(str(config.uds), 0o666)  # as uvicorn does: a proxy is another user
 
         adapter = await _start(instance, config)
         instance.protocols(door, adapter, tls=config.ssl)

@@ -26,6 +26,8 @@ from upgrader.systemd.status import Origin
 CERTIFICATE = Path(__file__).parents[1] / "unit" / "tls.pem"
 TLS = "/opt/upgrader-tests/tls.pem"
 
+IMPATIENT = ["Environment=UPGRADER_DOWNTIME_LIMIT=1us"]  # the destination cannot be so quick
+
 
 def asgi(machine: PrivateSystemd, name: str, *options: str) -> list[str]:
     """A unit that serves webapp.py, and can be upgraded live."""
@@ -171,6 +173,69 @@ def test_a_restart(host_machine: PrivateSystemd, install: Install) -> None:
         assert 1012 == closed.value.rcvd.code
     assert Origin.RESTART is service.status.origin
     assert "WebSocket /ws" in service.messages()
+
+
+def test_what_does_not_end(host_machine: PrivateSystemd, install: Install) -> None:
+    """A restart waits for it up to drain-timeout, then it is cut, and named in both instances."""
+    more = [*asgi(host_machine, "asgi-cut"), "Environment=UPGRADER_DRAIN_TIMEOUT=1s"]
+    service = install(host_machine, "asgi-cut", "webapp", *more)
+    stream, get = Get(service), Get(service)
+    with contextlib.closing(stream), contextlib.closing(get):
+        assert "0" == get.version()
+        stream.connection.request("GET", "/until-marked")
+        answer = stream.connection.getresponse()
+        service.environment(ROUND="1")
+
+        service.restart()
+
+        with pytest.raises(http.client.IncompleteRead):
+            answer.read()
+        assert "1" == get.version()
+    assert 1 == service.status.left_behind
+    named = [line for line in service.messages().splitlines() if "GET /until-marked of" in line]
+    assert 2 == len(named)
+
+
+def test_a_stop(host_machine: PrivateSystemd, install: Install) -> None:
+    """It is for good: a request in flight is answered, a WebSocket told, a newcomer refused."""
+    service = install(host_machine, "asgi-stop", "webapp", *asgi(host_machine, "asgi-stop"))
+    stream, idle = Get(service), Get(service)
+    with contextlib.closing(stream), contextlib.closing(idle), websocket(service) as opened:
+        assert "0" == idle.version()
+        stream.connection.request("GET", "/stream/5")
+        answer = stream.connection.getresponse()
+
+        service.stop()
+
+        assert [str(number) for number in range(5)] == answer.read().decode().split()
+        with pytest.raises(ConnectionClosed) as closed:
+            opened.recv(SETTLE)
+        assert closed.value.rcvd is not None
+        assert 1012 == closed.value.rcvd.code
+        with pytest.raises(ConnectionRefusedError):
+            service.connect()
+    assert "end of" in service.messages()
+
+
+def test_failed_reloads_under_load(
+    host_machine: PrivateSystemd, install: Install, tmp_path: Path
+) -> None:
+    """A source that gives up after the freeze serves on: no request fails, none is lost."""
+    more = [*asgi(host_machine, "asgi-failing", "--no-access-log"), *IMPATIENT]
+    service = install(host_machine, "asgi-failing", "webapp", *more)
+    url = f"http://127.0.0.1:{service.port}/quick"
+    before = service.pid
+    with load(host_machine, ["wrk", "-t1", "-c8", "-d600", "--timeout", "20", url]) as wrk:
+        for number in range(3):
+            assert socket_there(service)
+            service.environment(ROUND=str(number + 1))
+            assert not reload(service)
+        wrk.send_signal(signal.SIGINT)
+        said = wrk.communicate(timeout=SETTLE)[0]
+    assert "no progress within" in service.messages()
+    assert "errors" not in said, said
+    assert "Non-2xx" not in said, said
+    assert (before, 1) == (service.pid, service.status.generation)
 
 
 def test_in_the_same_process(host_machine: PrivateSystemd, install: Install) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 import upgrader
 from tests.support import cannot_run
-from upgrader import errors
+from upgrader import aio, errors
 
 TYPING = Path(__file__).parents[1] / "typing" / "api.py"
 
@@ -56,6 +56,19 @@ def test_public_names_exist_and_are_documented(name: str) -> None:
     for member, function in vars(value).items() if inspect.isclass(value) else ():
         if not member.startswith("_") and inspect.isroutine(function):
             assert inspect.getdoc(function), f"{name}.{member}"
+
+
+def test_the_public_names_for_asyncio() -> None:
+    """Likewise for what only programs on an asyncio loop need."""
+    names = ["Adapter", "Instance", "Peer", "Server", "Task", "start_server", "start_unix_server"]
+    assert names == aio.__all__
+    for name in names:
+        value = getattr(aio, name)
+        if name != "Task":  # a type alias
+            assert value.__doc__
+        for member, function in vars(value).items() if inspect.isclass(value) else ():
+            if not member.startswith("_") and inspect.isroutine(function):
+                assert inspect.getdoc(function), f"{name}.{member}"
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

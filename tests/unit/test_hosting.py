@@ -619,6 +619,28 @@ def test_an_adapter_that_says_no(adapter: Adapter, why: str) -> None:
     asyncio.run(story())
 
 
+class Broken(EchoAdapter):
+    def factory(self) -> asyncio.BaseProtocol:
+        raise ValueError("as told")
+
+
+def test_an_adapter_that_makes_no_protocol(caplog: pytest.LogCaptureFixture) -> None:
+    """Its clients are not left waiting, and the log says why."""
+
+    async def story() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as sock:
+            sock.setblocking(False)
+            side = Side(Broken(), sock)
+            side.hosting.open()
+            client = Client(*await asyncio.open_connection(*sock.getsockname()))
+            assert await client.at_end()
+            client.writer.close()
+            side.hosting.hold(for_good=True)
+
+    asyncio.run(story())
+    assert "adapter of echo failed" in caplog.text
+
+
 def test_a_loader_that_refuses() -> None:
     """Before the Ack, so that the source can resume; what was saved as nothing cannot fail."""
 

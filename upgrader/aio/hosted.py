@@ -50,6 +50,7 @@ class Hosted:
     """A connection of a door, between a library and its transport."""
 
     __slots__ = (
+        "_failed",
         "_gate",
         "_watch",
         "adapter",
@@ -82,6 +83,7 @@ class Hosted:
         self.since = time.monotonic()
         self._gate: _Gate | None = None
         self._watch: _Watch | None = None
+        self._failed = False
 
     @property
     def gone(self) -> bool:
@@ -243,7 +245,9 @@ class Hosted:
         try:
             return function(self._current)
         except Exception:
-            _log.exception("%s: adapter of %s failed", self.door, self.adapter.speaks)
+            if not self._failed:  # asked often, it would fill the log
+                _log.exception("%s: adapter of %s failed", self.door, self.adapter.speaks)
+            self._failed = True
             return otherwise
 
 

@@ -111,7 +111,13 @@ class Hosting:
         self._attach(adopted.sock, adopted.identity, protocol, adopted.state.unread)
 
     def _accept(self, sock: socket.socket) -> None:
-        self._attach(sock, identify(sock), self._adapter.factory(), b"")
+        try:
+            protocol = self._adapter.factory()
+        except Exception:
+            _log.exception("%s: adapter of %s failed", self._name, self._adapter.speaks)
+            sock.close()
+            return
+        self._attach(sock, identify(sock), protocol, b"")
 
     def _attach(
         self, sock: socket.socket, identity: Identity, protocol: asyncio.BaseProtocol, unread: bytes
