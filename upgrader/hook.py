@@ -38,8 +38,15 @@ _POLICY_RC_D = "/usr/sbin/policy-rc.d"
 _FORBIDDEN = 101  # policy-rc.d(8)
 
 Say = Callable[[str], None]
-#: Whether it was upgraded, and the line that was said about it.
-Told = tuple[bool, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What became of one unit: whether it was upgraded, whether it went wrong, and the line said."""
+
+    done: bool
+    bad: bool
+    line: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,25 +70,36 @@ class Desk:
                 turn.drop()
         return units
 
-    def serve(self, unit: str) -> None:
-        """Deal with all that is asked for `unit`, or find that somebody else has."""
+    def serve(self, unit: str) -> bool:
+        """Deal with all that is asked for `unit`, or find that somebody else has.
+
+        False if it went wrong: the same would happen to its sisters.
+        """
         with self.requests.turn(unit) as turn:
             origins = turn.origins
             if not origins:
                 said = turn.last.line if turn.last else unit
                 self.say(f"already dealt with on another request: {said}")
-                return
+                return True
             if (wait := _too_soon(turn)) and Origin.INSTALLED not in origins:
                 self._later(unit, wait)
-                return
+                return True
             turn.claim()
-            turn.served(*self._upgrade(unit, installed=Origin.INSTALLED in origins))
+            told = self._upgrade(unit, installed=Origin.INSTALLED in origins)
+            turn.served(told.done, told.line)
+            return not told.bad
+
+    def pass_over(self, unit: str, failed: str) -> None:
+        """Leave a unit alone because an instance of the same template has failed."""
+        with self.requests.turn(unit) as turn:
+            turn.claim()
+            turn.served(False, self._tell(f"{unit}: left alone, because {failed} failed").line)
 
     def _tell(self, line: str, *more: str, done: bool = False, bad: bool = False) -> Told:
         self.say(f"warning: {line}" if bad else line)
         for each in more:
             self.say(f"  {each}")
-        return done, line
+        return Told(done, bad, line)
 
     def _upgrade(self, name: str, installed: bool) -> Told:
         rule = policy.decide(name, self.rules)
@@ -286,9 +304,14 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
         if arguments.pending:
             for name in desk.requests.units():
                 units |= dict.fromkeys(desk.expand(systemd, name))
+    failed: dict[str, str] = {}
     for unit in units:
+        template, _, instance = unit.partition("@")
         try:
-            desk.serve(unit)
+            if template in failed:
+                desk.pass_over(unit, failed[template])
+            elif not desk.serve(unit) and instance:
+                failed[template] = unit
         except UpgradeError as error:
             say(f"warning: {unit}: not upgraded: {error}")
 

@@ -155,14 +155,28 @@ def test_the_first_version_with_the_library_and_the_way_back(
 
 
 def test_a_template_stands_for_its_instances(clean: PrivateSystemd, install: Install) -> None:
-    """A request for web@.service, as a package files it, upgrades what runs of it."""
-    service = install(clean, "many@1", "holder")
-    service.inside("/run/upgrader/hook/filed").mkdir(parents=True, exist_ok=True)
-    service.inside("/run/upgrader/hook/filed/many@.service").write_text("installed\n")
-    said = hook(clean, "--pending")
+    """A request for web@.service, as a package files it, upgrades what runs of it, one after the
+    other; when the first one fails, the others are left alone."""
+    first, second = (install(clean, f"many@{number}", "holder") for number in (1, 2))
 
+    def requested() -> str:
+        first.inside("/run/upgrader/hook/filed").mkdir(parents=True, exist_ok=True)
+        first.inside("/run/upgrader/hook/filed/many@.service").write_text("installed\n")
+        return hook(clean, "--pending")
+
+    said = requested()
     assert "many@1.service: upgraded in" in said
+    assert "many@2.service: upgraded in" in said
     assert "" == hook(clean, "--pending")
+
+    pid = second.pid
+    first.environment(MODE="exit")
+    said = requested()
+    assert "warning: many@1.service: not upgraded" in said
+    assert "many@2.service: left alone, because many@1.service failed" in said
+    assert "" == hook(clean, "--pending")
+    assert pid == second.pid
+    first.environment()
 
 
 def test_files_of_packages(clean: PrivateSystemd, install: Install) -> None:

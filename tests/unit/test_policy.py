@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The admin's policy files: which rule counts, and what becomes of a mistake in one."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,18 @@ def test_where_nothing_is_said(tmp_path: Path) -> None:
     rules = policy.read((tmp_path, tmp_path / "missing"))
 
     assert policy.Rule("*", Policy.AUTO) == policy.decide("web.service", rules)
+
+
+def test_the_example_of_the_documentation(tmp_path: Path) -> None:
+    """Is one that is understood."""
+    page = Path(__file__).parents[2] / "docs" / "packagers.md"
+    (example,) = re.findall(r"^```policy\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    (tmp_path / "local.conf").write_text(example)
+    rules = policy.read((tmp_path,))
+
+    assert [] == [rule for rule in rules if rule.complaint]
+    assert Policy.LIVE is policy.decide("web@1.service", rules).policy
+    assert Policy.NEVER is policy.decide("batch.service", rules).policy
 
 
 def test_the_last_match_counts(tmp_path: Path) -> None:
