@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The project's own order: style, types and shell scripts; what the code does is tested elsewhere."""
 
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -62,3 +65,26 @@ def test_setup_is_quiet_and_done() -> None:
     )
 
     assert (0, "", "") == (done.returncode, done.stdout, done.stderr)
+
+
+def test_a_wheel_and_an_sdist(tmp_path: Path) -> None:
+    """Both are built; the sdist has what the packages of distributions are made of, and all of them
+    are of the same version."""
+    build = [sys.executable, "-m", "hatchling", "build", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    stem = f"upgrader-{project['version']}"
+    with tarfile.open(tmp_path / f"{stem}.tar.gz") as sdist:
+        names = sdist.getnames()
+    for path in ("packaging/install-system", "packaging/deb/debian/rules", "docs/packagers.md"):
+        assert f"{stem}/{path}" in names
+    assert (tmp_path / f"{stem}-py3-none-any.whl").exists()
+
+    recipes = {
+        "deb/debian/changelog": rf"^upgrader \({project['version']}-",
+        "rpm/upgrader.spec": rf"^Version: +{project['version']}$",
+        "arch/PKGBUILD": rf"^pkgver={project['version']}$",
+    }
+    for name, version in recipes.items():
+        text = (ROOT / "packaging" / name).read_text()
+        assert re.search(version, text, re.MULTILINE), name

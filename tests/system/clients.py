@@ -14,7 +14,6 @@ class Clients:
 
     def __init__(self, machine: PrivateSystemd) -> None:
         self.load = LoadProcess(machine)
-        self._number = 0
 
     def __enter__(self) -> "Clients":
         self.load.__enter__()
@@ -29,12 +28,11 @@ class Clients:
     def __exit__(self, *of_error: object) -> None:
         self.load.__exit__(None, None, None)
 
-    def watch(self, work: Callable[[], str]) -> tuple[Window, str]:
-        """Do something; what the clients saw, and what it said."""
-        self._number += 1
-        self.load.tell(Begin(upgrade=self._number, at=time.monotonic()))
+    def watch(self, work: Callable[[], str], *, upgraded: bool = True) -> tuple[Window, str]:
+        """Do something that ends with an upgrade, or does not; what clients saw, and what it said."""
+        self.load.tell(Begin(at=time.monotonic()))
         said = work()
-        return self.load.ask(End(sample=20), Window), said
+        return self.load.ask(End(upgraded=upgraded, sample=20), Window), said
 
     def end(self) -> Result:
         return self.load.ask(Stop(), Result)

@@ -6,6 +6,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from types import ModuleType
@@ -28,12 +29,12 @@ Source: web
 Section: net
 Priority: optional
 Maintainer: Web Maintainers <web@packages.example>
-Build-Depends: debhelper-compat (= 13), {addon}
+{build_depends}
 Standards-Version: 4.7.2
 
 Package: web
 Architecture: all
-Depends: ${{misc:Depends}}, python3-upgrader
+{depends}
 Description: example
  An example.
 """
@@ -104,15 +105,20 @@ def unit_file(version: str) -> str:
 
 
 def service_package(
-    machine: PrivateSystemd, version: str, rules: str = "", check: bool = True
+    machine: PrivateSystemd,
+    version: str,
+    rules: str = "",
+    check: bool = True,
+    more: Mapping[str, str] | None = None,
 ) -> "subprocess.CompletedProcess[str]":
     """Build one version of the package `web` inside, into /debs; what the build said."""
-    addon = "dh-sequence-installsysusers"
-    if version != "0":
-        addon += ", dh-sequence-upgrader"
+    (control,) = documented("control")
+    build_depends, depends = control.splitlines()
+    if version == "0":
+        build_depends = build_depends.replace("dh-sequence-upgrader, ", "")
     program_files = files(version)
     tree = {
-        "debian/control": _CONTROL.format(addon=addon),
+        "debian/control": _CONTROL.format(build_depends=build_depends, depends=depends),
         "debian/rules": f"#!/usr/bin/make -f\n%:\n\tdh $@\n{rules}",
         "debian/changelog": f"web ({version}) unstable; urgency=medium\n\n  * Version {version}.\n\n"
         " -- Web Maintainers <web@packages.example>  Mon, 23 Nov 2026 12:00:00 +0000\n",
@@ -121,6 +127,7 @@ def service_package(
         "debian/web.install": "web usr/lib/web\n",
         "debian/web.sysusers": 'u web - "Example web service"\n',
         **program_files,
+        **(more or {}),
     }
     for name, text in tree.items():
         mode = 0o755 if name == "debian/rules" else 0o644

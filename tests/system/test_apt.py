@@ -2,6 +2,7 @@
 """The whole story under apt, in a booted Debian 13: packages of a service, installed one over the other under load."""
 
 import concurrent.futures
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from subprocess import PIPE, STDOUT
@@ -13,24 +14,32 @@ from tests.system import packages
 from tests.system.clients import Clients, lost
 from tests.system.packages import UNIT
 from upgrader.private_systemd import PrivateSystemd, TreeError
+from upgrader.systemd.journal import MESSAGE_ID
 
 _APT = ["apt-get", "-y", "--allow-downgrades", "-o", "Dpkg::Use-Pty=0"]
 
 
-@pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateSystemd]:
+@contextlib.contextmanager
+def booted(suite: str, cache: Path) -> Iterator[PrivateSystemd]:
     """A machine with our own packages installed and nothing else of the project."""
     try:
-        tree = packages.packaging("trees").fetch("trixie", lambda text: None)
+        tree = packages.packaging("trees").fetch(suite, lambda text: None)
     except TreeError as error:
         cannot_run(str(error))
-    debs = packages.own_packages("trixie", tmp_path_factory.getbasetemp())
+    debs = packages.own_packages(suite, cache)
     with PrivateSystemd.boot(tree) as machine:
         machine.run(["rm", "-r", "/usr/lib/python3/dist-packages/upgrader", "/usr/bin/upgrader"])
+        own = [f"/debs/{deb.name}" for deb in debs.glob("*.deb")]
         for deb in debs.glob("*.deb"):
             machine.copy_in(deb, f"/debs/{deb.name}")
-        own = [f"/debs/{deb.name}" for deb in debs.glob("*.deb")]
         machine.run([*_APT, "install", *own], env=_QUIET, timeout=120)
+        yield machine
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateSystemd]:
+    """Debian 13 with all versions of the service at hand."""
+    with booted("trixie", tmp_path_factory.getbasetemp()) as machine:
         for version in "01234":
             packages.service_package(machine, version)
         yield machine
@@ -109,7 +118,9 @@ def test_upgrades_by_apt_lose_nothing(web: Web) -> None:
     web.install("1")
     with Clients(web.machine) as clients:
         for version, serves in (("2", "2"), ("3", "2"), ("4", "4"), ("1", "1")):
-            window, said = clients.watch(lambda version=version: web.install(version))
+            window, said = clients.watch(
+                lambda version=version: web.install(version), upgraded=version == serves
+            )
             assert {} == lost(window), (said, clients.end().losses)
             assert window.stall_ms < 1000, said
             assert serves == window.version, said
@@ -168,18 +179,8 @@ def test_removal_and_purge(web: Web) -> None:
     assert "0" == web.show("NFileDescriptorStore")
     web.apt("purge", "web")
 
-    find = [
-        "find",
-        "/usr/lib/web",
-        "/etc",
-        "/var/lib",
-        "-name",
-        "web*",
-        "-not",
-        "-path",
-        "*/dpkg/*",
-    ]
-    assert "" == web.machine.run(find, check=False).stdout
+    left = "ls -d /usr/lib/web /etc/*/*/web.service /var/lib/upgrader/hold/web.service"
+    assert "" == web.machine.run(["sh", "-c", left], check=False).stdout
 
 
 def test_who_does_not_want_it(web: Web) -> None:
@@ -240,7 +241,7 @@ def test_needrestart_asks_us(web: Web) -> None:
 
         web.machine.run(["rm", "-r", "/run/upgrader/hook"])
         web.machine.write(f"/var/lib/upgrader/hold/{UNIT}", '{"unit":"","since":1,"cause":"bad"}')
-        window, said = clients.watch(web.stale_library)
+        window, said = clients.watch(web.stale_library, upgraded=False)
         assert f"{UNIT}: left alone, held since" in said
         assert window.generation == 2
 
@@ -276,6 +277,58 @@ def test_dh_upgrader_fails_a_build(machine: PrivateSystemd, rules: str, said: st
 
     assert done.returncode != 0
     assert said in done.stdout
+
+
+def test_units_with_and_without(machine: PrivateSystemd) -> None:
+    """With the rules of the documentation, the one unit is upgraded and the other one restarted."""
+    (rules,) = packages.documented("make")
+    more = {
+        "debian/web.install": "web usr/lib/web\nother.service usr/lib/systemd/system\n",
+        "debian/web.upgrader": f"{UNIT}\n",
+        "other.service": "[Service]\nExecStart=/bin/sleep infinity\n",
+    }
+    packages.service_package(machine, "5", rules, more=more)
+    scripts = "dpkg-deb --ctrl-tarfile /debs/web_5_all.deb | tar -xO ./postinst"
+    postinst = machine.run(["sh", "-c", scripts]).stdout
+
+    assert f"/usr/lib/upgrader/request '{UNIT}'" in postinst
+    assert f"deb-systemd-invoke start '{UNIT}'" in postinst
+    assert "deb-systemd-invoke $_dh_action 'other.service'" in postinst
+
+
+def test_what_belongs_to_the_command_is_in_its_place(machine: PrivateSystemd) -> None:
+    """Completions, manual pages, the catalog of the journal, and the place of the policy."""
+    complete = ". /usr/share/bash-completion/completions/upgrader; complete -p upgrader"
+    assert "upgrader" in machine.run(["bash", "-c", complete]).stdout
+    catalog = machine.run(["journalctl", "--dump-catalog", MESSAGE_ID]).stdout
+    assert "Subject: In-place upgrade of" in catalog
+    listed = machine.run(["dpkg", "-L", "upgrader", "dh-upgrader", "python3-upgrader"]).stdout
+    for path in (
+        "/etc/upgrader/policy.d",
+        "/usr/lib/tmpfiles.d/upgrader.conf",
+        "/usr/share/fish/vendor_completions.d/upgrader.fish",
+        "/usr/share/man/man1/dh_upgrader.1.gz",
+        "/usr/share/man/man1/upgrader.1.gz",
+        "/usr/share/zsh/vendor-completions/_upgrader",
+    ):
+        assert path in listed.splitlines()
+    assert machine.run(["stat", "-c", "%a", "/run/upgrader"]).stdout == "755\n"
+
+
+def test_debian_12(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Its packages, with the backport of msgspec: the same upgrade under load, live, on 252."""
+    with booted("bookworm", tmp_path_factory.getbasetemp()) as machine:
+        asked = ["dpkg-query", "-f", "${Version}", "-W", "python3-msgspec"]
+        version = machine.run(asked).stdout
+        machine.run(["dpkg", "--compare-versions", version, "lt", "0.19.0-2"])
+        for each in "12":
+            packages.service_package(machine, each)
+        web = Web(machine)
+        web.install("1")
+        with Clients(machine) as clients:
+            window, said = clients.watch(lambda: web.install("2"))
+            assert ({}, "2") == (lost(window), window.version), said
+            assert "loaded by live" in said
 
 
 _QUIET = {"DEBIAN_FRONTEND": "noninteractive"}
