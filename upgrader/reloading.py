@@ -185,7 +185,9 @@ def _judge(
             after=after,
         )
     else:
-        obstacle = Obstacle(_why(entries, now, word), f"put a good version in place; {see}")
+        obstacle = Obstacle(
+            _why(entries, now, word, after.refused), f"put a good version in place; {see}"
+        )
         result = Result.OLD_SERVES
     return replace(
         outcome,
@@ -201,7 +203,7 @@ def _judge(
 _KEPT = (Origin.LIVE, Origin.RESTART)
 
 
-def _why(entries: tuple[cause.Entry, ...], now: Unit, word: str) -> str:
+def _why(entries: tuple[cause.Entry, ...], now: Unit, word: str, refused: str) -> str:
     reported = cause.reported(entries)
     if now.reload_result == "timeout":
         span = f"{now.timeout_start_usec / 1e6:g}s"
@@ -218,4 +220,6 @@ def _why(entries: tuple[cause.Entry, ...], now: Unit, word: str) -> str:
         return "the reload job was cancelled"
     if word == "done":
         return "the reload changed nothing"
+    if refused:  # not every user may read the journal
+        return refused
     return f"the reload ended with {now.reload_result}, and nobody said why"
