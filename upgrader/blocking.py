@@ -26,8 +26,9 @@ from upgrader.image import LeftBehind
 from upgrader.inbox import Frame
 from upgrader.incoming import Adopted, Arrival
 from upgrader.instance import Instance as BaseInstance
-from upgrader.instance import refused_by_check, stop_signals
+from upgrader.instance import refused_by_check
 from upgrader.outgoing import Frozen
+from upgrader.process import stop_signals
 from upgrader.state import encode
 from upgrader.stream import HIGH_WATER, Stream, accept, show_peer
 from upgrader.switchover import Source

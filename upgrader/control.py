@@ -15,7 +15,7 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -448,43 +448,3 @@ def _description(interface: object) -> str:
     if interface not in known:
         raise VarlinkError(f"{SERVICE}.InterfaceNotFound", {"interface": interface})
     return known[interface]
-
-
-# The other end
-
-
-def call(
-    sock: socket.socket, method: str, parameters: dict[str, Any], *, upgrade: bool = False
-) -> dict[str, Any]:
-    """Call a method of another instance; raises VarlinkError, OSError or TimeoutError.
-
-    Reads one byte at a time at the end of the reply: what follows belongs to the stream.
-    """
-    sock.sendall(varlink.encode(Call(method, parameters, upgrade=upgrade)))
-    return _next_reply(sock, bytearray(), 1 if upgrade else 65536).parameters
-
-
-def watch(sock: socket.socket, method: str) -> Iterator[dict[str, Any]]:
-    """Call a method with "more", and yield each of its replies; raises as `call`."""
-    sock.sendall(varlink.encode(Call(method, more=True)))
-    buffer = bytearray()
-    while True:
-        reply = _next_reply(sock, buffer, 65536)
-        yield reply.parameters
-        if not reply.continues:
-            return
-
-
-def _next_reply(sock: socket.socket, buffer: bytearray, at_once: int) -> Reply:
-    while (message := varlink.take(buffer)) is None:
-        data = sock.recv(at_once)
-        if not data:
-            raise ConnectionResetError("the instance closed the connection without an answer")
-        buffer += data
-    try:
-        reply = msgspec.json.decode(message, type=Reply)
-    except msgspec.MsgspecError as error:
-        raise ConnectionError(f"the instance gave no answer that can be read: {error}") from error
-    if reply.error:
-        raise VarlinkError(reply.error.rpartition(".")[2], reply.parameters)
-    return reply

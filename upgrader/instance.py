@@ -7,34 +7,28 @@ Declare, load, commit, and at the end park or leave. It holds no protocol state 
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import os
-import resource
-import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, MutableMapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from upgrader import outgoing
+from upgrader.account import Account
 from upgrader.backends import Address, Fd
 from upgrader.declarations import (
     Bound,
     Connections,
     Datagrams,
-    Declarations,
     Declared,
     Listener,
 )
-from upgrader.description import Migration, Phase, Standing
+from upgrader.description import Phase, Standing
 from upgrader.errors import (
-    BusError,
     DeclarationError,
-    ParameterError,
     UpgradeError,
     VerifyError,
 )
@@ -48,14 +42,17 @@ from upgrader.parameters import (
     Parameters,
     socket_path,
 )
-from upgrader.progress import Progress, fields
-from upgrader.systemd import journal
+from upgrader.process import (
+    is_main,
+    no_collection,
+    raise_fd_limit,
+    reserve,
+    watchdog_span,
+)
 from upgrader.systemd.activation import own_number, take
-from upgrader.systemd.bus import Bus
 from upgrader.systemd.fdstore import FdStore, Stored, StoreName
 from upgrader.systemd.journal import Outcome, Priority
-from upgrader.systemd.notify import Notifier, one_line
-from upgrader.systemd.status import Origin, Status
+from upgrader.systemd.notify import one_line
 from upgrader.systemd.stop import Stop, StopReason, ask, unit_name
 from upgrader.turns import Turn, Turns
 
@@ -63,7 +60,7 @@ if TYPE_CHECKING:  # loaded by the instances that migrate live
     from upgrader.control import Control
     from upgrader.execution import Execution
     from upgrader.live import Request, Taker
-    from upgrader.negotiation import Negotiation, Open
+    from upgrader.negotiation import Negotiation
     from upgrader.switchover import Source
 
 T = TypeVar("T")
@@ -84,7 +81,7 @@ class Ended(StrEnum):
     MIGRATED = "migrated"  #: another instance goes on with all that was here
 
 
-class Instance:
+class Instance(Account):
     """One running process of a service. Use `upgrader.attach`; this is what both faces share.
 
     One instance is one process: run several as template units (`web@1`, `web@2`) on one `.socket`.
@@ -99,23 +96,10 @@ class Instance:
                 f"attach() in process {own}, but systemd started process {main}",
                 remedy="one instance is one process: use template units instead of forking",
             )
-        self.service = service
-        self.version = version
-        self.generation = 0  #: 1 on a cold start, one more with each migration; 0 before `serve`
-        self.since = 0.0  #: seconds since the epoch at which it became the owner
-        self.standing = Standing.SERVING
-        self.progress = Progress()
+        super().__init__(service, version, environment)
         self.turns = Turns()
-        self._configured = Parameters.from_environment(environment)
-        self.parameters = self._configured
-        self.overrides: dict[str, str] = {}
-        self.settings = ""  #: of the unit at the start of this process, in one checksum
-        self.declarations = Declarations(service)
-        self.unit = ""
         self.frozen = False  #: everything has moved; nothing here touches it any more
         self.exit_status = 0  #: of the process, once frozen
-        self._notifier = Notifier.from_environment(environment)
-        self._supervised = self._notifier.connected
         self._store = FdStore(self._notifier)
         self._passed = take(environment)
         self._executed = EXECUTED in environment
@@ -130,8 +114,7 @@ class Instance:
         self._negotiation: Negotiation | None = None
         self._insured: StoreName | None = None
         self._settled = threading.Event()  # PID 1 listens to this process
-        self._watchdog = _watchdog(environment, own)
-        self._status = Status(0, Origin.COLD)
+        self._watchdog = watchdog_span(environment, own)
         self._socket_path = socket_path(environment)
         if self._supervised:
             self.unit = unit_name()
@@ -144,7 +127,7 @@ class Instance:
             )  # fmt: skip
         else:
             _log.info("%s: not started by systemd, so nothing outlives this process", service)
-        _raise_fd_limit()
+        raise_fd_limit()
 
     # Declarations
 
@@ -246,7 +229,7 @@ class Instance:
                 target=self._settle, args=(self._taker, arrival), name="upgrader-settling",
                 daemon=True,
             ).start()  # fmt: skip
-        self._reserve = _reserve(_RESERVED + len(self.declarations.sockets))
+        self._reserve = reserve(_RESERVED + len(self.declarations.sockets))
         self._status = arrival.status
         self._remember(arrival.status)
         self._report(Priority.INFO, "destination", "load", Outcome.DONE, str(arrival.status))
@@ -268,10 +251,10 @@ class Instance:
         """In a thread: wait until PID 1 listens to this process, and tell it the rest."""
         taker.wait_for_source()
         taker.close()
-        if not _is_main(self.unit):
+        if not is_main(self.unit):
             # The source has died, and takeover names this process.
             deadline = time.monotonic() + _NAMED
-            while not _is_main(self.unit) and time.monotonic() < deadline:
+            while not is_main(self.unit) and time.monotonic() < deadline:
                 time.sleep(0.01)
         try:
             arrival.settle(self._notifier, self._store)
@@ -444,12 +427,6 @@ class Instance:
             self._report(Priority.ERR, "source", "migrate", Outcome.FAILED, message)
             execution.failed.set_result(reason)
 
-    def refused(self, why: str) -> None:
-        """Show, in the status text, why a newer version has not taken over."""
-        self._status = replace(self._status, refused=one_line(why))
-        with contextlib.suppress(UpgradeError):
-            self._notifier.send(f"STATUS={self._status}")
-
     def drains(self) -> None:
         """Replaced, but not empty: be found beside the new instance until this process ends."""
         if self._control and self._socket_path:
@@ -459,57 +436,17 @@ class Instance:
             except OSError as error:
                 _log.warning("%s: %s: nobody sees what is drained here", path, error.strerror)
 
-    def connections_open(self) -> Sequence[tuple[str, Open]]:
-        """All open connections with their backend; called from any thread."""
-        return ()
-
     def crosses(self, backend: str) -> bool:
         """Whether the connections of a backend move, as far as this side knows."""
         if self._negotiation:
             return self._negotiation.crosses(backend)
         return self.parameters.transfers(backend)
 
-    def override(self, parameters: Mapping[str, str]) -> None:
-        """Set parameters until the service is stopped, whatever the unit says; an empty value takes
-        back what was set. Raises ParameterError, and sets none then."""
-        overrides = {n: v for n, v in {**self.overrides, **parameters}.items() if v}
-        self.parameters = self._configured.updated(overrides, self.declarations.sockets)
-        self.overrides = overrides
-
-    def inherit(self, overrides: Mapping[str, str]) -> None:
-        """Take over what was set on the instance before; what this version does not know is left."""
-        for name, value in overrides.items():
-            try:
-                self.override({name: value})
-            except ParameterError as error:
-                _log.warning("not inherited: %s", error)
-
     def _committed(self, frozen_at: int) -> None:
         pause = time.clock_gettime(time.CLOCK_MONOTONIC) - frozen_at / 1e9
         self.progress.enter(Phase.COMMITTED, pause=round(pause, 6))
         if self._negotiation:
             self._negotiation.committed()
-
-    def _remember(self, status: Status) -> None:
-        """What brought this instance here, for QueryMigration."""
-        if status.source_generation is None:
-            return
-        pause = status.pause or 0.0
-        self.progress.loaded(
-            Migration(
-                Phase.DONE,
-                mode=status.origin,
-                source=status.source_generation,
-                destination=status.generation,
-                pid=os.getpid(),
-                began=round(self.since - pause, 3),
-                seconds=pause,
-                pause=pause,
-                fds=status.fds,
-                bytes=status.state_bytes,
-                left_behind=status.left_behind,
-            )
-        )
 
     @property
     def insured(self) -> bool:
@@ -620,86 +557,12 @@ class Instance:
         if isinstance(error, UpgradeError) and self._supervised:
             raise SystemExit(f"{self.service}: {error}")
 
-    @property
-    def supervised(self) -> bool:
-        """Whether systemd started this process."""
-        return self._supervised
-
-    def _report(
-        self, priority: Priority, side: str, phase: str, outcome: Outcome, message: str
-    ) -> None:
-        if self.supervised:
-            last = self.progress.now
-            journal.report(
-                message, priority, unit=self.unit, generation=self.generation, side=side,
-                phase=phase, outcome=outcome,
-                # What is parked has no destination yet: the last migration is the one before.
-                details=fields(last) if last.mode and phase != "park" else None,
-            )  # fmt: skip
-        elif priority is Priority.ERR:
-            _log.error("%s", message)
-
 
 def refused_by_check(check: Callable[..., Any], error: Exception) -> VerifyError:
     """The error for a check that raised."""
     if isinstance(error, VerifyError):
         return error
     return VerifyError(f"{check.__qualname__} refused: {type(error).__name__}: {error}")
-
-
-def stop_signals(supervised: bool) -> tuple[signal.Signals, ...]:
-    """The signals that stop an instance: SIGTERM, and Ctrl-C at a desk."""
-    return (signal.SIGTERM,) if supervised else (signal.SIGTERM, signal.SIGINT)
-
-
-def _is_main(unit: str) -> bool:
-    """Whether PID 1 takes this process for the main one; what it does not say counts as yes."""
-    try:
-        with Bus(_NAMED) as bus:
-            return bool(bus.get(unit, "MainPID") == os.getpid())
-    except BusError:
-        return True
-
-
-def _watchdog(environment: Mapping[str, str], own: str) -> float:
-    """WatchdogSec= in seconds, if it is meant for this process; else 0."""
-    usec = environment.get("WATCHDOG_USEC", "")
-    if environment.get("WATCHDOG_PID", own) != own or not usec.isdecimal():
-        return 0.0
-    return int(usec) / 1e6
-
-
-def _reserve(count: int) -> list[Fd]:
-    """Numbers that clients cannot use up: parking opens a few FDs, and so does loading."""
-    reserve: list[Fd] = []
-    with contextlib.suppress(OSError):
-        reserve.append(Fd(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)))
-        while len(reserve) < count:
-            reserve.append(reserve[0].duplicate())
-    return reserve
-
-
-def _raise_fd_limit() -> None:
-    # The kernel counts FDs in flight per user against the sender's soft limit (ETOOMANYREFS).
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-@contextlib.contextmanager
-def no_collection() -> Iterator[None]:
-    """No garbage collection: nothing of thousands of new objects is garbage, and clients wait.
-
-    What there is afterwards is left out of later collections as well: it is there to stay.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        if enabled:
-            gc.enable()
 
 
 def _unlink(bound: Bound) -> None:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from upgrader.control import call, watch
+from upgrader.calling import call, watch
 from upgrader.description import Description, Migration
 from upgrader.errors import UpgradeError
 from upgrader.parameters import DRAINING, SOCKET

@@ -20,7 +20,7 @@ from typing import Any, Self
 from upgrader import channel, image, wire
 from upgrader.backends import Fd
 from upgrader.backends.fd import HasFileno
-from upgrader.control import call
+from upgrader.calling import call
 from upgrader.errors import ChannelError, UpgradeError
 from upgrader.fence import Fence
 from upgrader.parameters import COMMITTED, FAILED

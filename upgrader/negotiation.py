@@ -10,28 +10,25 @@ import os
 import re
 import shutil
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import msgspec
 
-from upgrader import channel, image, started, wire
-from upgrader.backends import Waiting
-from upgrader.backends.fd import identify
+from upgrader import channel, image, wire
 from upgrader.command_line import Command, main_process
 from upgrader.control import Caller
-from upgrader.declarations import Declarations
-from upgrader.description import Backend, Connection, Description, Phase, Standing
+from upgrader.describing import Describer
+from upgrader.description import Phase
 from upgrader.errors import BusError, ParameterError, UpgradeError
 from upgrader.execution import Execution
+from upgrader.host import Host
 from upgrader.live import Request, Successor
-from upgrader.parameters import FD_STORE_ONLY, Mechanism, Parameters
-from upgrader.progress import News, Progress
-from upgrader.stream import show_peer
+from upgrader.parameters import FD_STORE_ONLY, Mechanism
+from upgrader.progress import News
 from upgrader.systemd.bus import Bus, is_user_service
 from upgrader.systemd.stop import unit_name
 from upgrader.systemd.unit import Unit
@@ -39,56 +36,7 @@ from upgrader.varlink import INTERFACE, VarlinkError, denied, invalid
 
 _GO = 10.0  # seconds that a destination may take between its negotiation and Go
 _BUS = 1.0
-_LISTED = 100  # connections that are described one by one, the busy and old first; and modules
 _DECIDED = 5.0  # seconds that Cancel waits for the decision
-
-
-class Open(Protocol):
-    """An open connection, of this library or of another one."""
-
-    @property
-    def sock(self) -> socket.socket:
-        """Its socket."""
-
-    @property
-    def since(self) -> float:
-        """When it was opened here, as of `time.monotonic`."""
-
-    @property
-    def waiting(self) -> Waiting | None:
-        """Its safe point; None while it is busy."""
-
-    @property
-    def what(self) -> str:
-        """What it is at, where that is known."""
-
-
-class Host(Protocol):
-    """The instance that is asked."""
-
-    service: str
-    version: str
-    unit: str
-    generation: int
-    since: float
-    standing: Standing
-    declarations: Declarations
-    parameters: Parameters
-    progress: Progress
-    settings: str
-
-    @property
-    def overrides(self) -> Mapping[str, str]:
-        """The parameters that were set since it was started, and before by instances it follows."""
-
-    def override(self, parameters: Mapping[str, str]) -> None:
-        """Set parameters; raises ParameterError, and sets none then."""
-
-    def refused(self, why: str) -> None:
-        """Show why a newer version has not taken over."""
-
-    def connections_open(self) -> Sequence[tuple[str, Open]]:
-        """All open connections with their backend; called from any thread."""
 
 
 class Negotiation:
@@ -103,7 +51,7 @@ class Negotiation:
         on_reload: Callable[[], object],
     ) -> None:
         self._host = host
-        self._library = library
+        self._describer = Describer(host, library)
         self._on_request = on_request
         self._on_reload = on_reload
         self._expected = False
@@ -115,39 +63,10 @@ class Negotiation:
         self._decided = threading.Event()
         self._cancelled = False
         self._withheld: frozenset[str] = frozenset()
-        self._files = _program_files()
-        self._modules = frozenset(sys.modules)
 
     def describe(self) -> dict[str, Any]:
         """All there is to know."""
-        host = self._host
-        connections = list(host.connections_open())
-        backends = [self._backend(name, connections) for name in sorted(host.declarations.sockets)]
-        description = Description(
-            service=host.service,
-            version=host.version,
-            unit=host.unit,
-            pid=os.getpid(),
-            generation=host.generation,
-            phase=host.standing,
-            library=self._library,
-            since=round(host.since, 3),
-            credentials=os.environ.get("CREDENTIALS_DIRECTORY", ""),
-            changed=[path for path, seen in self._files.items() if _stamp(path) != seen],
-            late=sorted(sys.modules.keys() - self._modules)[:_LISTED],
-            expected=self._expected,
-            states={
-                name: declared.description.version
-                for name, declared in host.declarations.states.items()
-            },
-            backends=backends,
-            connections=len(connections),
-            held=_held(connections),
-            parameters=host.parameters.shown(),
-            migration=host.progress.now,
-            started=started.describe(host.declarations.activated, host.settings),
-        )
-        told: dict[str, Any] = msgspec.to_builtins(description)
+        told: dict[str, Any] = msgspec.to_builtins(self._describer.describe(self._expected))
         return told
 
     def query(self) -> News:
@@ -380,24 +299,6 @@ class Negotiation:
             raise invalid("withheld")
         return frozenset(str(name) for name in withheld)
 
-    def _backend(self, name: str, connections: Sequence[tuple[str, Open]]) -> Backend:
-        bound = self._host.declarations.sockets[name]
-        own = [each for backend, each in connections if backend == name]
-        fd, address, inode = -1, "", 0
-        with contextlib.suppress(OSError, UpgradeError):  # closed: another instance has it
-            identity = identify(bound.socket)
-            fd, address, inode = bound.fileno(), identity.address, identity.inode
-        return Backend(
-            name=name,
-            kind=bound.kind,
-            fd=fd,
-            address=address,
-            inode=inode,
-            transfer=self._host.parameters.transfers(name),
-            connections=len(own),
-            busy=sum(1 for each in own if each.waiting is None),
-        )
-
     def _is_ours(self, group: str) -> bool:
         """Whether a /proc/PID/cgroup lies in the cgroup of this unit, or below (Delegate=)."""
         with contextlib.suppress(BusError), Bus(_BUS) as bus:
@@ -433,22 +334,6 @@ def _below(group: str, root: str) -> bool:
     )
 
 
-def _held(connections: Sequence[tuple[str, Open]]) -> list[Connection]:
-    first = sorted(connections, key=lambda each: (each[1].waiting is not None, each[1].since))
-    now = time.monotonic()
-    return [
-        Connection(
-            backend=backend,
-            peer=show_peer(each.sock),
-            fd=each.sock.fileno(),
-            age=round(now - each.since, 3),
-            waiting=each.waiting or "",
-            what=each.what,
-        )
-        for backend, each in first[:_LISTED]
-    ]
-
-
 def refused(why: str) -> VarlinkError:
     """The error for whatever is not allowed or does not fit."""
     return VarlinkError(f"{INTERFACE}.Refused", {"why": why})
@@ -456,18 +341,3 @@ def refused(why: str) -> VarlinkError:
 
 def _busy(holder: str) -> VarlinkError:
     return VarlinkError(f"{INTERFACE}.Busy", {"holder": holder})
-
-
-def _program_files() -> dict[str, tuple[int, ...]]:
-    """The files that this program is made of, with what a replaced one would change."""
-    paths = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
-    paths |= {sys.executable, os.path.abspath(sys.argv[0])}
-    return {path: _stamp(path) for path in paths if path}
-
-
-def _stamp(path: str) -> tuple[int, ...]:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return ()
-    return status.st_ino, status.st_mtime_ns, status.st_size

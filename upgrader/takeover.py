@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from upgrader.backends import Fd
+from upgrader.calling import call
 from upgrader.command_line import PER_PROCESS, Command, main_process
-from upgrader.control import call
 from upgrader.errors import BusError, NotifyError, UpgradeError
 from upgrader.parameters import COMMITTED, FAILED, TAKEOVER, socket_path
 from upgrader.started import settings

@@ -108,7 +108,7 @@ def test_who_is_not_registered_gets_nothing(any_machine: PrivateSystemd, install
     assert socket_there(service)
     program = (
         "import socket, json\n"
-        "from upgrader.control import call\n"
+        "from upgrader.calling import call\n"
         "from upgrader.varlink import VarlinkError\n"
         "sock = socket.socket(socket.AF_UNIX)\n"
         "sock.connect('/run/guarded/upgrader.sock')\n"

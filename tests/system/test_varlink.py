@@ -153,7 +153,7 @@ def varlinkctl_as_nobody(service: Service, method: str, parameters: str = "{}") 
     """What an unprivileged user is told: the answer, or the error."""
     program = (
         "import json, socket\n"
-        "from upgrader.control import call\n"
+        "from upgrader.calling import call\n"
         "try:\n"
         "    with socket.socket(socket.AF_UNIX) as sock:\n"
         f"        sock.connect('/run/{service.name}/upgrader.sock')\n"

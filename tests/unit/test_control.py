@@ -17,7 +17,8 @@ import pytest
 
 from tests.support import SETTLE, eventually
 from upgrader import control, varlink
-from upgrader.control import Caller, Control, call, remove_dead, watch
+from upgrader.calling import call, watch
+from upgrader.control import Caller, Control, remove_dead
 from upgrader.description import Backend, Connection, Description, Migration, Phase
 from upgrader.progress import News, Progress
 from upgrader.varlink import INTERFACE, Call, VarlinkError

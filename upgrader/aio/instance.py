@@ -28,9 +28,10 @@ from upgrader.backends import Waiting
 from upgrader.declarations import Connections, Listener, Protocols
 from upgrader.image import LeftBehind
 from upgrader.incoming import Adopted, Arrival
-from upgrader.instance import Ended, no_collection, refused_by_check, stop_signals
+from upgrader.instance import Ended, refused_by_check
 from upgrader.instance import Instance as BaseInstance
 from upgrader.outgoing import Frozen
+from upgrader.process import no_collection, stop_signals
 from upgrader.stream import Stream
 from upgrader.switchover import Source
 
@@ -38,8 +39,8 @@ if TYPE_CHECKING:
     import ssl
 
     from upgrader.execution import Execution
+    from upgrader.host import Open
     from upgrader.live import Request
-    from upgrader.negotiation import Open
 
 Task = Callable[..., Coroutine[Any, Any, object]]
 

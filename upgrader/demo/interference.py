@@ -12,7 +12,7 @@ from typing import Self
 import msgspec
 
 from upgrader.backends import Fd
-from upgrader.control import watch
+from upgrader.calling import watch
 from upgrader.demo.options import DemoError
 from upgrader.demo.stage import SERVICE, Stage
 from upgrader.demo.succession import connect, processes

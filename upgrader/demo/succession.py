@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from upgrader.backends import Fd
-from upgrader.control import call
+from upgrader.calling import call
 from upgrader.demo.options import DemoError
 from upgrader.description import Description
 from upgrader.private_systemd import PrivateSystemd

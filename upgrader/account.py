@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What an instance knows of itself and tells others: where it stands, its parameters, its phases.
+
+It owns no backend and moves nothing; `instance` does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from upgrader.declarations import Declarations
+from upgrader.description import Migration, Phase, Standing
+from upgrader.errors import ParameterError, UpgradeError
+from upgrader.parameters import Parameters
+from upgrader.progress import Progress, fields
+from upgrader.systemd import journal
+from upgrader.systemd.journal import Outcome, Priority
+from upgrader.systemd.notify import Notifier, one_line
+from upgrader.systemd.status import Origin, Status
+
+if TYPE_CHECKING:  # loaded by the instances that can be asked
+    from upgrader.host import Open
+
+_log = logging.getLogger("upgrader")
+
+
+class Account:
+    """The part of an instance that others ask for, and that it reports."""
+
+    def __init__(self, service: str, version: str, environment: Mapping[str, str]) -> None:
+        self.service = service
+        self.version = version
+        self.unit = ""
+        self.generation = 0  #: 1 on a cold start, one more with each migration; 0 before `serve`
+        self.since = 0.0  #: seconds since the epoch at which it became the owner
+        self.standing = Standing.SERVING
+        self.progress = Progress()
+        self._configured = Parameters.from_environment(environment)
+        self.parameters = self._configured
+        self.overrides: dict[str, str] = {}
+        self.settings = ""  #: of the unit at the start of this process, in one checksum
+        self.declarations = Declarations(service)
+        self._notifier = Notifier.from_environment(environment)
+        self._supervised = self._notifier.connected
+        self._status = Status(0, Origin.COLD)
+
+    # What others ask for
+
+    @property
+    def supervised(self) -> bool:
+        """Whether systemd started this process."""
+        return self._supervised
+
+    def connections_open(self) -> Sequence[tuple[str, Open]]:
+        """All open connections with their backend; called from any thread."""
+        return ()
+
+    def override(self, parameters: Mapping[str, str]) -> None:
+        """Set parameters until the service is stopped, whatever the unit says; an empty value takes
+        back what was set. Raises ParameterError, and sets none then."""
+        overrides = {n: v for n, v in {**self.overrides, **parameters}.items() if v}
+        self.parameters = self._configured.updated(overrides, self.declarations.sockets)
+        self.overrides = overrides
+
+    def inherit(self, overrides: Mapping[str, str]) -> None:
+        """Take over what was set on the instance before; what this version does not know is left."""
+        for name, value in overrides.items():
+            try:
+                self.override({name: value})
+            except ParameterError as error:
+                _log.warning("not inherited: %s", error)
+
+    # What it tells
+
+    def refused(self, why: str) -> None:
+        """Show, in the status text, why a newer version has not taken over."""
+        self._status = replace(self._status, refused=one_line(why))
+        with contextlib.suppress(UpgradeError):
+            self._notifier.send(f"STATUS={self._status}")
+
+    def _remember(self, status: Status) -> None:
+        """What brought this instance here, for QueryMigration."""
+        if status.source_generation is None:
+            return
+        pause = status.pause or 0.0
+        self.progress.loaded(
+            Migration(
+                Phase.DONE,
+                mode=status.origin,
+                source=status.source_generation,
+                destination=status.generation,
+                pid=os.getpid(),
+                began=round(self.since - pause, 3),
+                seconds=pause,
+                pause=pause,
+                fds=status.fds,
+                bytes=status.state_bytes,
+                left_behind=status.left_behind,
+            )
+        )
+
+    def _report(
+        self, priority: Priority, side: str, phase: str, outcome: Outcome, message: str
+    ) -> None:
+        if self.supervised:
+            last = self.progress.now
+            journal.report(
+                message, priority, unit=self.unit, generation=self.generation, side=side,
+                phase=phase, outcome=outcome,
+                # What is parked has no destination yet: the last migration is the one before.
+                details=fields(last) if last.mode and phase != "park" else None,
+            )  # fmt: skip
+        elif priority is Priority.ERR:
+            _log.error("%s", message)
