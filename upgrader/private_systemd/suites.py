@@ -78,7 +78,7 @@ def fetch(suite: str, progress: Callable[[str], None], packages: Sequence[str] =
         with _locked(place.with_name(f"{place.name}.lock")):
             if not place.exists():
                 progress(
-                    f"fetching a root tree of Debian {suite} into {place} (about 250 MB, once)"
+                    f"fetching a root tree of Debian {suite} into {place} (some hundred MB, once)"
                 )
                 _make(suite, place, packages)
     except OSError as error:

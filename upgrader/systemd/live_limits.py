@@ -115,6 +115,10 @@ def _settings(unit: Unit) -> list[Limit]:
         found.append(
             _by_restart(unit, "PrivatePIDs= hides the running instance from its successor")
         )
+    if unit.private_users and unit.protect_proc not in ("", "default"):
+        # Each of the two instances is in a user namespace of its own, as a stranger to the other.
+        hidden = f"PrivateUsers= together with ProtectProc={unit.protect_proc}"
+        found.append(_by_restart(unit, f"{hidden} hides the two instances from each other"))
     for reload in reloads:
         start = unit.exec_start[-1].flags if unit.exec_start else ()
         if _PRIVILEGES & set(start) != _PRIVILEGES & set(reload.flags):

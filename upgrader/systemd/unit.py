@@ -217,6 +217,8 @@ class Unit:
     user: str
     group: str
     dynamic_user: bool
+    private_users: bool
+    protect_proc: str
     uid: int
     """The user that PID 1 started it as, whatever User= says now; UNSET_ID where that was root."""
     gid: int
@@ -287,6 +289,8 @@ class Unit:
             user=text("User"),
             group=text("Group"),
             dynamic_user=bool(values.get("DynamicUser", False)),
+            private_users=bool(values.get("PrivateUsers", False)),
+            protect_proc=text("ProtectProc"),
             uid=number("UID", UNSET_ID),
             gid=number("GID", UNSET_ID),
             private_pids=text("PrivatePIDs"),
