@@ -17,16 +17,16 @@ def test_where_nothing_is_said(tmp_path: Path) -> None:
     assert policy.Rule("*", Policy.AUTO) == policy.decide("web.service", rules)
 
 
-def test_the_example_of_the_documentation(tmp_path: Path) -> None:
+@pytest.mark.parametrize("page", ["admins", "packagers"])
+def test_the_example_of_the_documentation(tmp_path: Path, page: str) -> None:
     """Is one that is understood."""
-    page = Path(__file__).parents[2] / "docs" / "packagers.md"
-    (example,) = re.findall(r"^```policy\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    text = (Path(__file__).parents[2] / "docs" / f"{page}.md").read_text()
+    (example,) = re.findall(r"^```policy\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     (tmp_path / "local.conf").write_text(example)
     rules = policy.read((tmp_path,))
 
+    assert rules
     assert [] == [rule for rule in rules if rule.complaint]
-    assert Policy.LIVE is policy.decide("web@1.service", rules).policy
-    assert Policy.NEVER is policy.decide("batch.service", rules).policy
 
 
 def test_the_last_match_counts(tmp_path: Path) -> None:
