@@ -53,6 +53,7 @@ class Describer:
             connections=len(connections),
             held=_held(connections),
             parameters=host.parameters.shown(),
+            overrides=dict(host.overrides),
             migration=host.progress.now,
             started=started.describe(host.declarations.activated, host.settings),
         )

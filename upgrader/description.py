@@ -102,7 +102,7 @@ class Started(msgspec.Struct, frozen=True):
 class Description(msgspec.Struct, frozen=True):
     """One instance. `since`: seconds since the epoch at which it began to serve; `changed`: files
     of the program that are others now; `late`: modules that were imported after it was ready;
-    `expected`: the next reload is an upgrade."""
+    `expected`: the next reload is an upgrade; `overrides`: what was set at run time."""
 
     service: str
     version: str = ""
@@ -121,5 +121,6 @@ class Description(msgspec.Struct, frozen=True):
     connections: int = 0
     held: list[Connection] = []
     parameters: dict[str, str] = {}
+    overrides: dict[str, str] = {}
     migration: Migration = Migration()
     started: Started = Started()

@@ -129,8 +129,10 @@ def _connected(unit: Unit, path: Path) -> Iterator[socket.socket]:
             _require_peer(sock, unit)
             yield sock
     except VarlinkError as error:
-        words = _WORDS.get(error.name, str(error))
-        raise InstanceError(words, name=error.name, remedy=_REMEDIES.get(error.name, "")) from error
+        words = _WORDS.get(error.name) or ", ".join(map(str, error.parameters.values()))
+        raise InstanceError(
+            words or error.name, name=error.name, remedy=_REMEDIES.get(error.name, "")
+        ) from error
     except PermissionError as error:
         raise InstanceError(
             f"{path} may only be asked by root and by the service's own user",

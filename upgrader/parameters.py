@@ -132,6 +132,7 @@ class Mode(StrEnum):
     AUTO = "auto"
     LIVE = "live"
     RESTART = "restart"
+    EXEC = "exec"
 
     @classmethod
     def _missing_(cls, value: object) -> NoReturn:
@@ -286,8 +287,8 @@ SETTABLE = {
     "mode": Parameter(
         "mode",
         Mode,
-        "How to upgrade where the command does not say: live, restart, or auto for live where the"
-        " unit allows it.",
+        "How to upgrade where the command does not say: live, restart, exec, or auto for live where"
+        " the unit allows it.",
     ),
 }
 

@@ -4,7 +4,9 @@
 It starts and stops nothing; that is `upgrade`.
 """
 
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from upgrader import instances
 from upgrader.instances import InstanceError
@@ -12,6 +14,8 @@ from upgrader.outcome import Outcome, Result, Verb
 from upgrader.systemd.status import Status
 from upgrader.systemd.unit import Unit, UnitError, unit_name
 from upgrader.systemd.units import Systemd
+
+_SOCKET = 5.0  # seconds in which a new instance should have its socket
 
 
 def set_parameters(unit: str, values: Mapping[str, str], *, user: bool = False) -> Outcome:
@@ -23,6 +27,33 @@ def set_parameters(unit: str, values: Mapping[str, str], *, user: bool = False) 
         return "now " + " ".join(f"{name}={held.get(name, '?')}" for name in names)
 
     return _steer(Verb.SET, unit, work, user)
+
+
+def for_one_call(
+    unit: str, values: Mapping[str, str], work: Callable[[], Outcome], *, user: bool = False
+) -> Outcome:
+    """Do `work`, an upgrade, with parameters that are taken back afterwards, whoever serves then."""
+    before: Mapping[str, str] = {}
+
+    def note(found: Unit) -> str:
+        nonlocal before
+        before = instances.describe(found, user=user).overrides
+        return ""
+
+    outcome = _steer(Verb.UPGRADE, unit, note, user)
+    if outcome.result is Result.DONE:
+        outcome = replace(set_parameters(unit, values, user=user), verb=Verb.UPGRADE)
+    if outcome.result is not Result.DONE:
+        return outcome
+    outcome = work()
+    earlier = {name: before.get(name, "") for name in values}
+    deadline = time.monotonic() + _SOCKET
+    while (back := set_parameters(unit, earlier, user=user)).result is not Result.DONE:
+        if not outcome.serves or time.monotonic() > deadline:
+            kept = f"not taken back: {', '.join(values)} ({back.cause})"
+            return replace(outcome, warnings=(*outcome.warnings, kept))
+        time.sleep(0.02)  # an instance that was just started opens its socket
+    return outcome
 
 
 def cancel(unit: str, *, user: bool = False) -> Outcome:

@@ -88,6 +88,7 @@ method Describe() -> (
   connections: int,
   held: []Connection,
   parameters: [string]string,
+  overrides: [string]string,
   migration: Migration,
   started: Started
 )

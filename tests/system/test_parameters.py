@@ -87,6 +87,29 @@ def test_what_was_set_is_inherited(any_machine: PrivateSystemd, install: Install
     assert "300ms" == status(service)["instance"]["parameters"]["downtime-limit"]
 
 
+def test_parameters_for_one_call(trixie_machine: PrivateSystemd, install: Install) -> None:
+    """`upgrade --set` holds for that upgrade, done or failed, and what was set before is back then;
+    one that makes no sense is wrong usage, and nothing is done."""
+    machine = trixie_machine
+    service = install(machine, "once", "holder", *live(machine, "once"))
+    assert socket_there(service)
+    upgrader(machine, "set", service.unit, "drain-timeout=7s")
+    wanted = ["--set", "backend-transfer=no", "--set", "drain-timeout=8s"]
+    with service.connect() as client:
+        client.add()
+        for variables, code in ({"MODE": "refusing"}, 1), ({"ROUND": "2"}, 0):
+            service.environment(**variables)
+            done = upgrader(machine, "upgrade", service.unit, *wanted, "--quiet")
+            assert code == done.returncode, done.stderr
+            held = status(service)["instance"]["parameters"]
+            assert ("yes", "7s") == (held["backend-transfer"], held["drain-timeout"])
+        assert ["goodbye", ""] == [client.line() for _ in range(2)]
+    before = service.pid
+    done = upgrader(machine, "upgrade", service.unit, "--set", "insurance=soon")
+    assert (2, before) == (done.returncode, service.pid)
+    assert "insurance: 'soon' is not a time span" in done.stderr
+
+
 def test_cancel_leaves_the_old_one_serving(any_machine: PrivateSystemd, install: Install) -> None:
     """Before the commit, whether the new one still prepares or already loads; nothing is lost, the
     caller is told, and the next upgrade goes in. Without one there is nothing to cancel."""

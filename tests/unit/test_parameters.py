@@ -178,7 +178,7 @@ def test_parameters_set_by_name() -> None:
         ("drain-timeout.door", "5s", "no such parameter"),
         ("backend-transfer", "maybe", "neither yes nor no"),
         ("backend-transfer.dor", "no", "no such backend; there are door"),
-        ("mode", "fast", "is not one of auto, live, restart"),
+        ("mode", "fast", "is not one of auto, live, restart, exec"),
         ("discard", "all", "no such parameter"),
     ],
 )

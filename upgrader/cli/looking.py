@@ -14,6 +14,7 @@ from upgrader.description import Backend, Connection, Description, Migration
 from upgrader.metrics import metrics
 from upgrader.outcome import ExitCode, Verb, duration
 from upgrader.overview import Overview, follow, read, read_all
+from upgrader.parameters import show_span
 from upgrader.systemd.unit import UnitError
 from upgrader.systemd.units import Systemd
 
@@ -220,4 +221,5 @@ def _line(name: str, text: str) -> str:
 def _when(seconds: float) -> str:
     """A point in time, and how long ago that was."""
     stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
-    return f"{stamp} ({duration(max(time.time() - seconds, 0))} ago)"
+    ago = show_span(float(int(max(time.time() - seconds, 0)))).split()
+    return f"{stamp} ({' '.join(ago[:2])} ago)" if ago != ["0"] else f"{stamp} (just now)"

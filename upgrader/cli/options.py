@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Arguments and options that several commands share, each with its one text."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
-from upgrader.parameters import time_span
+from upgrader.parameters import SETTABLE, time_span
 from upgrader.systemd.unit import UnitError
 from upgrader.systemd.units import Systemd
 
@@ -41,6 +42,22 @@ def complete_units(
     except UnitError:
         return []
     return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+def complete_parameters(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Names of parameters, for the shell."""
+    return [f"{name}=" for name in SETTABLE if name.startswith(incomplete)]
+
+
+def assigned(assignments: Sequence[str]) -> dict[str, str]:
+    """NAME=VALUE, several times; raises UsageError."""
+    values = {}
+    for each in assignments:
+        name, equals, value = each.partition("=")
+        if not equals or not name:
+            raise click.UsageError(f"{each!r} is not NAME=VALUE")
+        values[name] = value
+    return values
 
 
 unit_argument = click.argument("unit", metavar="UNIT", shell_complete=complete_units)

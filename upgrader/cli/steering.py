@@ -4,7 +4,13 @@
 import click
 
 from upgrader.cli.group import cli
-from upgrader.cli.options import json_option, unit_argument, user_option
+from upgrader.cli.options import (
+    assigned,
+    complete_parameters,
+    json_option,
+    unit_argument,
+    user_option,
+)
 from upgrader.cli.output import finish
 from upgrader.parameters import SETTABLE
 
@@ -17,10 +23,6 @@ class _Set(click.Command):
             formatter.write_dl([(name, each.text) for name, each in SETTABLE.items()])
 
 
-def _complete_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    return [f"{name}=" for name in SETTABLE if name.startswith(incomplete)]
-
-
 @cli.command("set", cls=_Set, short_help="Set parameters of a running unit.")
 @unit_argument
 @click.argument(
@@ -28,7 +30,7 @@ def _complete_names(ctx: click.Context, param: click.Parameter, incomplete: str)
     metavar="NAME=VALUE...",
     nargs=-1,
     required=True,
-    shell_complete=_complete_names,
+    shell_complete=complete_parameters,
 )
 @json_option
 @user_option
@@ -46,13 +48,7 @@ def set_(unit: str, assignments: tuple[str, ...], as_json: bool, user: bool) -> 
     """
     from upgrader.steer import set_parameters
 
-    values = {}
-    for each in assignments:
-        name, equals, value = each.partition("=")
-        if not equals or not name:
-            raise click.UsageError(f"{each!r} is not NAME=VALUE")
-        values[name] = value
-    finish(set_parameters(unit, values, user=user), as_json)
+    finish(set_parameters(unit, assigned(assignments), user=user), as_json)
 
 
 @cli.command(short_help="Call off the upgrade under way.")

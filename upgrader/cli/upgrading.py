@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Commands that change what runs: `upgrade`, `restart`, `discard`, `unhold`."""
 
+import functools
 import shlex
 from collections.abc import Sequence
 
@@ -8,6 +9,8 @@ import click
 
 from upgrader.cli.group import cli
 from upgrader.cli.options import (
+    assigned,
+    complete_parameters,
     complete_units,
     json_option,
     quiet_option,
@@ -42,6 +45,14 @@ from upgrader.systemd.unit import UnitError
 @click.option(
     "--wait", is_flag=True, help="Follow an upgrade that is under way, instead of being refused."
 )
+@click.option(
+    "--set",
+    "assignments",
+    metavar="NAME=VALUE",
+    multiple=True,
+    shell_complete=complete_parameters,
+    help="Set a parameter for this upgrade only, as `upgrader set` does; may be given several times.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @timeout_option
 @json_option
@@ -52,6 +63,7 @@ def upgrade(
     mode: str | None,
     exec_command: str | None,
     wait: bool,
+    assignments: Sequence[str],
     dry_run: bool,
     timeout: float | None,
     as_json: bool,
@@ -81,9 +93,11 @@ def upgrade(
       upgrader upgrade 'web@*' --dry-run
       upgrader upgrade web --mode restart --timeout 30s --json
     """
+    from upgrader.steer import for_one_call
     from upgrader.upgrade import expand
     from upgrader.upgrade import upgrade as run
 
+    values = assigned(assignments)
     if exec_command is not None and mode != Mode.EXEC:
         raise click.UsageError("--exec-command goes with --mode exec")
     try:
@@ -96,7 +110,8 @@ def upgrade(
         give_up(Verb.UPGRADE, units[0], error, as_json)
     outcomes = []
     for name in names:
-        outcome = run(
+        work = functools.partial(
+            run,
             name,
             Mode(mode) if mode else None,
             command=command,
@@ -106,6 +121,8 @@ def upgrade(
             user=user,
             progress=progress_to(quiet),
         )
+        once = values and not dry_run
+        outcome = for_one_call(name, values, work, user=user) if once else work()
         outcomes.append(outcome)
         if not as_json:
             tell(outcome)
