@@ -11,11 +11,16 @@ import asyncio
 import inspect
 import os
 import sys
+import time
 from typing import Any
 
-import click
-import uvicorn
-from uvicorn.main import main as uvicorn_command
+try:
+    import click
+    import uvicorn
+    from uvicorn.main import main as uvicorn_command
+except ModuleNotFoundError as error:
+    why = f"{error.name} is not installed here: pip install 'upgrader[uvicorn]'"
+    raise SystemExit(f"upgrader.asgi: {why}") from error
 
 from upgrader.aio import Instance
 from upgrader.attach import attach
@@ -70,7 +75,8 @@ async def _serve(config: uvicorn.Config) -> None:
         try:
             await instance.serve()
         finally:
-            await adapter.stop(instance.deadline)
+            patience = instance.parameters.drain_timeout
+            await adapter.stop(min(instance.deadline, time.monotonic() + patience))
 
 
 async def _start(instance: Instance, config: uvicorn.Config) -> Adapter:

@@ -72,15 +72,19 @@ def test_idle_connections_cross(web: Web, first: str, second: str) -> None:
         assert "three" == web.ask(client)
 
 
-@pytest.mark.parametrize(("first", "second"), [("handler", "aiohttp"), ("aiohttp", "streams")])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("handler", "aiohttp"), ("aiohttp", "streams"), ("streams", "asgi --loop uvloop")],
+)
 def test_a_program_of_another_kind(web: Web, first: str, second: str) -> None:
     """Connections that would be misunderstood refuse the upgrade; the one before loads them."""
     web.service.start(web.command(first, "one"))
     with Client(web.path) as client:
         assert "one" == web.ask(client)
         web.service.stop()
-        with pytest.raises(ServiceError, match="in place of protocol"):
+        with pytest.raises(ServiceError, match="in place of protocol") as refused:
             web.service.start(web.command(second, "two"))
+        assert ("lifespan shutdown" in refused.value.stderr) == second.startswith("asgi")
         web.service.start(web.command(first, "three"))
         assert "three" == web.ask(client)
 

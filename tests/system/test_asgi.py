@@ -126,7 +126,8 @@ def load(machine: PrivateSystemd, command: list[str]) -> Command:
 def test_what_cannot_move(host_machine: PrivateSystemd, install: Install) -> None:
     """A WebSocket and a long answer go on in the old process, `upgrader status` names them, the
     answer is complete, and the WebSocket is closed with 1012 when drain-timeout is over."""
-    service = install(host_machine, "held", "webapp", *asgi(host_machine, "held"))
+    more = [*asgi(host_machine, "held"), "Environment=UPGRADER_DRAIN_TIMEOUT=8s"]
+    service = install(host_machine, "held", "webapp", *more)
     stream, get = Get(service), Get(service)
     with contextlib.closing(stream), contextlib.closing(get), websocket(service) as opened:
         opened.send("one")
@@ -145,10 +146,14 @@ def test_what_cannot_move(host_machine: PrivateSystemd, install: Install) -> Non
         assert "GET /until-marked" in said
         service.inside("/run/held/mark").touch()
         assert ["begin", "end"] == answer.read().decode().split()
+        upgrade(service, 2)  # while the first one still drains
+        assert "2" == get.version()
+        opened.send("three")
+        assert "0 three" == opened.recv(SETTLE)
         with pytest.raises(ConnectionClosed) as closed:
             opened.recv(SETTLE)
         assert 1012 == closed.value.rcvd.code
-        assert time.monotonic() - before > 4.0  # drain-timeout is 5 s
+        assert time.monotonic() - before > 7.0  # drain-timeout is 8 s
     assert eventually(lambda: [str(service.pid)] == processes(service))
     assert "WebSocket /ws" in service.messages()
     assert "end of" in service.messages()
