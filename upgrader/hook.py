@@ -22,7 +22,7 @@ from upgrader.outcome import Mode, Result
 from upgrader.policy import Policy, Rule
 from upgrader.requests import Origin, Requests, Turn
 from upgrader.systemd.status import Status
-from upgrader.systemd.unit import InvalidUnitName, NoSuchUnit, Unit, unit_name
+from upgrader.systemd.unit import NoSuchUnit, Unit, unit_name
 from upgrader.systemd.units import Systemd
 from upgrader.upgrade import upgrade
 
@@ -115,14 +115,14 @@ class Desk:
             return self._tell(f"{name}: left alone, {_POLICY_RC_D} forbids a restart")
         with Systemd() as systemd:
             unit = systemd.unit(name)
+            if unit.need_daemon_reload:
+                systemd.daemon_reload(unit.id)
+                unit = systemd.unit(name)
             if installed and _waits(unit):
                 return self._start(systemd, unit)
             if unit.load_state == "masked" or not unit.serves:
                 # Not running, it starts with the new version; nobody wants it started from here.
                 return self._tell(f"{name}: nothing to upgrade, it is {_word(unit)}")
-            if unit.need_daemon_reload:
-                systemd.daemon_reload(unit.id)
-                unit = systemd.unit(name)
             if reason := _is_plain(unit):
                 return self._try_restart(systemd, unit, rule.policy, reason)
         return self._run(name, rule.policy)
@@ -171,7 +171,7 @@ class Desk:
         """Have it done after the window; who asks until then is served by the same timer."""
         run = ["systemd-run", "--quiet", "--collect", f"--on-active={wait:.3f}"]
         run += ["--timer-property=AccuracySec=100ms"]
-        hook = [sys.executable, "-m", "upgrader.hook", "--pending"]
+        hook = [sys.executable, "-P", "-m", "upgrader.hook", "--pending"]
         done = _ask(*run, f"--unit={_LATER}", *hook)
         if done.returncode and _ask(*_STATE, f"{_LATER}.timer").stdout.strip() != "waiting":
             # It goes off right now, and may have looked at the requests before this one was there.
@@ -326,7 +326,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _arguments(arguments)
     try:
         run(parsed, say)
-    except (UpgradeError, InvalidUnitName) as error:
+    except (UpgradeError, OSError) as error:
         say(f"warning: nothing was upgraded: {error}")
     except Exception as error:
         say(f"warning: unexpected {type(error).__name__}: {error}")

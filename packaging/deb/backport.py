@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from upgrader.private_systemd import PrivateSystemd, suites
+from upgrader.private_systemd import PrivateSystemd, TreeError, suites
 
 _SUITE = "bookworm"
 _VERSION = "0.19.0"
@@ -45,7 +45,19 @@ def _download(work: Path) -> Path:
     listed.write_text(f"msgspec=={_VERSION} --hash=sha256:{_SHA256}\n")
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "download"]
     options = ["--no-deps", "--no-binary=:all:", "--require-hashes", "-d", str(work)]
-    subprocess.run([*pip, *options, "-r", listed], stdin=subprocess.DEVNULL, check=True)
+    done = subprocess.run(
+        [*pip, *options, "-r", listed],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise TreeError(
+            "the source of python3-msgspec could not be fetched",
+            remedy="is there a network, or a package index (pip config list)?",
+            detail=done.stderr,
+        )
     return work / f"msgspec-{_VERSION}.tar.gz"
 
 

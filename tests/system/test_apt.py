@@ -24,9 +24,9 @@ def booted(suite: str, cache: Path) -> Iterator[PrivateSystemd]:
     """A machine with our own packages installed and nothing else of the project."""
     try:
         tree = packages.packaging("trees").fetch(suite, lambda text: None)
+        debs = packages.own_packages(suite, cache)
     except TreeError as error:
         cannot_run(str(error))
-    debs = packages.own_packages(suite, cache)
     with PrivateSystemd.boot(tree) as machine:
         machine.run(["rm", "-r", "/usr/lib/python3/dist-packages/upgrader", "/usr/bin/upgrader"])
         own = [f"/debs/{deb.name}" for deb in debs.glob("*.deb")]
@@ -279,6 +279,32 @@ def test_dh_upgrader_fails_a_build(machine: PrivateSystemd, rules: str, said: st
     assert said in done.stdout
 
 
+def test_a_changed_socket_unit_and_a_changed_conffile(web: Web) -> None:
+    """The listener of a .socket unit stays open though the unit is another one, the admin's file
+    stays the admin's, and the service is upgraded."""
+    for version, backlog in (("6", 32), ("7", 64)):
+        required = "[Unit]\nRequires=web.socket\n"
+        more = {
+            "debian/web.service": packages.unit_file(version).replace("[Unit]\n", required),
+            "debian/web.socket": _SOCKET.format(backlog=backlog),
+            "debian/web.install": "web usr/lib/web\nweb.conf etc\n",
+            "web.conf": f"version {version}\n",
+        }
+        packages.service_package(web.machine, version, more=more)
+    web.install("6")
+    web.machine.write("/etc/web.conf", "mine\n")
+    socket = ["systemctl", "show", "-P", "ActiveEnterTimestampMonotonic", "web.socket"]
+    since = web.machine.run(socket).stdout
+    with Clients(web.machine) as clients:
+        window, said = clients.watch(
+            lambda: web.apt("install", "-oDpkg::Options::=--force-confold", "/debs/web_7_all.deb")
+        )
+        assert ({}, "7") == (lost(window), window.version), said
+        assert f"upgrader: {UNIT}: upgraded" in said
+    assert since == web.machine.run(socket).stdout
+    assert "mine\n" == web.machine.run(["cat", "/etc/web.conf"]).stdout
+
+
 def test_units_with_and_without(machine: PrivateSystemd) -> None:
     """With the rules of the documentation, the one unit is upgraded and the other one restarted."""
     (rules,) = packages.documented("make")
@@ -315,6 +341,18 @@ def test_what_belongs_to_the_command_is_in_its_place(machine: PrivateSystemd) ->
     assert machine.run(["stat", "-c", "%a", "/run/upgrader"]).stdout == "755\n"
 
 
+def test_the_test_of_the_package(machine: PrivateSystemd) -> None:
+    """What autopkgtest runs on the installed package: the sample unit, live and by the hook."""
+    script = packages.ROOT / "packaging/deb/debian/tests/upgrade"
+    # The tree has no documentation, which apt leaves out there.
+    for name in ("README.md", "units/chat.service"):
+        package = "upgrader" if name == "README.md" else "python3-upgrader/examples"
+        place = f"/usr/share/doc/{package}/{Path(name).name}"
+        machine.copy_in(packages.ROOT / name, place)
+    machine.copy_in(script, "/build/upgrade")
+    machine.run(["/build/upgrade"])
+
+
 def test_debian_12(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Its packages, with the backport of msgspec: the same upgrade under load, live, on 252."""
     with booted("bookworm", tmp_path_factory.getbasetemp()) as machine:
@@ -331,6 +369,14 @@ def test_debian_12(tmp_path_factory: pytest.TempPathFactory) -> None:
             assert "loaded by live" in said
 
 
+_SOCKET = """\
+[Socket]
+ListenStream=127.0.0.1:8080
+FileDescriptorName=http
+Backlog={backlog}
+[Install]
+WantedBy=sockets.target
+"""
 _QUIET = {"DEBIAN_FRONTEND": "noninteractive"}
 #: More than dpkg reports; the last rounds are not interrupted.
 _STEPS = 14
