@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import signal
 import stat
 import warnings
 from collections import Counter
@@ -23,7 +24,14 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Become the one that orphans are given to, so that a doubly forked process is seen too."""
+    """Become the one that orphans are given to, so that a doubly forked process is seen too.
+
+    Signals that whoever runs the tests has ignored (a shell in the background, nohup) are not
+    ignored by what the tests start.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: None)  # execve(2) makes it the default
     if ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise pytest.UsageError("prctl(PR_SET_CHILD_SUBREAPER) failed")
 
