@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from upgrader.description import Description
 from upgrader.obstacles import all_settings, kept_only_while, not_ours, not_running
 from upgrader.outcome import ExitCode
 from upgrader.parameters import time_span
+from upgrader.rehearsal import rehearse
 from upgrader.reloading import limits
 from upgrader.systemd.listening import inodes, listening, processes
 from upgrader.systemd.live_limits import live_limits
@@ -59,6 +60,7 @@ class Report:
     unit: str
     serves: bool
     findings: tuple[Finding, ...]
+    rehearsed: bool = False  #: the version on disk has loaded everything
 
     @property
     def mode(self) -> str:
@@ -85,7 +87,8 @@ class Report:
         }
         warnings = sum(1 for each in self.findings if each.severity is Severity.WARNING)
         more = f", {warnings} warning{'s' * (warnings > 1)}" if warnings else ""
-        return f"{self.unit}: {words[self.mode]}{more}"
+        loads = "; the version on disk has loaded everything" if self.rehearsed else ""
+        return f"{self.unit}: {words[self.mode]}{more}{loads}"
 
     def json(self) -> bytes:
         """One object: the fields, `mode`, `line` and `exit_code`."""
@@ -104,10 +107,23 @@ class Report:
         return tuple(dict.fromkeys(each.setting for each in self.findings if each.setting))
 
 
-def check(systemd: Systemd, name: str) -> Report:
-    """Look at one unit; raises UnitError if PID 1 cannot be asked about it."""
+def check(systemd: Systemd, name: str, *, preflight: bool = False) -> Report:
+    """Look at one unit; raises UnitError if PID 1 cannot be asked about it.
+
+    `preflight`: start the version on disk as well, and see whether it would take over.
+    """
     unit = systemd.unit(name)
-    return Report(unit.id, unit.serves, tuple(_findings(systemd, unit)))
+    report = Report(unit.id, unit.serves, tuple(_findings(systemd, unit)))
+    if not preflight or not unit.serves:
+        return report
+    if report.mode != "live":
+        what = "the new version was not started: only a live upgrade can be rehearsed"
+        return replace(report, findings=(*report.findings, Finding(Severity.WARNING, what)))
+    if why := rehearse(systemd, unit):
+        what = f"the version on disk would not take over: {why}"
+        found = Finding(Severity.BLOCKER, what, "put a good version in place")
+        return replace(report, findings=(*report.findings, found))
+    return replace(report, rehearsed=True)
 
 
 def _findings(systemd: Systemd, unit: Unit) -> Iterator[Finding]:
@@ -209,7 +225,9 @@ def _about_instance(
             " old and new code would be mixed",
             "import them before serve()",
         )
-    drain = time_span(instance.parameters.get("drain-timeout", "0"))
+    drain = 0.0
+    with contextlib.suppress(ValueError):  # it may say anything
+        drain = time_span(instance.parameters.get("drain-timeout", "0"))
     if drain >= unit.timeout_stop_usec / 1e6:
         yield Finding(
             Severity.WARNING,

@@ -80,6 +80,9 @@ class Answers(Protocol):
     def expect(self, caller: Caller) -> None:
         """Expect."""
 
+    def rehearse(self, caller: Caller) -> None:
+        """Rehearse."""
+
     def reload(self, caller: Caller) -> None:
         """Reload."""
 
@@ -328,6 +331,8 @@ class Control:
                 answers.execute(caller, call.parameters)
             case varlink.INTERFACE, "Expect":
                 answers.expect(caller)
+            case varlink.INTERFACE, "Rehearse":
+                answers.rehearse(caller)
             case varlink.INTERFACE, "Reload":
                 answers.reload(caller)
             case varlink.INTERFACE, "Register":

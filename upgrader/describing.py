@@ -27,8 +27,8 @@ class Describer:
         self._files = _program_files()
         self._modules = frozenset(sys.modules)
 
-    def describe(self, expected: bool) -> Description:
-        """All there is to know; `expected`: the next reload is an upgrade."""
+    def describe(self, expected: bool, rehearsal: bool) -> Description:
+        """All there is to know; `expected`: the next reload is an upgrade, or a `rehearsal`."""
         host = self._host
         connections = list(host.connections_open())
         backends = [self._backend(name, connections) for name in sorted(host.declarations.sockets)]
@@ -45,6 +45,7 @@ class Describer:
             changed=[path for path, seen in self._files.items() if _stamp(path) != seen],
             late=sorted(sys.modules.keys() - self._modules)[:_LISTED],
             expected=expected,
+            rehearsal=rehearsal,
             states={
                 name: declared.description.version
                 for name, declared in host.declarations.states.items()

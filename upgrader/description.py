@@ -21,11 +21,15 @@ class Phase(StrEnum):
     DONE = "done"
     FAILED = "failed"  #: the source serves on
     CANCELLED = "cancelled"  #: likewise, because somebody wanted it
+    REHEARSED = "rehearsed"  #: likewise: it was only to be seen whether it would go
 
     @property
     def ended(self) -> bool:
         """Whether nothing more happens."""
-        return self in (Phase.NONE, Phase.DONE, Phase.FAILED, Phase.CANCELLED)
+        return self in _ENDED
+
+
+_ENDED = frozenset((Phase.NONE, Phase.DONE, Phase.FAILED, Phase.CANCELLED, Phase.REHEARSED))
 
 
 class Standing(StrEnum):
@@ -102,7 +106,7 @@ class Started(msgspec.Struct, frozen=True):
 class Description(msgspec.Struct, frozen=True):
     """One instance. `since`: seconds since the epoch at which it began to serve; `changed`: files
     of the program that are others now; `late`: modules that were imported after it was ready;
-    `expected`: the next reload is an upgrade; `overrides`: what was set at run time."""
+    `expected`: the next reload is an upgrade, or its `rehearsal`; `overrides`: what was set at run time."""
 
     service: str
     version: str = ""
@@ -116,6 +120,7 @@ class Description(msgspec.Struct, frozen=True):
     changed: list[str] = []
     late: list[str] = []
     expected: bool = False
+    rehearsal: bool = False
     states: dict[str, int] = {}
     backends: list[Backend] = []
     connections: int = 0

@@ -13,6 +13,7 @@ UpgradeError
 │   ├── IncompatibleState   a state version this program cannot read          .offered .readable_from .own
 │   ├── UnreadableState     a state whose fields do not decode
 │   └── UnclaimedError      items that this program does not declare          .names
+├── Rehearsed               all was loaded and checked, and goes back to the source
 ├── VerifyError             the author's own check said no
 ├── ChannelError            the migration channel cannot be used
 │   └── ChannelBusy         another process is reading it
@@ -21,6 +22,9 @@ UpgradeError
 """
 
 from collections.abc import Sequence
+
+#: What the sides of a rehearsal tell each other at its good end.
+REHEARSED = "rehearsed: all was loaded and checked"
 
 
 class UpgradeError(Exception):
@@ -123,6 +127,13 @@ class UnclaimedError(RefusedError):
             remedy="declare it, or let it go with instance.drop(NAME)",
         )
         self.names = tuple(names)
+
+
+class Rehearsed(UpgradeError):
+    """A rehearsal has come as far as it may: this version would take over. No failure."""
+
+    def __init__(self) -> None:
+        super().__init__(REHEARSED)
 
 
 class VerifyError(UpgradeError):

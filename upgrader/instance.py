@@ -28,7 +28,9 @@ from upgrader.declarations import (
 )
 from upgrader.description import Phase, Standing
 from upgrader.errors import (
+    REHEARSED,
     DeclarationError,
+    Rehearsed,
     UpgradeError,
     VerifyError,
 )
@@ -37,6 +39,7 @@ from upgrader.incoming import Arrival, Loader
 from upgrader.parameters import (
     DRAINING,
     EXECUTED,
+    REHEARSAL,
     TAKEOVER,
     Mechanism,
     Parameters,
@@ -103,6 +106,7 @@ class Instance(Account):
         self._store = FdStore(self._notifier)
         self._passed = take(environment)
         self._executed = EXECUTED in environment
+        self._rehearsal = REHEARSAL in environment
         if self._executed:
             from upgrader.execution import carried
 
@@ -215,7 +219,10 @@ class Instance(Account):
         return {name: declared.value for name, declared in wanted.items()}
 
     def commit(self, arrival: Arrival) -> None:
-        """Become the owner and say so; raises NotifyError or ChannelError."""
+        """Become the owner and say so; raises NotifyError or ChannelError, and Rehearsed where this
+        is as far as it may go."""
+        if self._taker and self._rehearsal:
+            raise Rehearsed
         arrival.commit(self._notifier, self._store)
         self.since = time.time()
         self._settled.set()
@@ -235,7 +242,10 @@ class Instance(Account):
         self._report(Priority.INFO, "destination", "load", Outcome.DONE, str(arrival.status))
 
     def refuse(self, error: BaseException) -> None:
-        """Say why this instance could not be loaded."""
+        """Say why this instance could not be loaded, or did not have to be."""
+        if isinstance(error, Rehearsed) and self._taker:
+            self._taker.refuse(REHEARSED)
+            return
         text = f"{type(error).__name__}: {error}"
         with contextlib.suppress(UpgradeError):
             self._notifier.send(f"STATUS=failed to load: {one_line(text)}", "ERRNO=71")  # EPROTO
@@ -380,9 +390,13 @@ class Instance(Account):
             assert self._negotiation is not None
             self.standing = Standing.SERVING
             reason = self._negotiation.over(giver.reason)
-            self.refused(reason)
             message = f"generation {self.generation} serves on: {reason}"
-            self._report(Priority.ERR, "source", "migrate", Outcome.FAILED, message)
+            if reason == REHEARSED:
+                self._report(Priority.INFO, "source", "migrate", Outcome.DONE, message)
+            else:
+                self._report(Priority.ERR, "source", "migrate", Outcome.FAILED, message)
+            if not self._negotiation.rehearses:
+                self.refused(reason)
         else:
             self.standing = Standing.DRAINING
             self.progress.enter(Phase.DONE)

@@ -91,6 +91,11 @@ def expect(unit: Unit, *, user: bool = False) -> None:
     _ask(unit, _directory(unit, user) / SOCKET, "Expect", {})
 
 
+def rehearse(unit: Unit, *, user: bool = False) -> None:
+    """Have the next reload be a rehearsal, if it begins at once."""
+    _ask(unit, _directory(unit, user) / SOCKET, "Rehearse", {})
+
+
 def phases(unit: Unit, *, timeout: float | None = None, user: bool = False) -> Iterator[Migration]:
     """The migration under way or the last one, then each phase until one has ended.
 

@@ -23,7 +23,7 @@ from upgrader.command_line import Command, main_process
 from upgrader.control import Caller
 from upgrader.describing import Describer
 from upgrader.description import Phase
-from upgrader.errors import BusError, ParameterError, UpgradeError
+from upgrader.errors import REHEARSED, BusError, ParameterError, UpgradeError
 from upgrader.execution import Execution
 from upgrader.host import Host
 from upgrader.live import Request, Successor
@@ -36,6 +36,7 @@ from upgrader.varlink import INTERFACE, VarlinkError, denied, invalid
 
 _GO = 10.0  # seconds that a destination may take between its negotiation and Go
 _BUS = 1.0
+_REHEARSAL = 10.0  # seconds in which the reload must begin that is to be a rehearsal
 _DECIDED = 5.0  # seconds that Cancel waits for the decision
 
 
@@ -55,6 +56,8 @@ class Negotiation:
         self._on_request = on_request
         self._on_reload = on_reload
         self._expected = False
+        self._rehearsal_until = 0.0  # of `time.monotonic`
+        self.rehearses = False  #: the migration under way, or the last one, is only a rehearsal
         self._lock = threading.Lock()
         self._successor: Successor | None = None
         self._since = 0.0
@@ -66,7 +69,9 @@ class Negotiation:
 
     def describe(self) -> dict[str, Any]:
         """All there is to know."""
-        told: dict[str, Any] = msgspec.to_builtins(self._describer.describe(self._expected))
+        told: dict[str, Any] = msgspec.to_builtins(
+            self._describer.describe(self._expected, self._rehearsal)
+        )
         return told
 
     def query(self) -> News:
@@ -118,6 +123,17 @@ class Negotiation:
         """An operator has asked for an upgrade, not for a reload."""
         _require_root(caller)
         self._expected = True
+        self._rehearsal_until = 0.0
+
+    def rehearse(self, caller: Caller) -> None:
+        """An operator wants to know whether the new version would take over."""
+        _require_root(caller)
+        self._expected = True
+        self._rehearsal_until = time.monotonic() + _REHEARSAL
+
+    @property
+    def _rehearsal(self) -> bool:
+        return time.monotonic() < self._rehearsal_until
 
     def reload(self, caller: Caller) -> None:
         """Run what the author wants at a reload, and wait for it."""
@@ -152,6 +168,7 @@ class Negotiation:
             self._successor = successor
             self._since = time.monotonic()
             self._cancelled = False
+            self.rehearses, self._rehearsal_until = self._rehearsal, 0.0
             host = self._host
             host.progress.begin("live", host.generation, destination=host.generation + 1, pid=pid)
 
@@ -165,7 +182,8 @@ class Negotiation:
                 self._successor = None
             why = Phase.CANCELLED.value if self._cancelled else why
         self._host.progress.enter(Phase.FAILED, reason=why)
-        self._host.refused(why)
+        if not self.rehearses:
+            self._host.refused(why)
 
     def negotiate(self, caller: Caller, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Agree to a migration before anything is disturbed, or say what does not fit."""
@@ -222,6 +240,7 @@ class Negotiation:
                 successor.kill()
             reason = Phase.CANCELLED.value
         phase = Phase.CANCELLED if cancelled else Phase.FAILED
+        phase = Phase.REHEARSED if reason == REHEARSED else phase
         self._host.progress.enter(phase, reason=reason)
         self._decided.set()
         return reason

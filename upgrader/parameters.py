@@ -23,6 +23,8 @@ COMMITTED = "committed"
 FAILED = "failed: "
 #: Tells a program after an execve(2) that it goes on with an image: `FD:NAME`, the channel's.
 EXECUTED = "UPGRADER_EXECUTED"
+#: Tells a destination, and its author's code, that it will be given nothing to keep.
+REHEARSAL = "UPGRADER_REHEARSAL"
 SOCKET = "upgrader.sock"
 #: Beside it, of an instance that was replaced and still drains; by generation.
 DRAINING = "draining-{}.sock"
@@ -208,7 +210,8 @@ class Parameters:
     @staticmethod
     def unknown(environment: Mapping[str, str]) -> list[str]:
         """Variables that look like ours and are not: a typing error worth a warning."""
-        return [v for v in environment if v.startswith("UPGRADER_") and v not in _VARIABLES]
+        known = {*_VARIABLES, REHEARSAL}
+        return [v for v in environment if v.startswith("UPGRADER_") and v not in known]
 
     def updated(self, values: Mapping[str, str], backends: Collection[str]) -> Self:
         """With some set by name; `backends` are those that there are. Raises ParameterError."""

@@ -22,8 +22,8 @@ from typing import Any
 from upgrader.backends import Fd
 from upgrader.calling import call
 from upgrader.command_line import PER_PROCESS, Command, main_process
-from upgrader.errors import BusError, NotifyError, UpgradeError
-from upgrader.parameters import COMMITTED, FAILED, TAKEOVER, socket_path
+from upgrader.errors import REHEARSED, BusError, NotifyError, UpgradeError
+from upgrader.parameters import COMMITTED, FAILED, REHEARSAL, TAKEOVER, socket_path
 from upgrader.started import settings
 from upgrader.systemd import journal
 from upgrader.systemd.bus import Bus
@@ -84,6 +84,8 @@ def main() -> int:
         _report(source, f"the new version has taken over, but {error}")
         return 1
     except UpgradeError as error:
+        if error.message == REHEARSED:
+            return 0
         # The journal's last line of a failed `systemctl reload` is what an admin reads.
         _report(source, f"not upgraded, the running instance serves on: {error}")
         return 1
@@ -206,12 +208,14 @@ def _start(
     plan: Plan, source: Mapping[str, Any], path: Path, line: socket.socket
 ) -> tuple[int, int]:
     """Start the new main process, held back; returns its PID and the FD that releases it."""
-    credentials = _credentials(source)
+    more = _credentials(source)
+    if source.get("rehearsal"):
+        more[REHEARSAL] = "1"
     hold, release = os.pipe2(os.O_CLOEXEC)
     told, tell = os.pipe2(os.O_CLOEXEC)
     if (between := os.fork()) == 0:
         if os.fork() == 0:
-            _become_main(plan, credentials, path, line, hold, tell, release)
+            _become_main(plan, more, path, line, hold, tell, release)
         os._exit(0)
     os.waitpid(between, 0)
     os.close(tell)
@@ -223,7 +227,7 @@ def _start(
 
 
 def _become_main(
-    plan: Plan, credentials: Mapping[str, str], path: Path, line: socket.socket, hold: int,
+    plan: Plan, more: Mapping[str, str], path: Path, line: socket.socket, hold: int,
     tell: int, release: int,
 ) -> None:  # fmt: skip
     command = plan.command
@@ -240,7 +244,7 @@ def _become_main(
         environment[TAKEOVER] = f"{line.fileno()}:{adjustment}:{path}"
         if "WATCHDOG_USEC" in environment:
             environment["WATCHDOG_PID"] = str(os.getpid())
-        environment |= credentials
+        environment |= more
         # Should memory run out in the overlap, the one that does not serve yet goes first.
         Path("/proc/self/oom_score_adj").write_text("1000")
         os.execve(command.path, list(command.arguments), environment)

@@ -15,6 +15,7 @@ from upgrader.hold import Hold, HoldError
 from upgrader.instances import InstanceError
 from upgrader.obstacles import Obstacle, kept_only_while, not_ours, not_running, settings
 from upgrader.outcome import Mode, Outcome, Progress, Result, Verb
+from upgrader.rehearsal import rehearse
 from upgrader.reloading import await_reload, limits, reload
 from upgrader.restarting import await_restart, restart
 from upgrader.systemd.status import Status
@@ -30,6 +31,7 @@ def upgrade(
     *,
     command: Sequence[str] = (),
     wait: bool = False,
+    preflight: bool = False,
     dry_run: bool = False,
     timeout: float | None = None,
     user: bool = False,
@@ -38,7 +40,8 @@ def upgrade(
     """Upgrade one unit and wait for the outcome; nothing that can go wrong is raised.
 
     Without a `mode` it is live, or restart where something forbids live, which the outcome then
-    says among its warnings. An upgrade that is under way is refused, or followed with `wait`. In mode
+    says among its warnings. An upgrade that is under way is refused, or followed with `wait`. With `preflight` a live one is
+    rehearsed first. In mode
     exec, `command` is executed instead of what ExecStart= says. With `dry_run` nothing is done but to find out what would be.
     `timeout` in seconds bounds the wait for the new instance; without it, systemd's own
     TimeoutStopSec= and TimeoutStartSec= do. When it is over, systemd's job goes on. `user`: a unit
@@ -51,7 +54,9 @@ def upgrade(
         unit = unit_name(unit)
         mode = None if mode is None else Mode(mode)
         with Systemd(user=user) as systemd:
-            outcome = _upgrade(systemd, unit, mode, command, wait, dry_run, timeout, progress)
+            outcome = _upgrade(
+                systemd, unit, mode, command, wait, preflight, dry_run, timeout, progress
+            )
             outcome = replace(outcome, systemd=systemd.version)
     except UnitError as error:
         outcome = Outcome.of_error(Verb.UPGRADE, unit, error)
@@ -84,6 +89,7 @@ def _upgrade(
     mode: Mode | None,
     command: Sequence[str],
     wait: bool,
+    preflight: bool,
     dry_run: bool,
     timeout: float | None,
     progress: Progress,
@@ -124,6 +130,14 @@ def _upgrade(
             Verb.UPGRADE, unit.id, Result.DONE, done=done, warnings=warnings, before=before
         )
     progress(f"{unit.id}: runs {before}")
+    if preflight and chosen is Mode.LIVE:
+        progress(f"{unit.id}: rehearses: the version on disk loads everything, and goes again")
+        if why := rehearse(systemd, unit, timeout):
+            return Outcome(
+                Verb.UPGRADE, unit.id, Result.OLD_SERVES, mode=chosen, bad_version=True,
+                cause=f"rehearsed, and it would not take over: {why}", warnings=warnings,
+                remedy="put a good version in place", before=before, after=before,
+            )  # fmt: skip
     if chosen is Mode.EXEC:
         outcome = execute(systemd, unit, before, timeout, progress, command)
     else:

@@ -83,6 +83,7 @@ method Describe() -> (
   changed: []string,
   late: []string,
   expected: bool,
+  rehearsal: bool,
   states: [string]int,
   backends: []Backend,
   connections: int,
@@ -110,6 +111,10 @@ method Expect() -> ()
 # For root: become this program (empty: what ExecStart= of the unit says) in the same process. It
 # answers only if that fails, and the instance serves on
 method Execute(command: []string) -> ()
+
+# For root: the next reload is a rehearsal: the new version loads everything and is checked, and
+# this one serves on
+method Rehearse() -> ()
 
 # For takeover only: nothing has changed, so run what the author wants at a reload
 method Reload() -> ()

@@ -52,6 +52,9 @@ class Instance:
     def expect(self, caller: Caller) -> None:
         self.callers.append(caller)
 
+    def rehearse(self, caller: Caller) -> None:
+        pass
+
     def reload(self, caller: Caller) -> None:
         self.reloading.set()
         self.reloaded.wait(SETTLE)

@@ -95,6 +95,7 @@ OPERATOR = [
     "metrics",
     "steer",
     "obstacles",
+    "rehearsal",
     "restarting",
     "executing",
     "reloading",

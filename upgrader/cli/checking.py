@@ -19,9 +19,16 @@ from upgrader.systemd.units import Systemd
     help="Write the settings that are missing into a drop-in of the unit, show it, and have systemd"
     " read it. Nothing is restarted.",
 )
+@click.option(
+    "--preflight",
+    is_flag=True,
+    help="Start the version on disk, too: it loads all that the running one holds and is checked,"
+    " then it ends, and the running one serves on. This runs the program's own start-up code, with"
+    " UPGRADER_REHEARSAL=1 in its environment.",
+)
 @json_option
 @user_option
-def check(unit: str, fix: bool, as_json: bool, user: bool) -> ExitCode:
+def check(unit: str, fix: bool, preflight: bool, as_json: bool, user: bool) -> ExitCode:
     """Say whether UNIT can be upgraded, and how, before it has to be. Changes nothing without --fix.
 
     A blocker forbids every upgrade, restart-only a live one; a warning says what may not go as
@@ -34,6 +41,7 @@ def check(unit: str, fix: bool, as_json: bool, user: bool) -> ExitCode:
     Example:
       upgrader check web.service
       upgrader check web --fix
+      upgrader check web --preflight
     """
     from upgrader.check import check as run
     from upgrader.check import drop_in
@@ -47,6 +55,8 @@ def check(unit: str, fix: bool, as_json: bool, user: bool) -> ExitCode:
                 say(f"{path} is now:\n{plain(text)}".rstrip())
                 say(f"what needs a new start comes with: systemctl restart {report.unit}")
                 report = run(systemd, unit)
+            if preflight:
+                report = run(systemd, unit, preflight=True)
     except UnitError as error:
         give_up(Verb.CHECK, unit, error, as_json)
     except OSError as error:

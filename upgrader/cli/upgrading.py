@@ -53,6 +53,12 @@ from upgrader.systemd.unit import UnitError
     shell_complete=complete_parameters,
     help="Set a parameter for this upgrade only, as `upgrader set` does; may be given several times.",
 )
+@click.option(
+    "--preflight",
+    is_flag=True,
+    help="In live mode, rehearse first: the version on disk loads everything and goes again; if it"
+    " would not take over, nothing is upgraded.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @timeout_option
 @json_option
@@ -64,6 +70,7 @@ def upgrade(
     exec_command: str | None,
     wait: bool,
     assignments: Sequence[str],
+    preflight: bool,
     dry_run: bool,
     timeout: float | None,
     as_json: bool,
@@ -116,6 +123,7 @@ def upgrade(
             Mode(mode) if mode else None,
             command=command,
             wait=wait,
+            preflight=preflight,
             dry_run=dry_run,
             timeout=timeout,
             user=user,

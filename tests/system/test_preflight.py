@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""`check --preflight` and `upgrade --preflight`: a bad version is found before it is needed."""
+
+import json
+
+import pytest
+
+from tests.system.conftest import Install
+from tests.system.serving import Service
+from tests.system.test_live import live, socket_there
+from tests.system.test_verbs import status, upgrader
+from upgrader.private_systemd import PrivateSystemd
+
+BAD = [
+    ("exit", "has ended before it was ready"),
+    ("refusing", "not with me"),
+    ("unreadable", "has version 2"),
+    ("lingering", "no progress within 0.3 s"),
+    ("hang", "was not ready in time"),
+]
+
+
+@pytest.fixture
+def service(trixie_machine: PrivateSystemd, install: Install) -> Service:
+    more = [*live(trixie_machine, "tried"), "TimeoutStartSec=4"]
+    made = install(trixie_machine, "tried", "holder", *more)
+    assert socket_there(made)
+    return made
+
+
+@pytest.mark.parametrize(("mode", "reason"), BAD)
+def test_a_bad_version_is_found(service: Service, mode: str, reason: str) -> None:
+    """Named, with its reason; the service serves on, its status does not speak of it, and there is
+    no hold: nothing was upgraded. The next reload is no rehearsal."""
+    before = service.show("MainPID", "StatusText")
+    with service.connect() as client:
+        client.add()
+        service.environment(MODE=mode)
+
+        done = upgrader(service.machine, "check", service.unit, "--preflight")
+
+        assert 1 == done.returncode, done
+        assert "cannot be upgraded" in done.stdout
+        assert "would not take over" in done.stdout
+        assert reason in done.stdout
+        assert before == service.show("MainPID", "StatusText")
+        assert status(service)["hold"] is None
+        service.environment(ROUND="2")
+        assert 0 == upgrader(service.machine, "upgrade", service.unit).returncode
+        assert (2, 2, 2) == client.add()
+
+
+def test_a_good_version_is_not_taken(any_machine: PrivateSystemd, install: Install) -> None:
+    """It loads everything and goes again: connections are where they were, the reload is no failure,
+    and upgrades follow as ever, rehearsed or not."""
+    service = install(any_machine, "tried", "holder", *live(any_machine, "tried"))
+    assert socket_there(service)
+    before = service.show("MainPID", "StatusText", "NRestarts")
+    with service.clients(3) as clients:
+        assert [1, 2, 3] == [client.add()[1] for client in clients]
+        for _ in range(2):
+            service.environment(ROUND="2")
+            done = upgrader(any_machine, "check", service.unit, "--preflight")
+            assert 0 == done.returncode, done
+            assert "the version on disk has loaded everything" in done.stdout
+            assert before == service.show("MainPID", "StatusText", "NRestarts")
+            assert "rehearsed" == status(service)["instance"]["migration"]["phase"]
+        assert {1} == {client.add()[2] for client in clients}
+        done = upgrader(any_machine, "upgrade", service.unit, "--preflight", "--json", "--quiet")
+        assert ("done", 0) == (json.loads(done.stdout)["result"], done.returncode)
+        assert {(3, 2)} == {(count, seen) for count, _, seen in (c.add() for c in clients)}
+        assert socket_there(service)
+        service.environment(MODE="refusing")
+        done = upgrader(any_machine, "upgrade", service.unit, "--preflight")
+        assert (1, True) == (
+            done.returncode,
+            "rehearsed, and it would not take over" in done.stderr,
+        )
+        assert "not with me" in status(service)["hold"]["cause"]
+        assert {2} == {client.add()[2] for client in clients}
+    entries = service.journal("UPGRADER_PHASE=migrate", "PRIORITY=6")
+    assert any("rehearsed: all was loaded and checked" in str(e["MESSAGE"]) for e in entries)
