@@ -18,6 +18,7 @@ from upgrader.description import Migration, Phase, Standing
 from upgrader.errors import ParameterError, UpgradeError
 from upgrader.parameters import Parameters
 from upgrader.progress import Progress, fields
+from upgrader.started import Settings
 from upgrader.systemd import journal
 from upgrader.systemd.journal import Outcome, Priority
 from upgrader.systemd.notify import Notifier, one_line
@@ -43,7 +44,7 @@ class Account:
         self._configured = Parameters.from_environment(environment)
         self.parameters = self._configured
         self.overrides: dict[str, str] = {}
-        self.settings = ""  #: of the unit at the start of this process, in one checksum
+        self.settings = Settings()  #: of the unit at the start of this process
         self.declarations = Declarations(service)
         self._notifier = Notifier.from_environment(environment)
         self._supervised = self._notifier.connected

@@ -10,6 +10,7 @@ from upgrader.declarations import Declarations
 from upgrader.description import Standing
 from upgrader.parameters import Parameters
 from upgrader.progress import Progress
+from upgrader.started import Settings
 
 
 class Open(Protocol):
@@ -44,7 +45,7 @@ class Host(Protocol):
     declarations: Declarations
     parameters: Parameters
     progress: Progress
-    settings: str
+    settings: Settings
 
     @property
     def overrides(self) -> Mapping[str, str]:

@@ -6,41 +6,47 @@ shows.
 """
 
 import contextlib
-import os
 import re
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from upgrader.description import Started
 from upgrader.errors import BusError
 from upgrader.systemd.bus import Bus
+from upgrader.systemd.unit import credential_names
 
 _BUS = 5.0
 _ANONYMOUS = re.compile(r"^RssAnon:\s+(\d+) kB", re.MULTILINE)
 
 
-def settings(bus: Bus, unit: str) -> str:
-    """All settings of the unit that only a new process gets, as PID 1 has them, in one checksum.
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The settings of a unit that only a new process gets, in one checksum (empty if PID 1 does not
+    say), and the names of its credentials."""
 
-    They are what PID 1 itself calls constant: whatever changes at run time is left out.
-    """
-    return f"{zlib.crc32(repr(sorted(bus.constants(unit).items())).encode()):08x}"
+    checksum: str = ""
+    credentials: tuple[str, ...] = ()
 
 
-def ask_settings(unit: str) -> str:
-    """Those settings; empty if PID 1 does not say."""
+def settings(bus: Bus, unit: str) -> Settings:
+    """What PID 1 calls constant of a unit: all that changes at run time is left out."""
+    constants = bus.constants(unit)
+    checksum = f"{zlib.crc32(repr(sorted(constants.items())).encode()):08x}"
+    return Settings(checksum, credential_names(constants))
+
+
+def ask_settings(unit: str) -> Settings:
+    """Those settings, as far as PID 1 says."""
     with contextlib.suppress(BusError), Bus(_BUS) as bus:
         return settings(bus, unit)
-    return ""
+    return Settings()
 
 
-def describe(activated: Sequence[str], settings: str) -> Started:
+def describe(activated: Sequence[str], settings: Settings) -> Started:
     """For the answer to Describe."""
-    names: list[str] = []
-    with contextlib.suppress(OSError):
-        names = sorted(os.listdir(os.environ.get("CREDENTIALS_DIRECTORY") or os.devnull))
-    return Started(list(activated), names, _memory(), settings)
+    return Started(list(activated), list(settings.credentials), _memory(), settings.checksum)
 
 
 def _memory() -> int:

@@ -119,7 +119,7 @@ def _plan(began: float) -> Plan:
                 for each in unit.triggered_by
                 if each.endswith(".socket")
             )
-            checksum = settings(bus, name)
+            checksum = settings(bus, name).checksum
     except BusError as error:
         raise TakeoverError(
             f"systemd cannot be asked about {name or 'this process'}: {error}"
@@ -271,6 +271,8 @@ def _credentials(source: Mapping[str, Any]) -> dict[str, str]:
         there = place + directory.removeprefix("/proc/self")
     try:
         number = os.open(there, os.O_PATH | os.O_DIRECTORY)
+    except FileNotFoundError:  # the running instance has nothing there, either
+        return {"CREDENTIALS_DIRECTORY": directory}
     except OSError as error:
         why = f"the credentials of the running instance cannot be had: {there}: {error.strerror}"
         raise TakeoverError(why, remedy=RESTART.format(unit=unit_name())) from error

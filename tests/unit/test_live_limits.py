@@ -87,13 +87,13 @@ def test_each_limit_says_what_to_do(changes: dict[str, Any], cause: str, remedy:
         {"memory_max": 100 << 20, "memory_current": 60 << 20},
         {"memory_max": 100 << 20},
         {"private_pids": "no"},
-        {"credentials": ("key", "tree")},
+        {"credentials": ("key",)},
         {"notify_access": "all"},
         {"exec_reload": (Command("/usr/bin/upgrader-takeover", ("upgrader-takeover",), ()),)},
     ],
 )
 def test_what_is_no_limit(changes: dict[str, Any]) -> None:
-    running = Running(credentials=("key", "tree_file"), memory=40 << 20)
+    running = Running(credentials=("key",), memory=40 << 20)
 
     assert () == live_limits(unit(**changes), running)
 

@@ -187,12 +187,7 @@ def _sockets(unit: Unit, running: Running, sockets: Sequence[SocketUnit]) -> lis
 
 def _credentials(unit: Unit, running: Running) -> list[Limit]:
     """The new instance gets the credentials of the running one."""
-    missing = [
-        name
-        for name in unit.credentials
-        # Of a directory each file is one credential: NAME_FILE.
-        if not any(has == name or has.startswith(f"{name}_") for has in running.credentials)
-    ]
+    missing = [name for name in unit.credentials if name not in running.credentials]
     return [_by_restart(unit, f"new credentials: {', '.join(missing)}")] if missing else []
 
 

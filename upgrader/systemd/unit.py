@@ -297,12 +297,7 @@ class Unit:
             kill_mode=text("KillMode"),
             oom_policy=text("OOMPolicy"),
             runtime_directories=texts("RuntimeDirectory"),
-            credentials=tuple(
-                as_text(item[0])
-                for setting in ("LoadCredential", "SetCredential")
-                for kind in ("", "Encrypted")
-                for item in values.get(setting + kind, ())
-            ),
+            credentials=credential_names(values),
             triggered_by=texts("TriggeredBy"),
             memory_max=number("MemoryMax", UNSET),
             memory_current=number("MemoryCurrent", UNSET),
@@ -362,6 +357,16 @@ def unit_name(text: str) -> str:
 def as_text(value: bytes | str) -> str:
     """Text from D-Bus, which some libraries give as bytes."""
     return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def credential_names(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """The credentials that a unit wants, of all its D-Bus properties."""
+    return tuple(
+        as_text(item[0])
+        for setting in ("LoadCredential", "SetCredential")
+        for kind in ("", "Encrypted")
+        for item in values.get(setting + kind, ())
+    )
 
 
 def _commands(rows: Iterable[Any]) -> tuple[Command, ...]:

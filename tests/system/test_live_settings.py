@@ -1,0 +1,339 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Live upgrades of units whose settings have changed, and what a new main process gets from PID 1."""
+
+import json
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.support import eventually
+from tests.system.conftest import Install
+from tests.system.reloading import alone, crowd, live, paused, reload, socket_there
+from tests.system.serving import Service
+from upgrader.private_systemd import PrivateSystemd
+from upgrader.systemd.status import Origin
+
+#: What is another one in each process.
+OWN = {"SYSTEMD_EXEC_PID", "WATCHDOG_PID", "JOURNAL_STREAM", "CREDENTIALS_DIRECTORY", "ROUND"}
+
+
+def status(service: Service, name: str) -> str:
+    """A line of /proc/PID/status of the main process."""
+    lines = service.inside(f"/proc/{service.pid}/status").read_text().splitlines()
+    return dict(line.split(":\t", 1) for line in lines)[name]
+
+
+def has_variable(service: Service) -> bool:
+    return b"COLOUR=blue" in service.inside(f"/proc/{service.pid}/environ").read_bytes()
+
+
+def cannot_write(service: Service) -> bool:
+    touch = ["nsenter", "-t", str(service.pid), "-m", "touch", "/usr/touched"]
+    return service.machine.run(touch, check=False).returncode != 0
+
+
+def has_its_own_tmp(service: Service) -> bool:
+    mounts = service.inside(f"/proc/{service.pid}/mountinfo").read_text().splitlines()
+    return any(line.split()[4] == "/tmp" and "systemd-private" in line for line in mounts)
+
+
+def is_filtered(service: Service) -> bool:
+    return status(service, "Seccomp") == "2"
+
+
+def is_bounded(service: Service) -> bool:
+    return int(status(service, "CapBnd"), 16) == 1 << 10
+
+
+SETTINGS: dict[str, Callable[[Service], bool]] = {
+    "Environment=COLOUR=blue": has_variable,
+    "ProtectSystem=strict": cannot_write,
+    "PrivateTmp=yes": has_its_own_tmp,
+    "SystemCallFilter=@system-service": is_filtered,
+    "CapabilityBoundingSet=CAP_NET_BIND_SERVICE": is_bounded,
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_changed_setting(host_machine: PrivateSystemd, install: Install, setting: str) -> None:
+    """Nothing else has changed: the reload is an upgrade, into the new setting."""
+    applies = SETTINGS[setting]
+    service = install(host_machine, "set", "lively", *live(host_machine, "set"))
+    with crowd(service) as clients:
+        assert socket_there(service)
+        assert not applies(service)
+        service.configure(*live(host_machine, "set"), setting)
+
+        assert reload(service), service.messages()
+
+        assert applies(service)
+        clients.is_served_by(2)
+        assert alone(service)
+        assert reload(service)
+        assert 2 == service.status.generation  # nothing has changed since
+
+
+def test_all_settings_at_once(trixie_machine: PrivateSystemd, install: Install) -> None:
+    """And a restart after that is under the same ones."""
+    service = install(trixie_machine, "set", "lively", *live(trixie_machine, "set"))
+    with crowd(service) as clients:
+        assert socket_there(service)
+        service.configure(*live(trixie_machine, "set"), *SETTINGS)
+
+        assert reload(service), service.messages()
+
+        assert all(applies(service) for applies in SETTINGS.values())
+        clients.is_served_by(2)
+        service.restart()
+        clients.is_served_by(3)
+
+
+def refused(service: Service, *reasons: str) -> None:
+    """A reload fails and says why."""
+    assert not reload(service)
+    said = service.messages()
+    for reason in reasons:
+        assert reason in said, said
+
+
+def test_another_user(any_machine: PrivateSystemd, install: Install) -> None:
+    """Not live; and the message says what PID 1 has done by then. A restart does it."""
+    lines = live(any_machine, "other")
+    service = install(any_machine, "other", "lively", *lines, "User=daemon")
+    with crowd(service) as clients:
+        assert socket_there(service)
+        service.configure(*lines, "User=bin")
+
+        refused(
+            service,
+            "User= has changed: it runs as uid 1, and would as uid 2",
+            "systemd has by now given its directories to the new user",
+            "upgrader restart other.service",
+        )
+
+        clients.is_served_by(1)
+        assert alone(service)
+        service.restart()
+        clients.is_served_by(2)
+
+
+def test_a_dynamic_user(any_machine: PrivateSystemd, install: Install) -> None:
+    """As in the sample unit: without root, and with a directory of its own."""
+    ping = ["systemd-run", "-q", "--pipe", "-p", "DynamicUser=yes", "busctl", "status"]
+    if any_machine.run(ping, check=False).returncode != 0:
+        pytest.skip("the bus of this machine does not know dynamic users")
+    lines = [*live(any_machine, "dynamic"), "DynamicUser=yes", "ProtectSystem=strict"]
+    service = install(any_machine, "dynamic", "lively", *lines)
+    with crowd(service) as clients:
+        for generation in (2, 3):
+            assert socket_there(service)
+            service.environment(ROUND=str(generation))
+            assert reload(service), service.messages()
+            clients.is_served_by(generation)
+            assert alone(service)
+
+
+def test_a_pid_namespace(trixie_machine: PrivateSystemd, install: Install) -> None:
+    """Not live: the new version could not even see the running one."""
+    lines = live(trixie_machine, "hidden")
+    service = install(trixie_machine, "hidden", "lively", *lines)
+    with crowd(service) as clients:
+        assert socket_there(service)
+        service.configure(*lines, "PrivatePIDs=yes")
+
+        refused(service, "PrivatePIDs= hides the running instance", "upgrader restart")
+
+        clients.is_served_by(1)
+        assert alone(service)
+
+
+def test_control_processes_in_a_cgroup_of_their_own(
+    any_machine: PrivateSystemd, install: Install
+) -> None:
+    """With Delegate=yes the new main process lives where it was started; it is stopped all the same."""
+    lines = [*live(any_machine, "delegated"), "Delegate=yes"]
+    service = install(any_machine, "delegated", "lively", *lines)
+    with crowd(service) as clients:
+        for generation in (2, 3):
+            assert socket_there(service)
+            service.environment(ROUND=str(generation))
+            assert reload(service), service.messages()
+            clients.is_served_by(generation)
+        service.restart()
+        clients.is_served_by(4)
+    service.stop()
+    assert "SIGKILL" not in service.messages()
+
+
+# What PID 1 gives to a main process
+
+
+def test_the_environment_of_a_start(any_machine: PrivateSystemd, install: Install) -> None:
+    """Name by name, and value by value where the values are not those of one process."""
+    any_machine.write("/run/key", "secret\n")
+    name = "given"
+    service = install(
+        any_machine, name, "lively", *live(any_machine, name),
+        "WatchdogSec=5", "LoadCredential=key:/run/key", "PrivateTmp=yes",
+        f"StateDirectory={name}",
+    )  # fmt: skip
+    with crowd(service):
+        started = json.loads(ask(service, "environment"))
+        # Where systemd may not mount, in a container for one, the file is missing from the start.
+        credential = ask(service, "credential key")
+        assert credential in ("secret", "missing")
+        for generation in (2, 3):
+            assert socket_there(service)
+            service.environment(ROUND=str(generation))
+            assert reload(service), service.messages()
+            given = json.loads(ask(service, "environment"))
+            assert set(started) | {"UPGRADER_TAKEOVER", "ROUND"} == set(given)
+            assert given["SYSTEMD_EXEC_PID"] == given["WATCHDOG_PID"] == str(service.pid)
+            assert {n: v for n, v in started.items() if n not in OWN} == {
+                n: v for n, v in given.items() if n in started and n not in OWN
+            }
+            assert credential == ask(service, "credential key")
+
+
+def ask(service: Service, question: str) -> str:
+    with service.connect() as client:
+        return client.ask(question)
+
+
+def test_a_watchdog(any_machine: PrivateSystemd, install: Install) -> None:
+    """A freeze longer than WatchdogSec= kills nobody, and the new main process is watched, too."""
+    name = "watched"
+    service = install(
+        any_machine, name, "lively", *live(any_machine, name), "WatchdogSec=1",
+        "Environment=UPGRADER_DOWNTIME_LIMIT=20s",
+    )  # fmt: skip
+    with crowd(service) as clients:
+        with paused(service, "verify") as upgrade:
+            time.sleep(2.5)  # there is no event for a watchdog that does nothing
+            upgrade.go()
+            assert upgrade.wait(), service.messages()
+        clients.is_served_by(2)
+        time.sleep(2.5)
+        service.until(NRestarts="0", ActiveState="active", MainPID=str(upgrade.destination))
+        clients.is_served_by(2)
+        service.signal("STOP")
+        service.until(NRestarts="1", ActiveState="active")
+    assert "Watchdog timeout" in service.messages()
+
+
+# Sockets of PID 1
+
+
+def test_a_socket_unit(any_machine: PrivateSystemd, install: Install) -> None:
+    """Its listener moves, and stays out of the FD store, which is not where it comes from; a changed
+    one needs a restart of both, which keeps connections."""
+    name = "activated"
+    service = install(any_machine, name, "lively", *live(any_machine, name))
+    service.stop()
+    port = service.port + 10_000
+
+    def listen(address: str) -> None:
+        any_machine.write(
+            f"/etc/systemd/system/{name}.socket",
+            f"[Socket]\nListenStream={address}\nFileDescriptorName=door\n",
+        )
+        any_machine.run(["systemctl", "daemon-reload"])
+
+    listen(f"127.0.0.1:{service.port}")
+    try:
+        any_machine.run(["systemctl", "start", f"{name}.socket"])
+        service.start()
+        with crowd(service) as clients:
+            assert 0 == service.stored
+            for generation in (2, 3):
+                assert socket_there(service)
+                service.environment(ROUND=str(generation), BIND="127.0.0.1:1")
+                assert reload(service), service.messages()
+                clients.is_served_by(generation)
+                assert eventually(lambda: Origin.LIVE is service.status.origin)
+            service.restart()
+            clients.is_served_by(4)
+            assert 0 == service.stored
+            assert socket_there(service)
+            listen(f"127.0.0.1:{port}")
+            service.environment(ROUND="5")
+
+            refused(
+                service,
+                f"{name}.socket has changed: the running instance has not got 127.0.0.1:{port}",
+                f"systemctl restart {name}.socket {name}.service",
+            )
+
+            clients.is_served_by(4)
+            any_machine.run(["systemctl", "restart", f"{name}.socket", service.unit])
+            clients.is_served_by(5)
+            service.port, old = port, service.port
+            with service.connect() as client:
+                assert 5 == client.add()[2]
+            service.port = old
+    finally:
+        any_machine.run(["systemctl", "stop", f"{name}.socket", service.unit])
+        any_machine.run(["rm", f"/etc/systemd/system/{name}.socket"])
+        any_machine.run(["systemctl", "daemon-reload"])
+
+
+# What else may be in a unit
+
+
+def test_exec_start_pre(host_machine: PrivateSystemd, install: Install) -> None:
+    """It belongs to a start: a live upgrade does not run it, a restart does."""
+    name = "prepared"
+    there = f"/run/{name}.prepared"
+    line = f"ExecStartPre=/bin/sh -c 'echo once >> {there}'"
+    service = install(host_machine, name, "lively", *live(host_machine, name), line)
+    runs = service.inside(there)
+    with crowd(service) as clients:
+        assert socket_there(service)
+        service.environment(ROUND="2")
+        assert reload(service), service.messages()
+        clients.is_served_by(2)
+        assert 1 == len(runs.read_text().splitlines())
+        service.restart()
+        clients.is_served_by(3)
+        assert 2 == len(runs.read_text().splitlines())
+    runs.unlink()
+
+
+def test_no_memory_for_two(host_machine: PrivateSystemd, install: Install) -> None:
+    """Refused before anything is started; a restart needs no second one."""
+    there = host_machine.run(["cat", "/sys/fs/cgroup/cgroup.controllers"]).stdout.split()
+    if "memory" not in there:
+        pytest.skip("the memory controller is not on cgroup2")
+    service = install(host_machine, "narrow", "lively", *live(host_machine, "narrow"))
+    with crowd(service) as clients:
+        assert socket_there(service)
+        used = int(service.show("MemoryCurrent")[0])
+        service.configure(*live(host_machine, "narrow"), f"MemoryMax={used + (1 << 20)}")
+        service.environment(ROUND="2")
+
+        refused(service, "MemoryMax= leaves", "upgrader restart narrow.service")
+
+        clients.is_served_by(1)
+        service.restart()
+        clients.is_served_by(2)
+
+
+def test_every_line_says_which_generation(host_machine: PrivateSystemd, install: Install) -> None:
+    """Those of the new instance are found under the unit, whoever has started it."""
+    service = install(host_machine, "told", "lively", *live(host_machine, "told"))
+    with crowd(service):
+        assert socket_there(service)
+        service.environment(FLAW="exit")
+        assert not reload(service)
+        service.environment(ROUND="2")
+        assert reload(service)
+        assert socket_there(service)
+        assert reload(service)
+        assert eventually(lambda: "asked to reload" in service.messages())
+    ours = service.journal(f"UPGRADER_UNIT={service.unit}")
+    sides = {(entry["UPGRADER_SIDE"], entry["UPGRADER_GENERATION"]) for entry in ours}
+
+    assert {("takeover", "1"), ("source", "1"), ("destination", "2")} <= sides
+    printed = [entry for entry in service.journal() if entry["MESSAGE"] == "asked to reload"]
+    assert [str(service.pid)] == [entry["_PID"] for entry in printed]
