@@ -142,8 +142,6 @@ class Instance(BaseInstance):
                     check(**self.arguments(check))
                 except Exception as error:
                     raise refused_by_check(check, error) from error
-            if self._signal.is_set():  # not the owner yet: nothing to park
-                raise SystemExit(128 + signal.SIGTERM)
             self.commit(arrival)
         except Exception as error:
             self.refuse(error)
@@ -152,6 +150,8 @@ class Instance(BaseInstance):
 
     def _listen_to_signals(self, waker: socket.socket) -> dict[signal.Signals, Any]:
         def stop(number: int, frame: FrameType | None) -> None:
+            if not self.committing:  # not the owner yet: nothing to park, and somebody waits
+                raise SystemExit(128 + number)
             self._signal.set()
 
         signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)

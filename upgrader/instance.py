@@ -101,6 +101,7 @@ class Instance(Account):
             )
         super().__init__(service, version, environment)
         self.turns = Turns()
+        self.committing = False  #: from here on it owns, or knows that it must not
         self.frozen = False  #: everything has moved; nothing here touches it any more
         self.exit_status = 0  #: of the process, once frozen
         self._store = FdStore(self._notifier)
@@ -223,6 +224,7 @@ class Instance(Account):
         is as far as it may go."""
         if self._taker and self._rehearsal:
             raise Rehearsed
+        self.committing = True
         arrival.commit(self._notifier, self._store)
         self.since = time.time()
         self._settled.set()

@@ -2,6 +2,8 @@
 """The blocking twin of holder.py: the same lines, answered by handlers that never wait."""
 
 import os
+import time
+from pathlib import Path
 
 import upgrader
 
@@ -32,6 +34,18 @@ def main() -> None:
                         peer.write(b"%d %d %d\n" % told)
                     case [b"big", size]:
                         peer.write(b"x" * int(size) + b"\n")
+
+        @instance.reload
+        def reloaded() -> None:
+            print("asked to reload", flush=True)
+
+        @instance.verify
+        def waits() -> None:
+            if os.environ.get("STEP") == "verify":
+                place = Path(os.environ["RUNTIME_DIRECTORY"])
+                (place / "mark").touch()
+                while not (place / "go").exists():
+                    time.sleep(0.005)
 
         for _ in instance.serve():
             pass
