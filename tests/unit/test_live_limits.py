@@ -12,6 +12,7 @@ from upgrader.systemd.activation import show
 from upgrader.systemd.live_limits import Running, changed_sockets, live_limits
 from upgrader.systemd.unit import UNSET_ID, Command, SocketUnit
 
+GROUP = pwd.getpwnam("daemon").pw_gid
 DAEMON = pwd.getpwnam("daemon").pw_uid
 WEB = SocketUnit("web.socket", True, "web", (("Stream", "[::]:80"), ("FIFO", "/run/fifo")))
 
@@ -44,6 +45,12 @@ def test_a_healthy_unit_has_no_limits() -> None:
         ({"user": "daemon"}, "User= has changed: it runs as uid 0", "upgrader restart"),
         ({"uid": DAEMON}, f"it runs as uid {DAEMON}, and would as uid 0", "upgrader restart"),
         ({"user": "no-such-user"}, "no user 'no-such-user'", "upgrader restart"),
+        (
+            {"group": "daemon"},
+            f"Group= has changed: it runs as gid 0, and would as gid {GROUP}",
+            "",
+        ),
+        ({"group": "no-such-group"}, "no group 'no-such-group'", "upgrader restart"),
         (
             {"user": "web-dynamic", "dynamic_user": True, "uid": DAEMON},
             "DynamicUser= has changed",
@@ -78,8 +85,9 @@ def test_each_limit_says_what_to_do(changes: dict[str, Any], cause: str, remedy:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"user": "daemon", "uid": DAEMON},
-        {"user": str(DAEMON), "uid": DAEMON},
+        {"user": "daemon", "uid": DAEMON, "gid": GROUP},
+        {"user": str(DAEMON), "uid": DAEMON, "gid": GROUP},
+        {"user": "daemon", "uid": DAEMON, "group": "0", "gid": 0},
         {"user": "web", "dynamic_user": True, "uid": 65519},
         {"private_users": True},
         {"protect_proc": "invisible"},

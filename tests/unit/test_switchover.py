@@ -5,8 +5,10 @@ The tables explored are the ones that drive the code. Faults (a death, a hang, a
 stop or restart in the middle, an unreadable record) are added one by one, each at every point.
 """
 
+import runpy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from upgrader.switchover import DESTINATION, SOURCE, Action, Destination, Event,
 #: All pairs of faults, everywhere; every row of the tables is used with one already.
 FAULTS = 2
 
+ROOT = Path(__file__).parents[2]
 Origins = dict[World, tuple[World, str] | None]
 
 
@@ -312,6 +315,15 @@ def test_a_dead_source_loses_nothing_once_its_image_is_out(explored: Explored) -
         w.pid1.loaded == "image of the destination" and "source killed as the owner" in w.history
         for w in explored.at_rest
     )
+
+
+def test_the_diagrams_show_the_tables() -> None:
+    """Those in docs/live.md are written by packaging/live-diagrams, and nobody forgot to."""
+    script = runpy.run_path(str(ROOT / "packaging" / "live-diagrams"))
+    page = (ROOT / "docs" / "live.md").read_text()
+
+    assert script["filled"](page) == page
+    assert f"{Destination.ACKING} --> {Destination.OWNER}: {Event.TAKEN}" in page
 
 
 def test_a_counter_example_can_be_read() -> None:

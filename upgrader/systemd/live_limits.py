@@ -5,6 +5,7 @@ Asked twice: by `upgrade` before it asks PID 1 for a reload, and by takeover, wh
 started with today's settings, before it starts anything.
 """
 
+import grp
 import pwd
 import re
 from collections.abc import Mapping, Sequence
@@ -142,7 +143,14 @@ def _user(unit: Unit) -> list[Limit]:
     if wanted != started:
         changed = f"User= has changed: it runs as uid {started}, and would as uid {wanted}"
         return [_by_restart(unit, changed)]
-    return []
+    group = 0 if unit.gid == UNSET_ID else unit.gid
+    try:
+        if (wanted := _gid(unit.group, wanted)) == group:
+            return []
+    except KeyError:
+        return [_by_restart(unit, f"no group {unit.group!r}: it runs as gid {group}")]
+    changed = f"Group= has changed: it runs as gid {group}, and would as gid {wanted}"
+    return [_by_restart(unit, changed)]
 
 
 def _uid(user: str) -> int:
@@ -150,6 +158,15 @@ def _uid(user: str) -> int:
     if not user or user.isdecimal():
         return int(user or 0)
     return pwd.getpwnam(user).pw_uid
+
+
+def _gid(group: str, uid: int) -> int:
+    """The number of a group, or else of the first group of a user; raises KeyError."""
+    if group.isdecimal():
+        return int(group)
+    if group:
+        return grp.getgrnam(group).gr_gid
+    return pwd.getpwuid(uid).pw_gid if uid else 0
 
 
 def changed_sockets(running: Running, sockets: Sequence[SocketUnit]) -> dict[str, list[str]]:
