@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from upgrader.declarations import Declarations
 from upgrader.description import Migration, Phase, Standing
 from upgrader.errors import ParameterError, UpgradeError
+from upgrader.labels import label_lines
 from upgrader.parameters import Parameters
 from upgrader.progress import Progress, fields
 from upgrader.started import Settings
@@ -49,8 +50,14 @@ class Account:
         self._notifier = Notifier.from_environment(environment)
         self._supervised = self._notifier.connected
         self._status = Status(0, Origin.COLD)
+        label_lines(self)
 
     # What others ask for
+
+    @property
+    def said_generation(self) -> int:
+        """The generation that its lines in the log carry."""
+        return self.generation or self.declarations.generation
 
     @property
     def supervised(self) -> bool:

@@ -196,6 +196,7 @@ class Declarations:
     reloads: list[Callable[..., Any]] = field(default_factory=list)
     dropped: set[str] = field(default_factory=set)
     serving: bool = False
+    generation: int = 0  # of the instance that loads them, once an image says so
     activated: list[str] = field(default_factory=list)  # what `.socket` units passed, in words
 
     def add_state(self, cls: type[T]) -> Declared[T]:

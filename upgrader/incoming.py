@@ -283,6 +283,7 @@ class Loader:
         self, stream: Stream, origin: Origin
     ) -> dict[str, tuple[image.Entry, socket.socket]]:
         manifest = image.unseal(stream.image)
+        self._declarations.generation = manifest.generation + 1
         self._check(manifest, stream)
         self._arrival.overrides = manifest.parameters or {}
         self._load_states(manifest)

@@ -286,7 +286,7 @@ class Instance(Account):
         self, on_request: Callable[[Request | Execution], object], on_reload: Callable[[], object]
     ) -> None:
         """Before `load`: what the instance's socket calls, in another thread."""
-        if not self._supervised or not self.parameters.enabled:
+        if not self._supervised:
             return
         path = self._socket_path
         if path is None:

@@ -147,6 +147,8 @@ class Negotiation:
     def register(self, caller: Caller, pid: int) -> None:
         """Only takeover, and only one process at a time, which must belong to this unit."""
         self._require_takeover(caller)
+        if not self._host.parameters.enabled:
+            raise refused("UPGRADER=off: it is a plain service, and can only be restarted")
         if self._host.parameters.mechanism is Mechanism.FD_STORE:
             raise refused(FD_STORE_ONLY)
         with self._lock:

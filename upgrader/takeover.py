@@ -22,8 +22,14 @@ from typing import Any
 from upgrader.backends import Fd
 from upgrader.calling import call
 from upgrader.command_line import PER_PROCESS, Command, main_process
-from upgrader.errors import REHEARSED, BusError, NotifyError, UpgradeError
-from upgrader.parameters import COMMITTED, FAILED, REHEARSAL, TAKEOVER, socket_path
+from upgrader.errors import (
+    REHEARSED,
+    BusError,
+    DeclarationError,
+    NotifyError,
+    UpgradeError,
+)
+from upgrader.parameters import COMMITTED, FAILED, REHEARSAL, TAKEOVER, Parameters, socket_path
 from upgrader.started import settings
 from upgrader.systemd import journal
 from upgrader.systemd.bus import Bus
@@ -191,6 +197,12 @@ def _shared(environment: Mapping[str, str]) -> dict[str, str]:
 
 def _check(plan: Plan, source: Mapping[str, Any]) -> None:
     """Raise for what forbids a live upgrade of this unit as it is now."""
+    with contextlib.suppress(DeclarationError):  # the new version says that better
+        if not Parameters.from_environment(plan.command.environment).enabled:
+            remedy = f"systemctl restart {plan.unit.id}, which drops connections and state"
+            raise TakeoverError(
+                "UPGRADER=off in the unit makes a plain service of it", remedy=remedy
+            )
     limits = list(live_limits(plan.unit, Running.from_description(source), plan.sockets))
     if not limits:
         return

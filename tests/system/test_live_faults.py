@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Bad versions, and every process killed at every step of a live upgrade: clients lose nothing."""
 
+import time
+
 import pytest
 
 from tests.support import eventually
@@ -216,6 +218,23 @@ def test_what_the_destination_has_forked(service: Service) -> None:
         leaver.line()
         assert "" == leaver.line()
         assert before == service.pid
+
+
+def test_nobody_waits_for_a_destination_that_stalls(
+    host_machine: PrivateSystemd, install: Install
+) -> None:
+    """With everything loaded it says no more: the source serves again after `downtime-limit`, and
+    no client has waited for much longer."""
+    service = install(host_machine, "stall", "lively", *live(host_machine, "stall"))
+    with crowd(service) as clients:
+        with paused(service, "verify") as upgrade:
+            began = time.monotonic()
+            clients.is_served_by(1)
+
+            assert time.monotonic() - began < 3  # ten times the limit
+            assert not upgrade.wait()
+        assert "no progress within 0.3 s" in service.messages()
+        still_served(service, clients, upgrade.source)
 
 
 def test_a_slow_destination_that_gets_on(host_machine: PrivateSystemd, install: Install) -> None:

@@ -2,6 +2,7 @@
 """Live upgrades and what else PID 1 is asked for: before, in the middle, and after."""
 
 import subprocess
+import time
 
 import pytest
 
@@ -111,6 +112,19 @@ def test_a_storm(service: Service) -> None:
         assert generation in (2, 3)
         clients.is_served_by(generation)
         assert alone(service)
+
+
+def test_the_old_process_is_gone_at_once(service: Service) -> None:
+    """With nothing to drain, it ends when PID 1 knows the new one: no later than the reload."""
+    with crowd(service) as clients:
+        assert socket_there(service)
+        before = service.pid
+        service.environment(ROUND="2")
+        assert reload(service), service.messages()
+        ended = time.monotonic()
+        assert eventually(lambda: str(before) not in processes(service))
+        assert time.monotonic() - ended < 2  # ten times what is promised
+        clients.is_served_by(2)
 
 
 def test_a_stop_that_takes_its_time(service: Service) -> None:

@@ -166,6 +166,25 @@ def test_control_processes_in_a_cgroup_of_their_own(
     assert "SIGKILL" not in service.messages()
 
 
+def test_the_kill_switch(host_machine: PrivateSystemd, install: Install) -> None:
+    """UPGRADER=off: a reload is the author's own as ever, and nothing is upgraded."""
+    lines = live(host_machine, "off")
+    service = install(host_machine, "off", "lively", *lines, "Environment=UPGRADER=off")
+    with crowd(service) as clients:
+        assert socket_there(service)
+        assert reload(service), service.messages()
+        assert "asked to reload" in service.messages()
+        service.configure(*lines)
+        refused(service, "UPGRADER=off: it is a plain service")
+        clients.is_served_by(1)
+    service.restart()
+    with crowd(service) as clients:
+        assert socket_there(service)
+        service.configure(*lines, "Environment=UPGRADER=off")
+        refused(service, "UPGRADER=off in the unit makes a plain service of it")
+        clients.is_served_by(1)
+
+
 # What PID 1 gives to a main process
 
 

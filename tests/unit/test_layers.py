@@ -35,6 +35,7 @@ CORE = [
     "systemd.journal",
     "systemd.unit",
     "systemd.live_limits",
+    "labels",
     "parameters",
     "inbox",
     "turns",
