@@ -53,7 +53,7 @@ def test_a_bad_version_is_found(service: Service, mode: str, reason: str) -> Non
 def test_a_good_version_is_not_taken(any_machine: PrivateSystemd, install: Install) -> None:
     """It loads everything and goes again: connections are where they were, the reload is no failure,
     and upgrades follow as ever, rehearsed or not."""
-    service = install(any_machine, "tried", "holder", *live(any_machine, "tried"))
+    service = install(any_machine, "proved", "holder", *live(any_machine, "proved"))
     assert socket_there(service)
     before = service.show("MainPID", "StatusText", "NRestarts")
     with service.clients(3) as clients:
@@ -78,5 +78,6 @@ def test_a_good_version_is_not_taken(any_machine: PrivateSystemd, install: Insta
         )
         assert "not with me" in status(service)["hold"]["cause"]
         assert {2} == {client.add()[2] for client in clients}
+    assert 0 == upgrader(any_machine, "unhold", service.unit).returncode
     entries = service.journal("UPGRADER_PHASE=migrate", "PRIORITY=6")
     assert any("rehearsed: all was loaded and checked" in str(e["MESSAGE"]) for e in entries)
