@@ -10,7 +10,7 @@ from tests.support import eventually
 from tests.system.conftest import Install
 from tests.system.reloading import live, reload, socket_there
 from tests.system.serving import Service
-from tests.system.test_verbs import status, upgrader
+from tests.system.test_verbs import described, status, upgrader
 from upgrader.private_systemd import PrivateSystemd
 from upgrader.systemd.status import Origin
 
@@ -40,7 +40,7 @@ def test_connections_that_may_not_move(
             done = upgrader(trixie_machine, "set", service.unit, "backend-transfer.door=no")
             assert done.returncode == 0, done.stderr
         busy.send("busy 1\n")
-        assert eventually(lambda: status(service)["instance"]["backends"][0]["busy"] == 1)
+        assert eventually(lambda: described(service)["backends"][0].get("busy") == 1)
         if where == "destination":
             service.environment(UPGRADER_BACKEND_TRANSFER="door=no", ROUND="2")
             assert reload(service) if how == "live" else service.restart()
@@ -67,8 +67,7 @@ def test_what_was_set_is_inherited(any_machine: PrivateSystemd, install: Install
     assert socket_there(service)
 
     def held() -> str:
-        assert eventually(lambda: status(service)["instance"] is not None)
-        found = status(service)["instance"]["parameters"]["drain-timeout"]
+        found = described(service)["parameters"]["drain-timeout"]
         assert isinstance(found, str)
         return found
 
@@ -78,13 +77,13 @@ def test_what_was_set_is_inherited(any_machine: PrivateSystemd, install: Install
     for how in ("live", "restart"):
         upgraded(service, how)
         assert "7s" == held()
-        assert "1s" == status(service)["instance"]["parameters"]["downtime-limit"]
+        assert "1s" == described(service)["parameters"]["downtime-limit"]
     done = upgrader(any_machine, "set", service.unit, "drain-timeout=")
     assert (0, "5s") == (done.returncode, held())
     service.stop()
     service.start()
     assert socket_there(service)
-    assert "300ms" == status(service)["instance"]["parameters"]["downtime-limit"]
+    assert "300ms" == described(service)["parameters"]["downtime-limit"]
 
 
 def test_parameters_for_one_call(trixie_machine: PrivateSystemd, install: Install) -> None:
@@ -101,7 +100,7 @@ def test_parameters_for_one_call(trixie_machine: PrivateSystemd, install: Instal
             service.environment(**variables)
             done = upgrader(machine, "upgrade", service.unit, *wanted, "--quiet")
             assert code == done.returncode, done.stderr
-            held = status(service)["instance"]["parameters"]
+            held = described(service)["parameters"]
             assert ("yes", "7s") == (held["backend-transfer"], held["drain-timeout"])
         assert ["goodbye", ""] == [client.line() for _ in range(2)]
     before = service.pid
@@ -127,15 +126,15 @@ def test_cancel_leaves_the_old_one_serving(any_machine: PrivateSystemd, install:
 
                 def there(phase: str = phase) -> bool:
                     # Describe is answered while everything else is frozen.
-                    return bool(status(service)["instance"]["migration"]["phase"] == phase)
+                    return bool(described(service)["migration"]["phase"] == phase)
 
                 assert eventually(there)
                 done = upgrader(any_machine, "cancel", service.unit)
                 assert (0, True) == (done.returncode, "cancelled" in done.stdout), done.stderr
                 assert 0 != reloading.wait(30)
             assert client.add()[2] == 1
-            assert eventually(lambda: status(service)["instance"]["phase"] == "serving")
-            last = status(service)["instance"]["migration"]
+            assert eventually(lambda: described(service)["phase"] == "serving")
+            last = described(service)["migration"]
             assert ("cancelled", "cancelled") == (last["phase"], last["reason"])
         waiting = ["upgrader", "upgrade", "--quiet", service.unit]
         with any_machine.popen(waiting, stderr=subprocess.PIPE) as upgrading:
@@ -155,6 +154,6 @@ def test_the_usual_mode(any_machine: PrivateSystemd, install: Install) -> None:
     service = install(any_machine, "usual", "holder", *more)
     for arguments, mode in ([], "restart"), (["--mode", "live"], "live"):
         assert socket_there(service)
-        assert status(service)["instance"]["parameters"]["mode"] == "restart"
+        assert described(service)["parameters"]["mode"] == "restart"
         done = upgrader(any_machine, "upgrade", "--json", "--quiet", service.unit, *arguments)
         assert (mode, True) == (json.loads(done.stdout)["mode"], done.returncode == 0)

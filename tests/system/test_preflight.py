@@ -8,7 +8,7 @@ import pytest
 from tests.system.conftest import Install
 from tests.system.serving import Service
 from tests.system.test_live import live, socket_there
-from tests.system.test_verbs import status, upgrader
+from tests.system.test_verbs import described, status, upgrader
 from upgrader.private_systemd import PrivateSystemd
 
 BAD = [
@@ -64,7 +64,7 @@ def test_a_good_version_is_not_taken(any_machine: PrivateSystemd, install: Insta
             assert 0 == done.returncode, done
             assert "the version on disk has loaded everything" in done.stdout
             assert before == service.show("MainPID", "StatusText", "NRestarts")
-            assert "rehearsed" == status(service)["instance"]["migration"]["phase"]
+            assert "rehearsed" == described(service)["migration"]["phase"]
         assert {1} == {client.add()[2] for client in clients}
         done = upgrader(any_machine, "upgrade", service.unit, "--preflight", "--json", "--quiet")
         assert ("done", 0) == (json.loads(done.stdout)["result"], done.returncode)
