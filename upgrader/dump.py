@@ -4,9 +4,7 @@
 The state itself is the author's and may be secret: only names, versions and sizes are told.
 """
 
-import ctypes
 import os
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,11 +16,11 @@ from upgrader.backends import Fd
 from upgrader.channel import ParkedChannel
 from upgrader.errors import UpgradeError
 from upgrader.image import Manifest
+from upgrader.systemd import held
 from upgrader.systemd.fdstore import Stored, StoreName
 from upgrader.systemd.unit import Unit
 from upgrader.systemd.units import Systemd
 
-_PIDFD_GETFD = 438  # since Linux 5.6; the same number on all architectures
 _IMAGES = (Stored.CHANNEL, Stored.INSURANCE, Stored.ASIDE, Stored.IMAGE)
 
 
@@ -117,30 +115,13 @@ def _dump(where: str, memfd: Fd, manifest: Manifest) -> Dump:
 
 
 def _from_pid1(name: str, inode: int) -> Fd:
-    """A duplicate of an FD of PID 1, found by its inode; raises NotAllowed, or DumpError."""
-    denied = NotAllowed(
-        f"{name}: this user may not look at what systemd holds",
-        remedy="run the command as root, with sudo for instance",
-    )
+    """A duplicate of what PID 1 holds; raises NotAllowed, or DumpError."""
     try:
-        numbers = [int(n) for n in os.listdir("/proc/1/fd") if _inode(n) == inode]
-        with Fd(os.pidfd_open(1)) as pid1:
-            for number in numbers:
-                libc = ctypes.CDLL(None, use_errno=True)
-                taken = libc.syscall(_PIDFD_GETFD, pid1.fileno(), number, 0)
-                if taken >= 0:
-                    return Fd(taken)
+        return held.duplicate(inode)
     except PermissionError as error:
-        raise denied from error
-    if numbers:
-        raise denied
-    raise DumpError(f"{name} is no longer there")
-
-
-def _inode(number: str) -> int:
-    try:
-        target = os.readlink(f"/proc/1/fd/{number}")
-        match = re.fullmatch(r"socket:\[(\d+)\]", target)
-        return int(match[1]) if match else os.stat(f"/proc/1/fd/{number}").st_ino
-    except FileNotFoundError:
-        return 0
+        raise NotAllowed(
+            f"{name}: this user may not look at what systemd holds",
+            remedy="run the command as root, with sudo for instance",
+        ) from error
+    except FileNotFoundError as error:
+        raise DumpError(f"{name} is no longer there") from error

@@ -90,6 +90,7 @@ OPERATOR = [
     "history",
     "plot",
     "systemd.listening",
+    "systemd.held",
     "systemd.units",
     "instances",
     "overview",
