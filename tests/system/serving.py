@@ -12,8 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tests.support import SETTLE, eventually
+from upgrader.calling import call
 from upgrader.private_systemd import PrivateSystemd
 from upgrader.systemd.status import Status
+from upgrader.varlink import INTERFACE
 
 PROGRAMS = Path(__file__).parent / "services"
 _PLACE = "/opt/upgrader-tests"
@@ -152,6 +154,16 @@ class Service:
     def messages(self, *matches: str) -> str:
         """The texts of those entries."""
         return "\n".join(str(entry["MESSAGE"]) for entry in self.journal(*matches))
+
+    def answers(self) -> bool:
+        """Whether the newest instance answers on its socket: it takes the place of the one before
+        after it has begun to serve."""
+        with socket.socket(socket.AF_UNIX) as sock, contextlib.suppress(OSError):
+            sock.settimeout(SETTLE)
+            sock.connect(str(self.inside(f"/run/{self.name}/upgrader.sock")))
+            told = call(sock, f"{INTERFACE}.Describe", {})
+            return bool(told["generation"] == self.status.generation)
+        return False
 
     # Files inside
 

@@ -17,7 +17,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from tests.support import SETTLE, eventually
 from tests.system.conftest import Install
-from tests.system.reloading import live, processes, reload, socket_there
+from tests.system.reloading import live, processes, reload
 from tests.system.serving import Service, network_of
 from upgrader.private_systemd import PrivateSystemd
 from upgrader.private_systemd.command import Command
@@ -71,7 +71,7 @@ class Get:
 
 def upgrade(service: Service, number: int) -> None:
     """Reload into another version, and wait for the socket of the new one."""
-    assert socket_there(service)
+    assert eventually(service.answers)
     service.environment(ROUND=str(number))
     assert reload(service), service.messages()
 
@@ -240,7 +240,7 @@ def test_failed_reloads_under_load(
     before = service.pid
     with load(host_machine, ["wrk", "-t1", "-c8", "-d600", "--timeout", "20", url]) as wrk:
         for number in range(3):
-            assert socket_there(service)
+            assert eventually(service.answers)
             service.environment(ROUND=str(number + 1))
             assert not reload(service)
         wrk.send_signal(signal.SIGINT)
@@ -260,7 +260,7 @@ def test_in_the_same_process(host_machine: PrivateSystemd, install: Install) -> 
         stream.connection.request("GET", "/stream/5")
         answer = stream.connection.getresponse()
         before = service.pid
-        assert socket_there(service)
+        assert eventually(service.answers)
 
         service.machine.run(["upgrader", "upgrade", "--mode", "exec", service.unit])
 
@@ -276,7 +276,7 @@ def test_a_version_that_does_not_start(host_machine: PrivateSystemd, install: In
     with contextlib.closing(get):
         assert "0" == get.version()
         before = service.pid
-        assert socket_there(service)
+        assert eventually(service.answers)
         service.environment(MODE="refusing")
 
         assert not reload(service)

@@ -3,9 +3,10 @@
 
 import threading
 
+from tests.support import eventually
 from tests.system.conftest import Install
 from tests.system.serving import Client
-from tests.system.test_live import live, reload, socket_there
+from tests.system.test_live import live, reload
 from upgrader.private_systemd import PrivateSystemd
 from upgrader.systemd.status import Origin
 
@@ -48,7 +49,7 @@ def test_reloads_and_a_restart(any_machine: PrivateSystemd, install: Install) ->
             talker.start()
         try:
             for number in range(1, RELOADS + 1):
-                assert socket_there(service)
+                assert eventually(service.answers)
                 service.environment(ROUND=str(number))
                 assert reload(service), service.messages()
             assert Origin.LIVE is service.status.origin
