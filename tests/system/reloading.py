@@ -97,8 +97,6 @@ def paused(service: Service, step: str, **variables: str) -> Iterator[Paused]:
             service.inside(f"/run/{service.name}/go").touch()
             if not eventually(lambda: command.poll() is not None):
                 command.kill()
-    service.inside(f"/run/{service.name}/go").unlink(missing_ok=True)
-    service.inside(f"/run/{service.name}/mark").unlink(missing_ok=True)
 
 
 class Crowd:

@@ -93,7 +93,7 @@ def test_takeover_is_timed_out(host_machine: PrivateSystemd, install: Install, s
 
 def test_a_destination_that_is_stopped(host_machine: PrivateSystemd, install: Install) -> None:
     """takeover gives up in time, and kills it."""
-    more = [*live(host_machine, "stopped"), "TimeoutStartSec=2"]
+    more = [*live(host_machine, "stopped"), "TimeoutStartSec=5"]
     service = install(host_machine, "stopped", "lively", *more)
     with crowd(service) as clients:
         with paused(service, "import") as upgrade:

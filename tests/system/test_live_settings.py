@@ -244,12 +244,12 @@ def test_a_watchdog(any_machine: PrivateSystemd, install: Install) -> None:
 # Sockets of PID 1
 
 
-def test_a_socket_unit(any_machine: PrivateSystemd, install: Install) -> None:
+def test_a_socket_unit(any_machine: PrivateSystemd) -> None:
     """Its listener moves, and stays out of the FD store, which is not where it comes from; a changed
     one needs a restart of both, which keeps connections."""
     name = "activated"
-    service = install(any_machine, name, "lively", *live(any_machine, name))
-    service.stop()
+    requires = f"\n[Unit]\nRequires={name}.socket\nAfter={name}.socket"
+    service = Service(any_machine, name, "lively", [*live(any_machine, name), requires])
     port = service.port + 10_000
 
     def listen(address: str) -> None:
@@ -281,18 +281,19 @@ def test_a_socket_unit(any_machine: PrivateSystemd, install: Install) -> None:
             refused(
                 service,
                 f"{name}.socket has changed: the running instance has not got 127.0.0.1:{port}",
-                f"systemctl restart {name}.socket {name}.service",
+                f"systemctl restart {name}.socket",
             )
 
             clients.is_served_by(4)
-            any_machine.run(["systemctl", "restart", f"{name}.socket", service.unit])
+            any_machine.run(["systemctl", "restart", f"{name}.socket"])
             clients.is_served_by(5)
             service.port, old = port, service.port
             with service.connect() as client:
                 assert 5 == client.add()[2]
             service.port = old
     finally:
-        any_machine.run(["systemctl", "stop", f"{name}.socket", service.unit])
+        service.remove()
+        any_machine.run(["systemctl", "stop", f"{name}.socket"])
         any_machine.run(["rm", f"/etc/systemd/system/{name}.socket"])
         any_machine.run(["systemctl", "daemon-reload"])
 

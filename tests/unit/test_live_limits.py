@@ -62,7 +62,11 @@ def test_a_healthy_unit_has_no_limits() -> None:
             "prefixes of other privileges",
             "upgrader restart",
         ),
-        ({"triggered_by": ("web.socket",)}, "web.socket has changed", "restart web.socket web"),
+        (
+            {"triggered_by": ("web.socket",)},
+            "web.socket has changed",
+            "systemctl restart web.socket",
+        ),
         ({"credentials": ("key", "new")}, "new credentials: new", "upgrader restart"),
         (
             {"memory_max": 100 << 20, "memory_current": 70 << 20},

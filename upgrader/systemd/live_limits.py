@@ -172,8 +172,8 @@ def _gid(group: str, uid: int) -> int:
 def changed_sockets(running: Running, sockets: Sequence[SocketUnit]) -> dict[str, list[str]]:
     """The `.socket` units with addresses that the running instance has not been passed.
 
-    A restart of the service alone does not open them: `systemctl restart X.socket X.service` does,
-    and connections and state are kept.
+    A restart of the service alone does not open them. `systemctl restart X.socket` does, if the
+    service requires it and so is restarted with it; connections and state are kept.
     """
     changed: dict[str, list[str]] = {}
     if running.activated is None:
@@ -196,7 +196,8 @@ def _sockets(unit: Unit, running: Running, sockets: Sequence[SocketUnit]) -> lis
     return [
         Limit(
             f"{name} has changed: the running instance has not got {', '.join(addresses)} of it",
-            f"systemctl restart {name} {unit.id}, which keeps connections and state as well",
+            f"with Requires={name} in {unit.id}, restart both, which keeps connections and state as"
+            f" well: systemctl restart {name}",
         )
         for name, addresses in changed_sockets(running, sockets).items()
     ]
