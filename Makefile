@@ -25,7 +25,8 @@ setup:
 demo: setup
 	@for systemd in $(SYSTEMD); do .venv/bin/upgrader demo --systemd "$$systemd" $(ARGS) || exit 1; done
 
-test: setup
+test:
+	@packaging/bootstrap test
 	@.venv/bin/python -m pytest $(ARGS)
 
 lint: setup
