@@ -23,7 +23,7 @@ from upgrader.systemd.live_limits import DYNAMIC_USERS, RESTART, Limit, Running,
 from upgrader.systemd.status import Origin, Status
 from upgrader.systemd.unit import Unit, UnitError, WaitTimeout
 from upgrader.systemd.units import Systemd
-from upgrader.takeover import ENDED
+from upgrader.takeover import ENDED, HALFWAY
 
 #: Seconds for the first words of a new main process; it takes milliseconds.
 _INTRODUCTION = 5.0
@@ -165,10 +165,15 @@ def _judge(
         )
     entries = cause.read(unit, since, user=systemd.user)
     if not now.serves:
-        why = cause.cause(entries, now).text
-        remedy = what_to_do(systemd, now)
+        halfway = any(entry.message.startswith(HALFWAY) for entry in entries)
+        interrupted = "" if halfway else cause.interrupted(entries, now)
         return replace(
-            outcome, result=Result.NOT_SERVING, cause=why, remedy=remedy, bad_version=True
+            outcome,
+            result=Result.NOT_SERVING,
+            cause=interrupted or cause.cause(entries, now).text.removeprefix(_REFUSED),
+            # What is parked for the next start may only be on its way.
+            remedy=_look(now) if interrupted else what_to_do(systemd, now),
+            bad_version=not interrupted,
         )
     see = f"see: journalctl -u {unit.id}"
     if after is None:
@@ -199,6 +204,12 @@ def _judge(
     )
 
 
+def _look(now: Unit) -> str:
+    if now.retries:
+        return f"systemd starts it again by itself (Restart=); see: systemctl status {now.id}"
+    return f"to start it: systemctl start {now.id}"
+
+
 #: Where everything crossed; the others lost at least the connections.
 _KEPT = (Origin.LIVE, Origin.RESTART)
 
@@ -218,6 +229,8 @@ def _why(entries: tuple[cause.Entry, ...], now: Unit, word: str, refused: str) -
         return reason
     if word == "canceled":
         return "the reload job was cancelled"
+    if now.reload_result in ("signal", "core-dump"):
+        return "takeover, which ExecReload= runs, was killed"
     if word == "done":
         return "the reload changed nothing"
     if refused:  # not every user may read the journal

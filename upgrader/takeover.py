@@ -57,6 +57,10 @@ class TakeoverError(UpgradeError):
     """The upgrade was not done, and the running instance serves on."""
 
 
+#: What is reported before what went wrong after the commit.
+HALFWAY = "the new version has taken over, but "
+
+
 class HalfwayError(UpgradeError):
     """The new instance has become the owner, and what follows went wrong."""
 
@@ -87,7 +91,7 @@ def main() -> int:
     try:
         _take_over(_plan(began), source)
     except HalfwayError as error:
-        _report(source, f"the new version has taken over, but {error}")
+        _report(source, f"{HALFWAY}{error}")
         return 1
     except UpgradeError as error:
         if error.message == REHEARSED:

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from tests.unit.units import unit
-from upgrader.systemd.cause import Entry, Source, cause, parse
+from upgrader.systemd.cause import Entry, Source, cause, interrupted, parse
 
 OLD, NEW = "0" * 32, "1" * 32
 EXIT = "98e322203f7a4ed290d09fe03c09fe15"
@@ -130,3 +130,21 @@ def test_a_long_line_is_cut() -> None:
     found = cause(entries(program("x" * 9000), exited("exited", "3"), failed("exit-code")), unit())
 
     assert len(found.text) < 600
+
+
+TAKEN: dict[str, object] = {"UPGRADER_SIDE": "destination", "UPGRADER_OUTCOME": "done"}
+
+
+def test_what_ends_an_upgrade_from_outside() -> None:
+    """A stop, and a main process that is killed, are not the new version's fault; what ends
+    after it has taken over may be."""
+    killed = exited("killed", "KILL")
+    serving, stopped = unit(), unit(active_state="inactive")
+
+    assert interrupted(entries(killed), serving) == (
+        "the main process was killed by SIGKILL meanwhile"
+    )
+    assert "the unit was stopped meanwhile" == interrupted([], stopped)
+    for harmless in ([TAKEN, killed], [exited("exited", "1")], []):
+        assert not interrupted(entries(*harmless), serving)
+    assert not interrupted([], unit(active_state="failed", result="exit-code"))
