@@ -158,7 +158,7 @@ def test_bad_versions_under_load() -> None:
     assert (result.connections_lost, result.state_errors) == (0, 0)
 
 
-#: What the caller is told of each bad version.
+#: What the caller is told.
 REASONS = {
     "version missing": "No module named web",
     "version exits at once": "this version has no licence",
@@ -167,13 +167,18 @@ REASONS = {
     "version claims too little": "listener 'http' is not declared by the new version",
     "version refuses in its check": "does not like what it got",
     "version runs out of FDs": "raise LimitNOFILE= of this service",
+    "old process killed, setup": "was killed by SIGKILL meanwhile",
+    "old process killed, loading": "was killed by SIGKILL meanwhile",
+    "systemctl stop, setup": "the unit was stopped meanwhile",
 }
 #: Those that say most where there is no time for all.
 FEW = {"new process killed, committed", "old process killed, loading", "version crashes in its first second"}  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("tree", "names"), [("trixie", {fault.name for fault in FAULTS}), ("host", FEW)], ids=str
+    ("tree", "names"),
+    [("trixie", {fault.name for fault in FAULTS}), ("host", FEW)],
+    ids=["all", "few"],
 )
 def test_faults(tree: str, names: set[str]) -> None:
     """Of all that goes wrong, only what must loses something; the caller learns why, and the next

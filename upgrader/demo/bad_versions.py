@@ -20,6 +20,8 @@ class Bad(StrEnum):
 
 #: Seconds that SLOW takes: long enough to be interfered with, shorter than `downtime-limit`.
 SLOWNESS = 0.15
+#: A file in its RuntimeDirectory= with which SLOW says that it has loaded everything.
+LOADED = "has-loaded"
 #: Seconds after which CRASHES crashes.
 LIFE = 0.3
 
@@ -63,7 +65,8 @@ _CHANGES = {
         f"""\
         @instance.verify
         async def check(counters: Counters) -> None:
-            await asyncio.sleep({SLOWNESS})
+            with open(os.environ["RUNTIME_DIRECTORY"] + "/{LOADED}", "w"):
+                await asyncio.sleep({SLOWNESS})
 
         await instance.serve(""",
     ),

@@ -72,6 +72,12 @@ FAULTS = [
         act=_kill("source"),
         lost=f"{_GONE}, and the state with it",
     ),
+    Fault(
+        f"old process killed, {Phase.FROZEN}",
+        phase=Phase.FROZEN,
+        act=_kill("source"),
+        lost=f"{_GONE}, unless the new one had just got it all",
+    ),
     Fault(f"old process killed, {Phase.LOADING}", phase=Phase.LOADING, act=_kill("source")),
     *(
         Fault(f"systemctl {verb}, {phase}", phase=phase, act=_systemctl(verb))

@@ -5,6 +5,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
@@ -13,9 +14,10 @@ import msgspec
 
 from upgrader.backends import Fd
 from upgrader.calling import watch
+from upgrader.demo.bad_versions import LOADED
 from upgrader.demo.options import DemoError
 from upgrader.demo.stage import SERVICE, Stage
-from upgrader.demo.succession import connect, processes
+from upgrader.demo.succession import connect, inside, processes
 from upgrader.description import Migration, Phase
 from upgrader.varlink import INTERFACE, VarlinkError
 
@@ -34,9 +36,14 @@ class Interference:
         self._sock = connect(stage.machine, SERVICE)
         self._sock.settimeout(_PHASE)
         self._phases = self._watch()
+        self._loaded = inside(stage.machine, f"/run/{SERVICE.removesuffix('.service')}/{LOADED}")
+        self._loaded.unlink(missing_ok=True)
         next(self._phases)  # what was before; the source listens now
 
     def __enter__(self) -> Self:
+        # A phase lasts for milliseconds: this thread must run as soon as it hears of it.
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(2))
         return self
 
     def __exit__(
@@ -45,18 +52,26 @@ class Interference:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         self._sock.close()
         for fd in self._fds.values():
             fd.close()
 
     def wait_for(self, phase: Phase) -> None:
-        """Return at once when the upgrade has come that far; raises DemoError if it never does."""
+        """Return at once when the upgrade has come that far; raises DemoError if it never does.
+
+        LOADING is announced before the image is on its way: there, wait for the new version to say
+        that it has everything.
+        """
         for migration in self._phases:
             if migration.phase is Phase.SETUP:
                 # Now, because later there is no time: each is held until it is needed.
                 self._hold("destination", migration.pid)
                 self._hold("takeover", int(self._stage.show("ControlPID")))
             if migration.phase is phase:
+                if phase is Phase.LOADING:
+                    self._wait_until_loaded()
                 return
             if migration.phase.ended:
                 reason = migration.reason or migration.phase
@@ -71,6 +86,13 @@ class Interference:
     def systemctl(self, *words: str) -> "subprocess.CompletedProcess[str]":
         """Have PID 1 do something meanwhile, and wait for it."""
         return self._stage.machine.run(["systemctl", *words], check=False)
+
+    def _wait_until_loaded(self) -> None:
+        deadline = time.monotonic() + _PHASE
+        while not self._loaded.exists():
+            if time.monotonic() > deadline:
+                raise DemoError("the new version has never loaded the image")
+            time.sleep(0.001)
 
     def _watch(self) -> Iterator[Migration]:
         with contextlib.suppress(OSError, VarlinkError):  # the source has ended

@@ -55,7 +55,7 @@ def processes(machine: PrivateSystemd, unit: str) -> dict[int, int]:
         return {}
     found = {}
     try:
-        listed = Path(f"{_root(machine)}/sys/fs/cgroup{group}/cgroup.procs").read_text()
+        listed = inside(machine, f"/sys/fs/cgroup{group}/cgroup.procs").read_text()
     except OSError:
         return {}
     for number in listed.split():
@@ -87,15 +87,16 @@ def connect(machine: PrivateSystemd, unit: str) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX)
     sock.settimeout(_ANSWER)
     try:
-        sock.connect(f"{_root(machine)}/run/{unit.removesuffix('.service')}/upgrader.sock")
+        sock.connect(str(inside(machine, f"/run/{unit.removesuffix('.service')}/upgrader.sock")))
     except OSError as error:
         sock.close()
         raise DemoError(f"the instance does not listen on its socket: {error}") from error
     return sock
 
 
-def _root(machine: PrivateSystemd) -> str:
-    return f"/proc/{machine.pid}/root"
+def inside(machine: PrivateSystemd, path: str) -> Path:
+    """The absolute `path` of the machine, as seen from outside."""
+    return Path(f"/proc/{machine.pid}/root{path}")
 
 
 def _inner(pid: int) -> int | None:
