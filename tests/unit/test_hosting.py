@@ -531,6 +531,36 @@ def test_tls(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
         runner.run(story())
 
 
+def test_a_tls_handshake_under_way(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    """Who was about to connect in the instant of a commit is waited for, and has an answer."""
+
+    async def story() -> None:
+        async with over_tls(Application("A")) as (side, _):
+            reader, writer = await asyncio.open_connection(*side.listener.socket.getsockname())
+            await asyncio.sleep(0.02)
+            frozen, left = await side.collect()
+            assert ([], 1) == (frozen, len(left))
+            side.hosting.let_go()
+            side.hosting.finish(one_more=True)
+            assert 1 == len(side.hosting.drain())
+            await writer.start_tls(
+                ssl.create_default_context(cafile=CERTIFICATE), server_hostname="localhost"
+            )
+            client = Client(reader, writer)
+            client.send(GET)
+            head, body = await client.receive()
+            assert b"A" == body
+            assert b"connection: close" in head
+            assert await client.at_end()
+            await side.drained()
+            writer.close()
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(story())
+
+
 def test_a_slow_reader_of_tls(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
     """What lies below TLS and is not sent holds the drain, although nobody sees it there."""
 

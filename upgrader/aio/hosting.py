@@ -29,6 +29,7 @@ _SPARE = 64  # closed connections that are remembered at least, before they are 
 _FOR_REQUESTS = 0.02
 _FIRST_LOOK = 0.001  # seconds; libraries do not say when a connection becomes idle
 _LAST_LOOK = 0.02
+_BEING_ACCEPTED = "a connection that is being accepted"
 _SWITCHED_OFF = "backend-transfer=no"
 _NAMED = 20  # connections that are named in the log before only their number is
 _GRACE = 1.0  # seconds in which goodbyes are sent
@@ -222,8 +223,8 @@ class Hosting:
                     self._moving.append(hosted)
                 case LeftBehind() as item if item not in left:
                     left.append(item)
-        what = f"a connection that speaks {self._adapter.speaks}"
-        left += [LeftBehind(self._name, what, "it is being accepted") for _ in self._attaching]
+        why = "it has no transport yet"
+        left += [LeftBehind(self._name, _BEING_ACCEPTED, why) for _ in self._attaching]
         return frozen, left
 
     def let_go(self) -> None:
@@ -252,14 +253,19 @@ class Hosting:
                 hosted.finish()
             else:
                 hosted.end()
-        return [hosted.describe() for hosted in self.connections]
+        left = [hosted.describe() for hosted in self.connections]
+        if self._one_more:  # their answer is still to come; a TLS handshake takes a while
+            left += [_BEING_ACCEPTED] * len(self._attaching)
+        return left
 
     async def cut(self) -> list[str]:
         """Time is up: say goodbye, then end what is left. Returns what was cut."""
-        self._one_more = False
         cut = self.drain()
         for hosted in self.connections:
-            hosted.close()
+            if hosted.idle:
+                hosted.end()
+            else:
+                hosted.close()
         for task in self._attaching:
             task.cancel()
         deadline = time.monotonic() + _GRACE
