@@ -96,8 +96,9 @@ class Service:
 
     def remove(self) -> None:
         """Stop, forget what is stored, and take the unit away."""
-        with contextlib.suppress(FileNotFoundError):
-            self.inside(f"/run/{self.name}.env").unlink()
+        for left in (f"/run/{self.name}.env", f"/var/lib/upgrader/hold/{self.unit}"):
+            with contextlib.suppress(FileNotFoundError):
+                self.inside(left).unlink()
         self.machine.run(["systemctl", "stop", self.unit], check=False)
         self.machine.run(["systemctl", "disable", self.unit], check=False)
         self.machine.run(["systemctl", "reset-failed", self.unit], check=False)

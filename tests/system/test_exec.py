@@ -97,6 +97,23 @@ def test_a_bad_version_is_replaced_by_restart(
         assert Origin.RESTART is service.status.origin
 
 
+def test_what_does_not_move_is_answered_first(
+    host_machine: PrivateSystemd, install: Install
+) -> None:
+    """With backend-transfer off, a connection ends what it is at before the process is another."""
+    off = "Environment=UPGRADER_BACKEND_TRANSFER=no"
+    service = installed(host_machine, install, "kept-back", off)
+    with service.connect() as client:
+        client.add()
+        client.send("busy 0.5\n")
+
+        assert "done" == execute(service)["result"]
+
+        assert ["done", "goodbye", ""] == [client.line() for _ in range(3)]
+    with service.connect() as client:
+        assert (1, 2, 2) == client.add()
+
+
 def test_the_wrong_mode(host_machine: PrivateSystemd, install: Install) -> None:
     """--exec-command belongs to one mode only."""
     service = installed(host_machine, install, "wrong")

@@ -240,12 +240,7 @@ class Instance(BaseInstance):
         self._hold(for_good=True)
         if not parks:
             self.leave()
-        staying = self._finish_those_that_stay()
-        moving = [peer for peer in self._peers if peer not in staying]
-        await self._collect(deadline, moving, for_good=True)
-        while staying & self._peers.keys() and (left := deadline - time.monotonic()) > 0:
-            self._quiet.clear()
-            await first(left, self._quiet)
+        await self._come_to_a_stop(deadline, for_good=True)
         if parks and self._park():
             self.exit_status = 1 if failure else 0
             await cancel(tasks, deadline)
@@ -278,9 +273,9 @@ class Instance(BaseInstance):
     async def _execute(self, execution: Execution) -> None:
         """Become the new version; returns only if that fails, and this instance serves on."""
         self._hold(for_good=False)
-        moving = [peer for peer in self._peers if self.crosses(peer.door)]
-        limit = time.monotonic() + self.parameters.drain_timeout  # nobody could drain afterwards
-        await self._collect(limit, moving)
+        # Nobody could drain afterwards.
+        deadline = time.monotonic() + self.parameters.drain_timeout
+        await self._come_to_a_stop(deadline, for_good=False)
         self.execute(execution, self._freeze)
         self._resume()
 
@@ -331,12 +326,17 @@ class Instance(BaseInstance):
         self.frozen = True
         return True
 
-    def _finish_those_that_stay(self) -> set[Peer[Any]]:
-        """Connections that do not move with a parked image end while this instance still owns."""
+    async def _come_to_a_stop(self, deadline: float, *, for_good: bool) -> None:
+        """Connections that do not move end while this instance still owns, the others come to
+        their safe points, both until the deadline."""
         staying = {peer for peer in self._peers if not self.crosses(peer.door)}
         for peer in staying:
             peer.finish()
-        return staying
+        moving = [peer for peer in self._peers if peer not in staying]
+        await self._collect(deadline, moving, for_good=for_good)
+        while staying & self._peers.keys() and (left := deadline - time.monotonic()) > 0:
+            self._quiet.clear()
+            await first(left, self._quiet)
 
     async def _collect(
         self,
