@@ -96,11 +96,11 @@ def test_a_program_that_knows_only_listen_fds(
     """It takes over from ours and gives back to ours, with one listener throughout: no client is
     ever refused."""
     more = [
-        *live(any_machine, "foreign"),
+        *live(any_machine, "unmodified"),
         STORE,
         "Environment=UPGRADER_BACKEND_TRANSFER=no",
     ]
-    service = install(any_machine, "foreign", "unmodified", *more)
+    service = install(any_machine, "unmodified", "unmodified", *more)
 
     def inode() -> int:
         with service.connect() as client:

@@ -38,7 +38,7 @@ def installed(
 def test_it_is_live_where_it_can_be(any_machine: PrivateSystemd, install: Install) -> None:
     """Without a mode, and with nothing changed on disk: another process, connections and state
     kept, and the pause in the outcome."""
-    service = installed(any_machine, install, "asked")
+    service = installed(any_machine, install, "wanted")
     before = service.pid
     with service.clients(3) as clients:
         for client in clients:
@@ -47,7 +47,7 @@ def test_it_is_live_where_it_can_be(any_machine: PrivateSystemd, install: Instal
         said = upgrade(service)
 
         assert ("done", "live", 0) == (said["result"], said["mode"], said["exit_code"])
-        assert said["line"].startswith("asked.service: upgraded in ")
+        assert said["line"].startswith("wanted.service: upgraded in ")
         assert ("live", 1, 2) == (
             said["after"]["origin"],
             said["after"]["source_generation"],

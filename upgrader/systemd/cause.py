@@ -89,7 +89,7 @@ def _matches(unit: Unit, user: bool) -> list[str]:
     if user:
         own = [f"_SYSTEMD_USER_UNIT={unit.id}", f"_UID={owner}", "+", f"USER_UNIT={unit.id}"]
     else:
-        own = [f"_SYSTEMD_UNIT={unit.id}", "+", f"UNIT={unit.id}", "_PID=1"]
+        own = [f"_SYSTEMD_UNIT={unit.id}", "+", f"UNIT={unit.id}", "_UID=0"]
     # Anybody may write our fields; believed are the service itself and root.
     return [*own, "+", f"UPGRADER_UNIT={unit.id}", *(f"_UID={uid}" for uid in sorted({0, owner}))]
 
