@@ -5,6 +5,8 @@
 SYSTEMD ?= host trixie
 # The Debian suites to build packages for.
 SUITE ?= bookworm trixie
+# Tests at the same time, each file in one process: most of them wait for something.
+JOBS ?= 2
 # More arguments for `upgrader demo` or pytest.
 ARGS ?=
 
@@ -27,7 +29,7 @@ demo: setup
 
 test:
 	@packaging/bootstrap test
-	@.venv/bin/python -m pytest $(ARGS)
+	@.venv/bin/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: setup
 	@.venv/bin/python -m pytest -q tests/test_project.py $(ARGS)
