@@ -19,12 +19,12 @@ from concurrent.futures import Future
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from upgrader.arrival import Adopted, Arrival
 from upgrader.backends import Waiting
 from upgrader.declarations import Bound, Connections
 from upgrader.errors import DeclarationError, Retired, UnreadableState
 from upgrader.image import LeftBehind
 from upgrader.inbox import Frame
-from upgrader.incoming import Adopted, Arrival
 from upgrader.instance import Instance as BaseInstance
 from upgrader.instance import refused_by_check
 from upgrader.outgoing import Frozen

@@ -10,119 +10,38 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-from upgrader import image, spread, wire
-from upgrader.backends import ConnectionState, Fd, Identity, Waiting, bind, path_inode
+from upgrader import image, wire
+from upgrader.arrival import Adopted, Arrival, others
+from upgrader.backends import ConnectionState, Fd, Waiting, bind, path_inode
 from upgrader.backends.fd import identify, is_socket
 from upgrader.channel import ParkedChannel, Stream
-from upgrader.declarations import Bound, Datagrams, Declarations, Listener, Protocols
+from upgrader.declarations import Bound, Declarations, Protocols
 from upgrader.errors import (
     BindError,
     DeclarationError,
     ImageError,
     IncompatibleState,
     MismatchError,
-    NotifyError,
-    ProtocolError,
-    RefusedError,
     UnclaimedError,
     UnreadableState,
 )
 from upgrader.parameters import Parameters
+from upgrader.parked import ParkedImages, origin
 from upgrader.spread import SpreadImage
 from upgrader.state import SavedState, load
 from upgrader.systemd.activation import Passed
-from upgrader.systemd.fdstore import FdStore, Stored, StoreName, removal
-from upgrader.systemd.notify import Notifier
+from upgrader.systemd.fdstore import FdStore, Stored, StoreName
 from upgrader.systemd.status import Origin, Status
 
-_LARGEST_DATAGRAM = 1 << 20  # bytes; UNIX ones are bounded by the sender's buffer only
 _NAMED = 20  # items of one kind that are named in the log before only their number is
 if TYPE_CHECKING:
     from upgrader.live import Taker
 
 _log = logging.getLogger("upgrader")
-
-
-class Adopted(msgspec.Struct, frozen=True):
-    """One connection that has moved here, with what moved along."""
-
-    door: str
-    sock: socket.socket
-    identity: Identity
-    state: ConnectionState
-    session: object | None
-
-
-@dataclass(slots=True)
-class Arrival:
-    """A loaded instance before its commit."""
-
-    status: Status = field(default_factory=lambda: Status(1, Origin.COLD))
-    adopted: list[Adopted] = field(default_factory=list)
-    channel: ParkedChannel | SpreadImage | None = None
-    taker: Taker | None = None
-    frozen_at: int | None = None  # CLOCK_MONOTONIC in nanoseconds: nobody serves since
-    overrides: Mapping[str, str] = field(default_factory=dict)  # set at run time, inherited
-    replaced: list[tuple[Bound, socket.socket]] = field(default_factory=list)
-    unwanted: list[StoreName] = field(default_factory=list)  # to leave the FD store
-    persistent: list[tuple[StoreName, socket.socket]] = field(default_factory=list)  # to enter it
-
-    def commit(self, notifier: Notifier, store: FdStore) -> None:
-        """Become the owner: tell PID 1 in one datagram, then mark the channel as spent.
-
-        In a live migration it is the Ack that counts: PID 1 has long been told READY=1, and
-        listens to its main process only, which is another one for some milliseconds: `settle`
-        does the rest. Raises NotifyError if PID 1 cannot be told, ChannelError if the source has
-        given up waiting; the image is not consumed then.
-        """
-        if self.taker:
-            self.taker.acknowledge()
-            self._note_pause()
-        else:
-            self._commit(notifier, store)
-        for bound, old in self.replaced:
-            _take_backlog(bound, old)
-
-    def settle(self, notifier: Notifier, store: FdStore) -> None:
-        """Tell PID 1 what it takes from its main process only; raises NotifyError."""
-        self._tidy(store)
-        # From here on WatchdogSec= counts for this process.
-        notifier.send("WATCHDOG=1", f"STATUS={self.status}")
-
-    def _tidy(self, store: FdStore) -> None:
-        store.remove(*self.unwanted)
-        for name, sock in self.persistent:
-            try:
-                store.push(name, sock)
-            except NotifyError as error:  # with too many FDs of this user in flight, none can go
-                _log.warning("%s would not survive a crash: %s", name, error)
-
-    def _note_pause(self) -> None:
-        if self.frozen_at is not None:
-            pause = time.clock_gettime_ns(time.CLOCK_MONOTONIC) - self.frozen_at
-            self.status = replace(self.status, pause=max(0, round(pause / 1e9, 4)))
-
-    def _commit(self, notifier: Notifier, store: FdStore) -> None:
-        self._tidy(store)
-        self._note_pause()
-        removed = removal(self.channel.name) if self.channel else ()
-        notifier.send("READY=1", f"STATUS={self.status}", *removed)
-        # The datagram is queued, and PID 1 will get to it: from here on there is no way back.
-        try:
-            notifier.barrier()
-        except NotifyError as error:
-            _log.warning("%s", error)
-        if self.channel:
-            store.remove(*_others(self.channel))
-            self.channel.spend()
 
 
 class Loader:
@@ -173,18 +92,19 @@ class Loader:
             raise
 
     def _load(self) -> Arrival:
-        channel = self._choose_image()
-        if channel and (reason := self._hopeless(channel)):
-            self._set_aside(channel, reason)
-            channel = None
+        parked = ParkedImages(
+            self._parameters, self._store, self._channels, self._stored, self._opened
+        )
+        channel = parked.choose()
+        self._arrival.status = parked.status
         received: dict[str, tuple[image.Entry, socket.socket]] = {}
         if self._taker:
             self._taker.prepare(self._offer())
             received = self._load_image(self._taker.receive(), Origin.LIVE)
             self._arrival.taker = self._taker
         elif channel:
-            origin = Origin.EXEC if self._executed else _origin(channel)
-            received = self._load_image(channel.peek(), origin)
+            came_by = Origin.EXEC if self._executed else origin(channel)
+            received = self._load_image(channel.peek(), came_by)
             self._arrival.channel = channel
         for declared in self._declarations.states.values():
             if not declared.filled:
@@ -195,7 +115,7 @@ class Loader:
         for item in self._activated:
             _log.warning("FD %r that PID 1 passed is not declared: it is closed", item.name)
         # What belongs to an image goes with it.
-        kept = {str(n) for n in _others(channel)} | {channel.name} if channel else set()
+        kept = {str(n) for n in others(channel)} | {channel.name} if channel else set()
         self._arrival.unwanted += [
             n for n in self._stored if n.what is not Stored.ASIDE and str(n) not in kept
         ]
@@ -205,66 +125,6 @@ class Loader:
     def _unpassed(self) -> bool:
         """PID 1 has passed nothing to this process: the source's word counts for what it had."""
         return self._executed or self._taker is not None
-
-    # What is parked
-
-    def _choose_image(self) -> ParkedChannel | SpreadImage | None:
-        """The newest image that is not spent; spent ones leave the store, older ones go aside."""
-        waiting: list[ParkedChannel | SpreadImage] = [*spread.find(self._stored)]
-        self._opened += waiting
-        throw_away = not self._parameters.enabled or self._parameters.discard == "all"
-        for item in self._channels:
-            try:
-                channel = _as_channel(item)
-                self._opened.append(channel)
-                if channel.open():
-                    waiting.append(channel)
-                    continue
-                channel.close()
-            except RefusedError as error:
-                if not throw_away:
-                    raise
-                _log.error("%s is thrown away: %s", item.name, error)
-            self._store.remove(item.name)
-            item.fd.close()
-        # Of one generation, what was parked is newer than what was only insured.
-        waiting.sort(key=lambda channel: (channel.generation, _origin(channel) is Origin.RESTART))
-        for older in waiting[:-1]:
-            if _origin(older) is Origin.INSURANCE:
-                self._store.remove(older.name)
-                older.spend()
-            else:
-                self._set_aside(older, f"generation {waiting[-1].generation} is newer")
-        return waiting[-1] if waiting else None
-
-    def _hopeless(self, channel: ParkedChannel | SpreadImage) -> str:
-        """Why an image is not even tried; empty if it is."""
-        if not self._parameters.enabled:
-            return "UPGRADER=off"
-        if self._parameters.discard in ("all", str(channel.generation)):
-            return "UPGRADER_DISCARD is set"
-        attempts = channel.count_attempt()
-        if attempts >= self._parameters.load_attempts:
-            return f"{attempts} attempts to load it have failed"
-        return ""
-
-    def _set_aside(self, channel: ParkedChannel | SpreadImage, reason: str) -> None:
-        """Keep the image (state, not FDs) in the store under a name that says so."""
-        aside = StoreName(Stored.ASIDE, str(channel.generation))
-        for old in [name for name in self._stored if name.what is Stored.ASIDE]:
-            self._store.remove(old)
-            del self._stored[old]
-        # PID 1 stores no open file twice, under whatever name: this is the same memfd opened anew.
-        with channel.image.reopen() as again:
-            self._store.push(aside, again)
-        self._store.remove(channel.name, *_others(channel))
-        channel.spend()
-        _log.error(
-            "image of generation %d is not loaded: %s; its connections are closed,"
-            " its state is kept in the FD store as %s", channel.generation, reason, aside,
-        )  # fmt: skip
-        generation = max(self._arrival.status.generation, channel.generation + 1)
-        self._arrival.status = Status(generation, Origin.COLD, set_aside=channel.generation)
 
     # Loading an image
 
@@ -484,25 +344,6 @@ class Loader:
         return None
 
 
-def _as_channel(item: Passed) -> ParkedChannel:
-    """The channel that PID 1 passed; raises ProtocolError for what is no socket."""
-    try:
-        return ParkedChannel(item.fd.socket(), item.name)
-    except OSError as error:
-        raise ProtocolError(item.name, f"is no channel: {error.strerror}") from error
-
-
-def _others(channel: ParkedChannel | SpreadImage) -> tuple[StoreName, ...]:
-    """What PID 1 holds for an image besides the one FD that stands for it."""
-    return channel.others if isinstance(channel, SpreadImage) else ()
-
-
-def _origin(channel: ParkedChannel | SpreadImage) -> Origin:
-    name = StoreName.parse(channel.name)
-    insured = name is not None and name.what is Stored.INSURANCE
-    return Origin.INSURANCE if insured else Origin.RESTART
-
-
 def _as_socket(entry: image.Entry, fd: Fd) -> socket.socket:
     """The socket of an entry; raises MismatchError unless it is the one that the manifest says."""
     said = entry.identity
@@ -551,17 +392,3 @@ def _check_unique(items: Sequence[str]) -> None:
     for item, times in Counter(items).items():
         if times > 1:
             raise ImageError(item, f"is in the image {times} times")
-
-
-def _take_backlog(bound: Bound, old: socket.socket) -> None:
-    """Take what already waits on a socket that is replaced, then let it go."""
-    old.setblocking(False)
-    try:
-        while True:
-            if isinstance(bound, Listener):
-                bound.backlog.append(old.accept()[0])
-            elif isinstance(bound, Datagrams):
-                bound.backlog.append(old.recvfrom(_LARGEST_DATAGRAM))
-    except OSError:
-        _log.info("%s %r: %d came from the one it replaces", bound.kind, bound.name, bound.waiting)
-    old.close()

@@ -17,12 +17,12 @@ from aiohttp import web
 
 from upgrader.aio import Adapter
 from upgrader.aio.hosting import Hosting
+from upgrader.arrival import Adopted
 from upgrader.backends import ConnectionState, Waiting, identify
 from upgrader.backends.fd import HasFileno
 from upgrader.declarations import Listener, Protocols
 from upgrader.errors import UnreadableState
 from upgrader.image import LeftBehind
-from upgrader.incoming import Adopted
 from upgrader.integrations import aiohttp as our_aiohttp
 from upgrader.integrations import uvicorn as our_uvicorn
 from upgrader.outgoing import Frozen

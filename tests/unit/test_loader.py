@@ -13,12 +13,13 @@ import pytest
 
 import upgrader
 from upgrader import channel, wire
+from upgrader.arrival import Arrival
 from upgrader.backends import ConnectionState, Fd, Identity, Kind, Waiting, identify
 from upgrader.channel import park
 from upgrader.declarations import Connections, Datagrams, Declarations, Listener
 from upgrader.errors import ImageError, MismatchError, ProtocolError, RefusedError, UnclaimedError
 from upgrader.image import Entry, Manifest, seal
-from upgrader.incoming import Arrival, Loader
+from upgrader.incoming import Loader
 from upgrader.parameters import Parameters
 from upgrader.state import SavedState, save
 from upgrader.systemd.activation import Passed

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 from upgrader.aio.door import Door
 from upgrader.aio.hosted import Hosted, Newcomer
+from upgrader.arrival import Adopted
 from upgrader.backends import Identity, identify
 from upgrader.backends.fd import HasFileno
 from upgrader.declarations import Protocols
 from upgrader.errors import UnreadableState
 from upgrader.image import LeftBehind
-from upgrader.incoming import Adopted
 from upgrader.outgoing import Frozen
 
 _BATCH = 20  # connections adopted in one go; clients that have sent something come first

@@ -24,10 +24,10 @@ from upgrader.aio.hosting import Hosting, end_all
 from upgrader.aio.peer import Peer
 from upgrader.aio.streams import attached
 from upgrader.aio.waiting import cancel, first, next_event, until_deadline
+from upgrader.arrival import Adopted, Arrival
 from upgrader.backends import Waiting
 from upgrader.declarations import Connections, Listener, Protocols
 from upgrader.image import LeftBehind
-from upgrader.incoming import Adopted, Arrival
 from upgrader.instance import Ended, refused_by_check
 from upgrader.instance import Instance as BaseInstance
 from upgrader.outgoing import Frozen
