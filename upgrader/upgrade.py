@@ -7,7 +7,7 @@
 import contextlib
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from upgrader import hold, instances
 from upgrader.executing import execute
@@ -15,14 +15,28 @@ from upgrader.hold import Hold, HoldError
 from upgrader.instances import InstanceError
 from upgrader.obstacles import Obstacle, kept_only_while, not_ours, not_running, settings
 from upgrader.outcome import Mode, Outcome, Progress, Result, Verb
+from upgrader.process import process_started
 from upgrader.rehearsal import rehearse
 from upgrader.reloading import await_reload, limits, reload
 from upgrader.restarting import await_restart, restart
-from upgrader.systemd.status import Status
+from upgrader.systemd.status import Origin, Status
 from upgrader.systemd.unit import Job, JobConflict, NoSuchUnit, Unit, UnitError, unit_name
 from upgrader.systemd.units import Systemd
 
 _PATTERN = frozenset("*?[")
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """What was asked for; as the parameters of `upgrade`."""
+
+    mode: Mode | None
+    command: Sequence[str]
+    wait: bool
+    preflight: bool
+    dry_run: bool
+    timeout: float | None
+    asked: float
 
 
 def upgrade(
@@ -34,30 +48,33 @@ def upgrade(
     preflight: bool = False,
     dry_run: bool = False,
     timeout: float | None = None,
+    asked: float | None = None,
     user: bool = False,
     progress: Progress = lambda text: None,
 ) -> Outcome:
     """Upgrade one unit and wait for the outcome; nothing that can go wrong is raised.
 
     Without a `mode` it is live, or restart where something forbids live, which the outcome then
-    says among its warnings. An upgrade that is under way is refused, or followed with `wait`. With `preflight` a live one is
-    rehearsed first. In mode
-    exec, `command` is executed instead of what ExecStart= says. With `dry_run` nothing is done but to find out what would be.
-    `timeout` in seconds bounds the wait for the new instance; without it, systemd's own
-    TimeoutStopSec= and TimeoutStartSec= do. When it is over, systemd's job goes on. `user`: a unit
-    of this user's own service manager.
+    says among its warnings. In mode exec, `command` is executed instead of what ExecStart= says.
+    An upgrade that is under way is refused, or followed with `wait`. With `preflight` a live one
+    is rehearsed first; with `dry_run` nothing is done but to find out what would be. `timeout` in
+    seconds bounds the wait for the new instance; without it, systemd's own TimeoutStopSec= and
+    TimeoutStartSec= do. When it is over, systemd's job goes on. `user`: a unit of this user's own
+    service manager.
+
+    `asked`: since when the upgrade has been wanted, in seconds of CLOCK_BOOTTIME, by default now.
+    An instance that somebody else's upgrade has started after that is the version wanted.
 
     An upgrade that failed leaves a hold on the unit, and one that is done lifts it.
     """
     begin = time.monotonic()
+    since = asked if asked is not None else time.clock_gettime(time.CLOCK_BOOTTIME)
     try:
         unit = unit_name(unit)
         mode = None if mode is None else Mode(mode)
+        wish = _Wish(mode, command, wait, preflight, dry_run, timeout, since)
         with Systemd(user=user) as systemd:
-            outcome = _upgrade(
-                systemd, unit, mode, command, wait, preflight, dry_run, timeout, progress
-            )
-            outcome = replace(outcome, systemd=systemd.version)
+            outcome = replace(_upgrade(systemd, unit, wish, progress), systemd=systemd.version)
     except UnitError as error:
         outcome = Outcome.of_error(Verb.UPGRADE, unit, error)
     outcome = outcome if dry_run else lift_or_place(outcome, user=user)
@@ -86,31 +103,30 @@ def expand(names: Sequence[str], *, user: bool = False) -> tuple[str, ...]:
 def _upgrade(
     systemd: Systemd,
     name: str,
-    mode: Mode | None,
-    command: Sequence[str],
-    wait: bool,
-    preflight: bool,
-    dry_run: bool,
-    timeout: float | None,
+    wish: _Wish,
     progress: Progress,
 ) -> Outcome:
     unit = systemd.unit(name)
     if unit.job_id and (job := systemd.job(unit)):
-        if dry_run or not wait:
+        if wish.dry_run or not wish.wait:
             raise JobConflict(unit.id, _holder(unit, job))
-        if (followed := _follow(systemd, unit, job, timeout, progress)) is not None:
+        if (followed := _follow(systemd, unit, job, wish.timeout, progress)) is not None:
             return followed
         unit = systemd.unit(name)
     before = Status.parse(unit.status_text) if unit.serves else None
     obstacle = not_running(systemd, unit) or not_ours(unit)
-    if obstacle is None and unit.need_daemon_reload and not dry_run:
+    outdated = unit.need_daemon_reload  # so what runs has other settings, however new it is
+    if obstacle is None and outdated and not wish.dry_run:
         progress(f"{unit.id}: its unit file changed on disk: systemctl daemon-reload")
         systemd.daemon_reload(unit.id)
         unit = systemd.unit(name)
     obstacle = obstacle or settings(unit)
     if obstacle is not None or before is None:
         return _nothing_done(unit, before, obstacle)
-    mode = mode or _usual_mode(systemd, unit)
+    if not wish.dry_run and not outdated and _is_newer(unit, before, wish.asked):
+        done = f"already upgraded since this was asked for: {before}"
+        return Outcome(Verb.UPGRADE, unit.id, Result.DONE, done=done, after=before)
+    mode = wish.mode or _usual_mode(systemd, unit)
     warnings: tuple[str, ...] = ()
     forbidden = () if mode in (Mode.RESTART, Mode.EXEC) else limits(systemd, unit)
     if forbidden and mode is Mode.LIVE:
@@ -123,27 +139,37 @@ def _upgrade(
         warnings += kept_only_while(systemd, unit)
     for warning in warnings:
         progress(f"{unit.id}: warning: {warning}")
-    if dry_run:
+    if wish.dry_run:
         reload_first = ", after a daemon-reload" if unit.need_daemon_reload else ""
         done = f"would be upgraded in mode {chosen}{reload_first}; it runs {before}"
         return Outcome(
             Verb.UPGRADE, unit.id, Result.DONE, done=done, warnings=warnings, before=before
         )
     progress(f"{unit.id}: runs {before}")
-    if preflight and chosen is Mode.LIVE:
+    if wish.preflight and chosen is Mode.LIVE:
         progress(f"{unit.id}: rehearses: the version on disk loads everything, and goes again")
-        if why := rehearse(systemd, unit, timeout):
+        if why := rehearse(systemd, unit, wish.timeout):
             return Outcome(
                 Verb.UPGRADE, unit.id, Result.OLD_SERVES, mode=chosen, bad_version=True,
                 cause=f"rehearsed, and it would not take over: {why}", warnings=warnings,
                 remedy="put a good version in place", before=before, after=before,
             )  # fmt: skip
     if chosen is Mode.EXEC:
-        outcome = execute(systemd, unit, before, timeout, progress, command)
+        outcome = execute(systemd, unit, before, wish.timeout, progress, wish.command)
     else:
         modes = {Mode.LIVE: reload, Mode.RESTART: restart}
-        outcome = modes[chosen](systemd, unit, before, timeout, progress)
+        outcome = modes[chosen](systemd, unit, before, wish.timeout, progress)
     return replace(outcome, before=before, warnings=warnings + outcome.warnings)
+
+
+def _is_newer(unit: Unit, status: Status, asked: float) -> bool:
+    """Whether its main process was started by an upgrade, and after this one was asked for."""
+    if status.origin not in (Origin.LIVE, Origin.RESTART):
+        return False
+    try:
+        return process_started(unit.main_pid) > asked
+    except OSError:
+        return False
 
 
 def unhold(unit: str, *, user: bool = False) -> Outcome:

@@ -4,6 +4,7 @@
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -46,6 +47,8 @@ def is_bounded(service: Service) -> bool:
     return int(status(service, "CapBnd"), 16) == 1 << 10
 
 
+#: A private /tmp would hide a checkout that lies there.
+CHECKOUT = f"BindReadOnlyPaths=-{Path(__file__).parents[2]}"
 SETTINGS: dict[str, Callable[[Service], bool]] = {
     "Environment=COLOUR=blue": has_variable,
     "ProtectSystem=strict": cannot_write,
@@ -59,11 +62,11 @@ SETTINGS: dict[str, Callable[[Service], bool]] = {
 def test_a_changed_setting(host_machine: PrivateSystemd, install: Install, setting: str) -> None:
     """Nothing else has changed: the reload is an upgrade, into the new setting."""
     applies = SETTINGS[setting]
-    service = install(host_machine, "set", "lively", *live(host_machine, "set"))
+    service = install(host_machine, "set", "lively", *live(host_machine, "set"), CHECKOUT)
     with crowd(service) as clients:
         assert socket_there(service)
         assert not applies(service)
-        service.configure(*live(host_machine, "set"), setting)
+        service.configure(*live(host_machine, "set"), setting, CHECKOUT)
 
         assert reload(service), service.messages()
 
@@ -79,7 +82,7 @@ def test_all_settings_at_once(trixie_machine: PrivateSystemd, install: Install) 
     service = install(trixie_machine, "set", "lively", *live(trixie_machine, "set"))
     with crowd(service) as clients:
         assert socket_there(service)
-        service.configure(*live(trixie_machine, "set"), *SETTINGS)
+        service.configure(*live(trixie_machine, "set"), *SETTINGS, CHECKOUT)
 
         assert reload(service), service.messages()
 
@@ -194,7 +197,7 @@ def test_the_environment_of_a_start(any_machine: PrivateSystemd, install: Instal
     name = "given"
     service = install(
         any_machine, name, "lively", *live(any_machine, name),
-        "WatchdogSec=5", "LoadCredential=key:/run/key", "PrivateTmp=yes",
+        "WatchdogSec=5", "LoadCredential=key:/run/key", "PrivateTmp=yes", CHECKOUT,
         f"StateDirectory={name}",
     )  # fmt: skip
     with crowd(service):

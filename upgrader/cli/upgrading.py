@@ -2,6 +2,7 @@
 """Commands that change what runs: `upgrade`, `restart`, `discard`, `unhold`."""
 
 import functools
+import os
 import shlex
 from collections.abc import Sequence
 
@@ -100,6 +101,7 @@ def upgrade(
       upgrader upgrade 'web@*' --dry-run
       upgrader upgrade web --mode restart --timeout 30s --json
     """
+    from upgrader.process import process_started
     from upgrader.steer import for_one_call
     from upgrader.upgrade import expand
     from upgrader.upgrade import upgrade as run
@@ -126,6 +128,8 @@ def upgrade(
             preflight=preflight,
             dry_run=dry_run,
             timeout=timeout,
+            # An upgrade begun while this command was starting up has done its work.
+            asked=process_started(os.getpid()),
             user=user,
             progress=progress_to(quiet),
         )
