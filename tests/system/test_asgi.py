@@ -28,7 +28,7 @@ TLS = "/opt/upgrader-tests/tls.pem"
 
 #: Two interpreters on a busy CI machine are slow; what is waited for is not longer than otherwise.
 PATIENT = "Environment=UPGRADER_DOWNTIME_LIMIT=5s"
-IMPATIENT = ["Environment=UPGRADER_DOWNTIME_LIMIT=1us"]  # the destination cannot be so quick
+IMPATIENT = ["Environment=UPGRADER_DOWNTIME_LIMIT=1us"]  # the destination is hardly ever so quick
 
 
 def asgi(machine: PrivateSystemd, name: str, *options: str) -> list[str]:
@@ -237,18 +237,19 @@ def test_failed_reloads_under_load(
     more = [*asgi(host_machine, "asgi-failing", "--no-access-log"), *IMPATIENT]
     service = install(host_machine, "asgi-failing", "webapp", *more)
     url = f"http://127.0.0.1:{service.port}/quick"
-    before = service.pid
+    done: list[bool] = []
     with load(host_machine, ["wrk", "-t1", "-c8", "-d600", "--timeout", "20", url]) as wrk:
-        for number in range(3):
+        while done.count(False) < 3:
             assert eventually(service.answers)
-            service.environment(ROUND=str(number + 1))
-            assert not reload(service)
+            service.environment(ROUND=str(len(done) + 1))
+            done.append(reload(service))
+            assert len(done) < 10, done
         wrk.send_signal(signal.SIGINT)
         said = wrk.communicate(timeout=SETTLE)[0]
     assert "no progress within" in service.messages()
     assert "errors" not in said, said
     assert "Non-2xx" not in said, said
-    assert (before, 1) == (service.pid, service.status.generation)
+    assert 1 + done.count(True) == service.status.generation
 
 
 def test_in_the_same_process(host_machine: PrivateSystemd, install: Install) -> None:
