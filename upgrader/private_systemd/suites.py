@@ -40,7 +40,6 @@ _OPTIONS = (
     # A mirror's copy of sid may be older than the week its index claims to be good for.
     '--aptopt=Acquire::Check-Valid-Until "false"',
 )
-_DEFAULT_MIRROR = "http://deb.debian.org/debian"
 
 
 def cache_directory() -> Path:
@@ -147,11 +146,11 @@ def _machine_configuration() -> str:
 
 
 def _mirror() -> tuple[str, ...]:
-    """The mirror that this machine's apt uses for Debian, as an argument; none where it is the usual."""
+    """The mirror that this machine's apt uses for Debian, as an argument; none where it uses none."""
     listed = _ask("apt-get", "indextargets", "--format", "$(ORIGIN) $(LABEL) $(REPO_URI)")
     for line in listed.splitlines():
         origin, _, rest = line.partition(" ")
         label, _, address = rest.partition(" ")
         if origin == label == "Debian" and "://" in address:
-            return () if address.rstrip("/") == _DEFAULT_MIRROR else (address,)
+            return (address,)
     return ()
