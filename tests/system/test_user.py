@@ -131,4 +131,6 @@ def test_the_verbs_below_a_user_s_own_systemd(desk: Desk) -> None:
         assert 0 == desk.upgrader("upgrade", "mine", "--mode", "restart").returncode
         assert (3, 3, 3) == client.add()
         assert desk.status()["hold"] is None
+        assert 0 == desk.upgrader("upgrade", "mine", "--mode", "exec").returncode
+        assert (4, 4, 4) == client.add()
         assert 'unit="mine.service"' in desk.upgrader("status", "--prometheus").stdout
