@@ -158,15 +158,8 @@ class Giving(Account):
             self.exit_status = 1
         request.sock.close()
         if stands is Source.SERVING:
-            assert self._negotiation is not None
-            self.standing = Standing.SERVING
-            reason = self._negotiation.over(giver.reason)
-            message = f"generation {self.generation} serves on: {reason}"
-            if reason == REHEARSED:
-                self._report(Priority.INFO, "source", "migrate", Outcome.DONE, message)
-            else:
-                self._report(Priority.ERR, "source", "migrate", Outcome.FAILED, message)
-            if not self._negotiation.rehearses:
+            reason = self._serve_on(giver.reason)
+            if self._negotiation and not self._negotiation.rehearses:
                 self.refused(reason)
         else:
             self.standing = Standing.DRAINING
@@ -204,13 +197,21 @@ class Giving(Account):
                 store = self._store if self._supervised else None
                 become(execution, manifest, fds, name, store, self.unit)
         except (UpgradeError, OSError) as error:
-            assert self._negotiation is not None
-            self.standing = Standing.SERVING
-            reason = self._negotiation.over(str(error))
+            reason = self._serve_on(str(error))
             self.refused(reason)
-            message = f"generation {self.generation} serves on: {reason}"
-            self._report(Priority.ERR, "source", "migrate", Outcome.FAILED, message)
             execution.failed.set_result(reason)
+
+    def _serve_on(self, why: str) -> str:
+        """Nothing was given away: say so; returns why, as it is told."""
+        assert self._negotiation is not None
+        self.standing = Standing.SERVING
+        reason = self._negotiation.over(why)
+        message = f"generation {self.generation} serves on: {reason}"
+        if reason == REHEARSED:
+            self._report(Priority.INFO, "source", "migrate", Outcome.DONE, message)
+        else:
+            self._report(Priority.ERR, "source", "migrate", Outcome.FAILED, message)
+        return reason
 
     def drains(self) -> None:
         """Replaced, but not empty: be found beside the new instance until this process ends."""
