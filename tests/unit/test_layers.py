@@ -14,6 +14,7 @@ import upgrader
 ROOT = Path(upgrader.__file__).parent
 
 CORE = [
+    "codes",
     "errors",
     "state",
     "backends.connection",
