@@ -15,6 +15,8 @@ from upgrader.private_systemd import PrivateSystemd
 
 ROOT = Path(__file__).resolve().parents[2]
 UNIT = "web.service"
+#: The folders that only the package upgrader-lab has.
+LAB = {"demo", "private_systemd"}
 _EXAMPLE = resources.files("upgrader.demo.example")
 _BUILD = """
 set -eu
@@ -88,6 +90,11 @@ def documented(language: str) -> list[str]:
     """The blocks of docs/packagers.md in that language."""
     page = (ROOT / "docs" / "packagers.md").read_text()
     return re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+
+
+def folders(listed: str) -> set[str]:
+    """The folders of modules directly below `upgrader/` in a package's list of files."""
+    return set(re.findall(r"-packages/upgrader/(\w+)/", listed)) - {"__pycache__"}
 
 
 def copy_source(machine: PrivateSystemd, place: str) -> None:

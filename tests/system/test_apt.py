@@ -29,7 +29,7 @@ def booted(suite: str, cache: Path) -> Iterator[PrivateSystemd]:
         cannot_run(str(error))
     with PrivateSystemd.boot(tree) as machine:
         machine.run(["rm", "-r", "/usr/lib/python3/dist-packages/upgrader", "/usr/bin/upgrader"])
-        own = [f"/debs/{deb.name}" for deb in debs.glob("*.deb")]
+        own = [f"/debs/{deb.name}" for deb in debs.glob("*.deb") if "-lab_" not in deb.name]
         for deb in debs.glob("*.deb"):
             machine.copy_in(deb, f"/debs/{deb.name}")
         machine.run([*_APT, "install", *own], env=_QUIET, timeout=120)
@@ -350,6 +350,23 @@ def test_what_belongs_to_the_command_is_in_its_place(machine: PrivateSystemd) ->
     ):
         assert path in listed.splitlines()
     assert machine.run(["stat", "-c", "%a", "/run/upgrader"]).stdout == "755\n"
+
+
+def test_no_service_gets_the_lab(machine: PrivateSystemd) -> None:
+    """It is no part of what a service depends on; the command names the package that has it."""
+    assert not packages.LAB & packages.folders(
+        machine.run(["dpkg", "-L", "python3-upgrader", "upgrader"]).stdout
+    )
+    done = machine.run(["upgrader", "demo"], check=False)
+    assert (2, "") == (done.returncode, done.stdout)
+    assert "apt-get install upgrader-lab" in done.stderr
+    (deb,) = machine.run(["sh", "-c", "ls /debs/upgrader-lab_*.deb"]).stdout.split()
+    machine.run([*_APT, "install", deb], env=_QUIET, timeout=120)
+    try:
+        assert packages.LAB == packages.folders(machine.run(["dpkg", "-L", "upgrader-lab"]).stdout)
+        machine.run(["python3", "-c", "from upgrader.demo import Options; Options()"])
+    finally:
+        machine.run(["dpkg", "--purge", "upgrader-lab"])
 
 
 def test_the_test_of_the_package(machine: PrivateSystemd) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Upgrades by rpm and by pacman, both real, in a booted Debian that has their programs."""
 
+import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,8 @@ _MACROS = """\
 %pyproject_wheel python3 -m hatchling build -t wheel
 %pyproject_install DEB_PYTHON_INSTALL_LAYOUT=deb_system python3 -m installer --destdir=%{buildroot} dist/*.whl
 %pyproject_files %{_builddir}/files
-%pyproject_save_files() (cd %{buildroot}; find usr -path '*-packages/%{1}*' -prune | sed s,^,/,) >%{pyproject_files}
+%pyproject_save_files() (cd %{buildroot}; find usr -path '*-packages/%{1}*' ! -type d | sed s,^,/,) >%{pyproject_files}
+%python3_sitelib /usr/lib/python3/dist-packages
 %systemd_post() %{nil}
 %systemd_preun() [ $1 -ge 1 ] || systemctl disable --now %1
 %systemd_postun() %{nil}
@@ -65,8 +67,8 @@ def machine() -> Iterator[PrivateSystemd]:
         machine.run(["tar", "-C", "/build", "-czf", archive, "upgrader-0.1.0"])
         _rpmbuild(machine, "/build/upgrader-0.1.0/packaging/rpm/upgrader.spec")
         built = machine.run(["sh", "-c", "ls /build/rpm/RPMS/noarch/*.rpm"]).stdout.split()
-        assert 3 == len(built)
-        machine.run([*_RPM, "-i", *built])
+        assert 4 == len(built)
+        machine.run([*_RPM, "-i", *(path for path in built if "upgrader-lab-" not in path)])
         for version in "1234":
             for name, text in packages.files(version).items():
                 machine.write(f"/build/web{version}/{name}", text)
@@ -125,6 +127,21 @@ def _marked(machine: PrivateSystemd) -> str:
     return machine.run(["systemctl", "reload-or-restart", "--marked"]).stderr
 
 
+def test_the_lab_is_an_rpm_of_its_own(machine: PrivateSystemd) -> None:
+    """It has exactly the modules that the library's does not have."""
+    listed = {
+        name: machine.run(
+            ["rpm", "-qlp", f"/build/rpm/RPMS/noarch/{name}-0.1.0-1.noarch.rpm"]
+        ).stdout
+        for name in ("python3-upgrader", "upgrader-lab")
+    }
+    assert "/upgrader/demo/" in listed["upgrader-lab"]
+    assert "/upgrader/takeover.py" in listed["python3-upgrader"]
+    modules = {name: packages.folders(text) for name, text in listed.items()}
+    assert packages.LAB == modules["upgrader-lab"]
+    assert not packages.LAB & modules["python3-upgrader"]
+
+
 def test_the_macro_wants_a_unit(machine: PrivateSystemd) -> None:
     """Without the name of one, the build fails and says why."""
     machine.write(
@@ -171,7 +188,8 @@ def test_upgrades_by_pacman(machine: PrivateSystemd, tmp_path: Path) -> None:
     machine.run(["cp", "-r", "/build/upgrader-0.1.0/packaging/arch", "/tmp/arch"])
     machine.run(["chown", "-R", "nobody", "/tmp/arch"])
     read = "cd /tmp/arch && exec setpriv --reuid nobody --clear-groups makepkg --printsrcinfo"
-    assert "pkgname = upgrader" in machine.run(["sh", "-c", read]).stdout
+    source = machine.run(["sh", "-c", read]).stdout
+    assert ["upgrader", "upgrader-lab"] == re.findall(r"^pkgname = (.*)$", source, re.MULTILINE)
 
 
 def _of_root(member: tarfile.TarInfo) -> tarfile.TarInfo:

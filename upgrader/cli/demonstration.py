@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The command `demo`."""
+"""The command `demo`: starts the lab, which is a package of its own and may not be installed."""
 
+import importlib
+from types import ModuleType
 from typing import Any
 
 import click
@@ -9,6 +11,28 @@ from upgrader.cli.group import cli
 from upgrader.cli.options import json_option
 from upgrader.cli.output import say, show
 from upgrader.outcome import ExitCode, Mode
+
+#: Loaded by name: no import statement outside the lab names it.
+_LAB = "upgrader.demo"
+
+
+class _NotInstalledError(click.ClickException):
+    """The package with the lab is not installed."""
+
+    exit_code = ExitCode.USAGE
+
+
+def _lab() -> ModuleType:
+    """Load the lab; raises _NotInstalledError."""
+    try:
+        return importlib.import_module(_LAB)
+    except ModuleNotFoundError as error:
+        if error.name is None or not _LAB.startswith(error.name):
+            raise
+        raise _NotInstalledError(
+            "upgrader demo needs the package upgrader-lab, which is not installed"
+            " (Debian: apt-get install upgrader-lab)"
+        ) from error
 
 
 @cli.command(short_help="Show upgrades under load.")
@@ -63,24 +87,23 @@ def demo(as_json: bool, faults: bool, command: str | None, shell: bool, **option
       upgrader demo --faults --json
       upgrader demo --run 'upgrader upgrade web.service'
     """
-    from upgrader import demo as demonstration
-
     if faults and options["mode"] != Mode.LIVE:
         raise click.UsageError("--faults are those of live mode")
     if shell + (as_json or faults) + (command is not None) > 1:
         raise click.UsageError("--run and --shell exclude each other, --faults and --json")
+    lab = _lab()
     try:
-        chosen = demonstration.Options(**options)
-    except demonstration.OptionError as error:
+        chosen = lab.Options(**options)
+    except lab.OptionError as error:
         raise click.UsageError(str(error)) from error
     if command is not None:
-        return demonstration.run_inside(chosen, command, say)
+        return int(lab.run_inside(chosen, command, say))
     if shell:
-        return demonstration.shell(chosen, say)
+        return int(lab.shell(chosen, say))
     if faults:
-        rows = demonstration.run_faults(chosen, say)
-        show(demonstration.to_json(rows).decode() if as_json else demonstration.table(rows))
+        rows = lab.run_faults(chosen, say)
+        show(lab.to_json(rows).decode() if as_json else lab.table(rows))
         return ExitCode.FAILED if any(row.bad for row in rows) else ExitCode.DONE
-    report = demonstration.run(chosen, say)
+    report = lab.run(chosen, say)
     show(report.json().decode() if as_json else report.table())
     return ExitCode.FAILED if report.lost else ExitCode.DONE
