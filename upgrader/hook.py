@@ -20,7 +20,7 @@ from upgrader import hold, policy
 from upgrader.errors import UpgradeError
 from upgrader.outcome import Mode, Result
 from upgrader.policy import Policy, Rule
-from upgrader.requests import Origin, Requests, Turn
+from upgrader.requests import Origin, Requests, Turn, TurnTaken
 from upgrader.systemd.status import Status
 from upgrader.systemd.unit import NoSuchUnit, Unit, unit_name
 from upgrader.systemd.units import Systemd
@@ -58,7 +58,8 @@ class Desk:
     rules: Sequence[Rule]
 
     def expand(self, systemd: Systemd, name: str) -> list[str]:
-        """The units that a request for `name` is about, each with a request of its own."""
+        """The units that a request for `name` is about, each with a request of its own; raises
+        TurnTaken."""
         units = list(_named(systemd, [name], self.say))
         if units != [name]:
             with self.requests.turn(name) as turn:
@@ -73,7 +74,7 @@ class Desk:
     def serve(self, unit: str) -> bool:
         """Deal with all that is asked for `unit`, or find that somebody else has.
 
-        False if it went wrong: the same would happen to its sisters.
+        False if it went wrong: the same would happen to its sisters. Raises TurnTaken.
         """
         with self.requests.turn(unit) as turn:
             origins = turn.origins
@@ -82,7 +83,7 @@ class Desk:
                 self.say(f"already dealt with on another request: {said}")
                 return True
             if (wait := _too_soon(turn)) and Origin.INSTALLED not in origins:
-                self._later(unit, wait)
+                self.later(unit, wait, f"upgraded less than {WINDOW:g}s ago")
                 return True
             turn.claim()
             told = self._upgrade(unit, installed=Origin.INSTALLED in origins)
@@ -94,6 +95,18 @@ class Desk:
         with self.requests.turn(unit) as turn:
             turn.claim()
             turn.served(False, self._tell(f"{unit}: left alone, because {failed} failed").line)
+
+    @contextlib.contextmanager
+    def failure_of(self, unit: str) -> Iterator[None]:
+        """Whatever goes wrong with one unit is said, and keeps nobody from the others."""
+        try:
+            yield
+        except TurnTaken as error:
+            self.later(unit, WINDOW, f"not upgraded now: {error}")
+        except UpgradeError as error:
+            self.say(f"warning: {unit}: not upgraded: {error}")
+        except Exception as error:
+            self.say(f"warning: {unit}: unexpected {type(error).__name__}: {error}")
 
     def _tell(self, line: str, *more: str, done: bool = False, bad: bool = False) -> Told:
         self.say(f"warning: {line}" if bad else line)
@@ -167,8 +180,8 @@ class Desk:
         remedy = [] if done else outcome.remedy.splitlines()
         return self._tell(outcome.line, *remedy, done=done, bad=not done)
 
-    def _later(self, unit: str, wait: float) -> None:
-        """Have it done after the window; who asks until then is served by the same timer."""
+    def later(self, unit: str, wait: float, why: str) -> None:
+        """Have it done in `wait` seconds; who asks until then is served by the same timer."""
         run = ["systemd-run", "--quiet", "--collect", f"--on-active={wait:.3f}"]
         run += ["--timer-property=AccuracySec=100ms"]
         hook = [sys.executable, "-P", "-m", "upgrader.hook", "--pending"]
@@ -179,7 +192,7 @@ class Desk:
             if done.returncode:
                 self.say(f"warning: {unit}: not upgraded: no timer for it: {done.stderr.strip()}")
                 return
-        self.say(f"{unit}: upgraded less than {WINDOW:g}s ago; once more in {wait:.0f}s, for all")
+        self.say(f"{unit}: {why}; once more in {wait:.0f}s, for all")
 
 
 _MODES = {Policy.AUTO: None, Policy.LIVE: Mode.LIVE, Policy.RESTART: Mode.RESTART}
@@ -291,7 +304,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
     if reason := no_systemd():
         say(f"nothing to upgrade: {reason}")
         return
-    desk = Desk(say, Requests(), policy.read())
+    desk = Desk(say, Requests(patience=TIMEOUT), policy.read())
     names = list(arguments.units)
     with Systemd() as systemd:
         if arguments.files:
@@ -303,17 +316,16 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
             desk.requests.file(unit, origin)
         if arguments.pending:
             for name in desk.requests.units():
-                units |= dict.fromkeys(desk.expand(systemd, name))
+                with desk.failure_of(name):
+                    units |= dict.fromkeys(desk.expand(systemd, name))
     failed: dict[str, str] = {}
     for unit in units:
         template, _, instance = unit.partition("@")
-        try:
+        with desk.failure_of(unit):
             if template in failed:
                 desk.pass_over(unit, failed[template])
             elif not desk.serve(unit) and instance:
                 failed[template] = unit
-        except UpgradeError as error:
-            say(f"warning: {unit}: not upgraded: {error}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,7 +3,8 @@
 
 Many may ask for one unit at the same time: a package, a library it uses, needrestart. Each leaves
 a request; who gets the lock claims all that are there, and the others find theirs served. A claim
-whose owner was killed is there for the next one.
+whose owner was killed is there for the next one. Only root can open any of these files: whoever can
+open a lock can hold it.
 """
 
 import contextlib
@@ -13,11 +14,25 @@ import time
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
+from typing import IO
 
 import msgspec
 
+from upgrader.errors import UpgradeError
+
 #: Emptied by a boot, and then every service runs what is on disk.
 PLACE = Path("/run/upgrader/hook")
+#: Seconds between two looks at a lock: flock(2) knows no deadline.
+_LOOK = 0.05
+
+
+class TurnTaken(UpgradeError):
+    """Somebody else has been upgrading `unit` on request for all the `seconds` that were waited."""
+
+    def __init__(self, unit: str, seconds: float) -> None:
+        super().__init__(f"{unit}: another request has been upgrading it for {seconds:g}s")
+        self.unit = unit
+        self.seconds = seconds
 
 
 class Origin(StrEnum):
@@ -86,12 +101,18 @@ class Turn:
 
 
 class Requests:
-    """All of them; raises OSError where /run cannot be written."""
+    """All of them; raises OSError where /run cannot be written.
 
-    def __init__(self, place: Path = PLACE) -> None:
+    `patience`: seconds to wait for a turn.
+    """
+
+    def __init__(self, place: Path = PLACE, *, patience: float = 300.0) -> None:
         self._place = place
+        self._patience = patience
         for name in ("filed", "claimed", "last", "lock"):
             (place / name).mkdir(mode=0o755, parents=True, exist_ok=True)
+        # Also where another version, or the script that files requests, has made the directory.
+        place.chmod(0o700)
 
     def file(self, unit: str, origin: Origin) -> None:
         """Ask for an upgrade of `unit`, which must be the name of one."""
@@ -106,7 +127,19 @@ class Requests:
 
     @contextlib.contextmanager
     def turn(self, unit: str) -> Iterator[Turn]:
-        """Wait until nobody else upgrades `unit` on request."""
+        """Wait until nobody else upgrades `unit` on request; raises TurnTaken."""
+        deadline = time.monotonic() + self._patience
         with (self._place / "lock" / unit).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            while not _locked(lock):
+                if time.monotonic() > deadline:
+                    raise TurnTaken(unit, self._patience)
+                time.sleep(_LOOK)
             yield Turn(self._place, unit)
+
+
+def _locked(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -179,6 +179,32 @@ def test_a_template_stands_for_its_instances(clean: PrivateSystemd, install: Ins
     first.environment()
 
 
+def test_nobody_holds_up_a_transaction(clean: PrivateSystemd, install: Install) -> None:
+    """A2: no other user can open a lock of the hook, and so hold dpkg's trigger for ever."""
+    service = install(clean, "unlocked", "holder")
+    clean.run(["mkdir", "-p", "-m", "755", "/run/upgrader/hook/lock"])
+    hook(clean, service.unit)
+    lock = f"/run/upgrader/hook/lock/{service.unit}"
+    nobody = ["setpriv", "--reuid=65534", "--clear-groups"]
+    tried = clean.run([*nobody, "flock", "--nonblock", lock, "true"], check=False)
+
+    assert (tried.returncode != 0, True) == (True, "Permission denied" in tried.stderr)
+    assert clean.run(["flock", "--nonblock", lock, "true"]).returncode == 0
+
+
+def test_one_unit_does_not_keep_the_hook_from_the_others(
+    clean: PrivateSystemd, install: Install
+) -> None:
+    """A5: what nobody expected of one unit is said, with its name, and the next one is upgraded."""
+    first, second = (install(clean, name, "holder") for name in ("first", "second"))
+    # A directory where a file should be: no error of ours.
+    clean.run(["mkdir", "-p", f"/run/upgrader/hook/lock/{first.unit}"])
+    said = hook(clean, "--installed", first.unit, second.unit)
+
+    assert f"warning: {first.unit}: unexpected IsADirectoryError" in said
+    assert f"{second.unit}: upgraded in" in said
+
+
 def test_files_of_packages(clean: PrivateSystemd, install: Install) -> None:
     """As pacman lists them: what uses the library is upgraded, all else is not even mentioned."""
     service = install(clean, "listed", "holder")

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Requests of hooks: many become one, and none is lost when who serves it is killed."""
 
+import fcntl
+import stat
 import threading
 from pathlib import Path
 
-from upgrader.requests import Origin, Requests
+import pytest
+
+from upgrader.requests import Origin, Requests, TurnTaken
 
 UNIT = "web.service"
 
@@ -78,3 +82,28 @@ def test_words_of_another_version(tmp_path: Path) -> None:
     with requests.turn(UNIT) as turn:
         assert {Origin.STALE} == turn.origins
         assert turn.last is None
+
+
+def test_nobody_else_can_open_a_lock(tmp_path: Path) -> None:
+    """Also in a directory that was made for all to read: it is root's from the first use on."""
+    place = tmp_path / "hook"
+    (place / "lock").mkdir(parents=True)
+    place.chmod(0o755)
+
+    Requests(place)
+
+    assert 0o700 == stat.S_IMODE(place.stat().st_mode)
+
+
+def test_a_lock_that_is_never_given_back(tmp_path: Path) -> None:
+    """Who waits is told after its patience, and the request is there for the next one."""
+    requests = Requests(tmp_path, patience=0.2)
+    requests.file(UNIT, Origin.INSTALLED)
+    with (tmp_path / "lock" / UNIT).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(TurnTaken, match=f"{UNIT}: .* for 0.2s"), requests.turn(UNIT):
+            pass
+
+    assert [UNIT] == requests.units()
+    with requests.turn(UNIT) as turn:
+        assert {Origin.INSTALLED} == turn.origins
