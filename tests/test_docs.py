@@ -6,6 +6,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from upgrader import varlink
 from upgrader.testing import Service
 
 ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -24,6 +26,20 @@ def blocks(page: Path, language: str) -> list[str]:
 def commands() -> list[str]:
     lines = [line for page in PAGES for block in blocks(page, "sh") for line in block.splitlines()]
     return sorted({line.split("#")[0].strip() for line in lines} - {""})
+
+
+def package(argument: str) -> str:
+    """The package that apt-get is asked for, by its name or by the pattern of a file in dist/."""
+    return argument.removeprefix("./dist/").removesuffix("_*.deb").removesuffix("*.deb")
+
+
+def known_packages() -> set[str]:
+    """Our own packages, those they depend on, and those that packaging/bootstrap installs."""
+    control = (ROOT / "packaging" / "deb" / "debian" / "control").read_text()
+    bootstrap = (ROOT / "packaging" / "bootstrap").read_text()
+    ours = set(re.findall(r"^Package: (\S+)$", control, re.MULTILINE))
+    installed = set(re.findall(r"\bwant (\S+)", bootstrap))
+    return {"python3-", *ours, *installed, *re.findall(r"^ +(python3-\w+)", control, re.MULTILINE)}
 
 
 def test_the_example_of_the_readme_survives_an_upgrade(tmp_path: Path) -> None:
@@ -71,11 +87,21 @@ def test_a_command_of_the_documentation_exists(command: str) -> None:
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
     elif words[0] == "systemctl":
-        assert words[1] in ("status", "edit", "restart", "stop", "soft-reboot")
+        assert words[1] in ("status", "edit", "restart", "start", "stop", "soft-reboot")
     elif words[0] == "varlinkctl":
         interface, _, method = words[3].rpartition(".")
         assert varlink.INTERFACE == interface
         assert f"method {method}(" in varlink.DESCRIPTION
+    elif words[0] == "apt-get":
+        assert words[1] == "install"
+        assert set(map(package, words[2:])) <= known_packages()
+    elif words[:3] == ["python3", "-m", "venv"]:
+        assert words[3:] == ["--system-site-packages", "/opt/chat"]
+    elif Path(words[0]).name == "pip":
+        extra = re.fullmatch(r"upgrader(?:\[(\w+)\])?", words[2])
+        assert words[1] == "install"
+        assert extra is not None
+        assert extra[1] in (None, *PROJECT["optional-dependencies"])
     else:
         assert words[0] in ("upgrader", ".venv/bin/upgrader")
         shown = subprocess.run(

@@ -57,16 +57,6 @@ def test_a_sample_keeps_its_connections(samples: PrivateSystemd, unit: str) -> N
     assert "chat" == samples.run(["systemctl", "show", "-P", "User", name]).stdout.strip()
 
 
-def test_the_documentation_lists_what_was_tested() -> None:
-    """All settings of the sample stand in the table of docs/packagers.md, and nothing else does."""
-    text = (ROOT / "units" / "chat.service").read_text()
-    hardening = text[text.index("\nUser=") : text.index("[Install]")]
-    wanted = re.findall(r"^\w+=.*$", hardening, re.MULTILINE)
-    page = (ROOT / "docs" / "packagers.md").read_text()
-
-    assert wanted == re.findall(r"^\| `(.*)` \|(?: kept \|){4}$", page, re.MULTILINE)
-
-
 @pytest.mark.parametrize("visible", ["ProtectProc=default", "ProtectProc=invisible"])
 def test_a_private_user_namespace(samples: PrivateSystemd, visible: str) -> None:
     """PrivateUsers= is no obstacle; with other processes hidden as well, the two instances cannot

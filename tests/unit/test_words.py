@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""One word for one thing: docs/glossary.md explains each word, and none that it excludes is used."""
+
+import ast
+import functools
+import io
+import re
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from upgrader.outcome import Mode
+from upgrader.systemd.fdstore import Stored
+
+ROOT = Path(__file__).resolve().parents[2]
+GLOSSARY = (ROOT / "docs" / "glossary.md").read_text()
+SOURCES = sorted((ROOT / "upgrader").rglob("*.py"))
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
+    *(page for page in sorted((ROOT / "docs").glob("*.md")) if page.name != "glossary.md"),
+]
+TERMS = dict(re.findall(r"^- \*\*(.+?)\*\*: (.*)$", GLOSSARY, re.MULTILINE))
+EXCLUDED = {
+    word: instead
+    for words, instead in re.findall(r"^\| (\w[\w, ]*) \| (\w.*) \|$", GLOSSARY, re.MULTILINE)
+    for word in words.split(", ")
+    if word != "not this"
+}
+#: Still used, and to be emptied: a word leaves this list when it has left the code.
+STILL = {"door", "rehearsal", "rehearse"}
+#: Names that others have given to things of theirs.
+FOREIGN = re.compile(r"(service|package|context) managers?|saxutils", re.IGNORECASE)
+#: Files that speak of another library's own name for a thing.
+ELSEWHERE = {"payload": {"upgrader/integrations/aiohttp.py"}}
+
+
+def named(path: Path) -> Iterator[str]:
+    """Every name that a file gives, every docstring and every comment."""
+    text = path.read_text()
+    for node in ast.walk(ast.parse(text)):
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                yield name
+            case ast.ClassDef(name=name):
+                yield name
+            case ast.arg(arg=name) | ast.Name(id=name, ctx=ast.Store()):
+                yield name
+            case ast.Attribute(attr=name, ctx=ast.Store()):
+                yield name
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield ast.get_docstring(node) or ""
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.string
+
+
+def words(text: str) -> Iterator[str]:
+    """The words of a text or a name, lower-case: `_SomeHelper` has two."""
+    for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", FOREIGN.sub("", text)):
+        yield word.lower()
+
+
+@functools.cache
+def used() -> dict[str, set[str]]:
+    """Which excluded word, also in the plural, is used in which file."""
+    found: dict[str, set[str]] = {}
+    for path in [*SOURCES, *PAGES]:
+        texts = named(path) if path.suffix == ".py" else [path.read_text()]
+        name = path.relative_to(ROOT)
+        for word in {*words(str(name)), *(word for text in texts for word in words(text))}:
+            singular = word if word in EXCLUDED else word.removesuffix("s")
+            if singular in EXCLUDED:
+                found.setdefault(singular, set()).add(str(name))
+    return found
+
+
+def test_each_word_is_one_sentence() -> None:
+    """The list is sorted, and each word is explained by one sentence."""
+    assert sorted(TERMS, key=str.lower) == list(TERMS)
+    assert len(TERMS) == GLOSSARY.count("\n- ")
+    for term, text in TERMS.items():
+        assert text.endswith("."), term
+        assert ". " not in text, term
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_a_word_of_the_glossary_is_used(term: str) -> None:
+    """What is explained occurs in the code or on another page."""
+    pattern = re.compile(rf"\b{re.escape(term)}", re.IGNORECASE)
+
+    assert any(pattern.search(path.read_text()) for path in [*SOURCES, *PAGES])
+
+
+@pytest.mark.parametrize("word", sorted({*Mode, *Stored}))
+def test_what_an_admin_reads_is_explained(word: str) -> None:
+    """The modes, and what stands in the names of the FD store, are in the glossary."""
+    assert word in TERMS
+
+
+def test_excluded_words_are_not_used() -> None:
+    """No name, docstring, comment or page has one, except those that are still to be renamed."""
+    found = {
+        word: left
+        for word, files in used().items()
+        if (left := files - ELSEWHERE.get(word, set())) and word not in STILL
+    }
+
+    assert found == {}, {word: EXCLUDED[word] for word in found}
+
+
+def test_the_exceptions_are_needed() -> None:
+    """A word that is gone is no exception any more."""
+    found = used()
+
+    assert {"payload", "door"} <= EXCLUDED.keys()
+    assert found.keys() >= STILL
+    for word, files in ELSEWHERE.items():
+        assert files <= found[word]
