@@ -9,12 +9,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support import SETTLE, eventually, machine_cgroups
+from tests.support import SETTLE, machine_cgroups
 from upgrader.private_systemd import (
     BootError,
     CommandError,
@@ -367,13 +368,11 @@ def test_close_leaves_nothing() -> None:
 
 def test_a_killed_caller_leaves_nothing() -> None:
     """SIGKILL of the process that booted a machine ends it, and removes its cgroup."""
-    interfaces = set(os.listdir("/sys/class/net"))
     with _holder() as (holder, pids):
         assert int(CGROUPS_SEEN) == len(_cgroups_of(pids[0]))
         holder.kill()
         assert _all_end(pids)
     assert not _cgroups_of(pids[0])
-    assert interfaces == set(os.listdir("/sys/class/net"))
 
 
 def test_a_killed_keeper_takes_its_machine_along() -> None:
@@ -391,9 +390,31 @@ def test_a_machine_that_was_powered_off_says_so() -> None:
     """After `systemctl poweroff` inside, commands fail with an error that tells it."""
     with PrivateSystemd.boot("host") as machine:
         machine.popen(["systemctl", "poweroff", "--force", "--force"])
-        assert eventually(lambda: not Path(f"/proc/{machine.pid}").exists())
+        assert _all_end([machine.pid])
         with pytest.raises(BootError, match="has ended"):
             machine.run(["true"])
+
+
+def test_a_command_between_the_end_and_its_notice() -> None:
+    """It is told that the machine has ended, even if its keeper has not noticed that yet."""
+    with PrivateSystemd.boot("host") as machine:
+        os.kill(machine.keeper_pid, signal.SIGSTOP)
+        try:
+            os.kill(machine.pid, signal.SIGKILL)
+            assert _all_end([machine.pid])
+            late = threading.Timer(0.2, os.kill, (machine.keeper_pid, signal.SIGCONT))
+            late.start()
+            with pytest.raises(BootError, match="has ended"):
+                machine.run(["true"])
+            late.join()
+        finally:
+            os.kill(machine.keeper_pid, signal.SIGCONT)
+
+
+def test_a_command_during_which_the_machine_ends() -> None:
+    """It fails with the same error, not with an exit status that says nothing."""
+    with PrivateSystemd.boot("host") as machine, pytest.raises(BootError, match="has ended"):
+        machine.run(["sh", "-c", "systemctl poweroff --force --force; exec sleep infinity"])
 
 
 # What cannot be booted

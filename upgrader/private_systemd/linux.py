@@ -38,6 +38,7 @@ class Mount(enum.IntFlag):
 NO_FLAGS = Mount(0)
 MNT_DETACH = 2
 PR_SET_PDEATHSIG = 1
+_PF_EXITING = 4  # in the flags of proc_pid_stat(5), as include/linux/sched.h has it
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 
 
@@ -96,3 +97,12 @@ def loopback_up() -> None:
         request = struct.pack("16sH14x", b"lo", 0)
         (flags,) = struct.unpack_from("H", fcntl.ioctl(control, _SIOCGIFFLAGS, request), 16)
         fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", flags | _IFF_UP))
+
+
+def is_exiting(pid: int) -> bool:
+    """Whether process `pid` has begun to exit, or is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return bool(int(file.read().rpartition(b")")[2].split()[6]) & _PF_EXITING)
+    except (FileNotFoundError, ProcessLookupError):
+        return True

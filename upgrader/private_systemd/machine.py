@@ -20,7 +20,7 @@ from typing import IO, NoReturn, Self, TypeVar
 
 import msgspec
 
-from upgrader.private_systemd import trees
+from upgrader.private_systemd import linux, trees
 from upgrader.private_systemd.command import Command, Stream
 from upgrader.private_systemd.errors import BootError, CommandError, PrivateSystemdError
 from upgrader.private_systemd.plan import Event, Failed, Gone, Ready, Started, Stopping
@@ -52,6 +52,7 @@ class PrivateSystemd:
         self._errors = errors
         self._buffer = bytearray()
         self._pid = 0
+        self._pidfd = -1
         self._cgroup = Path()
         self._commands: list[tuple[Command, Path]] = []
         # Commands may be started from several threads.
@@ -210,7 +211,7 @@ class PrivateSystemd:
         """Run `command` inside and return what it wrote; see `popen` for the rest.
 
         After `timeout` seconds it is killed, with all that it started. Raises CommandError then,
-        and, with `check`, when its exit status is not 0.
+        and, with `check`, when its exit status is not 0; BootError instead if the machine has ended.
         """
         started = self.popen(
             command,
@@ -232,6 +233,8 @@ class PrivateSystemd:
                 started.kill()
                 raise
         if check and started.returncode != 0:
+            if self._has_ended():
+                self._raise_over()
             raise CommandError(words, started.returncode, stdout, stderr)
         return subprocess.CompletedProcess(words, started.returncode, stdout, stderr)
 
@@ -337,6 +340,8 @@ class PrivateSystemd:
         finally:
             self._keeper.stdout.close()
             self._errors.close()
+            if self._pidfd >= 0:
+                os.close(self._pidfd)
         for command, _ in self._commands:
             command.wait()
         if self._gone is not None and self._gone.leftover:
@@ -352,8 +357,18 @@ class PrivateSystemd:
     def _check_running(self) -> None:
         if self._keeper.stdin is None or self._keeper.stdin.closed:
             raise PrivateSystemdError("this private systemd is closed", remedy="boot another")
-        if self._keeper.poll() is not None:
+        if self._has_ended():
             self._raise_over()
+
+    def _has_ended(self) -> bool:
+        """Whether PID 1 is gone or about to be; the keeper tells it later than the kernel does."""
+        if self._keeper.poll() is not None:
+            return True
+        if self._pidfd < 0:
+            return False
+        # Its namespace dies first: commands are killed, or cannot enter, while it is still there.
+        exiting = linux.is_exiting(self._pid)
+        return exiting or bool(select.select([self._pidfd], [], [], 0)[0])
 
     def _forget_finished(self) -> None:
         still: list[tuple[Command, Path]] = []
@@ -394,6 +409,10 @@ class PrivateSystemd:
     def _await_boot(self, deadline: float, timeout: float) -> None:
         started = self._await(Started, deadline, timeout)
         self._pid = started.pid
+        try:
+            self._pidfd = os.pidfd_open(started.pid)
+        except ProcessLookupError:
+            self._raise_over()
         self._cgroup = Path(f"/proc/{self._keeper.pid}/root{started.cgroup}")
         self._await_up(deadline, timeout)
 
@@ -436,7 +455,7 @@ class PrivateSystemd:
         deadline = time.monotonic() + _CLOSE_TIMEOUT / 3
         while self._next_event(deadline) is not None:
             pass
-        if because and self._gone is None and self._keeper.poll() is None:
+        if because and self._gone is None and not self._has_ended():
             raise PrivateSystemdError(
                 f"the private systemd of {self.tree.name} cannot be entered: {because}",
                 remedy="it is still there; look at its journal, or boot another",
