@@ -14,7 +14,7 @@ import pytest
 
 from tests.support import SETTLE, eventually
 from tests.system.conftest import Install
-from tests.system.reloading import live, reload, socket_there
+from tests.system.reloading import live, paused, reload, socket_there
 from tests.system.serving import Service
 from upgrader.calling import call
 from upgrader.private_systemd import PrivateSystemd
@@ -138,20 +138,28 @@ def test_list_tells_one_line_for_each_unit(service: Service) -> None:
     assert ["/opt/upgrader-tests/holder.py"] == mine["instance"]["changed"]
 
 
-def test_watch_shows_phases_as_they_happen(service: Service) -> None:
+def test_watch_shows_phases_as_they_happen(any_machine: PrivateSystemd, install: Install) -> None:
     """Of one upgrade after the other, whoever asks for it, each phase once; Ctrl-C ends it."""
+    service = install(any_machine, "watched", "lively", *live(any_machine, "watched"))
     command = ["upgrader", "status", "--watch", "--json", service.unit]
     with service.machine.popen(command, stdout=subprocess.PIPE) as watching:
-        assert watching.stdout is not None
         seen = []
-        for generation in (1, 2):
-            assert socket_there(service)
-            assert eventually(lambda n=generation: described(service)["generation"] == n)
-            service.environment(ROUND=str(generation))
-            assert reload(service), service.messages()
-            while not seen or seen[-1]["phase"] != "done" or seen[-1]["source"] != generation:
+
+        def read_until(generation: int, phase: str) -> None:
+            while not seen or (seen[-1]["source"], seen[-1]["phase"]) != (generation, phase):
+                assert watching.stdout is not None
                 seen.append(json.loads(watching.stdout.readline()))
+
+        for generation in (1, 2):
+            assert eventually(lambda n=generation: described(service)["generation"] == n)
+            # Nobody knows when it begins to watch this instance: an upgrade is there until it does.
+            with paused(service, "import", ROUND=str(generation)) as upgrade:
+                read_until(generation, "setup")
+                upgrade.go()
+                assert upgrade.wait(), service.messages()
+            read_until(generation, "done")
         service.machine.run(["pkill", "-INT", "-f", "upgrader status --watch"])
+        assert watching.stdout is not None
         assert "" == watching.stdout.read()
     phases = ["setup", "collecting", "frozen", "loading", "committed", "done"]
     assert [(n, each) for n in (1, 2) for each in phases] == [
