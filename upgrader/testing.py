@@ -53,7 +53,11 @@ class ServiceError(UpgradeError):
 
 
 class Service:
-    """One service under test. What it stores outlives its processes, until `close`."""
+    """One service under test. What it stores outlives its processes, until `close`.
+
+    `environment` is added to the caller's, and `timeout` is how many seconds a start and a stop may
+    take; both may be changed at any time, and count from the next start or stop on.
+    """
 
     def __init__(
         self, *, environment: Mapping[str, str] | None = None, timeout: float = 30.0
@@ -61,8 +65,8 @@ class Service:
         self.store: list[tuple[str, Fd]] = []  #: the FD store: name and FD
         self.status_text = ""
         self.process: subprocess.Popen[bytes] | None = None
-        self._timeout = timeout
-        self._environment = dict(environment or {})
+        self.timeout = timeout
+        self.environment = dict(environment or {})
         self._ready = threading.Event()
         self._directory = tempfile.TemporaryDirectory(prefix="upgrader-testing-")
         self._stderr = Path(self._directory.name, "stderr")
@@ -84,7 +88,7 @@ class Service:
         numbers = [str(fd.fileno()) for _, fd in self.store]
         environment = {
             **os.environ,
-            **self._environment,
+            **self.environment,
             "NOTIFY_SOCKET": str(Path(self._directory.name, "notify")),
         }
         environment.pop("SYSTEMD_EXEC_PID", None)
@@ -111,7 +115,7 @@ class Service:
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
         try:
-            status = self.process.wait(self._timeout)
+            status = self.process.wait(self.timeout)
         except subprocess.TimeoutExpired:
             self.kill()
             raise ServiceError("did not end", self.stderr) from None
@@ -165,7 +169,7 @@ class Service:
 
     def _wait_ready(self) -> bool:
         assert self.process is not None
-        deadline = time.monotonic() + self._timeout
+        deadline = time.monotonic() + self.timeout
         while time.monotonic() < deadline and self.process.poll() is None:
             if self._ready.wait(0.02):  # short, to see a process that ends at once
                 return True

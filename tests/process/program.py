@@ -25,7 +25,7 @@ OPTIONS: dict[str, Any] = json.loads(sys.argv[1])
 VERSION: int = OPTIONS.get("version", 1)
 BREAK: str = OPTIONS.get("break", "")
 WORK: str = OPTIONS.get("work", "")  # a directory for what the background writes
-EXTRA = ["from version 2"] if VERSION == 2 else []
+EXTRA = ["from version 2"] if VERSION >= 2 else []
 
 
 def die() -> None:
@@ -66,7 +66,7 @@ if VERSION == 1:
 
 else:
 
-    @upgrader.state("counters", version=VERSION, readable_from=1)
+    @upgrader.state("counters", version=VERSION, readable_from=OPTIONS.get("readable_from", 1))
     class Counters:  # type: ignore[no-redef]
         added: int = 0
         ticks: int = 0

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Versions that do not come up, at every step of loading: the next good one has everything."""
 
-import json
-
 import pytest
 
 from tests.process.conftest import Chat, Client
@@ -52,23 +50,34 @@ def test_a_version_that_hangs(place: str, chat: Chat) -> None:
     chat.start()
     with loaded(chat) as client:
         chat.stop()
-        chat.service._timeout = 1.5
+        chat.service.timeout = 1.5
         chat.fails(**{"break": f"hang-{place}"})
-        chat.service._timeout = 30
+        chat.service.timeout = 30
         chat.start()
         intact(client)
 
 
 def test_a_state_that_cannot_be_read(chat: Chat) -> None:
     """Version 1 cannot read what version 3 says only 2 can: it says both, version 2 loads it."""
-    chat.start(version=2)
+    chat.start(version=3, readable_from=2)
     with loaded(chat) as client:
         chat.stop()
-        options = json.loads(chat.command(version=1)[-1])
-        assert options["version"] == 1
+        stderr = chat.fails(version=1)
+        assert "state 'counters': saved as version 3, readable from version 2 on" in stderr
+        assert "this program has version 1" in stderr
+        assert "Traceback" not in stderr
+        assert 2 == chat.start(version=2).generation
+        intact(client)
+
+
+def test_an_item_that_is_not_declared(chat: Chat) -> None:
+    """A version without the listener names what it does not know; the next one has everything."""
+    chat.start()
+    with loaded(chat) as client:
+        chat.stop()
         stderr = chat.fails(no_door=True)
         assert "connection of 'chat', listener of 'chat': in the image, but not declared" in stderr
-        chat.start(version=2)
+        chat.start()
         intact(client)
 
 
@@ -122,7 +131,7 @@ def test_a_state_that_cannot_be_saved(chat: Chat) -> None:
 
 def test_an_image_that_nobody_can_load(chat: Chat) -> None:
     """After so many attempts the instance starts without it, and keeps and names it."""
-    chat.service._environment["UPGRADER_LOAD_ATTEMPTS"] = "3"
+    chat.service.environment["UPGRADER_LOAD_ATTEMPTS"] = "3"
     chat.start()
     with loaded(chat) as client:
         chat.stop()
@@ -146,10 +155,10 @@ def test_discarding_by_hand(discard: str, chat: Chat) -> None:
     chat.start()
     with chat.connect() as client:
         assert "1 1" == client.ask("add")
-        chat.service._environment["UPGRADER_DISCARD"] = "7"
+        chat.service.environment["UPGRADER_DISCARD"] = "7"
         chat.restart()
         assert "2 2" == client.ask("add")
-        chat.service._environment["UPGRADER_DISCARD"] = "2" if discard == "1" else discard
+        chat.service.environment["UPGRADER_DISCARD"] = "2" if discard == "1" else discard
         status = chat.restart()
 
         assert (3, Origin.COLD, 2) == (status.generation, status.origin, status.set_aside)
@@ -162,7 +171,7 @@ def test_the_kill_switch(chat: Chat) -> None:
     chat.start()
     with chat.connect() as client:
         assert "1 1" == client.ask("add")
-        chat.service._environment["UPGRADER"] = "off"
+        chat.service.environment["UPGRADER"] = "off"
         status = chat.restart()
         assert Origin.COLD is status.origin
         assert client.gone()
@@ -175,7 +184,7 @@ def test_the_kill_switch(chat: Chat) -> None:
 
 def test_a_bad_parameter_is_named(chat: Chat) -> None:
     """The variable and its value, without a traceback."""
-    chat.service._environment["UPGRADER_DRAIN_TIMEOUT"] = "soon"
+    chat.service.environment["UPGRADER_DRAIN_TIMEOUT"] = "soon"
     stderr = chat.fails()
 
     assert "UPGRADER_DRAIN_TIMEOUT: 'soon' is not a time span" in stderr

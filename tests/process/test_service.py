@@ -98,7 +98,7 @@ def test_a_failing_background_task(aio_chat: Chat) -> None:
 
 def test_a_busy_handler_is_cut(aio_chat: Chat) -> None:
     """It is waited for, then cut, named and counted; the others cross."""
-    aio_chat.service._environment["UPGRADER_DRAIN_TIMEOUT"] = "200ms"
+    aio_chat.service.environment["UPGRADER_DRAIN_TIMEOUT"] = "200ms"
     aio_chat.start()
     with aio_chat.connect() as busy, aio_chat.connect() as client:
         assert "1 1" == client.ask("add")
@@ -113,7 +113,7 @@ def test_a_busy_handler_is_cut(aio_chat: Chat) -> None:
 
 def test_a_turn_is_closed_although_a_handler_is_busy(aio_chat: Chat) -> None:
     """A thread must not be cut in the middle because some handler used up the time."""
-    aio_chat.service._environment["UPGRADER_DRAIN_TIMEOUT"] = "200ms"
+    aio_chat.service.environment["UPGRADER_DRAIN_TIMEOUT"] = "200ms"
     work = {"work": str(aio_chat.work)}
     for _ in range(3):
         aio_chat.start(**work)
