@@ -11,16 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.pages import PAGES, ROOT, blocks
 from upgrader import varlink
 from upgrader.testing import Service
 
-ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-
-
-def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
 def commands() -> list[str]:

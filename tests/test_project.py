@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The project's own order: style, types and shell scripts; what the code does is tested elsewhere."""
 
+import ast
 import re
 import shutil
 import subprocess
@@ -54,6 +55,19 @@ def test_linters_find_nothing(command: list[str]) -> None:
 
     if done.returncode != 0:
         pytest.fail(f"{' '.join(command)}:\n{done.stdout}", pytrace=False)
+
+
+def test_what_tests_share_has_a_place_of_its_own() -> None:
+    """Nothing is imported from a test module or a conftest.py: each can be read, and run, alone."""
+    wrong = [
+        f"{path.relative_to(ROOT)}: {node.module}"
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom)
+        and re.search(r"(^|\.)(test_\w+|conftest)$", node.module or "")
+    ]
+
+    assert [] == wrong
 
 
 def test_setup_is_quiet_and_done() -> None:

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from tests.process.conftest import Chat
+from tests.process.chat import Chat
 
 
 def pattern(size: int) -> bytes:

@@ -3,7 +3,7 @@
 
 import pytest
 
-from tests.process.conftest import Chat, Client
+from tests.process.chat import Chat, Client
 from upgrader.systemd.status import Origin
 
 #: Where a version can break, in order, and what of it can be seen.

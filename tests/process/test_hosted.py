@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.process.conftest import DEADLINE, Client
+from tests.process.chat import DEADLINE, Client
 from upgrader.systemd.status import Origin
 from upgrader.testing import Service, ServiceError
 

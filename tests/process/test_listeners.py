@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.process.conftest import Chat, Client
+from tests.process.chat import Chat, Client
 from tests.support import eventually
 from upgrader.backends import Fd, identify
 from upgrader.systemd.status import Origin

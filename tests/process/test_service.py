@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.process.conftest import DEADLINE, Chat, Client
+from tests.process.chat import DEADLINE, Chat, Client
 from tests.support import eventually
 from upgrader.systemd.status import Origin
 

@@ -2,14 +2,12 @@
 """What system tests share: services that are taken away again."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
-from tests.system.serving import Service
+from tests.system.serving import Install, Service
 from upgrader.private_systemd import PrivateSystemd
-
-Install = Callable[..., Service]
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 
 from tests.support import SETTLE, eventually
-from tests.system.serving import Client, Service
+from tests.system.serving import Client, Install, Service
 from upgrader.private_systemd import PrivateSystemd
 from upgrader.private_systemd.command import Command
 
@@ -33,6 +33,15 @@ def reload(service: Service) -> bool:
 def socket_there(service: Service) -> bool:
     """Whether the instance answers; it does so a little later than it serves."""
     return eventually(service.inside(f"/run/{service.name}/upgrader.sock").exists)
+
+
+def installed(
+    machine: PrivateSystemd, install: Install, name: str, *more: str, program: str = "holder"
+) -> Service:
+    """A service that runs and can be upgraded live."""
+    service = install(machine, name, program, *live(machine, name), *more)
+    assert socket_there(service)
+    return service
 
 
 def processes(service: Service) -> list[str]:

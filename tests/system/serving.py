@@ -8,7 +8,7 @@ import json
 import os
 import resource
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tests.support import SETTLE, eventually
@@ -257,6 +257,10 @@ def network_of(machine: PrivateSystemd) -> Iterator[None]:
                 except BaseException:
                     libc.setns(own.fileno(), clone_newnet)
                     raise
+
+
+#: The fixture of that name: `install(machine, name, program, *lines of [Service])`.
+Install = Callable[..., Service]
 
 
 def allow_many_fds(count: int) -> None:

@@ -16,9 +16,8 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from tests.support import SETTLE, eventually
-from tests.system.conftest import Install
 from tests.system.reloading import live, processes, reload
-from tests.system.serving import Service, network_of
+from tests.system.serving import Install, Service, network_of
 from upgrader.private_systemd import PrivateSystemd
 from upgrader.private_systemd.command import Command
 from upgrader.systemd.status import Origin

@@ -6,8 +6,7 @@ import subprocess
 import pytest
 
 from tests.support import eventually
-from tests.system.conftest import Install
-from tests.system.serving import PROGRAMS, Client, Service, allow_many_fds
+from tests.system.serving import PROGRAMS, Client, Install, Service, allow_many_fds
 from upgrader.private_systemd import PrivateSystemd
 
 # Start attempts of a bad version go on while the store must live (252), slowly enough to see them.

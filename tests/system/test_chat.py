@@ -6,8 +6,7 @@ import itertools
 import threading
 from collections.abc import Iterator
 
-from tests.system.conftest import Install
-from tests.system.serving import Client, Service
+from tests.system.serving import Client, Install, Service
 from upgrader.private_systemd import PrivateSystemd
 
 MEMBERS = 20

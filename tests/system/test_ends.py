@@ -8,8 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support import eventually
-from tests.system.conftest import Install
-from tests.system.serving import Service
+from tests.system.serving import Install, Service
 from upgrader.private_systemd import PrivateSystemd
 from upgrader.systemd.status import Origin
 

@@ -5,9 +5,9 @@ import shlex
 
 import pytest
 
-from tests.system.conftest import Install
-from tests.system.serving import Client, Service
-from tests.system.test_upgrade_live import installed, upgrade
+from tests.system.reloading import installed
+from tests.system.serving import Client, Install, Service
+from tests.system.tool import upgrade
 from upgrader.private_systemd import PrivateSystemd
 from upgrader.systemd.status import Origin
 

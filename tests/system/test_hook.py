@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support import eventually
-from tests.system.conftest import Install
+from tests.system.serving import Install
 from upgrader.hook import WINDOW
 from upgrader.private_systemd import PrivateSystemd
 

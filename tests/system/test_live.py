@@ -6,8 +6,8 @@ import json
 import pytest
 
 from tests.support import eventually
-from tests.system.conftest import Install
 from tests.system.reloading import live, processes, reload, socket_there
+from tests.system.serving import Install
 from upgrader.private_systemd import PrivateSystemd
 from upgrader.systemd.status import Origin
 

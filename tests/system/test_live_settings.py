@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.support import eventually
-from tests.system.conftest import Install
 from tests.system.reloading import alone, crowd, live, paused, reload, socket_there
-from tests.system.serving import Service
+from tests.system.serving import Install, Service
 from upgrader.private_systemd import PrivateSystemd
 from upgrader.systemd.status import Origin
 

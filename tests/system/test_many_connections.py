@@ -10,8 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support import eventually
-from tests.system.conftest import Install
-from tests.system.serving import PROGRAMS, Client, Service, allow_many_fds
+from tests.system.serving import PROGRAMS, Client, Install, Service, allow_many_fds
 from upgrader.private_systemd import PrivateSystemd
 
 MANY = 5000

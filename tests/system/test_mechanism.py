@@ -3,10 +3,9 @@
 that know only LISTEN_FDS too."""
 
 from tests.support import eventually
-from tests.system.conftest import Install
-from tests.system.serving import PROGRAMS, Service
-from tests.system.test_live import live, reload, socket_there
-from tests.system.test_verbs import found, status, upgrader
+from tests.system.reloading import live, reload, socket_there
+from tests.system.serving import PROGRAMS, Install, Service
+from tests.system.tool import found, status, upgrader
 from upgrader.private_systemd import PrivateSystemd
 from upgrader.systemd.status import Origin
 

@@ -7,10 +7,9 @@ import subprocess
 import pytest
 
 from tests.support import eventually
-from tests.system.conftest import Install
 from tests.system.reloading import live, reload, socket_there
-from tests.system.serving import Service
-from tests.system.test_verbs import described, status, upgrader
+from tests.system.serving import Install, Service
+from tests.system.tool import described, status, upgrader
 from upgrader.private_systemd import PrivateSystemd
 from upgrader.systemd.status import Origin
 

@@ -5,10 +5,9 @@ import json
 
 import pytest
 
-from tests.system.conftest import Install
-from tests.system.serving import Service
-from tests.system.test_live import live, socket_there
-from tests.system.test_verbs import described, status, upgrader
+from tests.system.reloading import live, socket_there
+from tests.system.serving import Install, Service
+from tests.system.tool import described, status, upgrader
 from upgrader.private_systemd import PrivateSystemd
 
 BAD = [

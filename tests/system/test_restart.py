@@ -7,8 +7,7 @@ import struct
 import pytest
 
 from tests.support import eventually
-from tests.system.conftest import Install
-from tests.system.serving import Service
+from tests.system.serving import Install, Service
 from upgrader.private_systemd import PrivateSystemd
 from upgrader.systemd.status import Origin
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.pages import ROOT, blocks
 from tests.support import SETTLE
 from tests.system.serving import Client, network_of
-from tests.test_docs import ROOT, blocks
 from upgrader.private_systemd import PrivateSystemd
 
 _UNITS = sorted((ROOT / "units").glob("*.service"))

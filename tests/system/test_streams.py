@@ -4,9 +4,8 @@
 import threading
 
 from tests.support import eventually
-from tests.system.conftest import Install
-from tests.system.serving import Client
-from tests.system.test_live import live, reload
+from tests.system.reloading import live, reload
+from tests.system.serving import Client, Install
 from upgrader.private_systemd import PrivateSystemd
 from upgrader.systemd.status import Origin
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import eventually
-from tests.system.conftest import Install
-from tests.system.serving import Client, Service
+from tests.system.serving import Client, Install, Service
 from upgrader.private_systemd import PrivateSystemd
 
 HARDENED = (

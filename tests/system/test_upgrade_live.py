@@ -6,33 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from tests.support import eventually
-from tests.system.conftest import Install
-from tests.system.reloading import live
-from tests.system.serving import Client, Service
+from tests.system.reloading import installed
+from tests.system.serving import Client, Install, Service
+from tests.system.tool import upgrade
 from upgrader.private_systemd import PrivateSystemd
 from upgrader.takeover import ENDED
-
-
-def upgrade(service: Service, *more: str) -> dict[str, Any]:
-    """What `upgrader upgrade --json` says, its exit code included."""
-    done = service.machine.run(["upgrader", "upgrade", service.unit, "--json", *more], check=False)
-    answer: dict[str, Any] = json.loads(done.stdout)
-    assert done.returncode == answer["exit_code"], done.stderr
-    return answer
 
 
 def running(service: Service, *more: str) -> Any:
     """`upgrader upgrade` under way, its standard error to be read."""
     command = ["upgrader", "upgrade", service.unit, *more]
     return service.machine.popen(command, stdout=-1, stderr=-1)
-
-
-def installed(
-    machine: PrivateSystemd, install: Install, name: str, *more: str, program: str = "holder"
-) -> Service:
-    service = install(machine, name, program, *live(machine, name), *more)
-    assert eventually(service.inside(f"/run/{name}/upgrader.sock").exists)
-    return service
 
 
 def test_it_is_live_where_it_can_be(any_machine: PrivateSystemd, install: Install) -> None:

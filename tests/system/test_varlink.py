@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 
 from tests.support import eventually
-from tests.system.conftest import Install
 from tests.system.reloading import live, reload, socket_there
-from tests.system.serving import Service
-from tests.system.test_verbs import NOBODY
+from tests.system.serving import Install, Service
+from tests.system.tool import NOBODY
 from upgrader import varlink
 from upgrader.private_systemd import PrivateSystemd
 

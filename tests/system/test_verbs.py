@@ -3,30 +3,20 @@
 
 import json
 import re
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
-from tests.support import SETTLE, eventually
-from tests.system.conftest import Install
+from tests.support import eventually
 from tests.system.reloading import live, paused, reload, socket_there
-from tests.system.serving import Service
-from upgrader.calling import call
+from tests.system.serving import Install, Service
+from tests.system.tool import NOBODY, NOWHERE, described, found, status, upgrader
 from upgrader.private_systemd import PrivateSystemd
-from upgrader.varlink import INTERFACE
 
-#: As nobody, but able to read a Python that lies in a private directory.
-NOBODY = (
-    *("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"),
-    *("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"),
-)
 SVG = "{http://www.w3.org/2000/svg}"
-NOWHERE = {"DBUS_SYSTEM_BUS_ADDRESS": "unix:path=/nowhere"}
 
 
 @pytest.fixture
@@ -35,29 +25,6 @@ def service(any_machine: PrivateSystemd, install: Install) -> Service:
     made = install(any_machine, "asked", "holder", *live(any_machine, "asked"))
     assert socket_there(made)
     return made
-
-
-def upgrader(
-    machine: PrivateSystemd, *arguments: str, **more: Any
-) -> subprocess.CompletedProcess[str]:
-    """Run the command line inside."""
-    return machine.run(["upgrader", *arguments], check=False, **more)
-
-
-def status(service: Service) -> Any:
-    """What `upgrader status --json` says."""
-    return json.loads(upgrader(service.machine, "status", service.unit, "--json").stdout)
-
-
-def described(service: Service) -> Any:
-    """What the instance says of itself, asked from outside, which takes no new process."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(SETTLE)
-        try:
-            sock.connect(str(service.inside(f"/run/{service.name}/upgrader.sock")))
-            return call(sock, f"{INTERFACE}.Describe", {})
-        except OSError:  # between two instances
-            return {"backends": [{}], "generation": 0, "phase": "", "migration": {"phase": ""}}
 
 
 # Status and list
@@ -258,11 +225,6 @@ def test_set_refuses_what_makes_no_sense(service: Service) -> None:
 
 
 # Check
-
-
-def found(service: Service, *arguments: str) -> Any:
-    """What `upgrader check --json` says."""
-    return json.loads(upgrader(service.machine, "check", service.unit, "--json", *arguments).stdout)
 
 
 def test_check_finds_nothing_where_all_is_well(service: Service) -> None:

@@ -15,21 +15,16 @@ import uvicorn
 import uvloop
 from aiohttp import web
 
+from tests.unit.hosting import GET, SECONDS, Client, Side
 from upgrader.aio import Adapter
-from upgrader.aio.hosting import Hosting
 from upgrader.arrival import Adopted
 from upgrader.backends import ConnectionState, Waiting, identify
-from upgrader.backends.fd import HasFileno
-from upgrader.declarations import Listener, Protocols
 from upgrader.errors import UnreadableState
 from upgrader.image import LeftBehind
 from upgrader.integrations import aiohttp as our_aiohttp
 from upgrader.integrations import uvicorn as our_uvicorn
-from upgrader.outgoing import Frozen
 
-SECONDS = 10.0
 LARGE = 8 << 20
-GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 # libuv opens a pipe of its own with the first loop, and never closes it.
 uvloop.new_event_loop().close()
@@ -83,68 +78,6 @@ async def adapter_of(kind: str, application: Application) -> AsyncIterator[Adapt
     )
     async with our_uvicorn.Adapter(config) as of_uvicorn:
         yield of_uvicorn
-
-
-class Side:
-    """One instance's part: a library behind a listener."""
-
-    def __init__(
-        self, adapter: Adapter, sock: socket.socket, tls: ssl.SSLContext | None = None
-    ) -> None:
-        self.listener = Listener("http", None)
-        self.listener.open(sock)
-        self.hosting = Hosting(asyncio.get_running_loop(), Protocols(self.listener, adapter, tls))
-
-    async def collect(self) -> tuple[list[Frozen], list[LeftBehind]]:
-        """What a migration does until the image is built."""
-        self.hosting.hold(for_good=False)
-        await self.hosting.settle(time.monotonic() + 0.1, drained=True)
-        return self.hosting.freeze()
-
-    async def drained(self) -> None:
-        """What an instance does until nothing is left."""
-        async with asyncio.timeout(SECONDS):
-            while self.hosting.drain():
-                await asyncio.sleep(0.01)
-
-    def commit(self, frozen: list[Frozen], to: "Side") -> None:
-        """The same process on both sides: the destination has FDs of its own."""
-        moved = [
-            Adopted("http", duplicate(item.sock), item.identity, item.state, None)
-            for item in frozen
-        ]
-        to.hosting.prepare(moved)
-        self.hosting.let_go()
-        self.hosting.finish()
-        to.hosting.open()
-
-
-def duplicate(sock: HasFileno) -> socket.socket:
-    return socket.fromfd(sock.fileno(), socket.AF_INET, socket.SOCK_STREAM)
-
-
-class Client:
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader = reader
-        self.writer = writer
-
-    def send(self, data: bytes) -> None:
-        self.writer.write(data)
-
-    async def receive(self) -> tuple[bytes, bytes]:
-        """Head, in lower case, and body of the next answer."""
-        async with asyncio.timeout(SECONDS):
-            head = (await self.reader.readuntil(b"\r\n\r\n")).lower()
-            length = head.partition(b"content-length: ")[2].partition(b"\r\n")[0]
-            return head, await self.reader.readexactly(int(length or 0))
-
-    async def ask(self, data: bytes = GET) -> str:
-        self.send(data)
-        return (await self.receive())[1].decode()
-
-    async def at_end(self) -> bool:
-        async with asyncio.timeout(SECONDS):
-            return await self.reader.read() == b""
 
 
 class Scene:

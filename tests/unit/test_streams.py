@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import upgrader
-from tests.unit.test_hosting import Client, Side
+from tests.unit.hosting import Client, Side
 from upgrader.aio import start_server, streams
 from upgrader.aio.streams import Connected, Reader, Streams
 
