@@ -57,16 +57,16 @@ def raise_fd_limit() -> None:
 
 @contextlib.contextmanager
 def no_collection() -> Iterator[None]:
-    """No garbage collection: nothing of thousands of new objects is garbage, and clients wait.
-
-    What there is afterwards is left out of later collections as well: it is there to stay.
-    """
+    """Put off garbage collection: hardly any of thousands of new objects is garbage, and clients
+    wait. What there is afterwards counts as old, so that only full collections look at it."""
     enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()
+        if not gc.get_freeze_count():  # else the program has frozen some itself, for good
+            gc.freeze()
+            gc.unfreeze()  # into the oldest generation
         if enabled:
             gc.enable()
 
