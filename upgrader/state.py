@@ -38,7 +38,7 @@ class Description:
     since: Mapping[str, int]
     fields: frozenset[str]
     converters: dict[int, Converter]
-    retired: type
+    retired: dict[int, object]  # by id: read-only, as another instance owns them
 
 
 def since(version: int, *, default: Any = msgspec.UNSET, default_factory: Any = None) -> Any:
@@ -73,12 +73,9 @@ def state(
         for field, first in versions.items():
             if first > version:
                 raise DeclarationError(f"state {name!r}", f"{field} is since {first} > {version}")
-        retired = type(cls.__name__, (made,), {"__slots__": (), "__setattr__": _refuse_write})
         names = frozenset(field.name for field in fields)
-        description = Description(name, version, oldest, versions, names, {}, retired)
-        # Each has its own: a class that only inherits from a state is no state.
-        for described in (made, retired):
-            described.__upgrader__ = description  # type: ignore[attr-defined]
+        description = Description(name, version, oldest, versions, names, {}, {})
+        made.__upgrader__ = description  # type: ignore[attr-defined]
         return made
 
     return declare
@@ -158,7 +155,11 @@ def load(cls: type[T], saved: SavedState) -> tuple[T, tuple[str, ...]]:
 
 def retire(value: object) -> None:
     """Make a state read-only: setting a field raises Retired from now on."""
-    object.__setattr__(value, "__class__", describe(type(value)).retired)
+    cls = type(value)
+    retired = describe(cls).retired
+    if not retired:  # only now: a method in Python makes every write ten times slower
+        cls.__setattr__ = _refusing(cls.__setattr__, retired)  # type: ignore[method-assign]
+    retired[id(value)] = value
 
 
 def _to_version(d: Description, saved: SavedState) -> bytes:
@@ -174,5 +175,14 @@ def _to_version(d: Description, saved: SavedState) -> bytes:
     return msgspec.msgpack.encode(fields)
 
 
-def _refuse_write(self: object, name: str, value: object) -> None:
-    raise Retired(f"{type(self).__name__}.{name}")
+def _refusing(
+    write: Callable[[Any, str, Any], None], retired: Mapping[int, object]
+) -> Callable[[Any, str, Any], None]:
+    """`__setattr__` of a state class as it was, but for objects that are retired."""
+
+    def __setattr__(self: object, name: str, value: object) -> None:  # noqa: N807
+        if retired and id(self) in retired:
+            raise Retired(f"{type(self).__name__}.{name}")
+        write(self, name, value)
+
+    return __setattr__

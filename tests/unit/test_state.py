@@ -320,6 +320,8 @@ def test_a_retired_state_is_read_only() -> None:
     with pytest.raises(Retired, match=r"Room1\.messages"):
         room.messages = 6
     assert 5 == room.messages
+    assert Room1 is type(room)
+    assert {"messages": 5} == vars(room)
     assert (Room1(5), ()) == load(Room1, save(room))
     retire(room)  # again: no harm
 
