@@ -41,7 +41,7 @@ def test_status_tells_what_runs_and_what_it_holds(service: Service) -> None:
     assert f"{service.unit}: serving since " in done.stdout
     assert "generation 1, cold start" in done.stdout
     assert "version 2, process" in done.stdout
-    assert "the same: no file of the program has changed" in done.stdout
+    assert "the same version: no file of the program has changed" in done.stdout
     assert "hold: none" in done.stdout
     assert f"127.0.0.1:{service.port}" in done.stdout
     instance = seen["instance"]

@@ -51,11 +51,11 @@ def outcome(monkeypatch: pytest.MonkeyPatch) -> list[Outcome]:
         (["upgrade"], "Missing argument 'UNIT...'"),
         (["upgrade", "web", "--mode", "warm"], "'warm' is not one of 'live', 'restart'"),
         (["upgrade", "web", "--timeout", "5x"], "'5x' is not a time span"),
-        (["upgrade", "web", "--timeout", "0"], "no time to wait"),
+        (["upgrade", "web", "--timeout", "0"], "not a time to wait"),
         (["upgrade", "we b"], "not the name of a unit"),
         (["upgrade", "web.socket"], "socket unit"),
         (["frobnicate"], "No such command"),
-        (["demo", "--json", "--shell"], "exclude each other"),
+        (["demo", "--json", "--shell"], "cannot be combined"),
     ],
 )
 def test_wrong_usage_is_exit_code_2(
@@ -164,7 +164,7 @@ def test_interruption_is_130(
     monkeypatch.setattr(upgrader.upgrade, "upgrade", interrupted)
 
     assert cli.main(["upgrade", "web"]) == 130
-    assert "a job that systemd has been given goes on" in capfd.readouterr().err
+    assert "if systemd was given a job, it goes on" in capfd.readouterr().err
 
 
 def test_an_unexpected_error_is_one_line(

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The command line: reads arguments, prints, exits; what to do, and how it went, is not its job.
+"""Run the command line: read arguments, ask the tool for the work, print and exit.
 
-One module for each family of commands; this one runs them.
+There is one module for each family of commands.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ DEBUG = "UPGRADER_DEBUG"
 
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP unwind, so that everything temporary is removed."""
+    """Turn SIGTERM and SIGHUP into SystemExit, so that everything temporary is removed."""
 
     def unwind(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
@@ -50,7 +50,7 @@ def _signals() -> Iterator[None]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code; no exception gets out, except SystemExit."""
+    """Run the command line and return the exit code; raises SystemExit only."""
     try:
         with _signals():
             code = cli.main(arguments, prog_name="upgrader", standalone_mode=False)
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        say("interrupted; a job that systemd has been given goes on: systemctl list-jobs")
+        say("interrupted; if systemd was given a job, it goes on: systemctl list-jobs")
         return ExitCode.INTERRUPTED
     except UpgradeError as error:
         say(f"upgrader: {error}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The command `check`: what is in the way of an upgrade, and the drop-in that mends it."""
+"""The command `check`: shows what prevents an upgrade, and writes the drop-in that mends it."""
 
 import click
 
@@ -11,7 +11,7 @@ from upgrader.systemd.unit import UnitError
 from upgrader.systemd.units import Systemd
 
 
-@cli.command(short_help="Say what is in the way of an upgrade.")
+@cli.command(short_help="Say what prevents an upgrade.")
 @unit_argument
 @click.option(
     "--fix",
@@ -22,17 +22,17 @@ from upgrader.systemd.units import Systemd
 @click.option(
     "--preflight",
     is_flag=True,
-    help="Start the version on disk, too: it loads all that the running one holds and is checked,"
-    " then it ends, and the running one serves on. This runs the program's own start-up code, with"
+    help="Also start the version on disk: it loads everything that the running one holds, is checked,"
+    " and ends; the running one serves on. This runs the program's own start-up code, with"
     " UPGRADER_REHEARSAL=1 in its environment.",
 )
 @json_option
 @user_option
 def check(unit: str, fix: bool, preflight: bool, as_json: bool, user: bool) -> ExitCode:
-    """Say whether UNIT can be upgraded, and how, before it has to be. Changes nothing without --fix.
+    """Say whether and how UNIT can be upgraded. Changes nothing without --fix.
 
-    A blocker forbids every upgrade, restart-only a live one; a warning says what may not go as
-    wished: sockets that were not declared, directives that a live upgrade does not run, too little
+    A blocker prevents every upgrade, restart-only prevents a live one. A warning names what may
+    surprise you: sockets that were not declared, settings that a live upgrade ignores, too little
     room for two instances, what this version of systemd cannot do. Each comes with its remedy.
 
     The exit code is 0 if the unit can be upgraded live, 1 if not, 3 if it does not serve.
@@ -53,7 +53,7 @@ def check(unit: str, fix: bool, preflight: bool, as_json: bool, user: bool) -> E
             if fix and report.settings:
                 path, text = mend(systemd, report)
                 say(f"{path} is now:\n{plain(text)}".rstrip())
-                say(f"what needs a new start comes with: systemctl restart {report.unit}")
+                say(f"for settings that need a new start, run: systemctl restart {report.unit}")
                 report = run(systemd, unit)
             if preflight:
                 report = run(systemd, unit, preflight=True)
@@ -75,5 +75,7 @@ def check(unit: str, fix: bool, preflight: bool, as_json: bool, user: bool) -> E
         if finding.remedy:
             show(plain(f"    {finding.remedy}"))
     if report.settings:
-        show(f"to write what is missing into a drop-in: upgrader check --fix {report.unit}")
+        show(
+            f"to write the missing settings into a drop-in, run: upgrader check --fix {report.unit}"
+        )
     return report.exit_code

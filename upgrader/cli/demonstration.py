@@ -43,7 +43,9 @@ def _lab() -> ModuleType:
     show_default=True,
     help="How to upgrade.",
 )
-@click.option("--upgrades", metavar="N", type=int, default=10, show_default=True, help="How often.")
+@click.option(
+    "--upgrades", metavar="N", type=int, default=10, show_default=True, help="How many upgrades."
+)
 @click.option(
     "--streams", metavar="N", type=int, default=8, show_default=True, help="Long streams to read."
 )
@@ -53,7 +55,7 @@ def _lab() -> ModuleType:
     type=int,
     default=0,
     show_default=True,
-    help="Idle connections to hold besides.",
+    help="Idle connections to hold as well.",
 )
 @click.option("--user", metavar="NAME", help="Run the example service as this user.")
 @click.option(
@@ -68,17 +70,16 @@ def _lab() -> ModuleType:
 @click.option(
     "--faults",
     is_flag=True,
-    help="Play every bad version and every kill point once instead, and say what each did.",
+    help="Instead, play every bad version and every kill point once, and say what each did.",
 )
 @click.option("--run", "command", metavar="COMMAND", help="Run COMMAND inside, then clean up.")
-@click.option("--shell", is_flag=True, help="Give a shell inside, to look around.")
+@click.option("--shell", is_flag=True, help="Open a shell inside, to look around.")
 def demo(as_json: bool, faults: bool, command: str | None, shell: bool, **options: Any) -> int:
-    """Show it: upgrade an example service under load, in a private systemd.
+    """Upgrade an example service under load, in a private systemd, and count what clients lost.
 
-    Boots a systemd of its own in namespaces (as root; nothing of the machine is touched), starts
-    an example web service, loads it with clients, upgrades it again and again, and counts what
-    was lost. The exit code is 0 only if nothing was, and else 1; that of --run and --shell is the
-    command's.
+    Boots a systemd of its own in namespaces (as root; it changes nothing on the machine), starts an
+    example web service, loads it with clients, and upgrades it again and again. The exit code is 0
+    if nothing was lost, else 1; with --run and --shell it is that of the command.
 
     \b
     Example:
@@ -88,9 +89,11 @@ def demo(as_json: bool, faults: bool, command: str | None, shell: bool, **option
       upgrader demo --run 'upgrader upgrade web.service'
     """
     if faults and options["mode"] != Mode.LIVE:
-        raise click.UsageError("--faults are those of live mode")
+        raise click.UsageError("--faults works with --mode live only")
     if shell + (as_json or faults) + (command is not None) > 1:
-        raise click.UsageError("--run and --shell exclude each other, --faults and --json")
+        raise click.UsageError(
+            "--run and --shell cannot be combined with each other, --faults or --json"
+        )
     lab = _lab()
     try:
         chosen = lab.Options(**options)

@@ -10,7 +10,7 @@ EXIT_CODES = {code.value: code.meaning for code in ExitCode}
 
 
 class _Group(click.Group):
-    """Commands in the order in which they were written, and the exit codes below the help."""
+    """Lists commands in the order in which they were added, and the exit codes below the help."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -45,8 +45,8 @@ def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 def cli(ctx: click.Context) -> None:
     """Upgrade systemd services in place, without losing a connection or any state.
 
-    A service that uses the upgrader library parks its sockets, connections and state with systemd
-    when it is restarted, and its next version goes on from there.
+    A service that uses the upgrader library hands its sockets, connections and state to its next
+    version: directly if both can run side by side, else by way of systemd during a restart.
     """
     if ctx.invoked_subcommand is None:
         ctx.invoke(cli.commands["list"], as_json=False, user=False)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Commands that look and change nothing: `list`, `status`."""
+"""The commands `list` and `status`, which change nothing."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -28,9 +28,9 @@ _WIDTH = 11  # of the names of lines
 def list_units(as_json: bool, user: bool) -> None:
     """List every unit that uses the upgrader library.
 
-    Shows which version runs, whether the one on disk is another (files of the program have changed
-    since it was started), how the last upgrade went, and whether a failed one has put the unit on
-    hold. `upgrader` without a command does the same.
+    Shows which version runs, whether another one is on disk (because files of the program have
+    changed since it was started), how the last upgrade went, and whether the unit has a hold after
+    a failed one. `upgrader` without a command does the same.
 
     \b
     Example:
@@ -41,7 +41,7 @@ def list_units(as_json: bool, user: bool) -> None:
 
 
 def show_list(as_json: bool, *, user: bool = False) -> None:
-    """What `upgrader list` prints."""
+    """Print what `upgrader list` shows."""
     try:
         with Systemd(user=user) as systemd:
             units = read_all(systemd)
@@ -58,26 +58,24 @@ def show_list(as_json: bool, *, user: bool = False) -> None:
 
 @cli.command(short_help="Show what a unit runs and holds.")
 @click.argument("unit", metavar="UNIT", required=False, shell_complete=complete_units)
-@click.option(
-    "--watch", is_flag=True, help="Go on, and show each phase of every upgrade as it happens."
-)
+@click.option("--watch", is_flag=True, help="Then show each phase of every upgrade as it happens.")
 @click.option(
     "--prometheus",
     is_flag=True,
-    help="Print metrics for the textfile collector of Prometheus; of all units, if none is named.",
+    help="Print metrics for the textfile collector of Prometheus; without UNIT, of all units.",
 )
 @json_option
 @user_option
 def status(
     unit: str | None, watch: bool, prometheus: bool, as_json: bool, user: bool
 ) -> int | None:
-    """Show everything about one unit: what runs and since when, how it got there, and what it holds.
+    """Show what one unit runs and since when, how it got there, and what it holds.
 
-    Versions, generation, backends with their FDs and addresses, parameters, the last upgrade, and
-    the hold of a failed one. After an upgrade, the old instance may still be ending what could not
-    move: it is listed as draining, with each connection that it waits for.
+    Shows versions, generation, backends with their FDs and addresses, parameters, the last upgrade,
+    and the hold if it failed. After an upgrade, the old instance may still drain connections that
+    could not move: it is listed as draining, with each connection that it waits for.
 
-    What the instance itself knows can only be asked as root, or as the service's own user.
+    Only root, and the service's own user, can ask the instance itself.
 
     \b
     Example:
@@ -86,7 +84,7 @@ def status(
       upgrader status --prometheus
     """
     if watch and prometheus:
-        raise click.UsageError("--watch and --prometheus exclude each other")
+        raise click.UsageError("--watch and --prometheus cannot be combined")
     if unit is None and not prometheus:
         raise click.UsageError("Missing argument 'UNIT'.")
     try:
@@ -115,7 +113,7 @@ def _watched(migration: Migration, as_json: bool) -> str:
 
 
 def lines(found: Overview) -> Iterator[str]:
-    """What a person reads."""
+    """Make the lines of `status` for people."""
     state = "serving" if found.serves else "NOT SERVING"
     if not found.ours:
         yield f"{found.unit}: {state}, {found.active}; it does not use upgrader"
@@ -131,7 +129,7 @@ def lines(found: Overview) -> Iterator[str]:
         yield _line("on disk", _on_disk(instance))
         yield _line("phase", instance.phase + (", an upgrade is due" * instance.expected))
     if found.unreachable:
-        yield _line("", f"it cannot be asked itself: {found.unreachable}")
+        yield _line("", f"the instance cannot be asked: {found.unreachable}")
     if instance and instance.migration.mode:
         yield _line("last", _migration(instance.migration))
     yield _line("hold", str(found.hold) if found.hold else "none")
@@ -179,10 +177,10 @@ def _row(found: Overview) -> tuple[str, ...]:
 
 def _on_disk(instance: Description) -> str:
     if not instance.changed:
-        return "the same: no file of the program has changed since it was started"
+        return "the same version: no file of the program has changed since it was started"
     named = ", ".join(instance.changed[:_NAMED])
     more = f" and {len(instance.changed) - _NAMED} more" if len(instance.changed) > _NAMED else ""
-    return f"another one: changed since it was started: {named}{more}"
+    return f"another version; changed since it was started: {named}{more}"
 
 
 def _migration(last: Migration, *, short: bool = False) -> str:
@@ -219,7 +217,7 @@ def _line(name: str, text: str) -> str:
 
 
 def _when(seconds: float) -> str:
-    """A point in time, and how long ago that was."""
+    """Format a point in time, and how long ago it was."""
     stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
     ago = show_span(float(int(max(time.time() - seconds, 0)))).split()
     return f"{stamp} ({' '.join(ago[:2])} ago)" if ago != ["0"] else f"{stamp} (just now)"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Arguments and options that several commands share, each with its one text."""
+"""The arguments and options that several commands share."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,14 +13,14 @@ from upgrader.systemd.units import Systemd
 
 
 class TimeSpan(click.ParamType):  # type: ignore[type-arg]  # a generic from click 8.2 on
-    """A time to wait, as systemd writes it; not none at all."""
+    """A time to wait, longer than 0, written as in systemd."""
 
     name = "span"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        """Seconds; fails with wrong usage."""
+        """Convert to seconds; a wrong value is wrong usage."""
         if isinstance(value, float):
             return value
         try:
@@ -28,14 +28,14 @@ class TimeSpan(click.ParamType):  # type: ignore[type-arg]  # a generic from cli
         except ValueError as error:
             self.fail(str(error), param, ctx)
         if seconds <= 0:
-            self.fail(f"{value!r} is no time to wait; write it as 5s or 1min 30s", param, ctx)
+            self.fail(f"{value!r} is not a time to wait; write it as 5s or 1min 30s", param, ctx)
         return seconds
 
 
 def complete_units(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """Names of units in memory, for the shell; none where PID 1 cannot be asked."""
+    """Complete the names of units in memory; offers none if PID 1 cannot be asked."""
     try:
         with Systemd(user=bool(ctx.params.get("user"))) as systemd:
             names = systemd.services()
@@ -45,12 +45,12 @@ def complete_units(
 
 
 def complete_parameters(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Names of parameters, for the shell."""
+    """Complete the names of parameters."""
     return [f"{name}=" for name in SETTABLE if name.startswith(incomplete)]
 
 
 def assigned(assignments: Sequence[str]) -> dict[str, str]:
-    """NAME=VALUE, several times; raises UsageError."""
+    """Split arguments of the form NAME=VALUE; raises UsageError."""
     values = {}
     for each in assignments:
         name, equals, value = each.partition("=")
@@ -69,10 +69,10 @@ timeout_option = click.option(
     "--timeout",
     type=TimeSpan(),
     metavar="SPAN",
-    help="How long to wait for the new instance: 5s, 500ms, 1min 30s. After that systemd goes on"
-    " with the job, unobserved. Default: as long as TimeoutStopSec= and TimeoutStartSec= of the"
-    " unit allow.",
+    help="How long to wait for the new instance: 5s, 500ms, 1min 30s. After that the command gives"
+    " up, and systemd goes on with the job. Default: as long as TimeoutStopSec= and"
+    " TimeoutStartSec= of the unit allow.",
 )
 user_option = click.option(
-    "--user", is_flag=True, help="Talk to your own service manager, not to that of the system."
+    "--user", is_flag=True, help="Ask your own systemd, not that of the system."
 )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""How the command line prints: results to standard output, progress and failures to standard error."""
+"""Print results to standard output, progress and failures to standard error."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from upgrader.systemd.unit import UnitError
 
 
 def finish(outcome: Outcome, as_json: bool) -> NoReturn:
-    """Print what became of it, and end with its exit code."""
+    """Print an outcome, and end with its exit code."""
     if as_json:
         show(outcome.json().decode())
     else:
@@ -23,7 +23,7 @@ def finish(outcome: Outcome, as_json: bool) -> NoReturn:
 
 
 def tell(outcome: Outcome) -> None:
-    """Print what became of it: a success to standard output, a failure with its remedy."""
+    """Print an outcome: a success to standard output, a failure with its remedy to standard error."""
     if outcome.result is Result.DONE:
         show(outcome.line)
         return
@@ -33,19 +33,19 @@ def tell(outcome: Outcome) -> None:
 
 
 def give_up(verb: Verb, unit: str, error: UnitError, as_json: bool) -> NoReturn:
-    """Print why PID 1 could not be asked about a unit, and end with the exit code for that."""
+    """Print an error about a unit as an outcome, and end with its exit code."""
     finish(Outcome.of_error(verb, unit, error), as_json)
 
 
 def plain(text: str) -> str:
-    """Text that may come from a service, without what would steer a terminal."""
+    """Replace every character that could control a terminal; for text that a service may have written."""
     return "".join(
         each if each.isprintable() or each == "\n" else "\N{REPLACEMENT CHARACTER}" for each in text
     )
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows in columns, as systemctl prints them; the last column may be of any width."""
+    """Align rows in columns, as systemctl does."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -54,20 +54,20 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def progress_to(quiet: bool) -> Progress:
-    """Where progress goes."""
+    """Return the function that shows progress."""
     return (lambda text: None) if quiet else say
 
 
 def say(text: str) -> None:
-    """One line to standard error; a terminal that has gone must not stop an upgrade half-way."""
+    """Print a line to standard error. A terminal that is gone is no error: the upgrade goes on."""
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)
 
 
 def show(text: str) -> None:
-    """To standard output; a reader that has gone changes nothing of the exit code."""
+    """Print to standard output. If the reader is gone, the exit code stays what it is."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        # Else the interpreter would try to flush once more at exit, and complain.
+        # Otherwise the interpreter would flush once more at exit, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

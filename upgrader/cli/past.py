@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Commands about what has been: `history`, `dump`."""
+"""The commands `history` and `dump`, which change nothing."""
 
 import os
 import time
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 @unit_argument
 @click.option(
     "-n", "--lines", metavar="N", type=click.IntRange(1, 10000), default=50, show_default=True,
-    help="So many of the newest entries.",
+    help="How many of the newest entries.",
 )  # fmt: skip
 @click.option("--svg", is_flag=True, help="Print a picture: one row for each upgrade, its phases.")
 @json_option
 @user_option
 def history(unit: str, lines: int, svg: bool, as_json: bool, user: bool) -> ExitCode:
-    """Show the past upgrades of UNIT, as the journal has them: when, how, how long nobody served.
+    """Show the past upgrades of UNIT from the journal: when, how, and how long nobody served.
 
-    Both sides of an upgrade report: the old instance (source) and the new one (destination), and
-    takeover, which starts the new one. The journal has the same under UPGRADER_UNIT=.
+    Each upgrade has entries of the old instance (source), of the new one (destination), and of
+    takeover, which starts the new one. The journal itself finds them by UPGRADER_UNIT=.
 
     \b
     Example:
@@ -43,7 +43,7 @@ def history(unit: str, lines: int, svg: bool, as_json: bool, user: bool) -> Exit
       upgrader history web --svg > web.svg
     """
     if svg and as_json:
-        raise click.UsageError("--svg and --json exclude each other")
+        raise click.UsageError("--svg and --json cannot be combined")
     try:
         with Systemd(user=user) as systemd:
             name = systemd.unit(unit).id
@@ -80,11 +80,14 @@ def _row(event: Event) -> Sequence[str]:
 
 def _nothing(unit: str, as_json: bool) -> None:
     if os.geteuid() != 0:
-        result, cause = Result.NO_PERMISSION, "the journal shows nothing of it to this user"
+        result, cause = Result.NO_PERMISSION, "the journal shows this user no entry of it"
         remedy = "run the command as root, with sudo for instance"
     else:
-        result, cause = Result.OLD_SERVES, "the journal has nothing of it: it does not use upgrader"
-        remedy = f"see: journalctl -u {unit}"
+        result, cause = (
+            Result.OLD_SERVES,
+            "the journal has no entry of it: it does not use upgrader",
+        )
+        remedy = f"look at its own entries: journalctl -u {unit}"
     finish(Outcome(Verb.HISTORY, unit, result, cause=cause, remedy=remedy), as_json)
 
 
@@ -95,11 +98,11 @@ def _nothing(unit: str, as_json: bool) -> None:
 def dump(target: str, as_json: bool, user: bool) -> ExitCode:
     """Show what is in the images that systemd holds for UNIT, or in the image in FILE.
 
-    Names, versions and sizes of states, backends, and what was left behind; never the state itself,
-    which may be secret. A parked image is only looked at: the next start loads it as if nothing had
-    happened. A service that serves has none but its insurance, and what was set aside.
+    Shows names, versions and sizes of states, backends, and what was left behind; never the state
+    itself, which may be secret. The image stays as it is: the next start loads it. For a service
+    that serves, systemd holds at most its insurance and images that were set aside.
 
-    FILE has a slash in it. For UNIT, systemd 254 or later is needed, and root.
+    FILE is a path with a slash in it. UNIT needs root, and systemd 254 or later.
 
     \b
     Example:

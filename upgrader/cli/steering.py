@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Commands that steer what runs: `set`, `cancel`."""
+"""The commands `set` and `cancel`, which ask the instance that serves."""
 
 import click
 
@@ -16,7 +16,7 @@ from upgrader.parameters import SETTABLE
 
 
 class _Set(click.Command):
-    """Lists the parameters below the options."""
+    """Adds the list of parameters to the help."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Parameters"):
@@ -35,10 +35,10 @@ class _Set(click.Command):
 @json_option
 @user_option
 def set_(unit: str, assignments: tuple[str, ...], as_json: bool, user: bool) -> None:
-    """Set parameters of UNIT until it is stopped; the instances after an upgrade inherit them.
+    """Set parameters of UNIT until it is stopped; later instances inherit them in an upgrade.
 
-    All are set, or none. NAME= with no value goes back to what the unit says. To set one for good,
-    put it into the environment of the unit (systemctl edit UNIT), where drain-timeout is written
+    If one value is wrong, none is set. NAME= without a value goes back to what the unit says. To set
+    a parameter for good, put it into the environment of the unit (systemctl edit UNIT), for example
     Environment=UPGRADER_DRAIN_TIMEOUT=30s. Time spans are written as in systemd: 5s, 1min 30s.
 
     \b
@@ -58,8 +58,8 @@ def set_(unit: str, assignments: tuple[str, ...], as_json: bool, user: bool) -> 
 def cancel(unit: str, as_json: bool, user: bool) -> None:
     """Call off the upgrade of UNIT that is under way: the old instance serves on.
 
-    Works in live mode, until the new instance has taken over. Nothing is lost: what was frozen goes
-    on as if nothing had happened. Whoever waits for the upgrade is told that it has failed.
+    This works in live mode, until the new instance has taken over. Nothing is lost: the old instance
+    goes on as if nothing had happened. The command that waits for the upgrade reports a failure.
 
     \b
     Example:

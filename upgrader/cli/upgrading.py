@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Commands that change what runs: `upgrade`, `restart`, `discard`, `unhold`."""
+"""The commands `upgrade`, `restart`, `discard` and `unhold`."""
 
 import functools
 import os
@@ -35,16 +35,18 @@ from upgrader.systemd.unit import UnitError
     " the new instance takes them over; clients see a pause as long as stop and start."
     " exec: the process becomes the new version and keeps its PID, for services that may not fork;"
     " it keeps its environment and its sandbox as well, whatever the unit says now."
-    " Default: live, or restart where something forbids live, which is then said.",
+    " Default: live, or restart if live is impossible; the reason is then shown.",
 )
 @click.option(
     "--exec-command",
     metavar="COMMAND",
-    help="With --mode exec: the program and its arguments, quoted as for a shell. Default: what"
-    " ExecStart= of the unit says.",
+    help="With --mode exec: the program and its arguments, quoted as for a shell. Default:"
+    " ExecStart= of the unit.",
 )
 @click.option(
-    "--wait", is_flag=True, help="Follow an upgrade that is under way, instead of being refused."
+    "--wait",
+    is_flag=True,
+    help="Follow an upgrade that is already under way; without this option, one under way is an error.",
 )
 @click.option(
     "--set",
@@ -52,13 +54,13 @@ from upgrader.systemd.unit import UnitError
     metavar="NAME=VALUE",
     multiple=True,
     shell_complete=complete_parameters,
-    help="Set a parameter for this upgrade only, as `upgrader set` does; may be given several times.",
+    help="Set a parameter for this upgrade only, as `upgrader set` does; can be repeated.",
 )
 @click.option(
     "--preflight",
     is_flag=True,
-    help="In live mode, rehearse first: the version on disk loads everything and goes again; if it"
-    " would not take over, nothing is upgraded.",
+    help="In live mode, first start the version on disk, have it load and check everything, and end"
+    " it; if that fails, nothing is upgraded.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @timeout_option
@@ -78,22 +80,22 @@ def upgrade(
     quiet: bool,
     user: bool,
 ) -> None:
-    """Upgrade each UNIT to the version now on disk, and say what became of it.
+    """Upgrade each UNIT to the version now on disk, and say how it went.
 
-    Install the new version first. Success means that the new instance is ready and has loaded all
-    that the old one held; anything else is a failure, and the message names the cause, says
-    whether the service serves now, and what to do. A changed unit file is reloaded first.
+    Install the new version first. The upgrade succeeds if the new instance is ready and has loaded
+    everything that the old one held. If it fails, the message names the cause, says whether the
+    service serves now, and what to do. A changed unit file is read first.
 
-    After a failed upgrade a hold is on the unit: package hooks leave it alone until an upgrade
+    A failed upgrade leaves a hold on the unit: package hooks leave it alone until an upgrade
     succeeds, because a restart would start the bad version.
 
-    If a new version does not start in restart mode, what the old instance held is kept, and is
-    loaded as soon as a good version is back and started. This needs systemd 254 or later, and
-    FileDescriptorStorePreserve=yes in the unit. Without them it is kept only while systemd goes on
-    restarting the service by itself (Restart= in the unit).
+    If a new version does not start in restart mode, systemd keeps what the old instance held until a
+    good version is back and started. This needs systemd 254 or later, and
+    FileDescriptorStorePreserve=yes in the unit. Without them it is kept only while systemd restarts
+    the service by itself (Restart= in the unit).
 
-    Several units, and those that match a pattern such as 'web@*', are upgraded one after the other,
-    and the first failure ends it. With --json the objects are then in a list.
+    Several units, and those that match a pattern such as 'web@*', are upgraded one after the other
+    until one fails. With --json the result is then a list.
 
     \b
     Example:
@@ -108,7 +110,7 @@ def upgrade(
 
     values = assigned(assignments)
     if exec_command is not None and mode != Mode.EXEC:
-        raise click.UsageError("--exec-command goes with --mode exec")
+        raise click.UsageError("--exec-command works with --mode exec only")
     try:
         command = shlex.split(exec_command or "")
     except ValueError as error:
@@ -128,7 +130,7 @@ def upgrade(
             preflight=preflight,
             dry_run=dry_run,
             timeout=timeout,
-            # An upgrade begun while this command was starting up has done its work.
+            # An upgrade that began while this command was starting up counts as this one.
             asked=process_started(os.getpid()),
             user=user,
             progress=progress_to(quiet),
@@ -151,9 +153,7 @@ def upgrade(
 
 @cli.command(short_help="Restart a unit.")
 @unit_argument
-@click.option(
-    "--cold", is_flag=True, help="As if for the first time: connections and state are dropped."
-)
+@click.option("--cold", is_flag=True, help="Drop connections and state, as in a first start.")
 @timeout_option
 @json_option
 @quiet_option
@@ -161,12 +161,12 @@ def upgrade(
 def restart(
     unit: str, cold: bool, timeout: float | None, as_json: bool, quiet: bool, user: bool
 ) -> None:
-    """Restart UNIT, and say what became of it.
+    """Restart UNIT, and say how it went.
 
-    Without --cold, as `upgrade --mode restart` does: nothing is lost.
+    Without --cold this is `upgrade --mode restart`: nothing is lost.
 
-    With --cold, for a bad night: listening sockets are kept, connections and state are not. The
-    image that the old instance leaves is set aside in the FD store of the unit.
+    With --cold, listening sockets are kept; connections and state are not. Use it if the saved state
+    is the problem. The image that the old instance leaves is set aside in the unit's FD store.
 
     \b
     Example:
@@ -181,15 +181,15 @@ def restart(
     finish(run(unit, Mode.RESTART, timeout=timeout, user=user, progress=progress), as_json)
 
 
-@cli.command(short_help="Lift the hold that a failed upgrade has left.")
+@cli.command(short_help="Lift the hold that a failed upgrade left.")
 @unit_argument
 @json_option
 @user_option
 def unhold(unit: str, as_json: bool, user: bool) -> None:
     """Lift the hold on UNIT, so that package hooks and needrestart upgrade it again.
 
-    A failed upgrade leaves it, and one that succeeds lifts it. By hand it is for an admin who knows
-    that the version on disk is good after all.
+    A failed upgrade leaves a hold, and the next one that succeeds lifts it. Run this command if you
+    know that the version on disk is good after all.
 
     \b
     Example:
@@ -209,10 +209,9 @@ def unhold(unit: str, as_json: bool, user: bool) -> None:
 def discard(unit: str, timeout: float | None, as_json: bool, quiet: bool, user: bool) -> None:
     """Start UNIT without the image that is parked for it.
 
-    For a service that does not come up because no version at hand can load what the last instance
-    left behind. It starts as if for the first time: the listening sockets are kept, connections
-    and state are not. The image is set aside in the FD store of the unit. A service that
-    serves has no parked image, and nothing is done.
+    Use it if the service does not start because no version at hand can load what the last instance
+    parked. Listening sockets are kept; connections and state are not. The image is set aside in the
+    unit's FD store. If the service serves, there is no parked image, and nothing is done.
 
     \b
     Example:
