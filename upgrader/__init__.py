@@ -17,7 +17,7 @@ from upgrader.errors import (
 )
 from upgrader.inbox import Frame, MessageTooLong
 from upgrader.instance import Ended
-from upgrader.state import convert, since, state
+from upgrader.state import convert, convert_back, since, state
 
 if TYPE_CHECKING:
     from upgrader.aio import Peer
@@ -42,6 +42,7 @@ __all__ = [
     "VerifyError",
     "attach",
     "convert",
+    "convert_back",
     "since",
     "state",
 ]

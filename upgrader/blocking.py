@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from upgrader.arrival import Adopted, Arrival
 from upgrader.backends import Waiting
 from upgrader.declarations import Bound, Connections
-from upgrader.errors import DeclarationError, Retired, UnreadableState
+from upgrader.errors import DeclarationError, Retired, UnsavableState
 from upgrader.image import LeftBehind
 from upgrader.inbox import Frame
 from upgrader.instance import Instance as BaseInstance
@@ -346,7 +346,7 @@ class Instance(BaseInstance):
             if self.crosses(door):
                 try:
                     moved = peer.stream.freeze(encode(peer.state))
-                except UnreadableState as error:
+                except UnsavableState as error:
                     why = str(error)
             else:
                 why = "backend-transfer=no"

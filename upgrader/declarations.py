@@ -15,8 +15,8 @@ from socket import socket as Socket
 from typing import Any, Generic, TypeVar
 
 from upgrader.backends import Address, Kind
-from upgrader.errors import DeclarationError
-from upgrader.state import SavedState, describe, header, retire
+from upgrader.errors import DeclarationError, UnsavableState
+from upgrader.state import SavedState, describe, header, retire, save
 
 T = TypeVar("T")
 
@@ -30,15 +30,17 @@ class Declared(Generic[T]):
     def __init__(self, cls: type[T]) -> None:
         self.cls = cls
         self.description = describe(cls)
+        try:
+            self.description.shape  # noqa: B018
+        except NameError as error:
+            raise _unreadable(self.description.item, error) from error
         self._value: T | None = None
 
     @property
     def value(self) -> T:
         """The live state; raises DeclarationError before `serve` has loaded it."""
         if self._value is None:
-            raise DeclarationError(
-                f"state {self.description.name!r}", "is not loaded before serve() has begun"
-            )
+            raise DeclarationError(self.description.item, "is not loaded before serve() has begun")
         return self._value
 
     @property
@@ -52,8 +54,8 @@ class Declared(Generic[T]):
             try:
                 value = self.cls()
             except TypeError as error:
-                item = f"state {self.description.name!r}"
-                raise DeclarationError(item, f"every field needs a default: {error}") from error
+                why = f"every field needs a default: {error}"
+                raise DeclarationError(self.description.item, why) from error
         self._value = value
 
     def retire(self) -> None:
@@ -202,9 +204,7 @@ class Declarations:
     def add_state(self, cls: type[T]) -> Declared[T]:
         """Declare a state; raises DeclarationError for a second one of that name."""
         declared = Declared(cls)
-        self._check_new(
-            f"state {declared.description.name!r}", declared.description.name, self.states
-        )
+        self._check_new(declared.description.item, declared.description.name, self.states)
         self.states[declared.description.name] = declared
         return declared
 
@@ -221,7 +221,12 @@ class Declarations:
         name = connections.door.name
         self._check_new(f"connections of {name!r}", name, self.connections | self.protocols)
         if connections.session is not None:
-            Declared(connections.session).fill(None)
+            declared: Declared[Any] = Declared(connections.session)
+            declared.fill(None)
+            try:
+                save(declared.value)
+            except UnsavableState as error:
+                raise DeclarationError(error.item, f"cannot be saved: {error.reason}") from error
         self.arguments(connections.handler, skip=1)
         self.connections[name] = connections
 
@@ -249,7 +254,7 @@ class Declarations:
         try:
             signature = inspect.signature(function, eval_str=True)
         except NameError as error:
-            raise DeclarationError(item, f"annotation cannot be read: {error}") from error
+            raise _unreadable(item, error) from error
         wanted = {}
         for parameter in list(signature.parameters.values())[skip:]:
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
@@ -270,3 +275,12 @@ class Declarations:
             raise DeclarationError(item, "declared after serve() has begun")
         if name in known:
             raise DeclarationError(item, "is declared twice")
+
+
+def _unreadable(item: str, error: NameError) -> DeclarationError:
+    """The error for an annotation with a name that is not to be found."""
+    return DeclarationError(
+        item,
+        f"annotation cannot be read: {error}",
+        remedy="define what it names at the top level of the module, and import it there",
+    )

@@ -6,6 +6,7 @@ UpgradeError
 ├── ParameterError          a parameter is unknown, or its value makes no sense   .name .reason
 ├── BindError               a socket cannot be bound where the program wants it   .item
 ├── Retired                 this instance no longer owns its backends
+├── UnsavableState          a state that cannot be saved as it stands             .item .reason
 ├── RefusedError            something offered by the other side is refused    .item
 │   ├── ImageError          the image is damaged or of an unknown format
 │   ├── ProtocolError       a record breaks the rules of the stream
@@ -70,6 +71,21 @@ class Retired(UpgradeError):
     def __init__(self, item: str) -> None:
         super().__init__(f"{item}: this instance has been replaced and no longer owns it")
         self.item = item
+
+
+class UnsavableState(UpgradeError):
+    """The state of `item` cannot be saved as it stands; `reason` begins with the path of the field.
+
+    The fault of the program that runs, never of the version that would load it.
+    """
+
+    def __init__(self, item: str, reason: str) -> None:
+        super().__init__(
+            f"{item} cannot be saved: {reason}",
+            remedy="keep what cannot be saved out of the state",
+        )
+        self.item = item
+        self.reason = reason
 
 
 class RefusedError(UpgradeError):

@@ -113,8 +113,9 @@ class Giving(Account):
             self.progress.enter(Phase.FROZEN)
             frozen, busy = collect()
             manifest, fds = outgoing.build(
-                self.declarations, self.generation, self.version, frozen, busy, self.overrides
-            )
+                self.declarations, self.generation, self.version, frozen, busy, self.overrides,
+                self._negotiation.readers if self._negotiation else outgoing.Readers(),
+            )  # fmt: skip
             built.append(Built(manifest, fds))
             self.progress.enter(Phase.LOADING, fds=len(fds), left_behind=len(manifest.left_behind))
             return built[0]

@@ -14,6 +14,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from upgrader import image, wire
 from upgrader.arrival import Adopted, Arrival, others
 from upgrader.backends import ConnectionState, Fd, Waiting, bind, path_inode
@@ -24,15 +26,15 @@ from upgrader.errors import (
     BindError,
     DeclarationError,
     ImageError,
-    IncompatibleState,
     MismatchError,
     UnclaimedError,
     UnreadableState,
 )
 from upgrader.parameters import Parameters
 from upgrader.parked import ParkedImages, origin
+from upgrader.shape import name_some
 from upgrader.spread import SpreadImage
-from upgrader.state import SavedState, load
+from upgrader.state import SavedState, check_readable, load
 from upgrader.systemd.activation import Passed
 from upgrader.systemd.fdstore import FdStore, Stored, StoreName
 from upgrader.systemd.status import Origin, Status
@@ -77,7 +79,7 @@ class Loader:
         declarations.activated = [str(item) for item in self._activated]
         self._arrival = Arrival()
         self._was_passed: frozenset[str] = frozenset()
-        self._unknown: dict[str, set[str]] = {}  # fields of sessions, by backend
+        self._dropped: dict[str, set[str]] = {}  # unknown fields, by the state that they are of
         self._opened: list[
             ParkedChannel | SpreadImage | socket.socket
         ] = []  # to be closed by a refusal
@@ -135,6 +137,7 @@ class Loader:
             "stream": wire.VERSION,
             "image": image.FORMAT,
             "states": {name: known.description.version for name, known in declared.states.items()},
+            "sessions": {door: header.version for door, header in declared.sessions().items()},
             "backends": sorted({*declared.sockets, *declared.dropped}),
             "withheld": [n for n in declared.sockets if not self._parameters.transfers(n)],
         }
@@ -174,12 +177,8 @@ class Loader:
                 )
                 sock.close()
             else:
-                self._adopt(manifest, entry, entry.connection, sock)
-        for backend, fields in self._unknown.items():
-            _log.warning(
-                "connections of %r: fields of their state dropped, unknown to this version: %s",
-                backend, ", ".join(sorted(fields)),
-            )  # fmt: skip
+                self._adopt(manifest, index, sock)
+        self._tell_dropped()
         left = (
             manifest.left_behind
             + withheld
@@ -247,18 +246,18 @@ class Loader:
                 value, unknown = load(declared.cls, saved)
                 declared.fill(value)
                 if unknown:
-                    _log.warning(
-                        "state %r of version %d: fields dropped, unknown to version %d: %s",
-                        saved.name, saved.version, declared.description.version, ", ".join(unknown),
-                    )  # fmt: skip
+                    self._dropped.setdefault(declared.description.item, set()).update(unknown)
 
-    def _adopt(
-        self,
-        manifest: image.Manifest,
-        entry: image.Entry,
-        connection: ConnectionState,
-        sock: socket.socket,
-    ) -> None:
+    def _tell_dropped(self) -> None:
+        for item, fields in self._dropped.items():
+            names = sorted(fields)
+            self._arrival.dropped += [f"{item}: {name}" for name in names]
+            _log.warning("%s: dropped, unknown to this version: %s", item, name_some(names))
+
+    def _adopt(self, manifest: image.Manifest, index: int, sock: socket.socket) -> None:
+        entry = manifest.entries[index]
+        connection = entry.connection
+        assert connection is not None
         session: object | None = None
         header = manifest.sessions.get(entry.backend)
         if protocols := self._declarations.protocols.get(entry.backend):
@@ -271,12 +270,14 @@ class Loader:
         if cls is not None and header is None:
             session = cls()  # as a new field would: the source had none
         elif cls is not None and header is not None:
-            saved = SavedState(
-                header.name, header.version, header.readable_from, connection.session
+            earlier = manifest.earlier.get(index) if manifest.earlier else None
+            saved = msgspec.structs.replace(
+                header, data=connection.session, earlier=earlier or msgspec.UNSET
             )
             session, unknown = load(cls, saved)
             if unknown:
-                self._unknown.setdefault(entry.backend, set()).update(unknown)
+                item = f"state {header.name!r} of connections of {entry.backend!r}"
+                self._dropped.setdefault(item, set()).update(unknown)
         self._arrival.adopted.append(
             Adopted(entry.backend, sock, entry.identity, connection, session)
         )
@@ -369,10 +370,7 @@ def _check_protocol(
     if found is None or found.name != own.name:
         what = found.name if found else "connections of a handler"
         raise UnreadableState(item, f"the image has {what} in place of {own.name}")
-    if found.version > own.version and found.readable_from > own.version:
-        raise IncompatibleState(
-            own.name, offered=found.version, readable_from=found.readable_from, own=own.version
-        )
+    check_readable(own.name, found.version, found.readable_from, own=own.version)
     if connection.unsent or connection.waiting is not Waiting.MESSAGE:
         raise UnreadableState(item, "one of them is in the middle of something")
 

@@ -23,12 +23,20 @@ from upgrader.command_line import Command, main_process
 from upgrader.control import Caller
 from upgrader.describing import Describer
 from upgrader.description import Phase
-from upgrader.errors import REHEARSED, BusError, ParameterError, UpgradeError
+from upgrader.errors import (
+    REHEARSED,
+    BusError,
+    IncompatibleState,
+    ParameterError,
+    UpgradeError,
+)
 from upgrader.execution import Execution
 from upgrader.host import Host
 from upgrader.live import Request, Successor
+from upgrader.outgoing import Readers
 from upgrader.parameters import FD_STORE_ONLY, Mechanism
 from upgrader.progress import News
+from upgrader.state import check_readable
 from upgrader.systemd.bus import Bus, is_user_service
 from upgrader.systemd.stop import unit_name
 from upgrader.systemd.unit import Unit
@@ -66,6 +74,7 @@ class Negotiation:
         self._decided = threading.Event()
         self._cancelled = False
         self._withheld: frozenset[str] = frozenset()
+        self.readers = Readers()  #: what the destination has said that it can read
 
     def describe(self) -> dict[str, Any]:
         """All there is to know."""
@@ -302,16 +311,18 @@ class Negotiation:
         states, backends = parameters.get("states"), parameters.get("backends")
         if not isinstance(states, dict) or not isinstance(backends, list):
             raise refused("states and backends are missing")
+        sessions = parameters.get("sessions") or {}  # version 0.1.0 does not say
+        self.readers = Readers(_versions("states", states), _versions("sessions", sessions))
         for name, declared in self._host.declarations.states.items():
             mine = declared.description
-            theirs = states.get(name)
+            theirs = self.readers.states.get(name)
             if theirs is None and name not in backends:
-                raise refused(f"state {name!r} is not declared by the new version")
-            if theirs is not None and mine.version > theirs and mine.readable_from > theirs:
-                raise refused(
-                    f"state {name!r} has version {mine.version}, readable from version"
-                    f" {mine.readable_from} on; the new version has {theirs}"
-                )
+                raise refused(f"{mine.item} is not declared by the new version")
+            if theirs is not None:
+                try:
+                    check_readable(name, mine.version, mine.readable_from, own=theirs)
+                except IncompatibleState as error:
+                    raise refused(error.message) from error
         for name, bound in self._host.declarations.sockets.items():
             if name not in backends:
                 raise refused(f"{bound.kind} {name!r} is not declared by the new version")
@@ -344,6 +355,14 @@ def _require_root(caller: Caller) -> None:
     """Root steers; below a user's own service manager, that user."""
     if caller.uid != 0 and not (is_user_service() and caller.uid == os.geteuid()):
         raise denied()
+
+
+def _versions(name: str, said: object) -> dict[str, int]:
+    """Versions of states, as a destination says them; raises VarlinkError for anything else."""
+    try:
+        return msgspec.convert(said, dict[str, int])
+    except msgspec.ValidationError as error:
+        raise invalid(name) from error
 
 
 def _below(group: str, root: str) -> bool:

@@ -7,7 +7,7 @@ Saving changes and destroys nothing: until PID 1 holds the channel, this instanc
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from socket import socket
 
 import msgspec
@@ -17,7 +17,7 @@ from upgrader.backends import ConnectionState, Identity, Kind, identify, path_in
 from upgrader.backends.fd import HasFileno
 from upgrader.declarations import Declarations
 from upgrader.errors import BusError, ChannelError, NotifyError
-from upgrader.state import save
+from upgrader.state import convert_for, describe, save
 from upgrader.systemd.bus import Bus
 from upgrader.systemd.fdstore import FdStore, Stored, StoreName
 from upgrader.systemd.stop import TIMEOUT
@@ -32,6 +32,14 @@ class Frozen(msgspec.Struct, frozen=True):
     sock: HasFileno
     identity: Identity
     state: ConnectionState
+
+
+@dataclass(frozen=True, slots=True)
+class Readers:
+    """Which versions the next instance has: of states by name, of connections' states by door."""
+
+    states: Mapping[str, int] = field(default_factory=dict)
+    sessions: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +58,14 @@ def build(
     connections: Sequence[Frozen],
     busy: Sequence[image.LeftBehind],
     parameters: Mapping[str, str] | None = None,
+    readers: Readers = Readers(),
 ) -> tuple[image.Manifest, list[HasFileno]]:
     """The manifest of this instance as it stands now, and the FDs in its order.
 
-    `parameters`: what was set at run time, for the next instance to inherit.
+    `parameters`: what was set at run time, for the next instance to inherit. `readers`: what is
+    known of the next instance; states are in all earlier forms for one that is not known.
 
-    Raises UnreadableState for a state that cannot be saved, OSError for a closed FD.
+    Raises UnsavableState for a state that cannot be saved, OSError for a closed FD.
     """
     frozen_at = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
     entries: list[image.Entry] = []
@@ -64,9 +74,11 @@ def build(
         sock = bound.socket
         entries.append(image.Entry(bound.name, bound.kind, identify(sock), path_inode(sock)))
         fds.append(sock)
+    sessions = _Sessions(declarations, readers)
     for frozen in connections:
         kind = Kind.CONNECTION
-        entries.append(image.Entry(frozen.door, kind, frozen.identity, 0, frozen.state))
+        state = sessions.convert(frozen, len(entries))
+        entries.append(image.Entry(frozen.door, kind, frozen.identity, 0, state))
         fds.append(frozen.sock)
     passed = [bound.name for bound in declarations.sockets.values() if not bound.persistent]
     manifest = image.Manifest(
@@ -74,15 +86,46 @@ def build(
         generation=generation,
         program=program,
         frozen_at=frozen_at,
-        states=[save(declared.value) for declared in declarations.states.values()],
-        sessions=declarations.sessions(),
+        states=[
+            convert_for(declared.cls, save(declared.value), readers.states.get(name))
+            for name, declared in declarations.states.items()
+        ],
+        sessions=sessions.headers,
         entries=entries,
         left_behind=list(busy),
         parameters=dict(parameters) if parameters else msgspec.UNSET,
         passed=passed or msgspec.UNSET,
         activated=declarations.activated or msgspec.UNSET,
+        earlier=sessions.earlier or msgspec.UNSET,
     )
     return manifest, fds
+
+
+class _Sessions:
+    """The states of connections, as the next instance wants them."""
+
+    def __init__(self, declarations: Declarations, readers: Readers) -> None:
+        self.headers = declarations.sessions()
+        self.earlier: dict[int, dict[int, bytes]] = {}
+        self._readers = readers.sessions
+        self._classes = {
+            door: cls
+            for door, connections in declarations.connections.items()
+            if (cls := connections.session) and describe(cls).backward
+        }
+        self._plain = dict(self.headers)
+
+    def convert(self, frozen: Frozen, place: int) -> ConnectionState:
+        """What goes with a connection that is entry number `place`."""
+        door, state = frozen.door, frozen.state
+        if door not in self._classes:
+            return state
+        plain = msgspec.structs.replace(self._plain[door], data=state.session)
+        saved = convert_for(self._classes[door], plain, self._readers.get(door))
+        if saved.earlier:
+            self.earlier[place] = saved.earlier
+        self.headers[door] = msgspec.structs.replace(saved, data=b"", earlier=msgspec.UNSET)
+        return msgspec.structs.replace(state, session=saved.data)
 
 
 def keep(
@@ -146,7 +189,7 @@ def insurance(
     """
     kept = [i for i, entry in enumerate(manifest.entries) if entry.connection is None]
     entries = [manifest.entries[i] for i in kept]
-    lean = msgspec.structs.replace(manifest, entries=entries, left_behind=[])
+    lean = msgspec.structs.replace(manifest, entries=entries, left_behind=[], earlier=msgspec.UNSET)
     return lean, [fds[i] for i in kept]
 
 

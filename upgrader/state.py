@@ -2,48 +2,93 @@
 """Typed, versioned application state; knows nothing of FDs, channels or systemd.
 
 The version rules are those of QEMU's VMStateDescription, with one turned around: the *image*
-says from which version on it can be read, because old code cannot know newer code.
+says from which version on it can be read, because old code cannot know newer code. For a version
+that has other fields the newer one makes those, too (`convert_back`).
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any, TypeVar, dataclass_transform
 
 import msgspec
 
-from upgrader.errors import DeclarationError, IncompatibleState, Retired, UnreadableState
+from upgrader.errors import (
+    DeclarationError,
+    IncompatibleState,
+    Retired,
+    UnreadableState,
+    UnsavableState,
+)
+from upgrader.shape import SINCE, Shape, name_some
+from upgrader.trial import blame
 
 T = TypeVar("T")
 Converter = Callable[[dict[str, Any]], dict[str, Any]]
 
-_SINCE = "upgrader.since"
+
+_CONVERTED = 0  # in place of the mark of a shape
 
 
 class SavedState(msgspec.Struct, frozen=True):
-    """One state as it travels in an image: `data` is a msgpack map of the fields."""
+    """One state as it travels in an image: `data` is a msgpack map of the fields.
+
+    `earlier`: the fields as earlier versions had them, by version, where those are others.
+    `shape`: `Shape.mark` of the class that saved it, 0 for converted fields. Version 0.1.0 of the library wrote neither.
+    """
 
     name: str
     version: int
     readable_from: int
     data: bytes
+    earlier: dict[int, bytes] | msgspec.UnsetType = msgspec.UNSET
+    shape: int | msgspec.UnsetType = msgspec.UNSET
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True)
 class Description:
-    """What `@state` declares about a class; `converters` is keyed by the version converted from."""
+    """What `@state` declares about a class. `converters` is keyed by the version converted from,
+    `backward` by the version converted to."""
 
+    cls: type
     name: str
     version: int
     readable_from: int
-    since: Mapping[str, int]
-    fields: frozenset[str]
     converters: dict[int, Converter]
+    backward: dict[int, Converter]
     retired: dict[int, object]  # by id: read-only, as another instance owns them
+
+    @property
+    def item(self) -> str:
+        """What messages call it."""
+        return f"state {self.name!r}"
+
+    @cached_property
+    def shape(self) -> Shape:
+        """Its fields at every depth; raises DeclarationError, and NameError as long as a class that
+        an annotation names is not defined."""
+        return Shape(self.cls, self.item)
+
+    def check_readable(self, version: int, readable_from: int) -> None:
+        """Raise IncompatibleState unless this program can read what `version` has saved."""
+        check_readable(self.name, version, readable_from, own=self.version)
+
+
+def check_readable(name: str, version: int, readable_from: int, *, own: int) -> None:
+    """Raise IncompatibleState if what `version` has saved is newer than version `own`, and not
+    readable by it."""
+    if version > own and readable_from > own:
+        raise IncompatibleState(name, offered=version, readable_from=readable_from, own=own)
 
 
 def since(version: int, *, default: Any = msgspec.UNSET, default_factory: Any = None) -> Any:
-    """A field that exists from `version` of its state on; an older image leaves it at its default."""
-    metadata = {_SINCE: version}
+    """A field that exists from `version` of its state on: what an older version has saved leaves it
+    at its default. A missing field of any other kind refuses the state.
+
+    In a dataclass within a state, `version` is one of the state.
+    """
+    metadata = {SINCE: version}
     if default_factory is not None:
         return dataclasses.field(default_factory=default_factory, metadata=metadata)
     if default is msgspec.UNSET:
@@ -60,21 +105,23 @@ def state(
     `readable_from` is the oldest version of the program that can read what this one saves (fields
     it does not know are dropped there, and reported). It defaults to `version`: no downgrade.
 
-    Raises DeclarationError for a version that makes no sense.
+    Raises DeclarationError for a version that makes no sense, and for a field, at whatever depth,
+    of a type that can never be saved and loaded: a queue, a task, a lock, a socket, a function.
     """
     oldest = version if readable_from is None else readable_from
     if version < 1 or not 1 <= oldest <= version:
         raise DeclarationError(f"state {name!r}", f"version={version}, readable_from={oldest}")
 
     def declare(cls: type[T]) -> type[T]:
-        made: type = dataclasses.dataclass(cls)
-        fields = dataclasses.fields(made)
-        versions = {f.name: f.metadata[_SINCE] for f in fields if _SINCE in f.metadata}
-        for field, first in versions.items():
-            if first > version:
-                raise DeclarationError(f"state {name!r}", f"{field} is since {first} > {version}")
-        names = frozenset(field.name for field in fields)
-        description = Description(name, version, oldest, versions, names, {}, {})
+        # Made twice, one would lose its default factories.
+        made: type = cls if "__dataclass_fields__" in vars(cls) else dataclasses.dataclass(cls)
+        for field in dataclasses.fields(made):
+            if (first := field.metadata.get(SINCE, version)) > version:
+                what = f"{field.name} is since {first} > {version}"
+                raise DeclarationError(f"state {name!r}", what)
+        description = Description(made, name, version, oldest, {}, {}, {})
+        with contextlib.suppress(NameError):  # defined further down: `Declared` asks again
+            description.shape  # noqa: B018
         made.__upgrader__ = description  # type: ignore[attr-defined]
         return made
 
@@ -96,7 +143,7 @@ def convert(cls: type, from_version: int) -> Callable[[Converter], Converter]:
     """
     description = describe(cls)
     if not 1 <= from_version < description.version:
-        raise DeclarationError(f"state {description.name!r}", f"cannot convert {from_version}")
+        raise DeclarationError(description.item, f"cannot convert {from_version}")
 
     def register(function: Converter) -> Converter:
         description.converters[from_version] = function
@@ -105,52 +152,113 @@ def convert(cls: type, from_version: int) -> Callable[[Converter], Converter]:
     return register
 
 
+def convert_back(cls: type, to_version: int) -> Callable[[Converter], Converter]:
+    """Register a function that turns the fields of the version after `to_version` into those of
+    `to_version`, for a downgrade: the older program cannot know what has been renamed since.
+
+    It runs in the newer program: in a live migration for a destination that needs it, in a restart
+    at each park, because nobody knows then which version comes next.
+    """
+    description = describe(cls)
+    if not 1 <= to_version < description.version:
+        raise DeclarationError(description.item, f"cannot convert back to {to_version}")
+    if to_version < description.readable_from:
+        raise DeclarationError(
+            description.item,
+            f"version {to_version} does not read it: readable_from={description.readable_from}",
+            remedy=f"declare it with readable_from={to_version}",
+        )
+
+    def register(function: Converter) -> Converter:
+        description.backward[to_version] = function
+        return function
+
+    return register
+
+
 def save(value: object) -> SavedState:
-    """Encode a state; raises UnreadableState for a field that msgspec cannot encode."""
+    """Encode a state; raises UnsavableState for a field that msgspec cannot encode."""
     d = describe(type(value))
     try:
         data = msgspec.msgpack.encode(value)
     except Exception as error:
-        raise UnreadableState(f"state {d.name!r}", f"cannot be saved: {error}") from error
-    return SavedState(d.name, d.version, d.readable_from, data)
+        raise UnsavableState(d.item, blame(value) or str(error)) from error
+    return SavedState(d.name, d.version, d.readable_from, data, shape=d.shape.mark)
 
 
 def encode(value: object | None) -> bytes:
-    """The fields of a state; nothing for None. Raises UnreadableState like `save`."""
+    """The fields of a state; nothing for None. Raises UnsavableState like `save`."""
     return b"" if value is None else save(value).data
+
+
+def convert_for(cls: type, saved: SavedState, reader: int | None) -> SavedState:
+    """A state that `cls` has saved, as version `reader` of it wants it; if nobody knows who will
+    read it (None), with all earlier forms beside.
+
+    Raises UnsavableState for a converter that fails.
+    """
+    d = describe(cls)
+    wanted = [v for v in sorted(d.backward, reverse=True) if reader is None or v >= reader]
+    if not wanted:
+        return saved
+    forms: dict[int, bytes] = {}
+    fields = msgspec.msgpack.decode(saved.data)
+    for version in wanted:
+        try:
+            fields = d.backward[version](fields)
+            if not isinstance(fields, dict):
+                raise TypeError(f"returned {type(fields).__name__}, not a dict")
+            forms[version] = msgspec.msgpack.encode(fields)
+        except Exception as error:  # the author's converters raise what they like
+            why = f"cannot be converted back to version {version}: {type(error).__name__}: {error}"
+            raise UnsavableState(d.item, why) from error
+    if reader is None:
+        return msgspec.structs.replace(saved, earlier=forms)
+    return SavedState(d.name, wanted[-1], d.readable_from, forms[wanted[-1]], shape=_CONVERTED)
 
 
 def header(cls: type) -> SavedState:
     """Name and versions of a state class, without data."""
     d = describe(cls)
-    return SavedState(d.name, d.version, d.readable_from, b"")
+    return SavedState(d.name, d.version, d.readable_from, b"", shape=d.shape.mark)
 
 
 def load(cls: type[T], saved: SavedState) -> tuple[T, tuple[str, ...]]:
-    """Decode a saved state into `cls`; also returns the names of fields that `cls` does not know.
+    """Decode a saved state into `cls`; also returns the fields, at every depth, that `cls` does not
+    know.
 
     Raises IncompatibleState where the versions cannot meet, UnreadableState where it is another
-    state, or the fields do not decode.
+    state, where the fields do not decode, and where one is missing that no `since` explains.
     """
     d = describe(cls)
-    item = f"state {d.name!r}"
     if saved.name != d.name:
-        raise UnreadableState(item, f"the image has state {saved.name!r} in its place")
-    if saved.version > d.version and saved.readable_from > d.version:
-        raise IncompatibleState(
-            d.name, offered=saved.version, readable_from=saved.readable_from, own=d.version
-        )
-    data = saved.data
+        raise UnreadableState(d.item, f"the image has state {saved.name!r} in its place")
+    d.check_readable(saved.version, saved.readable_from)
+    version, data = _form_for(d, saved)
     try:
-        if saved.version != d.version:
-            data = _to_version(d, saved)
+        if version < d.version:
+            data = _to_version(d, version, data)
         value = msgspec.msgpack.decode(data, type=cls)
-        unknown = msgspec.msgpack.decode(data, type=dict[str, msgspec.Raw]).keys() - d.fields
+        if data is saved.data and saved.shape == d.shape.mark:
+            return value, ()
+        found = d.shape.compare(data)
+        if found.missing:
+            d.shape.complete(value)
     except Exception as error:  # the author's converters and __post_init__ raise what they like
         name = "" if isinstance(error, msgspec.MsgspecError) else f"{type(error).__name__}: "
         why = f"version {saved.version} does not decode: {name}{error}"
-        raise UnreadableState(item, why) from error
-    return value, tuple(sorted(unknown))
+        raise UnreadableState(d.item, why) from error
+    old = saved.shape is msgspec.UNSET
+    if unexplained := [
+        path for path, first in found.missing if not _explained(d, version, first, old)
+    ]:
+        raise UnreadableState(
+            d.item,
+            f"version {saved.version} has saved no {name_some(unexplained)}, and version"
+            f" {d.version} does not say why",
+            remedy=_remedy(d, saved.version),
+        )
+    return value, found.unknown
 
 
 def retire(value: object) -> None:
@@ -162,17 +270,48 @@ def retire(value: object) -> None:
     retired[id(value)] = value
 
 
-def _to_version(d: Description, saved: SavedState) -> bytes:
+def _form_for(d: Description, saved: SavedState) -> tuple[int, bytes]:
+    """The form of a saved state that is the next to what this program has, and its version."""
+    if saved.version > d.version and saved.earlier:
+        version = min((v for v in saved.earlier if d.version <= v), default=saved.version)
+        if version < saved.version:
+            return version, saved.earlier[version]
+    return saved.version, saved.data
+
+
+def _to_version(d: Description, version: int, data: bytes) -> bytes:
     """The fields of a saved state after all converters that lie in between."""
-    versions = range(saved.version, d.version)
-    converters = [d.converters[version] for version in versions if version in d.converters]
+    converters = [d.converters[v] for v in range(version, d.version) if v in d.converters]
     if not converters:
-        return saved.data
-    fields = msgspec.msgpack.decode(saved.data, type=dict[str, Any])
+        return data
+    fields = msgspec.msgpack.decode(data, type=dict[str, Any])
     for converter in converters:
         fields = converter(fields)
     # Back to bytes: only msgpack's own decoder turns each of them into what the class declares.
     return msgspec.msgpack.encode(fields)
+
+
+def _explained(d: Description, version: int, first: int | None, old: bool) -> bool:
+    """Whether a field of `first` may be missing in what `version` has saved.
+
+    `old`: version 0.1.0 of the library wrote it, and did not save a field at its default in a state
+    that had been loaded without it.
+    """
+    if old:
+        return first is not None or version == d.version
+    return first is not None and version < first
+
+
+def _remedy(d: Description, version: int) -> str:
+    """What makes a state with a missing field readable."""
+    if version > d.version:
+        return f"that version needs @upgrader.convert_back(..., {d.version}), or no readable_from="
+    if version == d.version:
+        return "raise its version, and declare a new field with upgrader.since()"
+    return (
+        f"declare a new field with upgrader.since({d.version}, default=...),"
+        f" and what became of an old one with @upgrader.convert(..., {d.version - 1})"
+    )
 
 
 def _refusing(

@@ -126,11 +126,13 @@ method Register(pid: int) -> ()
 method Revoke(pid: int, why: string) -> ()
 
 # For the registered process only, with "upgrade": the connection becomes the migration channel.
-# withheld are backends whose connections it does not take
+# withheld are backends whose connections it does not take; sessions are the versions of the states
+# that go with connections, by backend
 method Migrate(
   stream: int,
   image: int,
   states: [string]int,
+  sessions: ?[string]int,
   backends: []string,
   withheld: ?[]string
 ) -> (generation: int)

@@ -34,6 +34,7 @@ PUBLIC = [
     "VerifyError",
     "attach",
     "convert",
+    "convert_back",
     "since",
     "state",
 ]

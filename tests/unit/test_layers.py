@@ -16,6 +16,8 @@ ROOT = Path(upgrader.__file__).parent
 CORE = [
     "codes",
     "errors",
+    "shape",
+    "trial",
     "state",
     "backends.connection",
     "backends.fd",

@@ -20,8 +20,9 @@ from upgrader.declarations import Connections, Datagrams, Declarations, Listener
 from upgrader.errors import ImageError, MismatchError, ProtocolError, RefusedError, UnclaimedError
 from upgrader.image import Entry, Manifest, seal
 from upgrader.incoming import Loader
+from upgrader.outgoing import Frozen, Readers, build, insurance
 from upgrader.parameters import Parameters
-from upgrader.state import SavedState, save
+from upgrader.state import SavedState, encode, save
 from upgrader.systemd.activation import Passed
 from upgrader.systemd.fdstore import FdStore
 from upgrader.systemd.notify import Notifier
@@ -42,6 +43,22 @@ class Session:
 class Session2:
     number: int = 0
     name: str = upgrader.since(2, default="x")
+
+
+@upgrader.state("session", version=3, readable_from=1)
+class Session3:
+    count: int = 0
+
+
+@upgrader.convert_back(Session3, 2)
+def to_2(fields: dict[str, Any]) -> dict[str, Any]:
+    return {"number": fields["count"], "name": "back"}
+
+
+@upgrader.state("counters", version=3, readable_from=2)
+class Counters3:
+    requests: int = 0
+    seen: list[str] = upgrader.since(3, default_factory=list)
 
 
 def handler(peer: Any, counters: Counters) -> None:
@@ -351,9 +368,68 @@ def test_fields_of_sessions_that_are_dropped_are_named(
     arrival = bench.load()
 
     assert [Session(1), Session(1)] == [adopted.session for adopted in arrival.adopted]
-    assert [
-        "connections of 'door': fields of their state dropped, unknown to this version: name"
-    ] == [record.getMessage() for record in caplog.records]
+    assert ["state 'session' of connections of 'door': dropped, unknown to this version: name"] == [
+        record.getMessage() for record in caplog.records
+    ]
+    assert ["state 'session' of connections of 'door': name"] == arrival.dropped
+
+
+def built(bench: Bench, readers: Readers) -> tuple[Manifest, list[Any]]:
+    """What version 3 of the program makes of a state and two connections."""
+    declarations = Declarations("web")
+    declarations.add_state(Counters3).fill(Counters3(5, ["a"]))
+    door = Listener("door", None)
+    declarations.add_socket(door)
+    declarations.add_connections(Connections(door, Session3, lambda peer: None))
+    door.open(bench.socket())
+    frozen = []
+    for number in (1, 2):
+        sock = bench.socket()
+        moved = ConnectionState(Waiting.MESSAGE, session=encode(Session3(number)))
+        frozen.append(Frozen("door", sock, identify(sock), moved))
+    manifest, fds = build(declarations, 3, "3", frozen, [], None, readers)
+    inbox = bench.socket(socket.SOCK_DGRAM)
+    return msgspec.structs.replace(
+        manifest, entries=[*manifest.entries, Entry("inbox", Kind.DATAGRAMS, identify(inbox))]
+    ), [*fds, inbox]
+
+
+@pytest.mark.parametrize(
+    "readers", [Readers(), Readers({"counters": 2}, {"door": 1}), Readers({"counters": 2}, {})]
+)
+@pytest.mark.parametrize("session", [Session, Session2, Session3])
+def test_p6_connections_take_renamed_fields_down_with_them(
+    readers: Readers, session: type, bench: Bench
+) -> None:
+    """Whether their source knew who comes (live) or not (restart); all dropped fields are told."""
+    manifest, fds = built(bench, readers)
+    if readers.sessions:
+        assert not manifest.earlier
+        assert 2 == manifest.sessions["door"].version
+        if session is Session3:
+            return  # it would never ask for version 1
+    bench.park(manifest, fds)
+    bench.session = session
+    arrival = bench.load()
+
+    expected = {
+        Session: [Session(1), Session(2)],
+        Session2: [Session2(1, "back"), Session2(2, "back")],
+        Session3: [Session3(1), Session3(2)],
+    }[session]
+    assert expected == [adopted.session for adopted in arrival.adopted]
+    assert Counters(5) == bench.declarations.states["counters"].value
+    name = ["state 'session' of connections of 'door': name"] if session is Session else []
+    assert ["state 'counters': seen", *name] == arrival.dropped
+
+
+def test_p6_an_insurance_has_no_forms_of_connections(bench: Bench) -> None:
+    """It has no connections."""
+    manifest, fds = insurance(*built(bench, Readers()))
+
+    assert [Kind.LISTENER, Kind.DATAGRAMS] == [entry.kind for entry in manifest.entries]
+    assert len(fds) == len(manifest.entries)
+    assert not manifest.earlier
 
 
 def test_a_cut_list_is_left_behind(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:

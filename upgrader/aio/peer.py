@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, Generic, Protocol, TypeVar
 
 from upgrader.backends import Waiting
-from upgrader.errors import DeclarationError, Retired, UnreadableState
+from upgrader.errors import DeclarationError, Retired, UnsavableState
 from upgrader.image import LeftBehind
 from upgrader.inbox import Frame
 from upgrader.outgoing import Frozen
@@ -194,7 +194,7 @@ class Peer(Generic[S]):
             return None
         try:
             moved = self._stream.freeze(encode(self.state))
-        except UnreadableState as error:
+        except UnsavableState as error:
             return LeftBehind(self._door, self.address, str(error))
         if moved is None:
             return LeftBehind(self._door, self.address, "its handler is busy")

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A store of keys and values in two versions: `python kv.py '{"bind": ..., "version": 2}'`.
+
+Commands are lines: `set K V`, `get K`, `count`, `task K` (a value that cannot be saved), `drop K`.
+Version 2 counts under another name and keeps notes. `without` names what a careless author forgot.
+"""
+
+import asyncio
+import json
+import logging
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+import upgrader
+
+OPTIONS: dict[str, Any] = json.loads(sys.argv[1])
+VERSION: int = OPTIONS.get("version", 1)
+WITHOUT: str = OPTIONS.get("without", "")
+
+
+@dataclass
+class Value:
+    text: str = ""
+    more: Any = None
+
+
+@dataclass
+class Noted(Value):
+    note: str = "none" if WITHOUT == "since" else upgrader.since(2, default="none")
+
+
+if VERSION == 1:
+
+    @upgrader.state("kv", version=1)
+    class Store:
+        commands: int = 0
+        values: dict[str, Value] = field(default_factory=dict)
+
+        def count(self) -> int:
+            self.commands += 1
+            return self.commands
+
+else:
+
+    @upgrader.state("kv", version=2, readable_from=1)
+    class Store:  # type: ignore[no-redef]
+        executed: int = 0
+        values: dict[str, Noted] = field(default_factory=dict)
+
+        def count(self) -> int:
+            self.executed += 1
+            return self.executed
+
+    @upgrader.convert(Store, 1)
+    def from_1(fields: dict[str, Any]) -> dict[str, Any]:
+        fields["executed"] = fields.pop("commands")
+        return fields
+
+    if WITHOUT != "convert_back":
+
+        @upgrader.convert_back(Store, 1)
+        def to_1(fields: dict[str, Any]) -> dict[str, Any]:
+            fields["commands"] = fields.pop("executed")
+            return fields
+
+
+@upgrader.state("lines")
+class Lines:
+    read: int = 0
+
+
+def answer(store: Any, line: str) -> str:
+    command, *words = line.split()
+    number = store.count()
+    match command, words:
+        case "set", [key, text]:
+            store.values[key] = Value(text) if VERSION == 1 else Noted(text)
+        case "get", [key]:
+            return store.values[key].text if key in store.values else "nil"
+        case "task", [key]:
+            store.values[key] = Noted(more=asyncio.current_task())
+        case "drop", [key]:
+            del store.values[key]
+        case "count", []:
+            return str(number)
+    return "OK"
+
+
+async def main() -> None:
+    async with upgrader.attach("kv", version=str(VERSION)) as instance:
+        instance.state(Store)
+        instance.state(Lines)
+        door = instance.listener("kv", bind=OPTIONS["bind"])
+
+        @instance.connections(door)
+        async def talk(peer: Any, store: Store, lines: Lines) -> None:
+            async for line in peer.lines():
+                lines.read += 1
+                if line == b"lines":
+                    await peer.write(b"%d\n" % lines.read)
+                    continue
+                await peer.write(answer(store, line.decode()).encode() + b"\n")
+
+        await instance.serve()
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING)
+    asyncio.run(main())
