@@ -61,6 +61,11 @@ class Service:
 
     def configure(self, *more: str) -> None:
         """Write the unit with these lines added to its [Service] section, and reload PID 1."""
+        self.write(*more)
+        self.machine.run(["systemctl", "daemon-reload"])
+
+    def write(self, *more: str) -> None:
+        """The same, and PID 1 is not told."""
         known = self.machine.systemd_version >= 254
         text = _UNIT.format(
             name=self.name,
@@ -69,8 +74,9 @@ class Service:
             command=" ".join([*self.machine.python, f"{_PLACE}/{self._program}.py"]),
             more="\n".join(more),
         )
-        self.machine.write(f"/etc/systemd/system/{self.unit}", text)
-        self.machine.run(["systemctl", "daemon-reload"])
+        path = f"/etc/systemd/system/{self.unit}"
+        self.machine.write(path, text)
+        self.machine.run(["touch", path])  # PID 1 tells a changed file by its time stamp
 
     def environment(self, **variables: str) -> None:
         """Set what the next start gets as its environment, without a daemon-reload."""

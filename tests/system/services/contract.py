@@ -2,8 +2,7 @@
 """A service that keeps only the library's contract with PID 1, and breaks as it is told to.
 
 It parks an empty image on SIGTERM and says in STATUS= what it loaded, with no library in it, so that
-a test of the command line can have an instance fail in any way. The first argument is a file
-that says how: good, exit, hang, unreadable, cold, aside, plain, stuck, or kill.
+a test of the command line can have an instance fail in any way. VERSION says how: good, exit, hang, unreadable, cold, aside, plain, stuck, or kill.
 """
 
 import json
@@ -81,8 +80,7 @@ def start(how: str) -> int:
 def main() -> None:
     """Run as one instance."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    with open(sys.argv[1], encoding="ascii") as file:
-        how = file.read().strip()
+    how = os.environ.get("VERSION", "good")
     generation = start(how)
     print(json.dumps({"generation": generation}), flush=True)
     signal.sigwait({signal.SIGTERM})

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A service with the real library: counts lines. Its first argument is a file that names its version.
+"""A service with the real library: counts lines. VERSION is its version.
 
 1 and 2 differ in their state, and 1 cannot read what 2 has saved; exit and hang are broken.
 """
 
+import os
 import signal
-import sys
 
 import upgrader
 
-with open(sys.argv[1], encoding="ascii") as file:
-    VERSION = file.read().strip()
+VERSION = os.environ["VERSION"]
 
 if VERSION == "exit":
     import no_such_module  # type: ignore[import-not-found]  # noqa: F401
@@ -29,7 +28,7 @@ def main() -> None:
     """Answer every line with its number."""
     with upgrader.attach("counter", version=VERSION) as instance:
         instance.state(Counter)
-        door = instance.listener("lines", bind=f"127.0.0.1:{sys.argv[2]}")
+        door = instance.listener("lines", bind=f"127.0.0.1:{os.environ['PORT']}")
 
         @instance.connections(door)
         def count(peer: upgrader.Peer[None], counter: Counter) -> None:
