@@ -154,8 +154,7 @@ class Control:
             self._end()
         for path, inode in self._paths.items():
             with contextlib.suppress(OSError):
-                if path.stat().st_ino == inode:
-                    path.unlink()
+                _remove_own(path, inode)
 
     # The thread
 
@@ -412,6 +411,22 @@ def _listen_beside(path: Path) -> tuple[socket.socket, Path]:
         listener.close()
         raise
     return listener, beside
+
+
+def _remove_own(path: Path, inode: int) -> None:
+    """Remove the socket with this inode, and no other that takes its path meanwhile; raises OSError.
+
+    Between a look at the path and unlink(2) a new instance may take it, so the path is moved first.
+    """
+    if path.stat().st_ino != inode:
+        return
+    taken = path.with_name(_BESIDE.format(path.name, f"{os.getpid()}.old"))
+    os.rename(path, taken)
+    try:
+        if taken.stat().st_ino != inode:
+            os.link(taken, path)  # fails if one that is newer still has come
+    finally:
+        taken.unlink()
 
 
 def _told(news: News) -> dict[str, Any]:

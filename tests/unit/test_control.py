@@ -352,6 +352,31 @@ def test_a_second_path(tmp_path: Path, path: Path, instance: Instance) -> None:
     new.close()
 
 
+def test_one_that_comes_as_another_ends_keeps_its_path(
+    tmp_path: Path, path: Path, instance: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new instance takes the path just when the old one has seen its own socket there: it is
+    the new one's from then on."""
+    old = Control(path, instance, "1.0")
+    old.open()
+    new = Control(path, instance, "1.0")
+    look = Path.stat
+
+    def stat(self: Path, **options: bool) -> os.stat_result:
+        found = look(self, **options)
+        monkeypatch.undo()
+        new.open()
+        return found
+
+    monkeypatch.setattr(Path, "stat", stat)
+    old.close()
+
+    assert "x" == describe(path)["service"]
+    assert [path] == list(tmp_path.iterdir())
+    new.close()
+    assert [] == list(tmp_path.iterdir())
+
+
 def test_nobody_reaches_what_is_not_open(tmp_path: Path, instance: Instance) -> None:
     """A new instance has its socket ready, and the old one answers until it takes the place; what
     one that was killed has left is removed."""
