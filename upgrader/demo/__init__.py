@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The demonstration: a real service under a real systemd is upgraded under load, and what its clients noticed is counted."""
+"""Upgrade a real service under load, under a real systemd, and count what its clients notice."""
 
 from upgrader.demo.fault_report import FaultRow, table, to_json
 from upgrader.demo.inside import run_inside, shell

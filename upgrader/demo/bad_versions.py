@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Bad versions of the example service, each version 1 with one mistake; text only, runs nothing."""
+"""Make bad versions of the example service: each is version 1 with one mistake."""
 
 from enum import StrEnum
 
 
 class Bad(StrEnum):
-    """What is wrong with it; the value is what it is installed as."""
+    """The mistake of a version; the value is the name under which it is installed."""
 
     EXITS = "exits"
     HANGS = "hangs"
@@ -74,7 +74,7 @@ _CHANGES = {
 
 
 def make(bad: Bad, good: str) -> str:
-    """That version, made of the text of version 1; raises ValueError if it is another."""
+    """Return the text of that version, made from `text`; raises ValueError if that is not version 1."""
     old, new = _CHANGES[bad]
     if good.count(old) != 1:
         raise ValueError(f"the example service has not exactly one {old!r}")

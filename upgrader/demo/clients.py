@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The kinds of client, as asyncio protocols; each tells the ledger what it saw and decides nothing else.
+"""The kinds of client, as asyncio protocols. Each reports to the ledger what it saw, and judges nothing itself.
 
-A request is sent when it is due, whatever became of the one before (HTTP/1.1 allows that), so that a service that stands
-still makes requests wait, and the wait counts from when each was due: no coordinated omission.
+A request is sent when it is due, even if the one before is not answered yet (HTTP/1.1 allows that). If the service stands
+still, requests wait, and each wait counts from when the request was due: no coordinated omission.
 """
 
 import asyncio
@@ -30,14 +30,14 @@ class Client(asyncio.Protocol):
         self._reader = ResponseReader()
 
     async def connect(self, host: str, port: int) -> None:
-        """Open the connection; a failure is told to the ledger like any other loss, and not raised."""
+        """Open the connection; a failure is a loss for the ledger, and is not raised."""
         try:
             await self.loop.create_connection(lambda: self, host, port)
         except OSError as error:
             self.lose(f"could not connect: {error.strerror or error}")
 
     def ask(self, path: str, due: float) -> None:
-        """A request for `path` is due; it is sent now, or as soon as there is a connection."""
+        """Send a request for `path`, which is due now: at once, or as soon as there is a connection."""
         self.outstanding.append(Exchange(self.kind, due, path))
         self.ledger.asked[self.kind] += 1
         if self.transport is not None:
@@ -49,7 +49,7 @@ class Client(asyncio.Protocol):
             self.lose(f"no answer to {self.outstanding[0].path}")
 
     def leave(self) -> None:
-        """Close the connection for good; nothing that happens to it from now on is a loss."""
+        """Close the connection for good; what happens to it from now on is not a loss."""
         self.lost = True
         if self.transport is not None:
             self.transport.abort()
@@ -91,7 +91,7 @@ class Client(asyncio.Protocol):
             self.ended(str(exc) if exc else "the service closed the connection")
 
     def ended(self, reason: str) -> None:
-        """The service closed the connection between two responses: a loss, but for those that asked for it."""
+        """Count the end of the connection between two responses as a loss; clients that asked for it override this."""
         self.lose(reason)
 
     def answered(self, response: Response, now: float) -> None:
@@ -113,7 +113,7 @@ class Client(asyncio.Protocol):
         self.lose(f"a chunk of {len(data)} bytes in what is no stream")
 
     def lose(self, reason: str) -> None:
-        """The connection is of no use any more: what is outstanding has failed, or else the connection itself."""
+        """Give the connection up: count the requests that are outstanding as failed, or the connection itself."""
         if self.lost:
             return
         now = self.loop.time()
@@ -128,12 +128,12 @@ class Client(asyncio.Protocol):
 
 
 class NewClient(Client):
-    """A connection for one request; the service closes it, as it was asked to."""
+    """A connection for one request, which asks the service to close it."""
 
     kind = Kind.NEW
 
     def ended(self, reason: str) -> None:
-        """Expected once the answer is there."""
+        """Expect the end once the answer is there."""
         if self.outstanding:
             self.lose(reason)
         else:
@@ -145,7 +145,7 @@ class NewClient(Client):
 
 
 class KeepaliveClient(Client):
-    """A connection for many requests, that must stay the same one throughout."""
+    """A connection for many requests, which must stay open throughout."""
 
     kind = Kind.KEEPALIVE
 
@@ -179,13 +179,13 @@ class SplitClient(Client):
 
 
 class HeldClient(Client):
-    """An idle connection that is asked now and then whether it still is one; lost at most once."""
+    """An idle connection with a request now and then; it is lost at most once."""
 
     kind = Kind.HELD
     trusting = False
 
     def lose(self, reason: str) -> None:
-        """The connection is lost, however many requests were outstanding."""
+        """Count one lost connection, however many requests are outstanding."""
         if self.lost:
             return
         self.ledger.fail(self.kind, self.loop.time(), self.loop.time(), reason)

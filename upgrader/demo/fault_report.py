@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What each fault did to the clients, as JSON and as a table for people; measures nothing."""
+"""Show what each fault did to the clients, as JSON and as a table for people."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ class FaultRow(msgspec.Struct, frozen=True, kw_only=True):
 
     `caller_told` is what `upgrader upgrade` said, and `exit_code` how it ended; `then` is what the
     instance that served afterwards said of itself; `must_lose` says why
-    something had to be lost, and is empty where nothing may be; `next_upgrade` is what was said of
+    something had to be lost, and is empty if nothing may be; `next_upgrade` is what was said of
     the good version that went in afterwards.
     """
 
@@ -34,7 +34,7 @@ class FaultRow(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def bad(self) -> bool:
-        """Whether it did what no fault may do."""
+        """Return whether the fault did what no fault may do."""
         lost = bool(
             self.failed_requests
             or self.broken_streams
@@ -45,12 +45,12 @@ class FaultRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def to_json(rows: Sequence[FaultRow]) -> bytes:
-    """A list of objects."""
+    """Encode the rows as a list of objects."""
     return msgspec.json.encode(rows)
 
 
 def table(rows: Sequence[FaultRow]) -> str:
-    """Two or three lines for each fault."""
+    """Format the rows, two or three lines for each fault."""
     head = ("", "requests", "streams", "idle", "state", "stall")
     lines = [_line(*head), _line("", "lost", "lost", "lost", "errors", "")]
     for row in rows:

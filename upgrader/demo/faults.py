@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Everything that can go wrong with a live upgrade, as a list; plays nothing."""
+"""The list of everything that can go wrong with a live upgrade."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Fault:
     """One thing that goes wrong.
 
     `version` is installed, or none if it is None; `act` is done in `phase`. `lost` says why
-    something must be lost; where it is empty, nothing may be. `restarts`: PID 1 starts the service
+    something must be lost; if it is empty, nothing may be. `restarts`: PID 1 starts the service
     once more by itself, some time after the caller has been told.
     """
 

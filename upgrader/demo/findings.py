@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What a demonstration has measured so far, one entry per upgrade, and the report made of it; measures nothing."""
+"""Collect what a demonstration measures, one entry per upgrade, and make its report."""
 
 from dataclasses import dataclass, field
 
@@ -28,7 +28,7 @@ class Findings:
     failed: list[str] = field(default_factory=list)
 
     def describe(self, number: int, before: str, options: Options) -> str:
-        """The last upgrade, in one line."""
+        """Describe the last upgrade in one line."""
         window = self.windows[-1]
         lost = {
             "failed requests": window.requests_lost,
@@ -50,7 +50,7 @@ class Findings:
         )
 
     def report(self, options: Options, systemd: int, result: Result) -> Report:
-        """All of it; `systemd` is the version that was booted."""
+        """Make the report; `systemd` is the version that was booted."""
         windows = self.windows
         counts = self.fds[:1] + self.fds[-1:]
         return Report(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A command or a shell inside, beside the running example service; measures nothing."""
+"""Run a command or a shell inside, beside the running example service."""
 
 import shlex
 import sys
@@ -22,7 +22,7 @@ Leave with `exit`; everything here is thrown away then."""
 def run_inside(options: Options, command: str, progress: Progress) -> int:
     """Run `command` with sh inside, on the caller's own terminal; returns its exit code.
 
-    That is 128 and the signal's number if a signal killed it. Raises DemoError, PrivateSystemdError.
+    If a signal killed it, that is 128 plus the number of the signal. Raises DemoError, PrivateSystemdError.
     """
     progress(f"booting a private systemd ({options.systemd})")
     with Stage.set_up(options) as stage:

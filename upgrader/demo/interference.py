@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What is done to an upgrade under way: its phases as the source tells them, and signals to the processes in it."""
+"""Interfere with an upgrade under way: wait for its phases, and signal the processes in it."""
 
 import contextlib
 import os
@@ -32,13 +32,17 @@ class Interference:
         """Raises DemoError if the source does not answer."""
         self._stage = stage
         self._fds: dict[str, Fd] = {}
-        self._hold("source", int(stage.show("MainPID")))
         self._sock = connect(stage.machine, SERVICE)
         self._sock.settimeout(_PHASE)
         self._phases = self._watch()
         self._loaded = inside(stage.machine, f"/run/{SERVICE.removesuffix('.service')}/{LOADED}")
         self._loaded.unlink(missing_ok=True)
-        next(self._phases)  # what was before; the source listens now
+        try:
+            self._hold("source", int(stage.show("MainPID")))
+            next(self._phases)  # what was before; the source listens now
+        except BaseException:
+            self._close()
+            raise
 
     def __enter__(self) -> Self:
         # A phase lasts for milliseconds: this thread must run as soon as it hears of it.
@@ -54,15 +58,13 @@ class Interference:
     ) -> None:
         with contextlib.suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-        self._sock.close()
-        for fd in self._fds.values():
-            fd.close()
+        self._close()
 
     def wait_for(self, phase: Phase) -> None:
-        """Return at once when the upgrade has come that far; raises DemoError if it never does.
+        """Wait for `phase`, and return at once when it comes; raises DemoError if it never does.
 
-        LOADING is announced before the image is on its way: there, wait for the new version to say
-        that it has everything.
+        The source announces LOADING before it sends the image, so for this one wait until the new
+        version says that it has everything.
         """
         for migration in self._phases:
             if migration.phase is Phase.SETUP:
@@ -84,8 +86,13 @@ class Interference:
             signal.pidfd_send_signal(self._fds[who].fileno(), signal.SIGKILL)
 
     def systemctl(self, *words: str) -> "subprocess.CompletedProcess[str]":
-        """Have PID 1 do something meanwhile, and wait for it."""
+        """Run systemctl meanwhile, and wait for its end."""
         return self._stage.machine.run(["systemctl", *words], check=False)
+
+    def _close(self) -> None:
+        self._sock.close()
+        for fd in self._fds.values():
+            fd.close()
 
     def _wait_until_loaded(self) -> None:
         deadline = time.monotonic() + _PHASE

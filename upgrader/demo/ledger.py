@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Keeps the books of the load client: what was asked, what came back, what contradicts; does no IO and reads no clock.
+"""Keep the books of the load client: what was asked, what came back, what contradicts. Does no IO and reads no clock.
 
-The rules, which a service that loses nothing never breaks:
+A service that loses nothing keeps these rules:
 
 - every request is answered once, whole, with the body that was asked for;
 - `Service-Requests`, the counter in the service's state, is a different number in every response, and in the end every
@@ -26,7 +26,7 @@ LOSSES_TOLD = 20
 
 
 class Kind(StrEnum):
-    """What a client is."""
+    """The kinds of client."""
 
     NEW = "new connection"
     KEEPALIVE = "keep-alive connection"
@@ -42,14 +42,14 @@ class ContradictionError(Exception):
 
 
 class WrongBodyError(ContradictionError):
-    """The head is one of this service, what it is about is not."""
+    """The head of the response is right, its body is not."""
 
     counted = True
 
 
 @dataclass(slots=True)
 class Exchange:
-    """One request: `due` is when it had to be sent, whether or not the client or the service was able to."""
+    """One request: `due` is when it had to be sent, even if it was sent later."""
 
     kind: Kind
     due: float
@@ -78,7 +78,7 @@ class Span:
     gap: float = 0.0
 
     def touches(self, since: float, until: float) -> bool:
-        """Whether the time from `since` to `until` has a part in this one."""
+        """Return whether the time from `since` to `until` overlaps this one."""
         return since <= self.end and until >= self.begin
 
 
@@ -105,14 +105,14 @@ class Ledger:
     def fail(
         self, kind: Kind, since: float, now: float, reason: str, *, counted: bool = False
     ) -> None:
-        """One request failed, one stream broke, or one held connection was lost."""
+        """Count a failed request, a broken stream, or a lost connection."""
         self.failed[kind] += 1
         self._uncounted += not counted
         self._tell(f"{kind}: {reason}")
         self._observe_wait(kind, since, now)
 
     def answer(self, exchange: Exchange, track: Track, response: Response, now: float) -> None:
-        """One response arrived; raises `ContradictionError` if it is not the one that was asked for."""
+        """Enter a response; raises `ContradictionError` if it is not the one that was asked for."""
         version = response.headers.get("service-version", "")
         generation = _integer(response, "service-generation")
         session = _integer(response, "connection-requests")
@@ -130,7 +130,7 @@ class Ledger:
         _whole(exchange, response)
 
     def chunk(self, track: Track, data: bytes, now: float) -> None:
-        """One chunk of a stream arrived; raises `ContradictionError` on a gap, a repeat or a wrong checksum."""
+        """Enter a chunk of a stream; raises `ContradictionError` on a gap, a repeat or a wrong checksum."""
         try:
             sequence, generation = (int(word) for word in data.split()[:2])
             checksum = int(data.split()[2], 16)
@@ -149,7 +149,7 @@ class Ledger:
         self.chunks[generation] += 1
 
     def close(self) -> None:
-        """Nothing more will arrive: judge what only the whole shows."""
+        """Judge what only the whole run shows; nothing may arrive after this."""
         if self._counted is not None and self._ahead:
             missing = max(self._ahead) - self._counted - len(self._ahead)
             # A request that failed may have been counted: it is one loss, not two.
@@ -165,7 +165,7 @@ class Ledger:
                 self._wrong(f"version 2 counted {streamed} chunks, the streams got {sent}")
 
     def result(self, streams: int, held: int) -> Result:
-        """The counts as one message."""
+        """Return the counts as one message."""
         return Result(
             requests=self.asked[Kind.NEW],
             failed_requests=self.failed[Kind.NEW],
@@ -234,7 +234,7 @@ class Ledger:
 
 
 def milliseconds(seconds: float) -> float:
-    """Milliseconds to a tenth, as all figures of the demo."""
+    """Round to a tenth of a millisecond, as all figures of the demo."""
     return round(seconds * 1000, 1)
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The load client, a process of its own (`python -m upgrader.demo.load`): orders on standard input, events on standard output.
+"""Run the load client, a process of its own that reads orders on standard input and writes events to standard output.
 
-It knows nothing of systemd or of how an upgrade is done: it asks when a request is due, checks what comes back, and
-says how long it took.
+It sends each request when it is due, checks what comes back, and says how long it took. It does not know how or when the
+service is upgraded, except by orders.
 """
 
 import asyncio
@@ -70,7 +70,7 @@ class Load:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def open(self) -> Ready | Fatal:
-        """Connect everything and start the load; the answer to `Start`."""
+        """Connect everything and start the load; return the answer to `Start`."""
         first = NewClient(self.ledger)
         first.ask(self._path(), self.loop.time())
         await self._connect([first])
@@ -102,7 +102,7 @@ class Load:
         return Ready(held=self.start.held, version=version, generation=generation)
 
     async def begin(self, order: Begin) -> None:
-        """From `order.at` on, waits are this window's."""
+        """Begin a window: waits from `order.at` on belong to it."""
         self.ledger.span = Span(order.at, self.ledger.generation)
         self.split = [SplitClient(self.ledger) if client.lost else client for client in self.split]
         await self._connect(client for client in self.split if client.transport is None)
@@ -110,7 +110,7 @@ class Load:
             client.begin(self._path())
 
     async def end(self, order: End) -> Window:
-        """Close the window once all that was due in it is answered, and judge it."""
+        """Close the window once everything that was due in it is answered, and judge it."""
         span = self.ledger.span
         assert span is not None
         span.end = now = self.loop.time()
@@ -142,13 +142,13 @@ class Load:
         )
 
     async def pause(self) -> Quiet:
-        """Nothing new is asked until `resume`."""
+        """Ask nothing new until `resume`."""
         self._running.clear()
         await self._settled([*self.new, *self.keepalive])
         return Quiet()
 
     def resume(self) -> None:
-        """Go on; what was not asked meanwhile was not due."""
+        """Ask again; what was not asked meanwhile does not count as due."""
         self._running.set()
 
     async def stop(self) -> Result:
@@ -232,7 +232,7 @@ class Load:
         await self._answered(clients, due=self.loop.time())
 
     async def _answered(self, clients: Iterable[Client], due: float) -> None:
-        """Return when nothing that was due by then is outstanding; what takes too long is lost by that."""
+        """Wait until nothing that was due by then is outstanding; what takes too long is a loss."""
         waiting = list(clients)
         deadline = self.loop.time() + self.start.timeout
         while waiting := [c for c in waiting if c.outstanding and c.outstanding[0].due <= due]:
@@ -242,7 +242,7 @@ class Load:
             await asyncio.sleep(LOOK)
 
     async def _chunk_after(self, moment: float) -> None:
-        """Return when every stream has moved since; one that does not in time is broken."""
+        """Wait until every stream has moved since; one that does not in time is broken."""
         await self._until(
             lambda: all(s.lost or s.track.chunk_at > moment for s in self.streams),
             self.start.timeout,
@@ -295,7 +295,7 @@ async def follow(orders: asyncio.StreamReader, answer: Callable[[Event], None]) 
 
 
 async def serve() -> int:
-    """Orders from standard input, events to standard output."""
+    """Read orders from standard input, write events to standard output."""
     orders = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(orders), sys.stdin)
@@ -312,7 +312,7 @@ async def serve() -> int:
 
 
 def main() -> int:
-    """The process."""
+    """Run the process."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     # Clients are elsewhere: what an upgrade takes of this machine's processors is for the service

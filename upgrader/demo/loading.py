@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The load client from the outside: starts the process, gives it orders, and waits for its events."""
+"""Start the load client, give it orders, and wait for its events."""
 
 import os
 import select
@@ -20,7 +20,7 @@ ANSWER_TIMEOUT = 180.0
 
 
 class LoadProcess:
-    """The load client, running on the machine's own Python and only in the network inside."""
+    """A load client that runs outside, with this Python, and sees only the network inside."""
 
     def __init__(self, machine: PrivateSystemd) -> None:
         self._errors = os.fdopen(os.memfd_create("load-client"), "w+b")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What a demonstration is asked to do; checks it and does nothing."""
+"""Check the options of a demonstration."""
 
 import resource
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ FDS_OF_LOAD = 2000
 
 
 class DemoError(UpgradeError):
-    """The demonstration could not be given; this says nothing about upgrades."""
+    """The demonstration could not be run; this says nothing about upgrades."""
 
 
 class OptionError(DemoError):
-    """An option that cannot be; `option` names it as on the command line."""
+    """An option has an impossible value; `option` names it as on the command line."""
 
     def __init__(self, option: str, message: str) -> None:
         super().__init__(f"{option}: {message}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Gives the demonstration: boots, loads, upgrades, measures; the checking of answers is the load client's."""
+"""Run the demonstration: boot, load, upgrade, measure. The load client checks the answers."""
 
 import contextlib
 import time
@@ -35,10 +35,10 @@ LOAD = Start(host=HOST, port=PORT)
 
 
 def run(options: Options, progress: Progress) -> Report:
-    """Give the demonstration and say on the way how it goes.
+    """Run the demonstration, and report progress on the way.
 
-    A loss does not end it; a failed upgrade does, because the next one would say nothing. Raises
-    DemoError and PrivateSystemdError, which say nothing about upgrades.
+    It goes on after a loss, and ends at a failed upgrade, because the next one would say nothing.
+    Raises DemoError and PrivateSystemdError, which say nothing about upgrades.
     """
     progress(f"booting a private systemd ({options.systemd})")
     with Stage.set_up(options) as stage, LoadProcess(stage.machine) as load:
@@ -74,7 +74,7 @@ class _Upgrades:
         self._stored = stage.stored()
 
     def upgrade(self, number: int, target: str) -> str | None:
-        """Install that version and upgrade to it; returns what went wrong."""
+        """Install that version and upgrade to it; return what went wrong, or ""."""
         self._stage.install(target)
         window, failure = self._perform(target)
         if failure is not None:
@@ -96,10 +96,10 @@ class _Upgrades:
         return None
 
     def close(self) -> None:
-        """The last upgrade is over."""
+        """End what was measured with the last upgrade."""
 
     def _perform(self, target: str) -> tuple[Window, str | None]:
-        """One upgrade and what was seen of it; and what went wrong."""
+        """Do one upgrade; return what was seen of it, and what went wrong."""
         with self._watched():
             begin(self._load)
             answer = self._stage.upgrade(self._options.mode)
@@ -114,7 +114,7 @@ class _Upgrades:
         return contextlib.nullcontext()
 
     def _after(self) -> None:
-        """What is measured after an upgrade, under the same load."""
+        """Measure what belongs to an upgrade and comes after it, under the same load."""
 
     def _end(self, *, upgraded: bool = True) -> Window:
         sample = -(-self._options.connections // self._options.upgrades) if upgraded else 0
@@ -122,7 +122,7 @@ class _Upgrades:
 
 
 class _Live(_Upgrades):
-    """Old and new side by side: what counts is when the old process is gone."""
+    """Live upgrades, with the moment at which the old process is gone."""
 
     def _perform(self, target: str) -> tuple[Window, str | None]:
         source = self._stage.departure()
@@ -138,7 +138,7 @@ class _Live(_Upgrades):
 
 
 class _Restart(_Upgrades):
-    """Old before new: what counts is how that compares with a restart that has nothing to load."""
+    """Restarts, compared with a restart that has nothing to load."""
 
     def __init__(self, options: Options, stage: Stage, load: LoadProcess) -> None:
         super().__init__(options, stage, load)
@@ -164,17 +164,17 @@ class _Restart(_Upgrades):
 
 
 def begin(load: LoadProcess) -> None:
-    """From now on waits belong to a new window."""
+    """Begin a new window of the load client; waits belong to it from now on."""
     load.tell(Begin(at=time.monotonic()))
 
 
 def load_of(options: Options) -> Start:
-    """The load that these options ask for."""
+    """Return the load that these options ask for."""
     return Start(host=HOST, port=PORT, streams=options.streams, held=options.connections)
 
 
 def describe_load(options: Options) -> str:
-    """The load, for a person."""
+    """Describe the load for people."""
     held = f", {options.connections} idle connections" if options.connections else ""
     return (
         f"load: {LOAD.rate:g} new connections a second, {LOAD.keepalive} keep-alive connections of"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Plays every fault once under load, and has a good version go in after each; what a fault is, `faults` says."""
+"""Play every fault once under load, and install a good version after each; the faults are in `faults`."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ _SERVES = 30.0
 
 
 def run(options: Options, progress: Progress, faults: Sequence[Fault] = FAULTS) -> list[FaultRow]:
-    """Play them all; raises DemoError and PrivateSystemdError, which say nothing about upgrades."""
+    """Play all faults; raises DemoError and PrivateSystemdError, which say nothing about upgrades."""
     progress(f"booting a private systemd ({options.systemd})")
     with Stage.set_up(options) as stage:
         progress(f"systemd {stage.machine.systemd_version} is up, {SERVICE} runs version 1")
@@ -84,7 +84,7 @@ def _play(fault: Fault, good: str, options: Options, stage: Stage) -> FaultRow:
 
 
 def _upgrade(fault: Fault, stage: Stage) -> Answer:
-    """Ask for the upgrade, and do to it what the fault says."""
+    """Ask for the upgrade, and do what the fault says to it."""
     if fault.act is None:
         return stage.upgrade(Mode.LIVE)
     with Interference(stage) as upgrade, ThreadPoolExecutor(1) as pool:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What the orchestrator tells the load client and hears from it, one JSON object a line; no behaviour.
+"""The messages between the orchestrator and the load client, one JSON object a line.
 
 Times are seconds of CLOCK_MONOTONIC, which all processes of one machine share.
 """
@@ -32,13 +32,13 @@ class Start(Order, frozen=True, kw_only=True, tag="start"):
 
 
 class Begin(Order, frozen=True, kw_only=True, tag="begin"):
-    """From `at` on, waits belong to a new window: of an upgrade that was asked for then, or of none."""
+    """Begin a new window at `at`, with or without an upgrade in it."""
 
     at: float
 
 
 class End(Order, frozen=True, kw_only=True, tag="end"):
-    """The window is over, as far as the orchestrator can tell: judge it and answer with `Window`."""
+    """End the window: judge it and answer with `Window`."""
 
     upgraded: bool = True
     """Whether a new generation should answer by now."""
@@ -96,7 +96,7 @@ class Window(Event, frozen=True, kw_only=True, tag="window"):
 
     @property
     def requests_lost(self) -> int:
-        """Of all kinds that ask and are answered."""
+        """Return how many requests of all kinds were lost."""
         return self.failed_requests + self.failed_keepalive + self.failed_split
 
 
@@ -145,5 +145,5 @@ event_decoder = msgspec.json.Decoder(AnyEvent)
 
 
 def line(message: Order | Event) -> bytes:
-    """One message as a line of JSON."""
+    """Encode one message as a line of JSON."""
     return msgspec.json.encode(message) + b"\n"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Asks PID 1 `systemctl show` again and again from inside, and keeps how long each answer took."""
+"""Ask PID 1 by `systemctl show` again and again from inside, and measure how long each answer takes."""
 
 import contextlib
 import subprocess
@@ -14,7 +14,7 @@ PAUSE = 0.02
 
 
 class Probe:
-    """One shell inside that runs `systemctl show` whenever it gets a line, so that no entering is measured."""
+    """A shell inside that runs `systemctl show` for each line it gets, so that entering is not measured."""
 
     def __init__(self, machine: PrivateSystemd, unit: str) -> None:
         #: Milliseconds of every answer.

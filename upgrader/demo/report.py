@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What a demonstration found, as JSON and as a table for people; measures nothing."""
+"""Show what a demonstration found, as JSON and as a table for people."""
 
 from collections.abc import Iterable, Sequence
 from statistics import median
@@ -18,7 +18,7 @@ class Range(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, figures: Iterable[float]) -> Self:
-        """The range of these figures."""
+        """Return the range of these figures."""
         found = list(figures)
         return cls(round(median(found), 1), round(max(found), 1)) if found else cls(None, None)
 
@@ -32,7 +32,7 @@ class FdCount(msgspec.Struct, frozen=True):
 
     @property
     def total(self) -> int:
-        """Of both processes; those in the store are among PID 1's."""
+        """Return the FDs of both processes; those in the store are among PID 1's."""
         return self.service + self.pid1
 
 
@@ -94,7 +94,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def lost(self) -> bool:
-        """Whether anything was lost, or an upgrade failed."""
+        """Return whether anything was lost, or an upgrade failed."""
         return bool(
             self.failed_upgrades
             or self.generations < self.upgrades
@@ -107,11 +107,11 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def json(self) -> bytes:
-        """One JSON object."""
+        """Encode it as one JSON object."""
         return msgspec.json.encode(self)
 
     def table(self) -> str:
-        """What a person wants to know, in some 25 lines."""
+        """Format it for people, in about 25 lines."""
         user = f", as user {self.user}" if self.user else ""
         failed = len(self.failed_upgrades)
         title = f"{self.upgrades} upgrades in {self.mode} mode under systemd {self.systemd_version}"
@@ -143,7 +143,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         return "\n".join(lines)
 
     def _times(self) -> list[tuple[str, str, str]]:
-        """The times that were measured, in this mode."""
+        """Yield the times that were measured in this mode."""
         times: list[tuple[str, Range | Spread]] = [
             ("stall: a request due, not answered", self.stall_ms),
             ("the same with no upgrade", self.baseline_stall_ms),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""HTTP/1.1 responses out of bytes, for the load client; does no IO and judges nothing but the framing (RFC 9112)."""
+"""Read HTTP/1.1 responses from bytes, for the load client; checks the framing only (RFC 9112)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Chunk:
 
 
 class ResponseReader:
-    """Takes bytes in any portions with `feed`, and gives back whole responses and chunks."""
+    """Takes bytes in any portions by `feed`, and returns whole responses and chunks."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -43,7 +43,7 @@ class ResponseReader:
             yield event
 
     def feed_eof(self) -> None:
-        """The service closed the connection; raises `BadResponseError` if that cuts a response short."""
+        """Take the end of the connection; raises `BadResponseError` if it cuts a response short."""
         if self._in_chunks:
             raise BadResponseError("the stream ended without its last chunk")
         if self._buffer:

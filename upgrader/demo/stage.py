@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The example service, installed in a private systemd the way a package would install it; asks it nothing over HTTP."""
+"""Install the example service in a private systemd, as a package would, and upgrade it."""
 
 import contextlib
 import json
@@ -59,15 +59,15 @@ class Stage:
             yield stage
 
     def add_version(self, version: str, text: str) -> None:
-        """Make one more version known, to be installed later."""
+        """Add a version that can be installed later."""
         self.machine.write(f"{_SHARE}/web{version}.py", text)
 
     def text(self, version: str) -> str:
-        """The program of that version."""
+        """Return the program of that version."""
         return self.machine.run(["cat", f"{_SHARE}/web{version}.py"]).stdout
 
     def configure(self, drop_in: str) -> None:
-        """Add settings to the unit; what runs is not restarted."""
+        """Add settings to the unit, without a restart."""
         self.machine.write(f"{_UNITS}/{SERVICE}.d/demo.conf", drop_in)
         self.machine.run(["systemctl", "daemon-reload"])
 
@@ -76,7 +76,7 @@ class Stage:
         self.machine.run(["rm", f"{_PACKAGE}/__main__.py"])
 
     def install(self, version: str) -> None:
-        """Put that version on disk in one step; the one that runs goes on running."""
+        """Put that version on disk in one step, without a restart."""
         self.machine.run(["web-install", version])
 
     def start_plain(self) -> None:
@@ -84,7 +84,7 @@ class Stage:
         self._start(PLAIN)
 
     def restart_plain(self) -> float:
-        """Restart it; returns milliseconds from the begin of the stop to READY=1."""
+        """Restart it; return milliseconds from the begin of the stop to READY=1."""
         # Ten restarts in a row are no crash loop: this sets the start limit's counter to 0.
         self.machine.run(["systemctl", "reset-failed", PLAIN])
         self.machine.run(["systemctl", "restart", PLAIN])
@@ -100,28 +100,28 @@ class Stage:
         return Departure(main_process(self.machine, SERVICE))
 
     def describe(self) -> Description:
-        """What the instance that serves says of itself; raises DemoError."""
+        """Return what the instance that serves says of itself; raises DemoError."""
         return describe(self.machine, SERVICE)
 
     def show(self, name: str) -> str:
-        """A property of the service, as PID 1 has it."""
+        """Return a property of the service, as PID 1 has it."""
         return self.machine.run(["systemctl", "show", "-P", name, SERVICE]).stdout.strip()
 
     def stored(self) -> int:
-        """FDs in the FD store of the service."""
+        """Return the number of FDs in the FD store of the service."""
         return int(self.show("NFileDescriptorStore"))
 
     def restart_ms(self, unit: str = SERVICE) -> float:
-        """The last restart in PID 1's own timestamps, from the begin of the stop to READY=1."""
+        """Return the milliseconds of the last restart by PID 1's timestamps, from the begin of the stop to READY=1."""
         names = "ActiveExitTimestampMonotonic", "ActiveEnterTimestampMonotonic"
         shown = self.machine.run(["systemctl", "show", "-p", ",".join(names), unit]).stdout
         values = dict(line.split("=", 1) for line in shown.splitlines())
         return (int(values[names[1]]) - int(values[names[0]])) / 1000
 
     def count_fds(self, store: int | None = None) -> FdCount:
-        """The FDs open now in the service and in PID 1, once both have closed what they no longer need.
+        """Count the FDs open in the service and in PID 1, once both have closed what they no longer need.
 
-        Waits until the FD store holds `store` of them, for an insurance stays there for seconds.
+        First wait until the FD store holds `store` of them, because an insurance stays for seconds.
         """
         deadline = time.monotonic() + _INSURANCE
         stored = self.stored()
@@ -186,7 +186,7 @@ class Answer:
 
     @classmethod
     def of(cls, done: "subprocess.CompletedProcess[str]") -> Self:
-        """Read it."""
+        """Read it from what the command printed."""
         try:
             said = json.loads(done.stdout)
             line = f"{said['line']} ({said['remedy']})" if said["remedy"] else str(said["line"])

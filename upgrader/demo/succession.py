@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Who serves, seen from outside: the process of the unit, when it ends, and since when the next one owns; steers nothing."""
+"""Watch from outside who serves: the main process of the unit, its end, and when the next one owns."""
 
 import os
 import select
@@ -26,7 +26,7 @@ class Departure:
     """Watches a process by pidfd, and keeps the moment at which it ended."""
 
     def __init__(self, pid: int) -> None:
-        """`pid` as numbered outside; raises DemoError if there is no such process."""
+        """Watch the process with this PID outside; raises DemoError if there is none."""
         try:
             self._pidfd = Fd(os.pidfd_open(pid))
         except ProcessLookupError:
@@ -36,7 +36,7 @@ class Departure:
         self._thread.start()
 
     def at(self, seconds: float = GONE) -> float | None:
-        """When it ended, in seconds since the epoch; None if it is still there after `seconds`."""
+        """Return when it ended, in seconds since the epoch; None if it has not after `seconds`."""
         self._thread.join(seconds)
         return self._at
 
@@ -49,7 +49,7 @@ class Departure:
 
 
 def processes(machine: PrivateSystemd, unit: str) -> dict[int, int]:
-    """The processes of a unit: their number inside, and the one outside."""
+    """Return the processes of a unit: their PID inside, and the one outside."""
     group = machine.run(["systemctl", "show", "-P", "ControlGroup", unit]).stdout.strip()
     if not group:
         return {}
@@ -65,7 +65,7 @@ def processes(machine: PrivateSystemd, unit: str) -> dict[int, int]:
 
 
 def main_process(machine: PrivateSystemd, unit: str) -> int:
-    """The main process of a unit, as numbered outside; raises DemoError if there is none."""
+    """Return the main process of a unit, by its PID outside; raises DemoError if there is none."""
     pid = int(machine.run(["systemctl", "show", "-P", "MainPID", unit]).stdout)
     try:
         return processes(machine, unit)[pid]
@@ -74,7 +74,7 @@ def main_process(machine: PrivateSystemd, unit: str) -> int:
 
 
 def describe(machine: PrivateSystemd, unit: str) -> Description:
-    """What the instance says of itself on its socket; raises DemoError."""
+    """Return what the instance says of itself on its socket; raises DemoError."""
     with connect(machine, unit) as sock:
         try:
             return msgspec.convert(call(sock, f"{INTERFACE}.Describe", {}), Description)
@@ -83,7 +83,7 @@ def describe(machine: PrivateSystemd, unit: str) -> Description:
 
 
 def connect(machine: PrivateSystemd, unit: str) -> socket.socket:
-    """A connection to the instance's socket; raises DemoError."""
+    """Connect to the instance's socket; raises DemoError."""
     sock = socket.socket(socket.AF_UNIX)
     sock.settimeout(_ANSWER)
     try:
@@ -95,12 +95,12 @@ def connect(machine: PrivateSystemd, unit: str) -> socket.socket:
 
 
 def inside(machine: PrivateSystemd, path: str) -> Path:
-    """The absolute `path` of the machine, as seen from outside."""
+    """Return the absolute `path` inside the machine, as seen from outside."""
     return Path(f"/proc/{machine.pid}/root{path}")
 
 
 def _inner(pid: int) -> int | None:
-    """The number of a process in its own PID namespace; None if it has ended."""
+    """Return the PID of a process in its own PID namespace; None if it has ended."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A real systemd, booted as PID 1 in namespaces over a throw-away root: for tests, demos and rehearsals, not for services."""
+"""Boot a real systemd as PID 1 in namespaces, over a root that is thrown away: for tests and demos."""
 
 from upgrader.private_systemd.command import Command
 from upgrader.private_systemd.errors import (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A program started inside a private systemd: its own cgroup, signals that reach it; knows nothing of machines."""
+"""Run a program inside a private systemd, in a cgroup of its own, with signals that reach it."""
 
 import contextlib
 import os
@@ -21,8 +21,8 @@ Stream = int | IO[Any] | None
 class Command(subprocess.Popen[str]):
     """A `subprocess.Popen` (text mode) of a program inside.
 
-    Signals go to the program, not to the process that entered for it; `kill` ends all that the
-    program started as well.
+    Signals go to the program, not to the process that entered the namespaces for it. `kill` also
+    ends everything that the program started.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Command(subprocess.Popen[str]):
                     os.kill(pid, sig)
 
     def kill(self) -> None:
-        """Kill the program and all that it started, without waiting for them."""
+        """Kill the program and everything that it started; return at once."""
         # The process that entered has to outlive them and to reap them: as an orphan, what it
         # started would go to some process outside, and the PID namespace could not end.
         if self.poll() is None and self._entered():
@@ -74,7 +74,7 @@ class Command(subprocess.Popen[str]):
             super().send_signal(signal.SIGCONT)
 
     def _entered(self) -> list[int]:
-        """What the entering process forked into the PID namespace: the program, once it is there."""
+        """Return the PID of the program, which the entering process forks into the PID namespace; None until it has."""
         try:
             with open(f"/proc/{self.pid}/task/{self.pid}/children") as listing:
                 return [int(pid) for pid in listing.read().split()]

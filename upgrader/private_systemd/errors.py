@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What can go wrong with a private systemd; the errors of an upgrade itself live in `upgrader.errors`."""
+"""Errors of a private systemd; those of an upgrade are in `upgrader.errors`."""
 
 from collections.abc import Sequence
 
 from upgrader.errors import UpgradeError
 
-# What a person can take in at once: the last lines say what went wrong.
+# The last lines say what went wrong; more than these nobody reads.
 TAIL_LINES = 25
 
 
 def tail(text: str, lines: int = TAIL_LINES) -> str:
-    """The last `lines` lines of `text` that are not blank."""
+    """Return the last `lines` lines of `text` that are not blank."""
     return "\n".join([line.rstrip() for line in text.splitlines() if line.strip()][-lines:])
 
 
 class PrivateSystemdError(UpgradeError):
-    """A private systemd could not do what was asked.
+    """A private systemd could not do what it was asked for.
 
     `message` says what went wrong, `remedy` what to do next, `detail` is the end of what the
     failing program wrote (may be empty).

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Turns the calling process into the PID 1 of a private systemd: mounts, root, exec; never returns to its caller."""
+"""Turn the calling process into the PID 1 of a private systemd: namespaces, mounts, root, exec."""
 
 import os
 import shutil
@@ -95,7 +95,8 @@ Audit=no
 def become(plan: Plan, console: str, notify: socket.socket) -> NoReturn:
     """Become the PID 1 of `plan`; `console` is the terminal it writes to, `notify` is bound for it.
 
-    Runs in a process just forked into a new PID namespace and its own cgroup; raises OSError.
+    Call it in a process that was just forked into a new PID namespace and its own cgroup. Does not
+    return; raises OSError.
     """
     linux.unshare(
         Namespace.MOUNT | Namespace.CGROUP | Namespace.UTS | Namespace.IPC | Namespace.NET
@@ -189,7 +190,7 @@ def _devices(dev: str, console: str) -> None:
 
 
 def _replace(path: str, text: str, mode: int = 0o644) -> None:
-    """Write a file of our own at `path`, in place of whatever was there, a symbolic link too."""
+    """Write a file at `path` in place of whatever is there, even a symbolic link."""
     place = Path(path)
     place.parent.mkdir(parents=True, exist_ok=True)
     place.unlink(missing_ok=True)
@@ -207,7 +208,7 @@ def _link(path: str, destination: str) -> None:
 
 
 def _dress(plan: Plan) -> str:
-    """Give the root what makes it a machine of its own; returns its machine ID."""
+    """Give the root its own machine ID, host name and units; return the machine ID."""
     machine_id = uuid.uuid4().hex
     _replace("/etc/machine-id", machine_id + "\n", 0o444)
     if os.path.exists("/var/lib/dbus"):
@@ -248,7 +249,7 @@ def _cut_wants() -> None:
 
 
 def _open_way(path: str) -> None:
-    """Let every user search the directories that lead to `path`; the tree below is untouched."""
+    """Let every user search the directories that lead to `path`; change nothing below it."""
     place = Path(os.path.realpath(path))
     for directory in (place, *place.parents):
         if directory.is_dir():
@@ -258,7 +259,7 @@ def _open_way(path: str) -> None:
 
 
 def _open_files(tree: str) -> None:
-    """Let every user read `tree`: a checkout made under umask 077 would stop their services."""
+    """Let every user read `tree`, because services of other users need it even if a umask of 077 made it."""
     for directory, _, names in os.walk(tree):
         for path in (Path(directory), *(Path(directory, name) for name in names)):
             mode = stat.S_IMODE(path.lstat().st_mode)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The process that outlives a test run to clean up after it: owns one machine's cgroup and PID 1; runs no commands in it.
+"""Own the cgroup and the PID 1 of one machine, and clean up after it even if its caller is killed.
 
-The caller starts it in a session of its own, gives it a plan on standard input and reads events
-from its standard output. The end of the input, or of the caller, ends the machine; the end of the
-keeper itself ends it too, because the kernel then kills the PID 1 that it forked.
+This is a process of its own, in a session of its own. The caller gives it a plan on standard input
+and reads events from its standard output. The machine ends with the input, with the caller, and with
+the keeper itself, because the kernel then kills the PID 1 that it forked.
 """
 
 import contextlib
@@ -41,9 +41,9 @@ def _remove(cgroup: Path) -> None:
 
 
 def _lock(cgroup: Path, flags: int = 0) -> int | None:
-    """Take `cgroup` for this process; None if it is another's or has just been removed.
+    """Lock `cgroup` for this process; return None if another has it or it was just removed.
 
-    The lock is what says that a keeper lives: PIDs differ between PID namespaces.
+    The lock shows that a keeper lives; a PID would not, because PIDs differ between namespaces.
     """
     try:
         fd = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -69,7 +69,7 @@ def _sweep() -> None:
 
 
 def _own_cgroup() -> Path:
-    """A new cgroup below the caller's own, in the unified hierarchy, whatever the machine mounts."""
+    """Make a cgroup below the caller's own, in the unified hierarchy, whatever the machine mounts."""
     # From a cgroup namespace of our own: mounting cgroup2 from the first one would reset the
     # options of the machine's own mount.
     linux.unshare(Namespace.CGROUP | Namespace.MOUNT)
@@ -204,7 +204,7 @@ class _Keeper:
                     os.kill(int(pid), signal.SIGCONT)
 
     def _await_end(self, seconds: float) -> bool:
-        """Whether PID 1 is gone within `seconds`; it is reaped then."""
+        """Wait up to `seconds` for the end of PID 1 and reap it; return whether it has ended."""
         if self.status is None:
             if not select.select([self.process], [], [], max(0.0, seconds))[0]:
                 return False
@@ -219,7 +219,7 @@ class _Keeper:
 
 
 def remove_when_empty(cgroup: Path, deadline: float) -> str:
-    """Remove `cgroup` once its processes are gone; returns "", or what is left at `deadline`."""
+    """Remove `cgroup` once its processes are gone; return "", or what is left at `deadline`."""
     events = os.open(cgroup / "cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
     # The kernel reports a change of cgroup.events as POLLPRI.
     poll = select.poll()
@@ -238,13 +238,13 @@ def remove_when_empty(cgroup: Path, deadline: float) -> str:
 
 
 def tell(event: Event) -> None:
-    """Report `event` to the caller, if there still is one."""
+    """Report `event` to the caller, if it is still there."""
     with contextlib.suppress(BrokenPipeError):
         os.write(1, msgspec.json.encode(event) + b"\n")
 
 
 def _explain(error: BaseException) -> str:
-    """One line for what an OSError says by itself; the whole story for what should not happen."""
+    """Format an error: one line for an OSError, the traceback for anything else."""
     return str(error) if isinstance(error, OSError) else "".join(traceback.format_exception(error))
 
 

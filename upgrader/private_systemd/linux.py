@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The system calls for namespaces and mounts that Python 3.11 lacks; decides nothing."""
+"""Call the system calls for namespaces and mounts that Python 3.11 does not have."""
 
 import ctypes
 import enum
@@ -49,14 +49,14 @@ def _checked(result: int, what: str) -> None:
 
 
 def unshare(flags: Namespace) -> None:
-    """Leave the given namespaces for fresh ones (unshare(2)); raises OSError."""
+    """Leave the given namespaces for new ones, as unshare(2); raises OSError."""
     _checked(_libc.unshare(ctypes.c_int(flags)), f"unshare {flags!r}")
 
 
 def mount(
     kind: str | None, target: str, *, source: str = "none", flags: Mount = NO_FLAGS, data: str = ""
 ) -> None:
-    """mount(2): file system `kind` on `target`; raises OSError naming the target."""
+    """Mount file system `kind` on `target`, as mount(2); raises OSError that names the target."""
     _checked(
         _libc.mount(
             os.fsencode(source),
@@ -78,7 +78,7 @@ def bind(source: str, target: str, flags: Mount = NO_FLAGS) -> None:
 
 
 def pivot_into(root: str) -> None:
-    """Make the mount point `root` the root directory, and let go of the old one."""
+    """Make the mount point `root` the root directory, and detach the old one."""
     os.chdir(root)
     # Both arguments the same: the old root is stacked on the new one, so no directory is needed for it.
     _checked(_libc.pivot_root(b".", b"."), f"pivot_root {root}")
@@ -100,7 +100,7 @@ def loopback_up() -> None:
 
 
 def is_exiting(pid: int) -> bool:
-    """Whether process `pid` has begun to exit, or is gone."""
+    """Return whether process `pid` has begun to exit, or is gone."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return bool(int(file.read().rpartition(b")")[2].split()[6]) & _PF_EXITING)

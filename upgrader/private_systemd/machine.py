@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The public face of a private systemd: boot one, run commands in it, throw it away; sets up no namespace itself."""
+"""Boot a private systemd, run commands in it, and remove it."""
 
 import contextlib
 import io
@@ -35,11 +35,10 @@ _E = TypeVar("_E", Started, Ready, Stopping)
 
 
 class PrivateSystemd:
-    """A real systemd, running as PID 1 of its own namespaces, over a root that is only read.
+    """A real systemd that runs as PID 1 of its own namespaces; writes go to memory, not to its root.
 
-    Made by `boot`. Needs root. Nothing that happens inside outlives it: `close`, the end of the
-    `with` block, and the end of the calling process, however it ends, leave no process, mount,
-    cgroup or network interface behind.
+    `boot` makes one; it needs root privileges. `close`, the end of the `with` block, and the end of
+    the calling process, however it ends, leave no process, mount, cgroup or network interface behind.
     """
 
     def __init__(
@@ -72,8 +71,8 @@ class PrivateSystemd:
         """Boot the systemd of `tree` and wait until its boot is complete.
 
         `tree` is "host" (the machine's own), the name of a Debian suite ("trixie", "sid": fetched
-        once and cached, which `progress` is told), or the path of a root tree. `timeout` is in
-        seconds and does not count the time that fetching takes. Raises TreeError, BootError.
+        once and cached; `progress` gets a line about it), or the path of a root tree. `timeout` is in
+        seconds, without the time that fetching takes. Raises TreeError, BootError.
         """
         if os.geteuid() != 0:
             raise PrivateSystemdError(
@@ -125,19 +124,19 @@ class PrivateSystemd:
 
     @property
     def pid(self) -> int:
-        """The inner PID 1, as seen from outside."""
+        """Return the PID of the PID 1 inside, as seen from outside."""
         return self._pid
 
     @property
     def keeper_pid(self) -> int:
-        """The process that cleans up after this machine."""
+        """Return the PID of the process that cleans up after this machine."""
         return self._keeper.pid
 
     # Commands inside
 
     @property
     def systemd_version(self) -> int:
-        """The major version of the systemd inside."""
+        """Return the major version of the systemd inside."""
         if not self._version:
             answer = self.run(["systemctl", "--version"]).stdout
             found = re.match(r"systemd (\d+)", answer)
@@ -161,8 +160,8 @@ class PrivateSystemd:
     ) -> Command:
         """Start `command` inside, as root, with a clean environment to which `env` is added.
 
-        With `network_only` it is a program of the machine's own, with the caller's environment,
-        that sees only the network inside: a load client, say.
+        With `network_only` the program runs outside, with the caller's environment and files, and
+        sees only the network inside: for a load client, for example.
         """
         self._check_running()
         enter = ["nsenter", f"--net=/proc/{self._pid}/ns/net", "--"]
@@ -210,8 +209,8 @@ class PrivateSystemd:
     ) -> "subprocess.CompletedProcess[str]":
         """Run `command` inside and return what it wrote; see `popen` for the rest.
 
-        After `timeout` seconds it is killed, with all that it started. Raises CommandError then,
-        and, with `check`, when its exit status is not 0; BootError instead if the machine has ended.
+        After `timeout` seconds it is killed with everything that it started. Raises CommandError
+        then, and with `check` also if its exit status is not 0; BootError if the machine has ended.
         """
         started = self.popen(
             command,
@@ -239,7 +238,7 @@ class PrivateSystemd:
         return subprocess.CompletedProcess(words, started.returncode, stdout, stderr)
 
     def call(self, command: Sequence[str | Path], *, env: Mapping[str, str] | None = None) -> int:
-        """Run `command` inside on the caller's own terminal; returns its exit status."""
+        """Run `command` inside on the caller's own terminal; return its exit status."""
         with self.popen(command, env=env) as started:
             try:
                 return started.wait()
@@ -248,7 +247,7 @@ class PrivateSystemd:
                 raise
 
     def journal(self, *, unit: str | None = None, lines: int = 100) -> str:
-        """The last `lines` lines of the journal inside, of one unit or of all."""
+        """Return the last `lines` lines of the journal inside, of one unit or of all."""
         only = ["-u", unit] if unit else []
         return self.run(
             ["journalctl", "--no-pager", "-q", "-o", "short-precise", "-n", str(lines), *only]
@@ -257,7 +256,7 @@ class PrivateSystemd:
     # Files inside
 
     def write(self, path: str | Path, text: str, *, mode: int = 0o644) -> None:
-        """Write `text` to the absolute `path` inside, with the directories that lead to it."""
+        """Write `text` to the absolute `path` inside; make the directories that lead to it."""
         data = text.encode()
         member = tarfile.TarInfo(str(path).lstrip("/"))
         member.size, member.mode = len(data), mode
@@ -299,7 +298,7 @@ class PrivateSystemd:
     # Life of the machine
 
     def soft_reboot(self, *, timeout: float = BOOT_TIMEOUT) -> None:
-        """`systemctl soft-reboot` (systemd 254 and later), and wait for the boot after it."""
+        """Run `systemctl soft-reboot` (systemd 254 and later), and wait for the boot after it."""
         if self.systemd_version < 254:
             raise PrivateSystemdError(
                 f"systemd {self.systemd_version} has no soft-reboot",
@@ -324,7 +323,7 @@ class PrivateSystemd:
         assert self._keeper.stdout is not None
         if self._keeper.stdin.closed:
             return
-        # Said, not only meant: a forked copy of this process may hold the same pipe open.
+        # Say it, do not only close the pipe: a forked copy of this process may hold it open.
         self._send(b"end\n")
         self._keeper.stdin.close()
         deadline = time.monotonic() + _CLOSE_TIMEOUT
@@ -350,7 +349,7 @@ class PrivateSystemd:
             )
 
     def _discard(self) -> None:
-        """Close for a reason that matters more than what closing may complain about."""
+        """Close because of an error; what closing itself raises is dropped."""
         with contextlib.suppress(PrivateSystemdError):
             self.close()
 
@@ -361,7 +360,7 @@ class PrivateSystemd:
             self._raise_over()
 
     def _has_ended(self) -> bool:
-        """Whether PID 1 is gone or about to be; the keeper tells it later than the kernel does."""
+        """Return whether PID 1 is gone or about to be; asks the kernel, which knows before the keeper does."""
         if self._keeper.poll() is not None:
             return True
         if self._pidfd < 0:
@@ -389,7 +388,7 @@ class PrivateSystemd:
                 view = view[self._keeper.stdin.write(view) :]
 
     def _next_event(self, deadline: float) -> Event | None:
-        """The keeper's next event; None at the deadline or when there are no more."""
+        """Return the keeper's next event; None at the deadline, or if no more can come."""
         assert self._keeper.stdout is not None
         while b"\n" not in self._buffer:
             wait = max(0.0, deadline - time.monotonic())
@@ -433,7 +432,7 @@ class PrivateSystemd:
             pass
 
     def _await(self, wanted: type[_E], deadline: float, timeout: float) -> _E:
-        """Wait for the keeper to report a `wanted`; anything final raises BootError."""
+        """Wait until the keeper reports a `wanted`; raises BootError if it reports an end instead."""
         while (event := self._next_event(deadline)) is not None:
             if isinstance(event, wanted):
                 return event

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What one private systemd is made of and what its keeper reports: the values between the two; does no IO."""
+"""The values between a private systemd and its keeper: what it is made of, and what is reported."""
 
 import msgspec
 
@@ -53,7 +53,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
 
 class Gone(msgspec.Struct, frozen=True, tag=True):
-    """Nothing is left of the machine, except what `leftover` names; `console` is its last output."""
+    """The machine has ended; `leftover` names what could not be removed, `console` is its last output."""
 
     console: str
     status: int | None = None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Root trees of Debian suites: fetched once by mmdebstrap and cached; knows nothing of what they are booted for."""
+"""Fetch root trees of Debian suites by mmdebstrap, once, and cache them."""
 
 import contextlib
 import fcntl
@@ -14,10 +14,10 @@ from pathlib import Path
 
 from upgrader.private_systemd.errors import TreeError
 
-#: The suites whose systemd and python3-msgspec are recent enough: 257, and what is being made.
+#: Debian suites that are new enough (systemd 257, python3-msgspec).
 SUITES = ("trixie", "forky", "sid")
 
-#: What upgrader needs, and what a person looks around with.
+#: What upgrader needs, and some programs for a person who looks around.
 PACKAGES = (
     "systemd",
     "systemd-sysv",
@@ -43,13 +43,13 @@ _OPTIONS = (
 
 
 def cache_directory() -> Path:
-    """Where trees are kept: `upgrader/trees` below $XDG_CACHE_HOME, or below ~/.cache."""
+    """Return where trees are kept: `upgrader/trees` below $XDG_CACHE_HOME, or below ~/.cache."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "upgrader" / "trees"
 
 
 def cached_path(suite: str, packages: Sequence[str] = PACKAGES) -> Path:
-    """The place of the tree of `suite`, whether it exists or not; a new recipe is a new place."""
+    """Return the place of the tree of `suite`, even if it does not exist yet; each recipe has its own."""
     recipe = hashlib.sha256("\n".join((suite, *_recipe(packages))).encode()).hexdigest()
     return cache_directory() / f"{suite}-{recipe[:12]}"
 
@@ -59,10 +59,9 @@ def _recipe(packages: Sequence[str]) -> tuple[str, ...]:
 
 
 def fetch(suite: str, progress: Callable[[str], None], packages: Sequence[str] = PACKAGES) -> Path:
-    """The root tree of `suite` with these packages, made now if it is not in the cache.
+    """Return the root tree of `suite` with these packages; make it if it is not in the cache.
 
-    Raises TreeError. Of several processes that ask at the same time one fetches, and the others
-    wait for it.
+    If several processes ask at the same time, one fetches and the others wait. Raises TreeError.
     """
     place = cached_path(suite, packages)
     if place.exists():
@@ -96,7 +95,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _make(suite: str, place: Path, packages: Sequence[str]) -> None:
-    """Make the tree next to `place` and move it there when it is complete; the lock is held."""
+    """Make the tree beside `place`, and move it there once it is complete. The caller holds the lock."""
     partial = place.with_name(f"{place.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     with tempfile.NamedTemporaryFile("w", suffix=".conf") as configuration:
@@ -104,8 +103,8 @@ def _make(suite: str, place: Path, packages: Sequence[str]) -> None:
         configuration.flush()
         made = subprocess.run(
             [
-                # Ended with us: an orphan would go on writing into the cache. And in a mount
-                # namespace of its own: whatever ends it, no mount of its tree stays.
+                # It ends with this process: an orphan would go on writing into the cache. In its own
+                # mount namespace, because then no mount of its tree stays, whatever ends it.
                 *("setpriv", "--pdeathsig", "TERM", "--"),
                 *("unshare", "--mount", "--propagation", "private", "--"),
                 *("mmdebstrap", *_recipe(packages), f"--aptopt={configuration.name}"),
@@ -138,15 +137,15 @@ def _ask(*command: str) -> str:
 
 
 def _machine_configuration() -> str:
-    """How this machine's apt reaches its mirrors (proxies, retries); mmdebstrap does not look at it."""
+    """Return how this machine's apt reaches its mirrors (proxies, retries), because mmdebstrap ignores it."""
     wanted = re.compile(r"Acquire::(http|https|Retries|Check-Valid-Until|Check-Date)\b", re.I)
     lines = [line for line in _ask("apt-config", "dump").splitlines() if wanted.match(line)]
-    # An empty value is a section's own line: it would undo what stands in the section.
+    # A line with an empty value is the section itself, and would undo the lines in it.
     return "".join(f"{line}\n" for line in lines if not line.endswith('"";'))
 
 
 def _mirror() -> tuple[str, ...]:
-    """The mirror that this machine's apt uses for Debian, as an argument; none where it uses none."""
+    """Return the mirror that this machine's apt uses for Debian, as an argument; nothing if it uses none."""
     listed = _ask("apt-get", "indextargets", "--format", "$(ORIGIN) $(LABEL) $(REPO_URI)")
     for line in listed.splitlines():
         origin, _, rest = line.partition(" ")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Root trees to boot: the machine's own, a Debian suite fetched once, or a path; mounts and boots nothing."""
+"""Resolve the root tree to boot: the machine's own, a Debian suite, or a path."""
 
 import functools
 import os
@@ -14,7 +14,7 @@ from upgrader.private_systemd.errors import TreeError
 from upgrader.private_systemd.plan import File, Plan
 from upgrader.private_systemd.suites import SUITES, fetch
 
-#: The directory of this package, which every tree gets to see.
+#: The directory of the package `upgrader`, which every tree gets to see.
 PACKAGE = Path(__file__).resolve().parent.parent
 
 # Their content is part of a machine even where they are file systems of their own.
@@ -38,7 +38,7 @@ class Tree:
     package: tuple[str, str] | None = None
 
     def plan(self, caller: int) -> Plan:
-        """What the keeper of a machine over this tree is told; the machine ends with process `caller`."""
+        """Make the plan for the keeper of a machine over this tree; the machine ends with process `caller`."""
         return Plan(
             root=str(self.root),
             caller=caller,
@@ -51,9 +51,9 @@ class Tree:
 
 
 def resolve(tree: str | Path, progress: Callable[[str], None]) -> Tree:
-    """The tree that `tree` names: "host", a Debian suite, or a path; raises TreeError.
+    """Return the tree that `tree` names: "host", a Debian suite, or a path; raises TreeError.
 
-    A suite that is not in the cache yet is fetched, and `progress` told about it.
+    A suite that is not in the cache is fetched; `progress` gets a line about it.
     """
     if tree == "host":
         return _host()
@@ -73,7 +73,7 @@ def _launcher(python: tuple[str, ...]) -> str:
 
 @functools.cache
 def _own_python() -> tuple[str, ...]:
-    """A command prefix for this very interpreter, from which `import upgrader` works anywhere."""
+    """Return a command prefix for this interpreter, with which `import upgrader` works anywhere."""
     found = subprocess.run(
         [sys.executable, "-c", "import upgrader"],
         cwd="/",
@@ -104,7 +104,7 @@ def _host() -> Tree:
 
 
 def _layers(paths: tuple[str, ...]) -> tuple[str, ...]:
-    """The directories among `paths` that the overlay of `/` does not show by itself."""
+    """Return the directories among `paths` that the overlay of `/` does not show by itself."""
     device = os.stat("/").st_dev
     found: dict[str, int] = {}
     for path in sorted({os.path.realpath(path) for path in paths}):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""As much HTTP/1.1 as the example service speaks (RFC 9112); knows nothing of upgrades or state."""
+"""The part of HTTP/1.1 that the example service speaks (RFC 9112)."""
 
 import zlib
 from collections.abc import AsyncIterator
@@ -56,7 +56,7 @@ class Request:
 def frame(buffer: bytearray) -> int | None:
     """Return the length of the first request in the buffer, or None while it is incomplete.
 
-    A head that makes no sense is a whole message too: `Request.parse` refuses it then.
+    A head that makes no sense counts as a whole message; `Request.parse` refuses it.
     """
     end = buffer.find(b"\r\n\r\n")
     if end < 0:
@@ -69,7 +69,7 @@ def frame(buffer: bytearray) -> int | None:
 
 
 async def requests(peer: upgrader.Peer[Any]) -> AsyncIterator[Request]:
-    """The requests of a connection; one that makes no sense is answered with an error, and is the last."""
+    """Yield the requests of a connection; answer one that makes no sense with an error, and end there."""
     try:
         async for message in peer.messages(frame, limit=LIMIT):
             yield Request.parse(message)
@@ -80,24 +80,24 @@ async def requests(peer: upgrader.Peer[Any]) -> AsyncIterator[Request]:
 
 
 def head(status: HTTPStatus, headers: dict[str, object]) -> bytes:
-    """The head of a response."""
+    """Make the head of a response."""
     lines = [f"HTTP/1.1 {status.value} {status.phrase}"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     return "\r\n".join([*lines, "", ""]).encode()
 
 
 def response(status: HTTPStatus, headers: dict[str, object], text: str) -> bytes:
-    """A whole response, with a checksum over its body."""
+    """Make a whole response, with a checksum over its body."""
     body = text.encode()
     sizes = {"Content-Length": len(body), "Body-Crc32": f"{zlib.crc32(body):08x}"}
     return head(status, {**headers, **sizes, "Content-Type": "text/plain"}) + body
 
 
 def refusal(status: HTTPStatus) -> bytes:
-    """The response to a request that cannot be understood; the connection is closed after it."""
+    """Make the response to a request that makes no sense; the connection is to be closed after it."""
     return response(status, {"Connection": "close"}, f"{status.phrase}\n")
 
 
 def chunk(data: bytes) -> bytes:
-    """One chunk of a chunked response."""
+    """Make one chunk of a chunked response."""
     return b"%x\r\n%s\r\n" % (len(data), data)
