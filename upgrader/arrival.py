@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ from upgrader.systemd.notify import Notifier
 from upgrader.systemd.status import Origin, Status
 
 if TYPE_CHECKING:
-    from upgrader.live import Taker
+    from upgrader.live_destination import Taker
 
 _LARGEST_DATAGRAM = 1 << 20  # bytes; UNIX ones are bounded by the sender's buffer only
 
@@ -54,21 +54,28 @@ class Arrival:
     unwanted: list[StoreName] = field(default_factory=list)  # to leave the FD store
     persistent: list[tuple[StoreName, socket.socket]] = field(default_factory=list)  # to enter it
 
-    def commit(self, notifier: Notifier, store: FdStore) -> None:
-        """Become the owner: tell PID 1 in one datagram, then mark the channel as spent.
+    def commit(self, notifier: Notifier, store: FdStore, serve: Callable[[], None]) -> None:
+        """Become the owner: tell PID 1 in one datagram, then mark the channel as spent. `serve` runs
+        as soon as this instance owns everything.
 
         In a live migration it is the Ack that counts: PID 1 has long been told READY=1, and
         listens to its main process only, which is another one for some milliseconds: `settle`
         does the rest. Raises NotifyError if PID 1 cannot be told, ChannelError if the source has
         given up waiting; the image is not consumed then.
         """
+
+        def own() -> None:
+            if self.taker:
+                self._note_pause()
+            for bound, old in self.replaced:
+                _take_backlog(bound, old)
+            serve()
+
         if self.taker:
-            self.taker.acknowledge()
-            self._note_pause()
+            self.taker.acknowledge(own)
         else:
             self._commit(notifier, store)
-        for bound, old in self.replaced:
-            _take_backlog(bound, old)
+            own()
 
     def settle(self, notifier: Notifier, store: FdStore) -> None:
         """Tell PID 1 what it takes from its main process only; raises NotifyError."""

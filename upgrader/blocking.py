@@ -31,11 +31,11 @@ from upgrader.outgoing import Frozen
 from upgrader.process import stop_signals
 from upgrader.state import encode
 from upgrader.stream import HIGH_WATER, Stream, accept, show_peer
-from upgrader.switchover import Source
+from upgrader.switchover import Event, Source
 
 if TYPE_CHECKING:
     from upgrader.execution import Execution
-    from upgrader.live import Request
+    from upgrader.live_source import Request
 
 S = TypeVar("S")
 
@@ -116,8 +116,7 @@ class Instance(BaseInstance):
                 lambda request: self._want(request, waker), lambda: self._want_reload(waker)
             )
             try:
-                arrival = self._load()
-                self._begin(arrival, backends)
+                self._load(backends)
                 self.answer()
                 self._trusted = time.monotonic() + self.parameters.insurance
                 yield from self._turns(wake, backends)
@@ -134,7 +133,7 @@ class Instance(BaseInstance):
 
     # The beginning
 
-    def _load(self) -> Arrival:
+    def _load(self, backends: tuple[Bound, ...]) -> None:
         try:
             arrival = self.load()
             for check in self.declarations.checks:
@@ -142,11 +141,10 @@ class Instance(BaseInstance):
                     check(**self.arguments(check))
                 except Exception as error:
                     raise refused_by_check(check, error) from error
-            self.commit(arrival)
+            self.commit(arrival, lambda: self._begin(arrival, backends))
         except Exception as error:
             self.refuse(error)
             raise
-        return arrival
 
     def _listen_to_signals(self, waker: socket.socket) -> dict[signal.Signals, Any]:
         def stop(number: int, frame: FrameType | None) -> None:
@@ -241,7 +239,7 @@ class Instance(BaseInstance):
 
     def _migrate(self, request: Request | Execution) -> bool:
         """Give everything to a live destination, or become it; False if this instance serves on."""
-        from upgrader.live import Request  # since it answers, it has been loaded
+        from upgrader.live_source import Request  # since it answers, it has been loaded
 
         idle = threading.Event()
         self.turns.close(idle.set)
@@ -249,16 +247,29 @@ class Instance(BaseInstance):
             for name in self.turns.running:
                 _log.error("%s did not end its turn within downtime-limit", name)
         if not isinstance(request, Request):
-            self.execute(request, self._freeze)
-            self.turns.open()
+            self.execute(request)
             return False
-        stands = self.give(request, self._freeze)
-        if stands is Source.SERVING:
-            self.turns.open()
+        giver = self.give(request)
+        if giver.state is Source.SERVING:
             return False
-        self.frozen = True
         self._flush(self._staying, time.monotonic() + self.parameters.drain_timeout)
+        giver.settle()
+        if giver.state is Source.RETIRED:
+            giver.side.feed(Event.DRAINED)
         return True
+
+    def _resume(self) -> None:
+        self.turns.open()
+
+    def _give_up(self) -> None:
+        self.frozen = True
+
+    def _let_go(self) -> None:
+        for peer in self._peers.values():
+            if peer not in self._staying:
+                peer.stream.sock.close()
+        for bound in self.declarations.sockets.values():
+            bound.close()
 
     def _accept(self, connections: Connections) -> None:
         try:

@@ -56,16 +56,21 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 
 def send(
-    sock: socket.socket, record: wire.Record, fds: Sequence[HasFileno] = (), *, wait: bool = False
+    sock: socket.socket,
+    record: wire.Record,
+    fds: Sequence[HasFileno] = (),
+    *,
+    version: int,
+    wait: bool = False,
 ) -> None:
-    """Send one record with its FDs in one message; raises OSError.
+    """Send one record of a stream of `version` with its FDs in one message; raises OSError.
 
     It blocks only with `wait`, and as long as the timeout of the socket.
     """
     numbers = array.array("i", [owner.fileno() for owner in fds])
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)] if fds else []
     flags = socket.MSG_NOSIGNAL | (0 if wait else socket.MSG_DONTWAIT)
-    sent = sock.sendmsg([wire.encode(record)], rights, flags)
+    sent = sock.sendmsg([wire.encode(record, version)], rights, flags)
     if sent != wire.RECORD_SIZE:
         raise ChannelError(f"{sent} of {wire.RECORD_SIZE} bytes of a record were taken")
 
@@ -122,7 +127,7 @@ def park(
         # PID 1 first: with too many FDs in flight not even this one FD could be sent.
         store(reader)
         try:
-            send(writer, wire.Hello(generation, len(fds)), [image, ledger])
+            send(writer, wire.Hello(generation, len(fds)), [image, ledger], version=wire.PARKED)
         except OSError as error:
             raise ChannelError(
                 f"the image cannot be parked: {error.strerror}",
@@ -130,7 +135,7 @@ def park(
             ) from error
         sent, reason = _send_batches(writer, fds)
         with contextlib.suppress(BlockingIOError):  # without an End it is read as cut off there
-            send(writer, wire.End(sent, reason))
+            send(writer, wire.End(sent, reason), version=wire.PARKED)
     return Parked(sent, reason)
 
 
@@ -270,33 +275,39 @@ def _collect(sock: socket.socket, *, peek: bool) -> Stream:
 
 
 def send_image(
-    sock: socket.socket, generation: int, image: Fd, ledger: Fd, fds: Sequence[HasFileno]
+    sock: socket.socket,
+    generation: int,
+    image: Fd,
+    ledger: Fd,
+    fds: Sequence[HasFileno],
+    version: int,
 ) -> None:
     """Send an image with all its FDs to a live destination, waiting while its queue is full.
 
     Raises OSError; ETOOMANYREFS (FDs in flight) passes as the destination takes them, so it is
     tried again until the timeout of the socket.
     """
-    send(sock, wire.Hello(generation, len(fds)), [image, ledger], wait=True)
+    send(sock, wire.Hello(generation, len(fds)), [image, ledger], version=version, wait=True)
     deadline = time.monotonic() + (sock.gettimeout() or 0)
     for batch in batches(len(fds)):
         part = fds[batch.first : batch.first + batch.count]
         while True:
             try:
-                send(sock, batch, part, wait=True)
+                send(sock, batch, part, version=version, wait=True)
                 break
             except OSError as error:
                 if error.errno != errno.ETOOMANYREFS or time.monotonic() > deadline:
                     raise
                 time.sleep(0.001)
-    send(sock, wire.End(len(fds), wire.EndReason.COMPLETE), wait=True)
+    send(sock, wire.End(len(fds), wire.EndReason.COMPLETE), version=version, wait=True)
 
 
 def _send_batches(writer: socket.socket, fds: Sequence[HasFileno]) -> tuple[int, wire.EndReason]:
     sent = 0
     for batch in batches(len(fds)):
         try:
-            send(writer, batch, fds[batch.first : batch.first + batch.count])
+            part = fds[batch.first : batch.first + batch.count]
+            send(writer, batch, part, version=wire.PARKED)
         except BlockingIOError:
             return sent, wire.EndReason.CHANNEL_FULL
         except OSError as error:

@@ -24,7 +24,11 @@ class Code(StrEnum):
     TAKEOVER_STOPPED = "takeover-stopped"  #: takeover was told to stop
     TAKEOVER_GONE = "takeover-gone"  #: takeover has ended, so nobody waited for the outcome
     SOURCE_FAILED = "source-failed"  #: the running instance could not freeze, save or send
-    UNKNOWN = "unknown"
+    UNKNOWN = "unknown"  #: a word of a later version, or none at all
+
+    @classmethod
+    def _missing_(cls, value: object) -> "Code":
+        return cls.UNKNOWN
 
     @property
     def blames_version(self) -> bool:

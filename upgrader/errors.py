@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Everything that can go wrong, as one tree of exceptions; imports nothing and prints nothing.
+"""Everything that can go wrong, as one tree of exceptions; prints nothing.
 
 UpgradeError
 ├── DeclarationError        the program declares something impossible         .item
@@ -24,12 +24,19 @@ UpgradeError
 
 from collections.abc import Sequence
 
+from upgrader.codes import Code
+
 #: What the sides of a rehearsal tell each other at its good end.
 REHEARSED = "rehearsed: all was loaded and checked"
 
 
 class UpgradeError(Exception):
-    """Root of the tree: `message` says what is wrong, `remedy` what to do next (may be empty)."""
+    """Root of the tree: `message` says what is wrong, `remedy` what to do next (may be empty).
+
+    `code` is what it means for an upgrade if a new version meets it.
+    """
+
+    code = Code.LOAD_FAILED
 
     def __init__(self, message: str, *, remedy: str = "") -> None:
         super().__init__(message)
@@ -116,6 +123,8 @@ class MismatchError(RefusedError):
 class IncompatibleState(RefusedError):
     """A state was saved by a version that this program cannot read."""
 
+    code = Code.STATE_INCOMPATIBLE
+
     def __init__(self, name: str, *, offered: int, readable_from: int, own: int) -> None:
         super().__init__(
             f"state {name!r}",
@@ -132,9 +141,13 @@ class IncompatibleState(RefusedError):
 class UnreadableState(RefusedError):
     """The fields of a state do not decode into the class that declares it."""
 
+    code = Code.STATE_UNREADABLE
+
 
 class UnclaimedError(RefusedError):
     """The image carries items that this program does not declare."""
+
+    code = Code.BACKEND_UNDECLARED
 
     def __init__(self, names: Sequence[str]) -> None:
         super().__init__(
@@ -148,12 +161,16 @@ class UnclaimedError(RefusedError):
 class Rehearsed(UpgradeError):
     """A rehearsal has come as far as it may: this version would take over. No failure."""
 
+    code = Code.PREFLIGHT_PASSED
+
     def __init__(self) -> None:
         super().__init__(REHEARSED)
 
 
 class VerifyError(UpgradeError):
     """The author's own check refused the loaded instance."""
+
+    code = Code.VERIFY_FAILED
 
 
 class ChannelError(UpgradeError):

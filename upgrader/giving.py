@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING
 
 from upgrader import outgoing
 from upgrader.account import Account
+from upgrader.codes import Code
 from upgrader.description import Phase, Standing
 from upgrader.errors import REHEARSED, UpgradeError
 from upgrader.image import LeftBehind
 from upgrader.parameters import DRAINING, socket_path
 from upgrader.process import no_collection, watchdog_span
+from upgrader.switchover import Event, Source
 from upgrader.systemd.activation import own_number
 from upgrader.systemd.fdstore import FdStore, Stored, StoreName
 from upgrader.systemd.journal import Outcome, Priority
@@ -28,9 +30,9 @@ from upgrader.systemd.stop import StopReason, ask
 if TYPE_CHECKING:  # loaded by the instances that migrate live
     from upgrader.control import Control
     from upgrader.execution import Execution
-    from upgrader.live import Request, Taker
+    from upgrader.live_destination import Taker
+    from upgrader.live_source import Built, Giver, Request
     from upgrader.negotiation import Negotiation
-    from upgrader.switchover import Source
 
 _log = logging.getLogger("upgrader")
 
@@ -40,6 +42,7 @@ class Giving(Account):
 
     def __init__(self, service: str, version: str, environment: Mapping[str, str]) -> None:
         super().__init__(service, version, environment)
+        self.frozen = False  #: everything has moved; nothing here touches it any more
         self.exit_status = 0  #: of the process, once everything has moved
         self._store = FdStore(self._notifier)
         self._taker: Taker | None = None
@@ -47,6 +50,7 @@ class Giving(Account):
         self._make_socket: Callable[[], None] | None = None
         self._negotiation: Negotiation | None = None
         self._insured: StoreName | None = None
+        self._giver: Giver | None = None
         self._settled = threading.Event()  # PID 1 listens to this process
         self._watchdog = watchdog_span(environment, own_number(environment))
         self._socket_path = socket_path(environment)
@@ -64,7 +68,7 @@ class Giving(Account):
 
         def make() -> None:
             # All that is needed now, because the files on disk may be another version's by then.
-            from upgrader import __version__, live  # noqa: F401
+            from upgrader import __version__, live_source  # noqa: F401
             from upgrader.control import Control
             from upgrader.negotiation import Negotiation
             from upgrader.started import ask_settings
@@ -94,88 +98,52 @@ class Giving(Account):
 
         threading.Thread(target=opening, name="upgrader-opening", daemon=True).start()
 
-    def give(
-        self,
-        request: Request,
-        collect: Callable[[], tuple[list[outgoing.Frozen], list[LeftBehind]]],
-    ) -> Source:
-        """Give everything to a destination that is ready; raises nothing.
+    def give(self, request: Request) -> Giver:
+        """Give everything to a destination that is ready, up to its Ack, or serve on.
 
-        Run where nothing else of this instance runs. Returns where this instance stands then.
+        Run where nothing else of this instance runs. Afterwards it is SERVING, or COMMITTED: then
+        its next events are still to be fed.
         """
-        from upgrader.live import Built, Giver, Hooks
-        from upgrader.switchover import Source
+        from upgrader.live_source import Giver
 
-        built: list[Built] = []
         self.standing = Standing.MIGRATING
-
-        def freeze() -> Built:
-            self.progress.enter(Phase.FROZEN)
-            frozen, busy = collect()
-            manifest, fds = outgoing.build(
-                self.declarations, self.generation, self.version, frozen, busy, self.overrides,
-                self._negotiation.readers if self._negotiation else outgoing.Readers(),
-            )  # fmt: skip
-            built.append(Built(manifest, fds))
-            self.progress.enter(Phase.LOADING, fds=len(fds), left_behind=len(manifest.left_behind))
-            return built[0]
-
-        def insure() -> None:
-            self._committed(built[0].manifest.frozen_at)
-            manifest, fds = outgoing.insurance(built[0].manifest, built[0].fds)
-            name = StoreName(Stored.INSURANCE, str(self.generation))
-            outgoing.park(manifest, fds, name, self._store, self.unit)
-            if self._insured:  # what the instance before has left is older
-                self._store.remove(self._insured)
-                self._insured = None
-
-        def name_successor(pid: int) -> bool:
-            self._notifier.send(f"MAINPID={pid}", *watchdog)
-            self._notifier.barrier()
-            return True
-
-        # The author's own sign of life is frozen, too.
-        watchdog = ["WATCHDOG=1"] if self._watchdog else []
-
-        giver = Giver(
+        self._giver = giver = Giver(
             request,
-            Hooks(
-                freeze,
-                insure,
-                name_successor,
-                lambda: self._notifier.send(*watchdog) if watchdog else None,
-                self._watchdog / 2 if self._watchdog else float("inf"),
-            ),
-            self.parameters.downtime_limit,
-            self.parameters.migration_timeout,
+            _Steps(self),
+            limit=self.parameters.downtime_limit,
+            timeout=self.parameters.migration_timeout,
+            beat=self._watchdog / 2 if self._watchdog else float("inf"),
         )
         with no_collection():
-            stands = giver.give()
-        if stands is Source.PARKED and ask(self.unit).reason is StopReason.STOP:
-            self._store.remove(StoreName(Stored.INSURANCE, str(self.generation)))
-        elif stands is Source.PARKED:
-            name = StoreName(Stored.CHANNEL, str(self.generation))
-            outgoing.park(built[0].manifest, built[0].fds, name, self._store, self.unit)
-            self.exit_status = 1
-        request.sock.close()
-        if stands is Source.SERVING:
-            reason = self._serve_on(giver.reason)
-            if self._negotiation and not self._negotiation.rehearses:
-                self.refused(reason)
-        else:
-            self.standing = Standing.DRAINING
-            self.progress.enter(Phase.DONE)
-            message = f"generation {self.generation} has been replaced, {stands}"
-            self._report(Priority.INFO, "source", "migrate", Outcome.DONE, message)
-            for declared in self.declarations.states.values():
-                declared.retire()
-        return stands
+            giver.give()
+        return giver
 
-    def execute(
-        self,
-        execution: Execution,
-        collect: Callable[[], tuple[list[outgoing.Frozen], list[LeftBehind]]],
-    ) -> None:
+    def stop_giving(self) -> None:
+        """End a migration that was left in the middle, once PID 1 knows whom it has."""
+        if self._giver:
+            self._giver.settle()
+            if self._giver.state is Source.RETIRED:
+                self._giver.side.feed(Event.STOP)
+
+    # What a loop does; in the order of a migration
+
+    def _freeze(self) -> tuple[list[outgoing.Frozen], list[LeftBehind]]:
+        """What moves, and what stays and why; nothing changes."""
+        raise NotImplementedError
+
+    def _resume(self) -> None:
+        """Serve as if nothing had happened."""
+        raise NotImplementedError
+
+    def _give_up(self) -> None:
+        """Nothing that has moved is touched any more, and nothing is closed; the rest is drained."""
+        raise NotImplementedError
+
+    def _let_go(self) -> None:
+        """Close what has moved."""
+        raise NotImplementedError
+
+    def execute(self, execution: Execution) -> None:
         """Become the new version; returns only if that fails, and this instance serves on.
 
         Run where nothing else of this instance runs.
@@ -188,7 +156,11 @@ class Giving(Account):
         try:
             with no_collection():
                 manifest, fds = outgoing.build(
-                    self.declarations, self.generation, self.version, *collect(), self.overrides
+                    self.declarations,
+                    self.generation,
+                    self.version,
+                    *self._freeze(),
+                    self.overrides,
                 )
                 for item in manifest.left_behind[:20]:
                     _log.warning("left behind: %s of %r: %s", item.what, item.backend, item.why)
@@ -201,6 +173,7 @@ class Giving(Account):
             reason = self._serve_on(str(error))
             self.refused(reason)
             execution.failed.set_result(reason)
+            self._resume()
 
     def _serve_on(self, why: str) -> str:
         """Nothing was given away: say so; returns why, as it is told."""
@@ -229,12 +202,6 @@ class Giving(Account):
             return self._negotiation.crosses(backend)
         return self.parameters.transfers(backend)
 
-    def _committed(self, frozen_at: int) -> None:
-        pause = time.clock_gettime(time.CLOCK_MONOTONIC) - frozen_at / 1e9
-        self.progress.enter(Phase.COMMITTED, pause=round(pause, 6))
-        if self._negotiation:
-            self._negotiation.committed()
-
     @property
     def insured(self) -> bool:
         """Whether the source has left an insurance for this instance."""
@@ -247,8 +214,107 @@ class Giving(Account):
         """
         if not self._settled.is_set():
             return False
-        if self._insured:
-            with contextlib.suppress(UpgradeError):
-                self._store.remove(self._insured)
-            self._insured = None
+        with contextlib.suppress(UpgradeError):
+            self._forget_insurance()
         return True
+
+    def _forget_insurance(self) -> None:
+        insured, self._insured = self._insured, None
+        if insured:
+            self._store.remove(insured)
+
+
+class _Steps:
+    """What the actions of a switchover mean for an instance; implements `live_source.Steps`."""
+
+    def __init__(self, instance: Giving) -> None:
+        self._instance = instance
+        self._built: Built | None = None
+        self._watchdog = ("WATCHDOG=1",) if instance._watchdog else ()
+
+    def freeze(self) -> Built:
+        """Build the image."""
+        from upgrader.live_source import Built
+
+        here = self._instance
+        here.progress.enter(Phase.FROZEN)
+        frozen, busy = here._freeze()
+        readers = here._negotiation.readers if here._negotiation else outgoing.Readers()
+        manifest, fds = outgoing.build(
+            here.declarations, here.generation, here.version, frozen, busy, here.overrides, readers
+        )
+        self._built = built = Built(manifest, fds)
+        here.progress.enter(Phase.LOADING, fds=len(fds), left_behind=len(manifest.left_behind))
+        return built
+
+    def resume(self, code: Code, reason: str) -> None:
+        """Serve on, then say so."""
+        here = self._instance
+        here._resume()
+        reason = here._serve_on(reason)
+        if here._negotiation and not here._negotiation.rehearses:
+            here.refused(reason)
+
+    def retire(self) -> None:
+        """The states are another instance's from here on."""
+        here = self._instance
+        pause = time.clock_gettime(time.CLOCK_MONOTONIC) - self._image.manifest.frozen_at / 1e9
+        here.progress.enter(Phase.COMMITTED, pause=round(pause, 6))
+        if here._negotiation:
+            here._negotiation.committed()
+        here.standing = Standing.DRAINING
+        for declared in here.declarations.states.values():
+            declared.retire()
+        here._give_up()
+
+    def insure(self) -> None:
+        """Leave what may be replayed; what the instance before has left is older."""
+        here = self._instance
+        manifest, fds = outgoing.insurance(self._image.manifest, self._image.fds)
+        outgoing.park(manifest, fds, self._name(Stored.INSURANCE), here._store, here.unit)
+        here._forget_insurance()
+
+    def name_successor(self, pid: int) -> None:
+        """Tell PID 1, and wait until it has taken that."""
+        notifier = self._instance._notifier
+        notifier.send(f"MAINPID={pid}", *self._watchdog)
+        notifier.barrier()
+
+    def let_go(self) -> None:
+        """Close what has moved: everything is another instance's, and PID 1 knows."""
+        self._instance._let_go()
+        self._done("retired")
+
+    def park(self) -> None:
+        """Leave everything with PID 1, or nothing if the unit is stopped for good."""
+        here = self._instance
+        self._done("parked")
+        if ask(here.unit).reason is StopReason.STOP:
+            here._store.remove(self._name(Stored.INSURANCE))
+        else:
+            name = self._name(Stored.CHANNEL)
+            outgoing.park(self._image.manifest, self._image.fds, name, here._store, here.unit)
+
+    def exit(self, *, failed: bool) -> None:
+        """Have the process end as soon as `attach` is left."""
+        self._instance.frozen = True
+        self._instance.exit_status = int(failed)
+
+    def wake(self) -> None:
+        """Send the sign of life that the author's own code cannot send now."""
+        if self._watchdog:
+            self._instance._notifier.send(*self._watchdog)
+
+    @property
+    def _image(self) -> Built:
+        assert self._built is not None
+        return self._built
+
+    def _name(self, what: Stored) -> StoreName:
+        return StoreName(what, str(self._instance.generation))
+
+    def _done(self, how: str) -> None:
+        here = self._instance
+        here.progress.enter(Phase.DONE)
+        message = f"generation {here.generation} has been replaced, {how}"
+        here._report(Priority.INFO, "source", "migrate", Outcome.DONE, message)

@@ -95,6 +95,14 @@ def seal(manifest: Manifest) -> Fd:
     return memfd
 
 
+def checksum(memfd: Fd) -> int:
+    """The checksum in the header of an image: the CRC-32 of its manifest. Raises ImageError."""
+    header = os.pread(memfd.fileno(), _HEADER.size, 0)
+    if len(header) < _HEADER.size:
+        raise ImageError("image", f"truncated: {len(header)} of {_HEADER.size} header bytes")
+    return int(_HEADER.unpack(header)[2])
+
+
 def protect(memfd: Fd) -> None:
     """Seal a memfd: it never changes any more."""
     fcntl.fcntl(memfd.fileno(), fcntl.F_ADD_SEALS, SEALS)

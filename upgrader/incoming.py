@@ -41,7 +41,7 @@ from upgrader.systemd.status import Origin, Status
 
 _NAMED = 20  # items of one kind that are named in the log before only their number is
 if TYPE_CHECKING:
-    from upgrader.live import Taker
+    from upgrader.live_destination import Taker
 
 _log = logging.getLogger("upgrader")
 
@@ -101,8 +101,9 @@ class Loader:
         self._arrival.status = parked.status
         received: dict[str, tuple[image.Entry, socket.socket]] = {}
         if self._taker:
-            self._taker.prepare(self._offer())
-            received = self._load_image(self._taker.receive(), Origin.LIVE)
+            self._taker.take(
+                self._offer(), lambda stream: received.update(self._load_image(stream, Origin.LIVE))
+            )
             self._arrival.taker = self._taker
         elif channel:
             came_by = Origin.EXEC if self._executed else origin(channel)
@@ -134,7 +135,8 @@ class Loader:
         """What this program can load: asked before the source is disturbed."""
         declared = self._declarations
         return {
-            "stream": wire.VERSION,
+            "stream": wire.VERSIONS[0],  # the only one that an instance of interface 1 takes
+            "streams": list(wire.VERSIONS),
             "image": image.FORMAT,
             "states": {name: known.description.version for name, known in declared.states.items()},
             "sessions": {door: header.version for door, header in declared.sessions().items()},

@@ -28,7 +28,6 @@ from upgrader.declarations import (
 )
 from upgrader.description import Standing
 from upgrader.errors import (
-    REHEARSED,
     DeclarationError,
     Rehearsed,
     UpgradeError,
@@ -58,7 +57,7 @@ from upgrader.systemd.stop import Stop, StopReason, ask, unit_name
 from upgrader.turns import Turn, Turns
 
 if TYPE_CHECKING:  # loaded by the instances that migrate live
-    from upgrader.live import Taker
+    from upgrader.live_destination import Taker
 
 T = TypeVar("T")
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -96,7 +95,6 @@ class Instance(Giving):
         super().__init__(service, version, environment)
         self.turns = Turns()
         self.committing = False  #: from here on it owns, or knows that it must not
-        self.frozen = False  #: everything has moved; nothing here touches it any more
         self._passed = take(environment)
         self._executed = EXECUTED in environment
         self._rehearsal = REHEARSAL in environment
@@ -204,14 +202,18 @@ class Instance(Giving):
         wanted = self.declarations.arguments(function, skip=skip)
         return {name: declared.value for name, declared in wanted.items()}
 
-    def commit(self, arrival: Arrival) -> None:
-        """Become the owner and say so; raises NotifyError or ChannelError, and Rehearsed where this
-        is as far as it may go."""
+    def commit(self, arrival: Arrival, serve: Callable[[], None]) -> None:
+        """Become the owner and say so: `serve` runs as soon as it is. Raises NotifyError or
+        ChannelError, Rehearsed where this is as far as it may go, and whatever `serve` raises."""
         if self._taker and self._rehearsal:
             raise Rehearsed
+
+        def own() -> None:
+            self.since = time.time()
+            serve()
+
         self.committing = True
-        arrival.commit(self._notifier, self._store)
-        self.since = time.time()
+        arrival.commit(self._notifier, self._store, own)
         self._settled.set()
         if self._taker:
             self._settled.clear()
@@ -229,16 +231,21 @@ class Instance(Giving):
         self._report(Priority.INFO, "destination", "load", Outcome.DONE, str(arrival.status))
 
     def refuse(self, error: BaseException) -> None:
-        """Say why this instance could not be loaded, or did not have to be."""
-        if isinstance(error, Rehearsed) and self._taker:
-            self._taker.refuse(REHEARSED)
+        """Say why this instance could not be loaded, or did not have to be; an owner has been."""
+        if self.since:
+            return
+        if self._taker:
+            self._taker.refuse(error)
+        else:
+            self._report_failure(error)
+
+    def _report_failure(self, error: BaseException) -> None:
+        if isinstance(error, Rehearsed):
             return
         text = f"{type(error).__name__}: {error}"
         with contextlib.suppress(UpgradeError):
             self._notifier.send(f"STATUS=failed to load: {one_line(text)}", "ERRNO=71")  # EPROTO
         self._report(Priority.ERR, "destination", "load", Outcome.FAILED, f"failed to load: {text}")
-        if self._taker:
-            self._taker.refuse(text)
         if self._control:
             self._control.close()
 
@@ -263,9 +270,11 @@ class Instance(Giving):
         """The migration that takeover has started this process for, if any."""
         if TAKEOVER not in environment:
             return None
-        from upgrader.live import Taker
+        from upgrader.live_destination import Taker
 
-        return Taker.from_line(environment.pop(TAKEOVER), self.parameters.migration_timeout)
+        return Taker.from_line(
+            environment.pop(TAKEOVER), self.parameters.migration_timeout, self._report_failure
+        )
 
     # The end
 
@@ -339,6 +348,7 @@ class Instance(Giving):
 
         Without destructors then: no `finally` may say goodbye to a peer that is served elsewhere.
         """
+        self.stop_giving()
         if self.frozen:
             if error is not None:
                 _log.error("after serve()", exc_info=error)
@@ -353,7 +363,7 @@ class Instance(Giving):
         if self._control:
             self._control.close()
         if self._taker and error is not None and not self.since:  # never came as far as serve()
-            self._taker.refuse(f"{type(error).__name__}: {error}")
+            self._taker.refuse(error)
         self._notifier.close()
         if isinstance(error, UpgradeError) and self._supervised:
             raise SystemExit(f"{self.service}: {error}")

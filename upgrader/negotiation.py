@@ -32,7 +32,7 @@ from upgrader.errors import (
 )
 from upgrader.execution import Execution
 from upgrader.host import Host
-from upgrader.live import Request, Successor
+from upgrader.live_source import Request, Successor
 from upgrader.outgoing import Readers
 from upgrader.parameters import FD_STORE_ONLY, Mechanism
 from upgrader.progress import News
@@ -75,6 +75,7 @@ class Negotiation:
         self._cancelled = False
         self._withheld: frozenset[str] = frozenset()
         self.readers = Readers()  #: what the destination has said that it can read
+        self._stream = wire.VERSIONS[0]  # of the channel, as agreed
 
     def describe(self) -> dict[str, Any]:
         """All there is to know."""
@@ -209,13 +210,14 @@ class Negotiation:
             ):
                 raise refused(f"process {caller.pid} was not registered by takeover")
             try:
+                self._stream = _common_stream(parameters)
                 self._withheld = self._check(parameters)
             except VarlinkError as error:
                 reason = str(error.parameters.get("why", error))
                 self._host.progress.enter(Phase.FAILED, reason=reason)
                 raise
             self._migrating = True
-        return {"generation": self._host.generation}
+            return {"generation": self._host.generation, "stream": self._stream}
 
     def migrate(self, sock: socket.socket) -> None:
         """Wait for Go, then hand the channel to the loop that serves."""
@@ -232,11 +234,12 @@ class Negotiation:
                 self._channel = sock
         if successor is None or not goes:
             sock.close()
-            if current:
+            if successor and current:
+                successor.kill()  # cleaning up, as takeover may be gone by now
                 self.over("the new version never said that it is ready")
             return
         self._host.progress.enter(Phase.COLLECTING)
-        self._on_request(Request(sock, successor))
+        self._on_request(Request(sock, successor, self._stream))
 
     def over(self, reason: str) -> str:
         """The migration has ended, and this instance serves on; returns why, as it is told."""
@@ -305,9 +308,9 @@ class Negotiation:
         return self._host.parameters.transfers(backend) and backend not in self._withheld
 
     def _check(self, parameters: Mapping[str, Any]) -> frozenset[str]:
-        for name, own in (("stream", wire.VERSION), ("image", image.FORMAT)):
-            if parameters.get(name) != own:
-                raise refused(f"{name} version {parameters.get(name)}, the running one has {own}")
+        offered = parameters.get("image")
+        if offered != image.FORMAT:
+            raise refused(f"image version {offered}, the running one has {image.FORMAT}")
         states, backends = parameters.get("states"), parameters.get("backends")
         if not isinstance(states, dict) or not isinstance(backends, list):
             raise refused("states and backends are missing")
@@ -349,6 +352,17 @@ class Negotiation:
             raise refused(f"systemd does not say who takeover is: {error}") from error
         if caller.pid != control and caller.uid != 0:
             raise refused(f"process {caller.pid} is not the control process of this unit")
+
+
+def _common_stream(parameters: Mapping[str, Any]) -> int:
+    """The newest version of the stream that both sides speak; raises VarlinkError for none."""
+    offered = parameters.get("streams") or [parameters.get("stream")]
+    if not isinstance(offered, list):
+        raise invalid("streams")
+    common = [version for version in wire.VERSIONS if version in offered]
+    if not common:
+        raise refused(f"stream version {offered}, the running one has {list(wire.VERSIONS)}")
+    return common[-1]
 
 
 def _require_root(caller: Caller) -> None:

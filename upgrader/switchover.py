@@ -2,7 +2,8 @@
 """Who owns the backends, step by step, in a live migration: the tables that drive both sides.
 
 Rules: every legal step is in SOURCE or DESTINATION, and the tests explore exactly these tables,
-with takeover and PID 1 as the third and fourth actor. This module does no IO.
+with takeover and PID 1 as the third and fourth actor. `interpreter` performs them. This module
+does no IO.
 
 The Ack is the commit. Before it every failure leads back to SERVING; after it the source never
 serves again. A source that gives up shuts its reading side first and then looks once more: an Ack
@@ -46,8 +47,8 @@ class Event(StrEnum):
     IMAGE = "image"
     PROGRESS = "progress"
     LOADED = "loaded"
-    REFUSED = "refused"  #: the destination cannot load, or its check said no
-    ACK = "ack"
+    REFUSED = "refused"  #: by the source, before; or the destination cannot load, or must not
+    ACK = "ack"  #: of the very image that was sent, and sent completely
     TAKEN = "taken"  #: the Ack was taken by the source's socket
     ABORT = "abort"
     UNREADABLE = "unreadable"  #: what came is no record that may come now
@@ -60,11 +61,12 @@ class Event(StrEnum):
     UNANSWERED = "unanswered"  #: PID 1 has not said whether it has
     SUCCESSOR_DEAD = "successor-dead"
     TAKEOVER_GONE = "takeover-gone"
-    STOP = "stop"  #: SIGTERM
+    DRAINED = "drained"  #: nothing is left that could not move
+    STOP = "stop"  #: SIGTERM to a source that drains
 
 
-class Action(StrEnum):
-    """What a side does; in the order given."""
+class SourceAction(StrEnum):
+    """What the source does; in the order given."""
 
     FREEZE = "freeze"
     SEND_IMAGE = "send-image"
@@ -73,10 +75,18 @@ class Action(StrEnum):
     KILL = "kill"  #: the destination; cleaning up, nothing depends on it
     TAKE_BACK = "take-back"  #: the image is worth nothing from here on
     RESUME = "resume"
+    HANG_UP = "hang-up"  #: close the channel
+    RETIRE = "retire"  #: write no state and touch nothing that has moved; drain the rest
     INSURE = "insure"  #: park a duplicate without connections
     NAME_SUCCESSOR = "name-successor"
-    RETIRE = "retire"
+    LET_GO = "let-go"  #: close what has moved
     PARK = "park"
+    EXIT = "exit"
+
+
+class DestinationAction(StrEnum):
+    """What the destination does; in the order given."""
+
     SEND_GO = "send-go"
     LOAD = "load"
     SEND_ACK = "send-ack"
@@ -85,58 +95,71 @@ class Action(StrEnum):
     EXIT = "exit"
 
 
-State = TypeVar("State", Source, Destination)
+State = TypeVar("State", bound=StrEnum)
+Action = TypeVar("Action", bound=StrEnum)
 Table = Mapping[tuple[State, Event], tuple[State, tuple[Action, ...]]]
 
-SOURCE: Table[Source] = {
-    (Source.SERVING, Event.GO): (Source.FROZEN, (Action.FREEZE, Action.SEND_IMAGE)),
-    (Source.SERVING, Event.HANGUP): (Source.SERVING, ()),
-    (Source.SERVING, Event.DEADLINE): (Source.SERVING, (Action.KILL,)),
-    (Source.SERVING, Event.STOP): (Source.PARKED, (Action.PARK, Action.EXIT)),
-    (Source.FROZEN, Event.PROGRESS): (Source.FROZEN, (Action.EXTEND,)),
-    (Source.FROZEN, Event.ACK): (Source.COMMITTED, (Action.INSURE, Action.NAME_SUCCESSOR)),
-    (Source.FROZEN, Event.ABORT): (Source.SERVING, (Action.TAKE_BACK, Action.RESUME)),
-    (Source.FROZEN, Event.HANGUP): (Source.SERVING, (Action.TAKE_BACK, Action.RESUME)),
-    (Source.FROZEN, Event.SUCCESSOR_DEAD): (Source.DECIDING, (Action.SHUT,)),
-    (Source.FROZEN, Event.UNREADABLE): (Source.DECIDING, (Action.SHUT,)),
-    (Source.FROZEN, Event.NOT_SENT): (Source.DECIDING, (Action.SHUT,)),
-    (Source.FROZEN, Event.DEADLINE): (Source.DECIDING, (Action.SHUT,)),
+_COMMIT = (SourceAction.RETIRE, SourceAction.INSURE, SourceAction.NAME_SUCCESSOR)
+_SERVE_ON = (SourceAction.TAKE_BACK, SourceAction.RESUME, SourceAction.HANG_UP)
+
+SOURCE: Table[Source, SourceAction] = {
+    (Source.SERVING, Event.GO): (
+        Source.FROZEN,
+        (SourceAction.FREEZE, SourceAction.SEND_IMAGE),
+    ),
+    (Source.FROZEN, Event.PROGRESS): (Source.FROZEN, (SourceAction.EXTEND,)),
+    (Source.FROZEN, Event.ACK): (Source.COMMITTED, _COMMIT),
+    (Source.FROZEN, Event.ABORT): (Source.SERVING, _SERVE_ON),
+    (Source.FROZEN, Event.HANGUP): (Source.SERVING, _SERVE_ON),
+    (Source.FROZEN, Event.SUCCESSOR_DEAD): (Source.DECIDING, (SourceAction.SHUT,)),
+    (Source.FROZEN, Event.UNREADABLE): (Source.DECIDING, (SourceAction.SHUT,)),
+    (Source.FROZEN, Event.NOT_SENT): (Source.DECIDING, (SourceAction.SHUT,)),
+    (Source.FROZEN, Event.DEADLINE): (Source.DECIDING, (SourceAction.SHUT,)),
     (Source.DECIDING, Event.PROGRESS): (Source.DECIDING, ()),
     (Source.DECIDING, Event.UNREADABLE): (Source.DECIDING, ()),
-    (Source.DECIDING, Event.ACK): (Source.COMMITTED, (Action.INSURE, Action.NAME_SUCCESSOR)),
-    (Source.DECIDING, Event.ABORT): (Source.SERVING, (Action.TAKE_BACK, Action.RESUME)),
-    (Source.DECIDING, Event.HANGUP): (
-        Source.SERVING,
-        (Action.TAKE_BACK, Action.RESUME, Action.KILL),
+    (Source.DECIDING, Event.ACK): (Source.COMMITTED, _COMMIT),
+    (Source.DECIDING, Event.ABORT): (Source.SERVING, _SERVE_ON),
+    (Source.DECIDING, Event.HANGUP): (Source.SERVING, (*_SERVE_ON, SourceAction.KILL)),
+    (Source.COMMITTED, Event.NAMED): (
+        Source.RETIRED,
+        (SourceAction.LET_GO, SourceAction.HANG_UP),
     ),
-    (Source.COMMITTED, Event.NAMED): (Source.RETIRED, (Action.RETIRE,)),
-    (Source.COMMITTED, Event.UNANSWERED): (Source.COMMITTED, (Action.NAME_SUCCESSOR,)),
-    (Source.COMMITTED, Event.SUCCESSOR_DEAD): (Source.PARKED, (Action.PARK, Action.EXIT)),
-    (Source.RETIRED, Event.STOP): (Source.RETIRED, (Action.EXIT,)),
+    (Source.COMMITTED, Event.UNANSWERED): (Source.COMMITTED, (SourceAction.NAME_SUCCESSOR,)),
+    (Source.COMMITTED, Event.SUCCESSOR_DEAD): (
+        Source.PARKED,
+        (SourceAction.PARK, SourceAction.EXIT),
+    ),
+    (Source.RETIRED, Event.DRAINED): (Source.RETIRED, (SourceAction.EXIT,)),
+    (Source.RETIRED, Event.STOP): (Source.RETIRED, (SourceAction.EXIT,)),
 }
 
-DESTINATION: Table[Destination] = {
-    (Destination.PREPARING, Event.PREPARED): (Destination.WAITING, (Action.SEND_GO,)),
-    (Destination.PREPARING, Event.REFUSED): (Destination.FAILED, (Action.EXIT,)),
-    (Destination.WAITING, Event.IMAGE): (Destination.LOADING, (Action.LOAD,)),
-    (Destination.WAITING, Event.REFUSED): (Destination.FAILED, (Action.SEND_ABORT, Action.EXIT)),
-    (Destination.LOADING, Event.REFUSED): (Destination.FAILED, (Action.SEND_ABORT, Action.EXIT)),
-    (Destination.LOADING, Event.LOADED): (Destination.ACKING, (Action.SEND_ACK,)),
-    (Destination.ACKING, Event.TAKEN): (Destination.OWNER, (Action.SERVE,)),
+_GIVE_UP = (DestinationAction.SEND_ABORT, DestinationAction.EXIT)
+_FAILED = (Destination.FAILED, (DestinationAction.EXIT,))
+_OWNER = (Destination.OWNER, (DestinationAction.SERVE,))
+
+#: A SIGTERM before the Ack ends the process, as any death of it: that is no step of its own.
+DESTINATION: Table[Destination, DestinationAction] = {
+    (Destination.PREPARING, Event.PREPARED): (Destination.WAITING, (DestinationAction.SEND_GO,)),
+    (Destination.PREPARING, Event.REFUSED): _FAILED,
+    (Destination.PREPARING, Event.HANGUP): _FAILED,
+    (Destination.PREPARING, Event.TAKEOVER_GONE): _FAILED,
+    (Destination.WAITING, Event.IMAGE): (Destination.LOADING, (DestinationAction.LOAD,)),
+    (Destination.WAITING, Event.REFUSED): (Destination.FAILED, _GIVE_UP),
+    (Destination.WAITING, Event.HANGUP): _FAILED,
+    (Destination.WAITING, Event.TAKEOVER_GONE): _FAILED,
+    (Destination.LOADING, Event.REFUSED): (Destination.FAILED, _GIVE_UP),
+    (Destination.LOADING, Event.LOADED): (Destination.ACKING, (DestinationAction.SEND_ACK,)),
+    (Destination.LOADING, Event.TAKEOVER_GONE): _FAILED,
+    (Destination.ACKING, Event.TAKEN): _OWNER,
     (Destination.ACKING, Event.HANGUP): (Destination.ASKING, ()),
-    (Destination.ASKING, Event.TAKEN_BACK): (Destination.FAILED, (Action.EXIT,)),
-    (Destination.ASKING, Event.ORPHANED): (Destination.OWNER, (Action.SERVE,)),
-    (Destination.ASKING, Event.TAKEOVER_GONE): (Destination.FAILED, (Action.EXIT,)),
-    (Destination.ASKING, Event.STOP): (Destination.FAILED, (Action.EXIT,)),
-    (Destination.OWNER, Event.STOP): (Destination.OWNER, (Action.PARK, Action.EXIT)),
-    **{
-        (state, event): (Destination.FAILED, (Action.EXIT,))
-        for state in (Destination.PREPARING, Destination.WAITING, Destination.LOADING)
-        for event in (Event.HANGUP, Event.TAKEOVER_GONE, Event.STOP)
-    },
+    (Destination.ASKING, Event.TAKEN_BACK): _FAILED,
+    (Destination.ASKING, Event.ORPHANED): _OWNER,
+    (Destination.ASKING, Event.TAKEOVER_GONE): _FAILED,
 }
 
 
-def step(table: Table[State], state: State, event: Event) -> tuple[State, tuple[Action, ...]]:
+def step(
+    table: Table[State, Action], state: State, event: Event
+) -> tuple[State, tuple[Action, ...]]:
     """The next state and what to do; raises KeyError for a step that is not in the table."""
     return table[state, event]

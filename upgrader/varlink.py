@@ -125,17 +125,19 @@ method Register(pid: int) -> ()
 # For takeover only: the process may no longer migrate, and may be killed; Busy while it does
 method Revoke(pid: int, why: string) -> ()
 
-# For the registered process only, with "upgrade": the connection becomes the migration channel.
+# For the registered process only, with "upgrade": the connection becomes the migration channel, of
+# the newest of the streams that both speak. stream is all that an instance of interface 1 knows.
 # withheld are backends whose connections it does not take; sessions are the versions of the states
 # that go with connections, by backend
 method Migrate(
   stream: int,
+  streams: ?[]int,
   image: int,
   states: [string]int,
   sessions: ?[string]int,
   backends: []string,
   withheld: ?[]string
-) -> (generation: int)
+) -> (generation: int, stream: int)
 
 error Busy(holder: string)
 error Refused(why: string)

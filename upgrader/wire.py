@@ -11,10 +11,14 @@ from enum import StrEnum
 
 import msgspec
 
+from upgrader.codes import Code
 from upgrader.errors import ProtocolError
 
 MAGIC = b"UPGR"
-VERSION = 1
+#: Versions of the stream that are read. 2: an Ack names what it acknowledges, an Abort has a code.
+VERSIONS = (1, 2)
+#: What is parked needs nothing newer, and an older library can still load it.
+PARKED = 1
 #: 192 bytes of data and its bookkeeping fill one kernel buffer of 768 bytes: 278 records fit a
 #: default socket buffer (net.core.wmem_default), against 167 at 256 bytes.
 RECORD_SIZE = 192
@@ -23,8 +27,8 @@ MAX_FDS = 253
 #: FDs of a Hello: the image and the ledger of load attempts.
 HELLO_FDS = 2
 
-#: Longest reason of an Abort, in bytes.
-REASON_SIZE = 150
+#: Longest reason of an Abort, in bytes: what a record has room for beside the longest Code.
+REASON_SIZE = 130
 
 _HEADER = struct.Struct("!4sHH")  # magic, version, length of the msgpack body in bytes
 
@@ -68,31 +72,45 @@ class Progress(msgspec.Struct, frozen=True, tag="progress"):
     loaded: int
 
 
-class Ack(msgspec.Struct, frozen=True, tag="ack"):
-    """The destination has loaded and checked everything: the commit."""
+class Ack(msgspec.Struct, frozen=True, tag="ack", omit_defaults=True):
+    """The destination has loaded and checked an image: the commit, if it is the one that was sent.
+
+    `generation` is that of Hello, `image` the checksum in the header of the image. In version 1 an
+    Ack names nothing: both are 0.
+    """
+
+    generation: int = 0
+    image: int = 0
 
 
-class Abort(msgspec.Struct, frozen=True, tag="abort"):
-    """The destination gives up; `reason` is for people, at most REASON_SIZE bytes."""
+class Abort(msgspec.Struct, frozen=True, tag="abort", omit_defaults=True):
+    """The destination gives up; `reason` is for people, at most REASON_SIZE bytes.
+
+    `code` is the value of a Code; "" in version 1, and a later version may have others.
+    """
 
     reason: str
+    code: str = ""
 
 
 Record = Hello | Fds | End | Go | Progress | Ack | Abort
 
 
-def encode(record: Record) -> bytes:
-    """A record as exactly RECORD_SIZE bytes."""
+def encode(record: Record, version: int) -> bytes:
+    """A record as exactly RECORD_SIZE bytes of a stream of this version.
+
+    A reader of version 1 takes the records of version 2, and knows nothing of their new fields.
+    """
     body = msgspec.msgpack.encode(record)
-    frame = _HEADER.pack(MAGIC, VERSION, len(body)) + body
+    frame = _HEADER.pack(MAGIC, version, len(body)) + body
     if len(frame) > RECORD_SIZE:
         raise ProtocolError(type(record).__name__, f"{len(frame)} bytes exceed {RECORD_SIZE}")
     return frame.ljust(RECORD_SIZE, b"\0")
 
 
-def abort(reason: str) -> Abort:
+def abort(code: Code, reason: str) -> Abort:
     """An Abort with as much of a reason as fits a record."""
-    return Abort(reason.encode()[:REASON_SIZE].decode(errors="ignore"))
+    return Abort(reason.encode()[:REASON_SIZE].decode(errors="ignore"), code.value)
 
 
 def decode(frame: bytes) -> Record:
@@ -102,8 +120,8 @@ def decode(frame: bytes) -> Record:
     magic, version, length = _HEADER.unpack_from(frame)
     if magic != MAGIC:
         raise ProtocolError("record", f"starts with {magic!r}, not {MAGIC!r}")
-    if version != VERSION:
-        raise ProtocolError("stream", f"version {version}, this library speaks {VERSION}")
+    if version not in VERSIONS:
+        raise ProtocolError("stream", f"version {version}, this library speaks {VERSIONS}")
     if length > RECORD_SIZE - _HEADER.size:
         raise ProtocolError("record", f"claims {length} bytes of body")
     body = frame[_HEADER.size : _HEADER.size + length]

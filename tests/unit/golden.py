@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What is committed of stream version 1 and image format 1: every later version must read it.
+"""What is committed of stream versions 1 and 2 and image format 1: every later version must read it.
 
 `python -m tests.unit.golden` writes the files; a released one is never written again.
 """
@@ -10,19 +10,42 @@ from pathlib import Path
 
 from upgrader import wire
 from upgrader.backends import ConnectionState, Identity, Kind, Waiting
+from upgrader.codes import Code
 from upgrader.image import Entry, LeftBehind, Manifest, seal
 from upgrader.state import SavedState
 
 STREAMS = Path(__file__).with_name("streams")
 
-FRAMES: dict[str, wire.Record] = {
-    "v1-hello": wire.Hello(generation=3, fds=300),
-    "v1-fds-first": wire.Fds(first=0, count=253),
-    "v1-fds-last": wire.Fds(first=253, count=47),
-    "v1-end-complete": wire.End(sent=300, reason=wire.EndReason.COMPLETE),
-    "v1-end-in-flight": wire.End(sent=253, reason=wire.EndReason.TOO_MANY_IN_FLIGHT),
-    "v1-end-full": wire.End(sent=253, reason=wire.EndReason.CHANNEL_FULL),
+#: By the version of the stream.
+FRAMES: dict[int, dict[str, wire.Record]] = {
+    1: {
+        "hello": wire.Hello(generation=3, fds=300),
+        "fds-first": wire.Fds(first=0, count=253),
+        "fds-last": wire.Fds(first=253, count=47),
+        "end-complete": wire.End(sent=300, reason=wire.EndReason.COMPLETE),
+        "end-in-flight": wire.End(sent=253, reason=wire.EndReason.TOO_MANY_IN_FLIGHT),
+        "end-full": wire.End(sent=253, reason=wire.EndReason.CHANNEL_FULL),
+        "go": wire.Go(),
+        "progress": wire.Progress(loaded=253),
+        "ack": wire.Ack(),
+        "abort": wire.Abort("VerifyError: no"),
+    },
+    2: {
+        "hello": wire.Hello(generation=3, fds=300),
+        "fds": wire.Fds(first=0, count=253),
+        "end": wire.End(sent=300, reason=wire.EndReason.COMPLETE),
+        "go": wire.Go(),
+        "progress": wire.Progress(loaded=253),
+        "ack": wire.Ack(generation=3, image=0xDEADBEEF),
+        "abort": wire.abort(Code.STATE_INCOMPATIBLE, "IncompatibleState: state 'counters'"),
+    },
 }
+#: (version, name of the file without its end, record)
+ALL_FRAMES = [
+    (version, f"v{version}-{name}", record)
+    for version, frames in FRAMES.items()
+    for name, record in frames.items()
+]
 
 IMAGE = "v1-image"
 MANIFEST = Manifest(
@@ -70,6 +93,6 @@ def image_bytes(manifest: Manifest = MANIFEST) -> bytes:
 
 if __name__ == "__main__":
     STREAMS.mkdir(exist_ok=True)
-    for name, record in FRAMES.items():
-        (STREAMS / f"{name}.bin").write_bytes(wire.encode(record))
+    for version, name, record in ALL_FRAMES:
+        (STREAMS / f"{name}.bin").write_bytes(wire.encode(record, version))
     (STREAMS / f"{IMAGE}.bin").write_bytes(image_bytes())

@@ -48,6 +48,7 @@ class Side:
         ]
         to.hosting.prepare(moved)
         self.hosting.let_go()
+        self.hosting.close_copies()
         self.hosting.finish()
         to.hosting.open()
 

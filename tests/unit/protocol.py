@@ -2,8 +2,9 @@
 """A model of a live migration with all four who take part: source, destination, takeover, PID 1.
 
 Source and destination do what the tables of `upgrader.switchover` say; what is written down here
-is only what an action does to the world, and how takeover and PID 1 behave. `successors` gives
-everything that can happen next: in a world of tuples, so that all of it can be explored.
+is only what an action does to the world, how takeover and PID 1 behave, and how an owner ends that
+is stopped outside of a switchover. `successors` gives everything that can happen next: in a world
+of tuples, so that all of it can be explored.
 """
 
 from collections.abc import Iterator
@@ -14,10 +15,11 @@ from typing import Any, NamedTuple
 from upgrader.switchover import (
     DESTINATION,
     SOURCE,
-    Action,
     Destination,
+    DestinationAction,
     Event,
     Source,
+    SourceAction,
     Table,
     step,
 )
@@ -62,10 +64,11 @@ class Unit(StrEnum):
 class SourceSide(NamedTuple):
     process: Process = Process.UP
     at: Source = Source.SERVING
-    todo: tuple[Action, ...] = ()
+    todo: tuple[SourceAction, ...] = ()
     found: Event | None = None  # by its own last action
-    giving: bool = False
     serving: bool = True
+    retired: bool = False  # writes no state, touches nothing that has moved
+    let_go: bool = False  # has closed what has moved
     told: bool = False  # SIGTERM, not yet acted upon
     naming: bool = False  # waits for PID 1's answer
     asked: bool = False  # has sent PID 1 what it wants stored, or removed
@@ -77,7 +80,7 @@ class SourceSide(NamedTuple):
 class DestinationSide(NamedTuple):
     process: Process = Process.UP
     at: Destination = Destination.PREPARING
-    todo: tuple[Action, ...] = ()
+    todo: tuple[DestinationAction | SourceAction, ...] = ()
     found: Event | None = None
     held: bool = True  # by takeover, before execve
     called: bool = False
@@ -132,12 +135,13 @@ class Next(NamedTuple):
 class Rules:
     """What holds; each default is right, and the tests show that anything else is not."""
 
-    source: Table[Source] = field(default_factory=lambda: SOURCE)
-    destination: Table[Destination] = field(default_factory=lambda: DESTINATION)
+    source: Table[Source, SourceAction] = field(default_factory=lambda: SOURCE)
+    destination: Table[Destination, DestinationAction] = field(default_factory=lambda: DESTINATION)
     notify_access: str = "all"
     stops_with_mainpid: bool = True  # PID 1 takes MAINPID= of a unit that stops; 252 does not
     revokes: bool = True  # takeover kills only what the source has struck off
     checks_takeover: bool = True  # the destination, before the Ack
+    checks_ack: bool = True  # the source, whether it acknowledges what was sent, all of it
     looks_again: bool = True  # the source, whether the destination lives after PID 1 has answered
     names_until_answered: bool = True
     names_early: bool = False  # MAINPID= together with the image
@@ -153,6 +157,7 @@ class Rules:
 SIDES = "source", "destination", "takeover"
 IMAGE = {"source": "image of the source", "destination": "image of the destination"}
 INSURANCE = "insurance"
+EARLY_ACK = "ack of nothing"
 EVERYTHING = "nothing"  # the request to keep nothing
 _BEFORE_ACK = (Destination.PREPARING, Destination.WAITING, Destination.LOADING)
 
@@ -217,43 +222,40 @@ class Model:
             yield self._source_sees(world, side.found)
         elif side.naming:
             yield self._source_names(world)
-        elif side.giving and side.at is Source.SERVING:
-            yield Next("source: closes the channel", _over(world))
         else:
             yield from self._source_waits(world)
 
     def _source_waits(self, world: World) -> Iterator[Next]:
         side, heard = world.source, world.to_source[:1]
+        read = world._replace(to_source=world.to_source[1:])
         closed = world.destination.process is not Process.UP
-        events: list[Event] = []
-        taken = False
         if side.at in (Source.FROZEN, Source.DECIDING):
             if heard:
-                known = {"ack": Event.ACK, "progress": Event.PROGRESS, "abort": Event.ABORT}
-                events.append(known.get(heard[0], Event.UNREADABLE))
-                taken = True
+                yield self._source_sees(read, self._event(heard[0]))
             elif closed or side.channel is Channel.SHUT:
-                events.append(Event.HANGUP)
+                yield self._source_sees(world, Event.HANGUP)
             if side.at is Source.FROZEN:
                 yield self._source_sees(world, Event.DEADLINE)
                 if closed and not heard:
                     yield self._source_sees(world, Event.SUCCESSOR_DEAD)
         elif side.at is Source.SERVING and side.migrating and heard != ("migrate",):
             if heard == ("go",):
-                events.append(Event.GO)
-                taken = True
-            elif closed:
-                events.append(Event.HANGUP)
-            yield _let_go(self._source_sees(world, Event.DEADLINE))
+                yield self._source_sees(read, Event.GO)
+            yield Next("source: no Go, kills", _kill(_over(world), "destination", "the source"))
         elif side.at is Source.RETIRED:
-            yield Next("source: has drained, exits 0", _exit(world, "source"))
-        for event in events:
-            heard_world = world._replace(to_source=world.to_source[1:]) if taken else world
-            after = self._source_sees(heard_world, event)
-            yield after if event is Event.GO or side.giving else _let_go(after)
-        if side.told and (side.at, Event.STOP) in self.rules.source:
-            stopped = self._source_sees(_with(world, "source", told=False), Event.STOP)
-            yield Next(stopped.text, _with(stopped.world, "source", serving=False))
+            yield self._source_sees(world, Event.DRAINED)
+            if side.told:
+                yield self._source_sees(_with(world, "source", told=False), Event.STOP)
+        if side.told and side.at is Source.SERVING:
+            todo = (SourceAction.PARK, SourceAction.EXIT)
+            stopped = _with(world, "source", told=False, serving=False, at=Source.PARKED, todo=todo)
+            yield Next("source: stops as the owner", stopped)
+
+    def _event(self, record: str) -> Event:
+        if record == EARLY_ACK:
+            return Event.UNREADABLE if self.rules.checks_ack else Event.ACK
+        known = {"ack": Event.ACK, "progress": Event.PROGRESS, "abort": Event.ABORT}
+        return known.get(record, Event.UNREADABLE)
 
     def _source_sees(self, world: World, event: Event) -> Next:
         side = world.source
@@ -264,51 +266,57 @@ class Model:
                 f"source: {event}", _wrong(world, f"the source in {side.at} has no {event}")
             )
         self.used.add((side.at, event))
-        giving = side.giving or event is Event.GO
-        changed = _with(world, "source", at=at, todo=todo, found=None, naming=False, giving=giving)
+        changed = _with(world, "source", at=at, todo=todo, found=None, naming=False)
         return Next(f"source: {event}: {side.at} -> {at}", changed)
 
-    def _source_does(self, world: World, action: Action) -> Iterator[Next]:
+    def _source_does(self, world: World, action: SourceAction) -> Iterator[Next]:
         side = world.source
         rest = side.todo[1:]
         done = _with(world, "source", todo=rest)
         text = f"source: {action}"
         match action:
-            case Action.FREEZE:
+            case SourceAction.FREEZE:
                 frozen = _with(done, "source", serving=False)
                 yield Next(text, frozen)
                 failed = _with(frozen, "source", todo=(), found=Event.NOT_SENT)
                 yield Next(f"{text} fails", failed)
-            case Action.SEND_IMAGE:
+            case SourceAction.SEND_IMAGE:
                 if self.rules.names_early:
                     done = _notify(done, "source", "MAINPID")
                 yield Next(f"{text} fails", _with(done, "source", found=Event.NOT_SENT))
                 if world.destination.process is Process.UP:
                     sent = (*world.to_destination, "image")
                     yield Next(text, done._replace(to_destination=sent))
-            case Action.SHUT:
+            case SourceAction.SHUT:
                 yield Next(text, _with(done, "source", channel=Channel.SHUT))
-            case Action.TAKE_BACK:
+            case SourceAction.TAKE_BACK:
                 yield Next(text, done._replace(taken_back=True))
-            case Action.KILL:
+            case SourceAction.KILL:
                 yield Next(text, _kill(done, "destination", "the source"))
-            case Action.RESUME:
-                yield Next(text, _note(_with(done, "source", serving=True), "source resumed"))
-            case Action.INSURE:
+            case SourceAction.RESUME:
+                resumed = _with(done, "source", serving=True, migrating=False, registered=False)
+                if side.retired:
+                    resumed = _wrong(resumed, "the source serves with what has moved")
+                yield Next(text, _note(resumed, "source resumed"))
+            case SourceAction.HANG_UP:
+                yield Next(text, _hang_up_source(done))
+            case SourceAction.INSURE:
                 yield Next(text, _notify(done, "source", INSURANCE))
-            case Action.NAME_SUCCESSOR:
+            case SourceAction.NAME_SUCCESSOR:
                 if world.destination.process is not Process.UP:
                     yield Next(text, _with(done, "source", found=Event.SUCCESSOR_DEAD))
                 else:
                     named = _notify(done, "source", "MAINPID")
                     yield Next(text, _with(named, "source", naming=True))
-            case Action.RETIRE:
-                yield Next(text, _with(done, "source", channel=Channel.CLOSED))
-            case Action.PARK:
+            case SourceAction.RETIRE:
+                yield Next(text, _with(done, "source", retired=True))
+            case SourceAction.LET_GO:
+                yield Next(text, _with(done, "source", let_go=True))
+            case SourceAction.PARK:
                 yield from self._parks(world, "source")
-            case Action.EXIT:
+            case SourceAction.EXIT:
                 yield Next(f"{text}s", _exit(done, "source"))
-            case _:
+            case SourceAction.EXTEND:
                 yield Next(text, done)
 
     def _source_names(self, world: World) -> Next:
@@ -350,7 +358,7 @@ class Model:
             if not side.called:
                 called = _with(world, "destination", called=True)
                 if world.source.channel is Channel.CLOSED:
-                    events.append((Event.REFUSED, called))
+                    events.append((Event.HANGUP, called))
                 else:
                     asked = called._replace(to_source=(*world.to_source, "migrate"))
                     yield Next("destination: calls Migrate", asked)
@@ -369,15 +377,15 @@ class Model:
                 events.append((Event.TAKEN_BACK, world))  # at the latest when it stops waiting
             if ended and not world.taken_back and (line or not self.rules.checks_takeover):
                 events.append((Event.ORPHANED, world))
-        listens = side.at in (Destination.PREPARING, Destination.WAITING, Destination.LOADING)
+        listens = side.at in (Destination.PREPARING, Destination.WAITING)
         if closed and listens and (side.called or side.at is not Destination.PREPARING):
             events.append((Event.HANGUP, world))
         if not line and self.rules.checks_takeover:
             events.append((Event.TAKEOVER_GONE, world))
-        if side.told:
-            events.append((Event.STOP, _with(world, "destination", told=False)))
         for event, before in events:
             yield self._destination_sees(before, event)
+        if side.told and side.at in _BEFORE_ACK:
+            yield Next("destination: dies of SIGTERM", _exit(world, "destination"))
 
     def _destination_owns(self, world: World) -> Iterator[Next]:
         side = world.destination
@@ -393,11 +401,9 @@ class Model:
                 "destination: gives up the insurance", _with(trusted, "destination", trusted=True)
             )
         if side.told:
-            stopped = _with(world, "destination", told=False, ended=True)
-            stopped = self._destination_sees(stopped, Event.STOP).world
-            yield Next(
-                "destination: stops as the owner", _with(stopped, "destination", serving=False)
-            )
+            todo = (SourceAction.PARK, SourceAction.EXIT)
+            stopped = _with(world, "destination", told=False, ended=True, serving=False, todo=todo)
+            yield Next("destination: stops as the owner", stopped)
 
     def _destination_sees(self, world: World, event: Event) -> Next:
         side = world.destination
@@ -415,32 +421,38 @@ class Model:
             changed = _wrong(changed, "a commit, though takeover had gone before it was decided")
         return Next(f"{text}: {side.at} -> {at}", changed)
 
-    def _destination_does(self, world: World, action: Action) -> Iterator[Next]:
+    def _destination_does(
+        self, world: World, action: DestinationAction | SourceAction
+    ) -> Iterator[Next]:
         side = world.destination
         done = _with(world, "destination", todo=side.todo[1:])
         text = f"destination: {action}"
         reads = world.source.channel is Channel.OPEN
         match action:
-            case Action.SEND_GO | Action.SEND_ACK | Action.SEND_ABORT:
+            case (
+                DestinationAction.SEND_GO
+                | DestinationAction.SEND_ACK
+                | DestinationAction.SEND_ABORT
+            ):
                 record = action.removeprefix("send-")
                 if reads:
                     done = done._replace(to_source=(*world.to_source, record))
-                if action is Action.SEND_ACK:
+                if action is DestinationAction.SEND_ACK:
                     answer = Event.TAKEN if reads else Event.HANGUP
                     # One system call: what it answers is what has happened.
                     after = self._destination_sees(done, answer)
                     yield Next(f"{text}: {after.text.removeprefix('destination: ')}", after.world)
-                elif action is Action.SEND_GO and not reads:
-                    yield Next(f"{text} fails", _with(done, "destination", found=Event.REFUSED))
+                elif action is DestinationAction.SEND_GO and not reads:
+                    yield Next(f"{text} fails", _with(done, "destination", found=Event.HANGUP))
                 else:
                     yield Next(text, done)
-            case Action.SERVE:
+            case DestinationAction.SERVE:
                 yield Next(text, _with(done, "destination", serving=True))
-            case Action.PARK:
+            case SourceAction.PARK:
                 yield from self._parks(world, "destination")
-            case Action.EXIT:
+            case DestinationAction.EXIT:
                 yield Next(f"{text}s", _exit(done, "destination"))
-            case _:
+            case DestinationAction.LOAD:
                 yield Next(text, done)
 
     # Takeover
@@ -587,12 +599,16 @@ class Model:
         if side.process is Process.UP and side.at in _BEFORE_ACK and not (side.held or side.hung):
             hung = _with(world, "destination", hung=True)
             yield Next("destination hangs", hung)
-        loading = side.at is Destination.LOADING and not (side.hung or side.chatted)
-        if loading and world.source.channel is Channel.OPEN:
-            for record in ("progress", "junk"):
+        talks = not (side.held or side.hung or side.chatted or side.todo)
+        if talks and world.source.channel is Channel.OPEN:
+            records = {
+                Destination.WAITING: (EARLY_ACK,),
+                Destination.LOADING: ("progress", "junk"),
+            }
+            for record in records.get(side.at, ()):
                 sent = world._replace(to_source=(*world.to_source, record))
                 yield Next(f"destination: sends {record}", _with(sent, "destination", chatted=True))
-        if world.source.todo[:1] == (Action.INSURE,):
+        if world.source.todo[:1] == (SourceAction.INSURE,):
             failed = _with(world, "source", todo=world.source.todo[1:])
             yield Next("source: insure fails", _note(failed, "no insurance"))
         if pid1.unit in (Unit.RELOAD, Unit.RUNNING):
@@ -615,6 +631,8 @@ class Model:
     def _parks(self, world: World, name: str) -> Iterator[Next]:
         """Wait until PID 1 has what is to be kept; on a stop for good, until it has nothing."""
         side = getattr(world, name)
+        if name == "source" and side.let_go:
+            world = _wrong(world, "the source parks what it has closed")
         if not side.asked:
             left_alone = name == "source" and world.destination.at is Destination.OWNER
             asks = self.rules.asks_for_job or not left_alone
@@ -699,15 +717,12 @@ def _kill(world: World, side: str, killer: str) -> World:
 
 
 def _over(world: World) -> World:
-    ended = _with(
-        world, "source", channel=Channel.CLOSED, giving=False, migrating=False, registered=False
-    )
-    return ended._replace(to_source=())
+    """A migration that ends before Go."""
+    return _hang_up_source(_with(world, "source", migrating=False, registered=False))
 
 
-def _let_go(happened: Next) -> Next:
-    """A migration that ends before Go: the channel is closed, without `give`."""
-    return Next(happened.text, _over(happened.world))
+def _hang_up_source(world: World) -> World:
+    return _with(world, "source", channel=Channel.CLOSED)._replace(to_source=())
 
 
 def _end(world: World) -> World:
@@ -729,8 +744,16 @@ def verdict(world: World) -> str:
         return world.wrong
     if world.source.serving and world.destination.serving:
         return "two owners serve"
-    if world.source.serving and world.destination.at is Destination.OWNER:
+    source = world.source
+    if source.serving and world.destination.at is Destination.OWNER:
         return "the source serves after the commit"
+    if source.at is Source.COMMITTED and world.destination.at in _BEFORE_ACK:
+        return "the source commits, and nobody owns"
+    runs = source.process is Process.UP and not source.todo
+    if runs and source.at in (Source.COMMITTED, Source.RETIRED) and not source.retired:
+        return "the source touches what has moved"
+    if runs and source.at is Source.RETIRED and not source.let_go:
+        return "the source keeps open what has moved"
     return ""
 
 

@@ -281,6 +281,7 @@ def test_one_more_answer(play: Callable[[Play], None]) -> None:
         scene.a.hosting.hold(for_good=False, crosses=False)
         scene.a.hosting.freeze()
         scene.a.hosting.let_go()
+        scene.a.hosting.close_copies()
         scene.a.hosting.finish(one_more=True)
         for _ in range(3):
             await asyncio.sleep(0.02)
@@ -476,6 +477,7 @@ def test_a_tls_handshake_under_way(
             frozen, left = await side.collect()
             assert ([], 1) == (frozen, len(left))
             side.hosting.let_go()
+            side.hosting.close_copies()
             side.hosting.finish(one_more=True)
             assert 1 == len(side.hosting.drain())
             await writer.start_tls(

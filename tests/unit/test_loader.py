@@ -200,7 +200,7 @@ def test_the_commit_is_one_datagram(bench: Bench) -> None:
     manifest, fds = image(bench)
     bench.park(manifest, fds)
     arrival = bench.load()
-    arrival.commit(bench.notifier, bench.store)
+    arrival.commit(bench.notifier, bench.store, lambda: None)
     ready = [text for text in bench.told() if text.startswith("READY=1")]
 
     assert [
@@ -445,9 +445,9 @@ def test_a_cut_list_is_left_behind(bench: Bench, caplog: pytest.LogCaptureFixtur
         writer,
     ):
         bench.keep("upgrader-channel-3", reader)
-        channel.send(writer, wire.Hello(3, 4), [memfd, ledger])
-        channel.send(writer, wire.Fds(0, 3), fds)
-        channel.send(writer, wire.End(3, wire.EndReason.CHANNEL_FULL))
+        channel.send(writer, wire.Hello(3, 4), [memfd, ledger], version=wire.PARKED)
+        channel.send(writer, wire.Fds(0, 3), fds, version=wire.PARKED)
+        channel.send(writer, wire.End(3, wire.EndReason.CHANNEL_FULL), version=wire.PARKED)
     arrival = bench.load()
 
     assert (3, 1) == (arrival.status.fds, arrival.status.left_behind)

@@ -14,7 +14,15 @@ from typing import Any
 import pytest
 
 from tests.unit.protocol import Model, Rules, Unit, World, verdict, verdict_at_rest
-from upgrader.switchover import DESTINATION, SOURCE, Action, Destination, Event, Source
+from upgrader.switchover import (
+    DESTINATION,
+    SOURCE,
+    Destination,
+    DestinationAction,
+    Event,
+    Source,
+    SourceAction,
+)
 
 #: All pairs of faults, everywhere; every row of the tables is used with one already.
 FAULTS = 2
@@ -126,14 +134,26 @@ def test_without_a_fault_nothing_ever_stops() -> None:
         assert world.source.serving != world.destination.serving
 
 
-def source(rows: dict[tuple[Source, Event], tuple[Source, tuple[Action, ...]]]) -> dict[str, Any]:
+def source(
+    rows: dict[tuple[Source, Event], tuple[Source, tuple[SourceAction, ...]]],
+) -> dict[str, Any]:
     return {"source": {**SOURCE, **rows}}
+
+
+def without(action: SourceAction) -> dict[str, Any]:
+    """The table of the source with one action left out of every row."""
+    return source(
+        {
+            row: (state, tuple(each for each in actions if each is not action))
+            for row, (state, actions) in SOURCE.items()
+        }
+    )
 
 
 #: What was changed; how; what is wrong then; what somewhere happens on the way there.
 BROKEN = [
     pytest.param(
-        source({(Source.FROZEN, Event.DEADLINE): (Source.SERVING, (Action.RESUME,))}),
+        source({(Source.FROZEN, Event.DEADLINE): (Source.SERVING, (SourceAction.RESUME,))}),
         "the source serves after the commit",
         "source: deadline: frozen -> serving",
         id="an Ack is taken without shutting the channel first",
@@ -159,12 +179,20 @@ BROKEN = [
     pytest.param(
         source(
             {
-                (Source.FROZEN, Event.ACK): (Source.RETIRED, (Action.INSURE, Action.RETIRE)),
-                (Source.DECIDING, Event.ACK): (Source.RETIRED, (Action.INSURE, Action.RETIRE)),
+                (state, Event.ACK): (
+                    Source.RETIRED,
+                    (
+                        SourceAction.RETIRE,
+                        SourceAction.INSURE,
+                        SourceAction.LET_GO,
+                        SourceAction.HANG_UP,
+                    ),
+                )
+                for state in (Source.FROZEN, Source.DECIDING)
             }
         ),
         "PID 1 stops the unit, though the destination owns and is well",
-        "source: has drained, exits 0",
+        "source: drained: retired -> retired",
         id="the source exits before PID 1 knows its successor",
     ),
     pytest.param(
@@ -204,13 +232,7 @@ BROKEN = [
         id="a destination whose Ack was not taken takes the source for dead",
     ),
     pytest.param(
-        source(
-            {
-                row: (Source.SERVING, (Action.RESUME,))
-                for row, (_, actions) in SOURCE.items()
-                if Action.TAKE_BACK in actions
-            }
-        ),
+        without(SourceAction.TAKE_BACK),
         "what is served is older than what was served",
         "destination: orphaned: asking -> owner",
         id="a source that resumes does not take its image back",
@@ -228,13 +250,13 @@ BROKEN = [
         id="the source gives up naming its successor",
     ),
     pytest.param(
-        source({(Source.FROZEN, Event.UNREADABLE): (Source.SERVING, (Action.RESUME,))}),
+        source({(Source.FROZEN, Event.UNREADABLE): (Source.SERVING, (SourceAction.RESUME,))}),
         "the source serves after the commit",
         "! destination: sends junk",
         id="the source resumes at an unreadable record",
     ),
     pytest.param(
-        source({(Source.DECIDING, Event.UNREADABLE): (Source.SERVING, (Action.RESUME,))}),
+        source({(Source.DECIDING, Event.UNREADABLE): (Source.SERVING, (SourceAction.RESUME,))}),
         "the source serves after the commit",
         "source: unreadable: deciding -> serving",
         id="the source reads no further than an unreadable record",
@@ -252,18 +274,15 @@ BROKEN = [
         id="a source left alone parks on a stop for good",
     ),
     pytest.param(
-        source({(Source.COMMITTED, Event.SUCCESSOR_DEAD): (Source.SERVING, (Action.RESUME,))}),
-        "the source serves after the commit",
+        source(
+            {(Source.COMMITTED, Event.SUCCESSOR_DEAD): (Source.SERVING, (SourceAction.RESUME,))}
+        ),
+        "the source serves with what has moved",
         "! destination is killed",
         id="the source serves again after the Ack",
     ),
     pytest.param(
-        source(
-            {
-                (state, Event.ACK): (Source.COMMITTED, (Action.NAME_SUCCESSOR,))
-                for state in (Source.FROZEN, Source.DECIDING)
-            }
-        ),
+        without(SourceAction.INSURE),
         "everything is lost",
         "! destination is killed",
         id="no insurance",
@@ -274,13 +293,31 @@ BROKEN = [
                 **DESTINATION,
                 (Destination.LOADING, Event.LOADED): (
                     Destination.ACKING,
-                    (Action.SERVE, Action.SEND_ACK),
+                    (DestinationAction.SERVE, DestinationAction.SEND_ACK),
                 ),
             }
         },
         "two owners serve",
         "destination: serve",
         id="the destination serves before the Ack",
+    ),
+    pytest.param(
+        {"checks_ack": False},
+        "the source commits, and nobody owns",
+        "! destination: sends ack of nothing",
+        id="an Ack of nothing commits",
+    ),
+    pytest.param(
+        without(SourceAction.RETIRE),
+        "the source touches what has moved",
+        "destination: send-ack: taken: acking -> owner",
+        id="the source does not retire",
+    ),
+    pytest.param(
+        without(SourceAction.LET_GO),
+        "the source keeps open what has moved",
+        "source: named: committed -> retired",
+        id="the source does not let go",
     ),
 ]
 

@@ -9,20 +9,24 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from tests.unit.golden import FRAMES, STREAMS
+from tests.unit.golden import ALL_FRAMES, STREAMS
+from upgrader.codes import Code
 from upgrader.errors import ProtocolError
 from upgrader.migration import TRANSITIONS, Incoming, Phase, batches
 from upgrader.wire import (
     HELLO_FDS,
     MAGIC,
     MAX_FDS,
+    REASON_SIZE,
     RECORD_SIZE,
-    VERSION,
+    VERSIONS,
+    Ack,
     End,
     EndReason,
     Fds,
     Hello,
     Record,
+    abort,
     decode,
     encode,
 )
@@ -30,25 +34,31 @@ from upgrader.wire import (
 # Frames
 
 
-@pytest.mark.parametrize(("name", "record"), FRAMES.items(), ids=FRAMES.keys())
-def test_released_frames(name: str, record: Record) -> None:
-    """The committed frames of stream version 1 decode to what they were made of, and back."""
+@pytest.mark.parametrize(
+    ("version", "name", "record"), ALL_FRAMES, ids=[name for _, name, _ in ALL_FRAMES]
+)
+def test_released_frames(version: int, name: str, record: Record) -> None:
+    """The committed frames of each version of the stream decode to what they were made of, and
+    back."""
     frame = (STREAMS / f"{name}.bin").read_bytes()
 
     assert record == decode(frame)
-    assert frame == encode(record)
+    assert frame == encode(record, version)
     assert RECORD_SIZE == len(frame)
 
 
 def test_the_largest_records_fit() -> None:
-    """Every number may have 64 bits."""
+    """Every number may have 64 bits, and an Abort its longest reason beside any code."""
     most = 2**64 - 1
-    for record in (Hello(most, most), Fds(most, most), *(End(most, r) for r in EndReason)):
-        assert record == decode(encode(record))
+    ends = [End(most, reason) for reason in EndReason]
+    aborts = [abort(code, "\N{EURO SIGN}" * REASON_SIZE) for code in Code]
+    for record in (Hello(most, most), Fds(most, most), Ack(most, most), *ends, *aborts):
+        assert record == decode(encode(record, VERSIONS[-1]))
+    assert all(len(item.reason.encode()) > REASON_SIZE - 3 for item in aborts)
 
 
 def frame(
-    magic: bytes = MAGIC, version: int = VERSION, length: int | None = None, body: bytes = b""
+    magic: bytes = MAGIC, version: int = VERSIONS[-1], length: int | None = None, body: bytes = b""
 ) -> bytes:
     size = len(body) if length is None else length
     head = magic + version.to_bytes(2, "big") + size.to_bytes(2, "big")
@@ -66,8 +76,8 @@ def packed(**fields: object) -> bytes:
         (frame()[:-1], "191 bytes instead of 192"),
         (frame() + b"\0", "193 bytes instead of 192"),
         (frame(magic=b"HTTP"), "starts with b'HTTP'"),
-        (frame(version=2), "version 2, this library speaks 1"),
-        (frame(version=0), "version 0, this library speaks 1"),
+        (frame(version=3), r"version 3, this library speaks \(1, 2\)"),
+        (frame(version=0), r"version 0, this library speaks \(1, 2\)"),
         (frame(length=185), "claims 185 bytes"),
         (frame(length=65535), "claims 65535 bytes"),
         (frame(), "does not decode"),
@@ -89,7 +99,7 @@ def test_bad_frames(bad: bytes, message: str) -> None:
 def test_random_frames_raise_nothing_else() -> None:
     """Whatever the bytes are: ProtocolError, or a record."""
     source = random.Random(2)
-    good = [encode(record) for record in FRAMES.values()]
+    good = [encode(record, version) for version, _, record in ALL_FRAMES]
     for _ in range(20_000):
         damaged = bytearray(source.choice(good))
         for _ in range(source.randint(1, 5)):

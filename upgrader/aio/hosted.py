@@ -162,9 +162,13 @@ class Hosted:
         return Frozen(self.door, self.sock, self.identity, state)
 
     def let_go(self) -> None:
-        """It has moved: close our copy of its FD. The library is not told, so no handler says
-        goodbye to a peer that is served elsewhere."""
+        """It has moved: nothing here reads from it any more, but our copy of its FD stays open. The
+        library is not told, so no handler says goodbye to a peer that is served elsewhere."""
         self.transport.set_protocol(asyncio.Protocol())
+        self.transport.pause_reading()
+
+    def close_copy(self) -> None:
+        """Close our copy of an FD that has moved."""
         self.transport.abort()
 
     def finish(self) -> None:

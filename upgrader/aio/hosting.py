@@ -228,14 +228,19 @@ class Hosting:
         return frozen, left
 
     def let_go(self) -> None:
-        """All that was frozen last belongs to another instance."""
+        """All that was frozen last belongs to another instance, and stays open here for now."""
         for hosted in self._moving:
             hosted.let_go()
+        moved = set(self._moving)
+        self.connections = [hosted for hosted in self.connections if hosted not in moved]
+
+    def close_copies(self) -> None:
+        """Close our copies of all that was frozen last."""
+        for hosted in self._moving:
+            hosted.close_copy()
         for waiting in self._waiting:
             waiting.adopted.sock.close()
         self._waiting.clear()
-        moved = set(self._moving)
-        self.connections = [hosted for hosted in self.connections if hosted not in moved]
 
     def finish(self, *, one_more: bool = False) -> None:
         """What is left ends here, each connection after what it is at. `one_more`: an idle one

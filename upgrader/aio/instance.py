@@ -33,14 +33,14 @@ from upgrader.instance import Instance as BaseInstance
 from upgrader.outgoing import Frozen
 from upgrader.process import no_collection, stop_signals
 from upgrader.stream import Stream
-from upgrader.switchover import Source
+from upgrader.switchover import Event, Source
 
 if TYPE_CHECKING:
     import ssl
 
     from upgrader.execution import Execution
     from upgrader.host import Open
-    from upgrader.live import Request
+    from upgrader.live_source import Request
 
 Task = Callable[..., Coroutine[Any, Any, object]]
 
@@ -97,11 +97,10 @@ class Instance(BaseInstance):
             await self._verify()
             for number in stop_signals(self.supervised):
                 self._catch(number, stop)
-            self.commit(arrival)
+            self.commit(arrival, lambda: self._begin(arrival))
         except Exception as error:
             self.refuse(error)
             raise
-        self._begin(arrival)
         self.answer()
         self.loop.call_later(self.parameters.insurance, self._trust)
         running = [
@@ -276,8 +275,7 @@ class Instance(BaseInstance):
         # Nobody could drain afterwards.
         deadline = time.monotonic() + self.parameters.drain_timeout
         await self._come_to_a_stop(deadline, for_good=False)
-        self.execute(execution, self._freeze)
-        self._resume()
+        self.execute(execution)
 
     async def _migrate(
         self,
@@ -286,7 +284,7 @@ class Instance(BaseInstance):
         stop: asyncio.Event,
     ) -> bool:
         """Give everything to a live destination; False if this instance serves on."""
-        from upgrader.live import Request  # since it answers, it has been loaded
+        from upgrader.live_source import Request  # since it answers, it has been loaded
 
         if not isinstance(request, Request):
             await self._execute(request)
@@ -295,36 +293,50 @@ class Instance(BaseInstance):
         moving = [peer for peer in self._peers if self.crosses(peer.door)]
         limit = time.monotonic() + self.parameters.downtime_limit
         await self._collect(limit, moving, drained=True)
-        stands = self.give(request, self._freeze)  # nothing else runs meanwhile: the freeze
-        if stands is Source.SERVING:
-            self._resume()
+        giver = self.give(request)  # nothing else runs meanwhile: the freeze
+        if giver.state is Source.SERVING:
             return False
-        if stands is Source.PARKED:  # Restart= brings everything back, once this process is gone
-            self.frozen = True
+        self.deadline = time.monotonic() + self.parameters.drain_timeout
+        draining = self.loop.create_task(self._drain_rest(tasks, stop))
+        while giver.state is Source.COMMITTED:
+            giver.side.feed(await asyncio.wrap_future(giver.told))
+        if giver.state is Source.PARKED:  # Restart= brings all back, once this process is gone
+            draining.cancel()
             return True
-        self.deadline = deadline = time.monotonic() + self.parameters.drain_timeout
+        await draining
+        giver.side.feed(Event.STOP if stop.is_set() else Event.DRAINED)
+        return True
+
+    def _give_up(self) -> None:
         self.replaced = True
         for peer in self._moving:
-            peer.let_go(close=True)
+            peer.let_go()
             self.forget(peer)
         for hosting in self._hostings.values():
             hosting.let_go()
             # Our states are another instance's by now: no new request may write to them here.
             hosting.finish(one_more=not self.declarations.states)
-        for bound in self.declarations.sockets.values():
-            bound.close()
         self._gate.set()
         for peer in self._peers:
             peer.finish()
+
+    def _let_go(self) -> None:
+        for peer in self._moving:
+            peer.close_copy()
+        for hosting in self._hostings.values():
+            hosting.close_copies()
+        for bound in self.declarations.sockets.values():
+            bound.close()
+
+    async def _drain_rest(self, tasks: list[asyncio.Task[object]], stop: asyncio.Event) -> None:
+        """What could not move ends after what it is at, by the deadline or `stop`."""
         if self.connections_open():
             self.drains()
-        await cancel(tasks, deadline)
-        await end_all(self._hostings.values(), deadline, stop)
-        while self._peers and not stop.is_set() and (left := deadline - time.monotonic()) > 0:
+        await cancel(tasks, self.deadline)
+        await end_all(self._hostings.values(), self.deadline, stop)
+        while self._peers and not stop.is_set() and (left := self.deadline - time.monotonic()) > 0:
             self._quiet.clear()
             await first(left, self._quiet, stop)
-        self.frozen = True
-        return True
 
     async def _come_to_a_stop(self, deadline: float, *, for_good: bool) -> None:
         """Connections that do not move end while this instance still owns, the others come to
@@ -373,7 +385,7 @@ class Instance(BaseInstance):
         self.frozen = self.park(*self._freeze())
         if self.frozen:
             for peer in self._peers:
-                peer.let_go(close=False)  # the process ends now
+                peer.let_go()
             for hosting in self._hostings.values():
                 hosting.let_go()
         return self.frozen

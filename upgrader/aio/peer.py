@@ -179,14 +179,16 @@ class Peer(Generic[S]):
         """The end was called off."""
         self._high_water = HIGH_WATER
 
-    def let_go(self, *, close: bool) -> None:
-        """It has moved: nothing here touches it any more. `close` our copy of its FD, too: else
-        its client would not see that the next instance closes it."""
+    def let_go(self) -> None:
+        """It has moved: nothing here touches it any more, but our copy of its FD stays open."""
         self._moved = True
-        if close:
-            self._stop_reading()
-            self._loop.remove_writer(self._fd)
-            self._stream.sock.close()
+        self._stop_reading()
+        self._loop.remove_writer(self._fd)
+
+    def close_copy(self) -> None:
+        """Close our copy of an FD that has moved: else its client would not see that the next
+        instance closes it."""
+        self._stream.sock.close()
 
     def freeze(self) -> Frozen | LeftBehind | None:
         """What moves; why it stays; or None if it is gone anyway."""
