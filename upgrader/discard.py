@@ -6,15 +6,14 @@ The generation to leave out is given to the new instance in the environment, by 
 /run that exists only as long as this takes.
 """
 
-import contextlib
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 from upgrader.obstacles import not_ours, not_running, parked_image, what_to_do
 from upgrader.outcome import Outcome, Progress, Result, Verb
 from upgrader.restarting import follow
+from upgrader.startable import drop_in, startable
 from upgrader.systemd import cause
 from upgrader.systemd.status import Status
 from upgrader.systemd.unit import JobConflict, Unit, UnitError, unit_name
@@ -23,8 +22,9 @@ from upgrader.upgrade import lift_or_place, refuse_if_busy
 
 #: Read by an instance when it starts: a generation, or "all" where PID 1 cannot name it.
 VARIABLE = "UPGRADER_DISCARD"
+_DISCARD = f"[Service]\nEnvironment={VARIABLE}={{}}\n"
 #: Exists only while this runs.
-DROP_IN = "/run/systemd/system/{unit}.d/90-upgrader-discard.conf"
+DROP_IN = "90-upgrader-discard.conf"
 
 
 def discard(
@@ -92,8 +92,6 @@ def _discard(systemd: Systemd, name: str, timeout: float | None, progress: Progr
         done = f"it serves{says}: no image is parked, nothing to discard"
         return Outcome(Verb.DISCARD, unit.id, Result.DONE, done=done, before=status, after=status)
     refuse_if_busy(systemd, unit)
-    # Without a reference, PID 1 may forget a stopped unit, and what it stores for it, at any time.
-    systemd.pin(unit.id)
     parked = parked_image(systemd.fd_store(unit))
     if parked is None:
         return Outcome(
@@ -104,7 +102,10 @@ def _discard(systemd: Systemd, name: str, timeout: float | None, progress: Progr
             remedy=f"start it: systemctl start {unit.id}",
         )
     image = f"image of generation {parked}" if parked else "image"
-    with _drop_in(systemd, unit, str(parked or "all")):
+    with (
+        startable(systemd, unit),
+        drop_in(systemd, unit, DROP_IN, _DISCARD.format(parked or "all")),
+    ):
         return _start(systemd, unit, Verb.DISCARD, image, timeout, progress)
 
 
@@ -118,7 +119,7 @@ def _restart_cold(
         result = Result.OLD_SERVES if unit.serves else Result.NOT_SERVING
         return Outcome(Verb.RESTART, unit.id, result, cause=obstacle.cause, remedy=obstacle.remedy)
     before = Status.parse(unit.status_text)
-    with _drop_in(systemd, unit, "all"):
+    with startable(systemd, unit), drop_in(systemd, unit, DROP_IN, _DISCARD.format("all")):
         outcome = _start(systemd, unit, Verb.RESTART, "image", timeout, progress)
     return replace(outcome, before=before)
 
@@ -132,7 +133,6 @@ def _start(
     progress: Progress,
 ) -> Outcome:
     since = time.monotonic_ns() // 1000
-    systemd.reset_failed(unit.id)
     # Not start: that would wait for the next automatic restart.
     job = systemd.restart(unit)
     progress(f"{unit.id}: systemd starts it without the {image} (job {job})")
@@ -163,25 +163,3 @@ def _start(
     return Outcome(
         verb, unit.id, Result.DONE, done=f"started without the {image}{says}", after=after
     )
-
-
-@contextlib.contextmanager
-def _drop_in(systemd: Systemd, unit: Unit, generation: str) -> Iterator[None]:
-    """The drop-in that names what to leave out; gone again afterwards, whatever happens."""
-    path = DROP_IN.format(unit=unit.id)
-    if systemd.user:
-        runtime = os.environ.get("XDG_RUNTIME_DIR", "/run/user/nobody")
-        path = path.replace("/run/systemd/system", f"{runtime}/systemd/user")
-    directory = os.path.dirname(path)
-    try:
-        os.makedirs(directory, mode=0o755, exist_ok=True)
-        with open(path, "w", encoding="ascii") as file:
-            file.write(f"[Service]\nEnvironment={VARIABLE}={generation}\n")
-        systemd.daemon_reload(unit.id)
-        yield
-    finally:
-        with contextlib.suppress(FileNotFoundError, PermissionError):
-            os.unlink(path)
-            with contextlib.suppress(OSError):
-                os.rmdir(directory)  # only if nothing else is in it
-            systemd.daemon_reload(unit.id)

@@ -18,13 +18,14 @@ from pathlib import PurePath
 
 from upgrader import hold, policy
 from upgrader.errors import UpgradeError
-from upgrader.outcome import Mode, Result
+from upgrader.outcome import Mode, Outcome, Result
 from upgrader.policy import Policy, Rule
 from upgrader.requests import Origin, Requests, Turn, TurnTaken
+from upgrader.starting import has_failed, start_again
 from upgrader.systemd.status import Status
 from upgrader.systemd.unit import NoSuchUnit, Unit, unit_name
 from upgrader.systemd.units import Systemd
-from upgrader.upgrade import upgrade
+from upgrader.upgrade import lift_or_place, upgrade
 
 #: Seconds in which a unit is upgraded once, and after them once more, however many ask for it. A
 #: new version on disk does not wait: package managers ask once for a whole transaction.
@@ -131,25 +132,16 @@ class Desk:
             if unit.need_daemon_reload:
                 systemd.daemon_reload(unit.id)
                 unit = systemd.unit(name)
-            if installed and _waits(unit):
-                return self._start(systemd, unit)
+            if installed and has_failed(unit):
+                # What PID 1 holds is for the next good version, which may be this.
+                outcome = start_again(systemd, unit, TIMEOUT, lambda text: None)
+                return self._report(lift_or_place(outcome))
             if unit.load_state == "masked" or not unit.serves:
                 # Not running, it starts with the new version; nobody wants it started from here.
                 return self._tell(f"{name}: nothing to upgrade, it is {_word(unit)}")
             if reason := _is_plain(unit):
                 return self._try_restart(systemd, unit, rule.policy, reason)
         return self._run(name, rule.policy)
-
-    def _start(self, systemd: Systemd, unit: Unit) -> Told:
-        """After a bad version: what PID 1 holds is for the next good one, which may be this."""
-        systemd.reset_failed(unit.id)
-        word = systemd.wait_job(unit, systemd.start(unit), TIMEOUT)
-        now = systemd.unit(unit.id)
-        if now.serves:
-            hold.lift(unit.id)
-            line = f"{unit.id}: started, with what systemd held for it: {now.status_text}"
-            return self._tell(line, done=True)
-        return self._not_serving(now, f"it did not start ({word})")
 
     def _try_restart(self, systemd: Systemd, unit: Unit, chosen: Policy, reason: str) -> Told:
         """For the first upgrade to a version that uses the library, and for the way back."""
@@ -174,9 +166,12 @@ class Desk:
             # What is under way may have begun before these files were there.
             upgrade(name, mode, wait=True, timeout=TIMEOUT)
             outcome = upgrade(name, mode, timeout=TIMEOUT)
+        return self._report(outcome)
+
+    def _report(self, outcome: Outcome) -> Told:
         done = outcome.result is Result.DONE
         for line in outcome.warnings:
-            self.say(f"warning: {name}: {line}")
+            self.say(f"warning: {outcome.unit}: {line}")
         remedy = [] if done else outcome.remedy.splitlines()
         return self._tell(outcome.line, *remedy, done=done, bad=not done)
 
@@ -196,12 +191,6 @@ class Desk:
 
 
 _MODES = {Policy.AUTO: None, Policy.LIVE: Mode.LIVE, Policy.RESTART: Mode.RESTART}
-
-
-def _waits(unit: Unit) -> bool:
-    """Whether it failed, and PID 1 still holds an image or listeners for it."""
-    failed = unit.active_state == "failed" or unit.retries
-    return unit.load_state == "loaded" and failed and unit.stored_fds > 0
 
 
 def _is_plain(unit: Unit) -> str:

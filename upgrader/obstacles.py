@@ -41,6 +41,8 @@ def not_running(systemd: Systemd, unit: Unit) -> Obstacle | None:
             f"put a good version in place, then: systemctl restart {unit.id}{kept}",
         )
     state = f"failed: {unit.result}" if unit.active_state == "failed" else unit.active_state
+    if unit.active_state == "failed" and systemd.release < _PRESERVE:
+        kept = f"; systemd {systemd.release} keeps nothing for a unit that has failed"
     return Obstacle(
         f"it is not running ({state})",
         f"start it: systemctl start {unit.id}{kept}",

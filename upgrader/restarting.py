@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from upgrader.obstacles import Obstacle, of_generation, parked_image, what_to_do
 from upgrader.outcome import Mode, Outcome, Progress, Result, Verb, duration
+from upgrader.startable import startable
 from upgrader.systemd import cause
 from upgrader.systemd.fdstore import Stored, StoreName
 from upgrader.systemd.status import Origin, Status
@@ -20,10 +21,10 @@ def restart(
     """Restart one unit and wait for the outcome; raises UnitError only if nothing was done."""
     since = time.monotonic_ns() // 1000
     # Else StartLimitBurst= may refuse the start of a service that the same job has just stopped.
-    systemd.reset_failed(unit.id)
-    job = systemd.restart(unit)
-    progress(f"{unit.id}: systemd restarts it (job {job})")
-    return await_restart(systemd, unit, before, job, since, timeout, progress)
+    with startable(systemd, unit):
+        job = systemd.restart(unit)
+        progress(f"{unit.id}: systemd restarts it (job {job})")
+        return await_restart(systemd, unit, before, job, since, timeout, progress)
 
 
 def await_restart(

@@ -19,6 +19,7 @@ from upgrader.process import process_started
 from upgrader.rehearsal import rehearse
 from upgrader.reloading import await_reload, limits, reload
 from upgrader.restarting import await_restart, restart
+from upgrader.starting import is_kept, start_again
 from upgrader.systemd.status import Origin, Status
 from upgrader.systemd.unit import Job, JobConflict, NoSuchUnit, Unit, UnitError, unit_name
 from upgrader.systemd.units import Systemd
@@ -64,6 +65,8 @@ def upgrade(
 
     `asked`: since when the upgrade has been wanted, in seconds of CLOCK_BOOTTIME, by default now.
     An instance that somebody else's upgrade has started after that is the version wanted.
+
+    A unit that has failed, and for which PID 1 holds what an instance left, is started with that.
 
     An upgrade that failed leaves a hold on the unit, and one that is done lifts it.
     """
@@ -113,6 +116,11 @@ def _upgrade(
         if (followed := _follow(systemd, unit, job, wish.timeout, progress)) is not None:
             return followed
         unit = systemd.unit(name)
+    if is_kept(systemd, unit):
+        if wish.dry_run:
+            done = "would be started, with what systemd holds for it"
+            return Outcome(Verb.UPGRADE, unit.id, Result.DONE, done=done)
+        return start_again(systemd, unit, wish.timeout, progress)
     before = Status.parse(unit.status_text) if unit.serves else None
     obstacle = not_running(systemd, unit) or not_ours(unit)
     outdated = unit.need_daemon_reload  # so what runs has other settings, however new it is

@@ -205,6 +205,11 @@ class Service:
                 client.close()
 
 
+def hook(machine: PrivateSystemd, *arguments: str) -> str:
+    """What the hook of package managers said; it must end with 0."""
+    return machine.run([*machine.python, "-m", "upgrader.hook", *arguments], timeout=120).stderr
+
+
 class Client:
     """A client of the line protocol of the programs in services/."""
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support import eventually
-from tests.system.serving import Install
+from tests.system.serving import Install, hook
 from upgrader.hook import WINDOW
 from upgrader.private_systemd import PrivateSystemd
 
@@ -20,12 +20,6 @@ cp -a /bin /sbin /lib* /mnt/
 for d in usr run proc; do mkdir -p /mnt/$d; mount --rbind /$d /mnt/$d; done
 exec chroot /mnt "$@"
 """
-
-
-def hook(machine: PrivateSystemd, *arguments: str, **options: str) -> str:
-    """What it said; it must end with 0."""
-    command = [*machine.python, "-m", "upgrader.hook", *arguments]
-    return machine.run(command, timeout=120, **options).stderr  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -192,9 +192,10 @@ def test_without_permission(service: Service) -> None:
 
 
 def test_without_a_bus(service: Service) -> None:
-    """Without a bus it is 4, and the remedy says where to look."""
+    """Without a bus it is 4 for who is not root, and the remedy says where to look."""
     before = now(service)
-    done = upgrader(service.machine, "upgrade", service.unit, env=NOWHERE)
+    asked = [*NOBODY, "upgrader", "upgrade", service.unit]
+    done = service.machine.run(asked, env=NOWHERE, check=False)
 
     assert done.returncode == 4
     assert "systemd cannot be reached over D-Bus: No such file or directory" in done.stderr
@@ -462,7 +463,7 @@ def test_after_the_start_limit(counter: Service) -> None:
         kept = counter.machine.systemd_version >= 254
         again = upgrade(counter)
         assert again.returncode == 3
-        assert ("it loads the parked image of generation 1" in again.stderr) == kept
+        assert ("the image of generation 1 is kept" in again.stderr) == kept
         put(counter, "1")
         start = ["systemctl", "start", counter.unit]
         assert eventually(lambda: counter.machine.run(start, check=False).returncode == 0)

@@ -35,7 +35,7 @@ from upgrader.systemd.unit import (
 )
 
 if TYPE_CHECKING:
-    from pystemd.dbuslib import DbusMessage
+    from pystemd.dbuslib import DBus, DbusMessage
 
 _PID1 = b"org.freedesktop.systemd1"
 _PID1_PATH = b"/org/freedesktop/systemd1"
@@ -43,6 +43,8 @@ _PID1_INTERFACE = b"org.freedesktop.systemd1.Manager"
 _PROPERTIES = b"org.freedesktop.DBus.Properties"
 _BUS = (b"org.freedesktop.DBus", b"/org/freedesktop/DBus", b"org.freedesktop.DBus")
 
+#: As systemctl falls back to: takes root only, no references, and sends all signals unasked.
+_PRIVATE = "/run/systemd/private"
 _SIGNAL = 4  # SD_BUS_MESSAGE_SIGNAL
 # sd_bus_process() may handle a message by itself and return none although more are queued.
 _EMPTY_READS = 3
@@ -58,15 +60,9 @@ class Systemd:
 
     def __init__(self, *, user: bool = False) -> None:
         """`user`: this user's own service manager, not PID 1."""
-        try:
-            from pystemd.dbuslib import DBus
-        except ImportError as error:
-            raise MissingPackage("pystemd") from error
         self.user = user
-        self._bus = DBus(user_mode=user)
         self._watched: set[str] = set()
-        with _translated("", "connect"):
-            self._bus.open()
+        self._bus, self._direct = _connected(user)
         try:
             version = self._get(_PID1_PATH.decode(), _PID1_INTERFACE, "Version")
         except BaseException:
@@ -233,6 +229,9 @@ class Systemd:
             return
         with _translated(unit.id, "watch it"):
             self._call("Subscribe", b"")
+            if self._direct:
+                self._watched.add(unit.path)
+                return
             pid1 = f"type='signal',sender='{_PID1.decode()}'"
             for rule in (
                 f"{pid1},path='{_PID1_PATH.decode()}',member='JobRemoved'",
@@ -312,6 +311,26 @@ class Systemd:
                 if left <= 0:
                     return None
             poll.poll(left)
+
+
+def _connected(user: bool) -> "tuple[DBus, bool]":
+    """A connection over the bus, or, for root where there is none, to PID 1 itself; and whether."""
+    try:
+        from pystemd.dbuslib import DBus, DBusAddress
+    except ImportError as error:
+        raise MissingPackage("pystemd") from error
+    bus = DBus(user_mode=user)
+    try:
+        with _translated("", "connect"):
+            bus.open()
+    except BusUnreachable:
+        if user or os.geteuid() != 0 or not os.path.exists(_PRIVATE):
+            raise
+        bus = DBusAddress(f"unix:path={_PRIVATE}".encode(), peer_to_peer=True)
+        with _translated("", "connect"):
+            bus.open()
+        return bus, True
+    return bus, False
 
 
 def _change(unit: Unit, message: "DbusMessage") -> Change | None:
