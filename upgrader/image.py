@@ -57,7 +57,7 @@ class Manifest(msgspec.Struct, frozen=True):
     goes with them (its `data` is empty). `frozen_at` is CLOCK_MONOTONIC in nanoseconds: the
     instant from which nobody serves. `parameters` were set at run time, and are inherited.
     `passed`: the backends that `.socket` units passed; `activated`: all of those, in words.
-    `earlier`: for an entry, by its place, the state of its connection as earlier versions had it.
+    `unsaved`: states that could not be saved; `left_behind` says why. `earlier`: for an entry, by its place, the state of its connection as earlier versions had it.
     """
 
     service: str
@@ -72,6 +72,7 @@ class Manifest(msgspec.Struct, frozen=True):
     parameters: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
     passed: list[str] | msgspec.UnsetType = msgspec.UNSET
     activated: list[str] | msgspec.UnsetType = msgspec.UNSET
+    unsaved: list[str] | msgspec.UnsetType = msgspec.UNSET
     earlier: dict[int, dict[int, bytes]] | msgspec.UnsetType = msgspec.UNSET
 
 

@@ -304,7 +304,7 @@ class Instance(Giving):
             with no_collection():
                 manifest, fds = outgoing.build(
                     self.declarations, self.generation, self.version, connections, busy,
-                    self.overrides,
+                    self.overrides, partial=True,
                 )  # fmt: skip
                 outcome = outgoing.keep(
                     manifest, fds, self._store, self.unit,
@@ -319,7 +319,8 @@ class Instance(Giving):
             message += f"\nleft behind: {item.what} of {item.backend!r}: {item.why}"
         if outcome.left_behind:
             message += f"\n{len(outcome.left_behind)} left behind in all"
-        self._report(Priority.INFO, "source", "park", Outcome.DONE, message)
+        priority = Priority.ERR if manifest.unsaved else Priority.INFO
+        self._report(priority, "source", "park", Outcome.DONE, message)
         for declared in self.declarations.states.values():
             declared.retire()
         return True

@@ -16,8 +16,8 @@ from upgrader import channel, image, spread
 from upgrader.backends import ConnectionState, Identity, Kind, identify, path_inode
 from upgrader.backends.fd import HasFileno
 from upgrader.declarations import Declarations
-from upgrader.errors import BusError, ChannelError, NotifyError
-from upgrader.state import convert_for, describe, save
+from upgrader.errors import BusError, ChannelError, NotifyError, UnsavableState
+from upgrader.state import SavedState, convert_for, describe, save
 from upgrader.systemd.bus import Bus
 from upgrader.systemd.fdstore import FdStore, Stored, StoreName
 from upgrader.systemd.stop import TIMEOUT
@@ -59,11 +59,14 @@ def build(
     busy: Sequence[image.LeftBehind],
     parameters: Mapping[str, str] | None = None,
     readers: Readers = Readers(),
+    *,
+    partial: bool = False,
 ) -> tuple[image.Manifest, list[HasFileno]]:
     """The manifest of this instance as it stands now, and the FDs in its order.
 
     `parameters`: what was set at run time, for the next instance to inherit. `readers`: what is
     known of the next instance; states are in all earlier forms for one that is not known.
+    `partial`: a state that cannot be saved is left behind, because nobody can serve on with it.
 
     Raises UnsavableState for a state that cannot be saved, OSError for a closed FD.
     """
@@ -74,7 +77,9 @@ def build(
         sock = bound.socket
         entries.append(image.Entry(bound.name, bound.kind, identify(sock), path_inode(sock)))
         fds.append(sock)
-    sessions = _Sessions(declarations, readers)
+    saving = _Saving(partial)
+    states = saving.states(declarations, readers)
+    sessions = _Sessions(declarations, readers, saving)
     for frozen in connections:
         kind = Kind.CONNECTION
         state = sessions.convert(frozen, len(entries))
@@ -86,25 +91,56 @@ def build(
         generation=generation,
         program=program,
         frozen_at=frozen_at,
-        states=[
-            convert_for(declared.cls, save(declared.value), readers.states.get(name))
-            for name, declared in declarations.states.items()
-        ],
+        states=states,
         sessions=sessions.headers,
         entries=entries,
-        left_behind=list(busy),
+        left_behind=[*busy, *saving.left_behind],
         parameters=dict(parameters) if parameters else msgspec.UNSET,
         passed=passed or msgspec.UNSET,
         activated=declarations.activated or msgspec.UNSET,
+        unsaved=[item.backend for item in saving.left_behind] or msgspec.UNSET,
         earlier=sessions.earlier or msgspec.UNSET,
     )
     return manifest, fds
 
 
+class _Saving:
+    """Saves states; if it is to be `partial`, what fails is left behind."""
+
+    def __init__(self, partial: bool) -> None:
+        self.left_behind: list[image.LeftBehind] = []
+        self._partial = partial
+
+    def states(self, declarations: Declarations, readers: Readers) -> list[SavedState]:
+        """All states that can be saved."""
+        saved = []
+        for name, declared in declarations.states.items():
+            try:
+                state = save(declared.value)
+            except UnsavableState as error:
+                if not self._partial:
+                    raise
+                self.left_behind.append(image.LeftBehind(name, "state", error.reason))
+            else:
+                saved.append(self.convert(declared.cls, state, readers.states.get(name)))
+        return saved
+
+    def convert(self, cls: type, saved: SavedState, reader: int | None) -> SavedState:
+        """A state as the next instance wants it, or else as it is: only a downgrade fails then."""
+        try:
+            return convert_for(cls, saved, reader)
+        except UnsavableState as error:
+            if not self._partial:
+                raise
+            _log.error("%s", error)
+            return saved
+
+
 class _Sessions:
     """The states of connections, as the next instance wants them."""
 
-    def __init__(self, declarations: Declarations, readers: Readers) -> None:
+    def __init__(self, declarations: Declarations, readers: Readers, saving: _Saving) -> None:
+        self._saving = saving
         self.headers = declarations.sessions()
         self.earlier: dict[int, dict[int, bytes]] = {}
         self._readers = readers.sessions
@@ -121,7 +157,7 @@ class _Sessions:
         if door not in self._classes:
             return state
         plain = msgspec.structs.replace(self._plain[door], data=state.session)
-        saved = convert_for(self._classes[door], plain, self._readers.get(door))
+        saved = self._saving.convert(self._classes[door], plain, self._readers.get(door))
         if saved.earlier:
             self.earlier[place] = saved.earlier
         self.headers[door] = msgspec.structs.replace(saved, data=b"", earlier=msgspec.UNSET)

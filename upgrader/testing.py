@@ -23,9 +23,12 @@ from typing import Self, TypeVar
 import msgspec
 
 from upgrader.backends import Fd
+from upgrader.channel import ParkedChannel
 from upgrader.errors import UpgradeError
+from upgrader.image import unseal
 from upgrader.state import SavedState, load, save
-from upgrader.systemd.status import Status
+from upgrader.systemd.fdstore import Stored, StoreName
+from upgrader.systemd.status import Origin, Status
 
 T = TypeVar("T")
 
@@ -124,10 +127,24 @@ class Service:
         if status != 0:
             raise ServiceError(f"ended with {status}", self.stderr)
 
-    def upgrade(self, command: Sequence[str]) -> Status:
-        """Restart into another version; raises ServiceError, and what is parked stays parked."""
+    def restart(self, command: Sequence[str]) -> Status:
+        """Restart into another version, which may start anew; raises ServiceError if it does not
+        become ready, and what is parked stays parked."""
         self.stop()
         return self.start(command)
+
+    def upgrade(self, command: Sequence[str]) -> Status:
+        """Restart into another version.
+
+        Raises ServiceError if it does not become ready (what is parked stays parked), if nothing or
+        not every state was parked, and if it has not loaded what was.
+        """
+        self.stop()
+        self._require_parked()
+        status = self.start(command)
+        if status.origin is Origin.COLD:
+            raise ServiceError(f"has not loaded what was parked: {status}", self.stderr)
+        return status
 
     def kill(self) -> None:
         """SIGKILL, as in a crash."""
@@ -212,6 +229,29 @@ class Service:
         self.status_text = fields.get("STATUS", self.status_text)
         if fields.get("READY") == "1":
             self._ready.set()
+
+    def _require_parked(self) -> None:
+        """Raise ServiceError unless the process before has parked all its states."""
+        parked = {
+            int(name.item): (text, fd, name.what)
+            for text, fd in self.store
+            if (name := StoreName.parse(text)) and name.what in (Stored.CHANNEL, Stored.IMAGE)
+        }
+        if not parked:
+            raise ServiceError("has parked nothing", self.stderr)
+        text, fd, what = parked[max(parked)]
+        if what is Stored.IMAGE:
+            manifest = unseal(fd)
+        else:
+            channel = ParkedChannel(fd.duplicate().socket(), text)
+            channel.open()
+            manifest = unseal(channel.image)
+            channel.close()
+        if manifest.unsaved:
+            why = [str(item.why) for item in manifest.left_behind if item.what == "state"]
+            raise ServiceError(
+                f"could not save {', '.join(manifest.unsaved)}: {'; '.join(why)}", self.stderr
+            )
 
     def _stored(self, fd: Fd) -> bool:
         same = os.fstat(fd.fileno())

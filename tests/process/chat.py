@@ -91,7 +91,7 @@ class Chat:
         self.service.stop()
 
     def restart(self, **options: Any) -> Status:
-        return self.service.upgrade(self.command(**options))
+        return self.service.restart(self.command(**options))
 
     def fails(self, **options: Any) -> str:
         """Start a version that must not become ready; returns its stderr."""

@@ -80,3 +80,41 @@ def test_p6_a_field_that_nothing_explains_refuses_the_version(
 
         assert "1" == client.ask("get a")
         assert "3" == client.ask("count")
+
+
+def test_p5_a_state_that_cannot_be_saved_takes_nothing_else_down(kv: Kv) -> None:
+    """A restart parks all but that state: it is named, counted, and begins anew; the testing kit
+    raises."""
+    kv.start(1)
+    with kv.connect() as client:
+        assert "OK" == client.ask("task a")
+        assert "2" == client.ask("lines")
+        with pytest.raises(ServiceError, match=r"could not save kv: values\['a'\]\.more: .*Task"):
+            kv.upgrade(1)
+        said = kv.service.stderr
+        assert "left behind: state of 'kv': values['a'].more: Encoding objects of type" in said
+        status = kv.start(1)
+
+        assert (Origin.RESTART, 1) == (status.origin, status.left_behind)
+        assert "3" == client.ask("lines")
+        assert "nil" == client.ask("get a")
+
+
+def test_p5_what_can_be_saved_again_is(kv: Kv) -> None:
+    """The state is looked at anew each time."""
+    kv.start(1)
+    with kv.connect() as client:
+        assert "OK" == client.ask("task a")
+        assert "OK" == client.ask("drop a")
+
+        assert 0 == kv.upgrade(1).left_behind
+        assert "3" == client.ask("count")
+
+
+def test_p5_the_testing_kit_says_that_nothing_was_parked(kv: Kv) -> None:
+    """A plain service: nothing moves, and that is no upgrade."""
+    kv.service.environment["UPGRADER"] = "off"
+    kv.start(1)
+
+    with pytest.raises(ServiceError, match="has parked nothing"):
+        kv.upgrade(1)

@@ -17,7 +17,14 @@ from upgrader.arrival import Arrival
 from upgrader.backends import ConnectionState, Fd, Identity, Kind, Waiting, identify
 from upgrader.channel import park
 from upgrader.declarations import Connections, Datagrams, Declarations, Listener
-from upgrader.errors import ImageError, MismatchError, ProtocolError, RefusedError, UnclaimedError
+from upgrader.errors import (
+    ImageError,
+    MismatchError,
+    ProtocolError,
+    RefusedError,
+    UnclaimedError,
+    UnsavableState,
+)
 from upgrader.image import Entry, Manifest, seal
 from upgrader.incoming import Loader
 from upgrader.outgoing import Frozen, Readers, build, insurance
@@ -421,6 +428,47 @@ def test_p6_connections_take_renamed_fields_down_with_them(
     assert Counters(5) == bench.declarations.states["counters"].value
     name = ["state 'session' of connections of 'door': name"] if session is Session else []
     assert ["state 'counters': seen", *name] == arrival.dropped
+
+
+@upgrader.state("odd", version=2, readable_from=1)
+class Odd:
+    value: Any = 1
+
+
+@upgrader.convert_back(Odd, 1)
+def fails(fields: dict[str, Any]) -> dict[str, Any]:
+    raise ValueError("as told")
+
+
+def test_p5_a_converter_back_that_fails_costs_only_a_downgrade(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """In a restart the state is parked as it is; a live source serves on instead."""
+    declarations = Declarations("web")
+    declarations.add_state(Odd).fill(Odd(5))
+    manifest, _ = build(declarations, 1, "2", [], [], partial=True)
+
+    assert [save(Odd(5))] == manifest.states
+    assert not manifest.unsaved
+    assert "'odd' cannot be saved: cannot be converted back to version 1: ValueError" in caplog.text
+    with pytest.raises(UnsavableState, match="as told"):
+        build(declarations, 1, "2", [], [])
+
+
+def test_p5_only_a_state_that_cannot_be_saved_is_left_behind() -> None:
+    """The others are parked; a live source serves on instead."""
+    declarations = Declarations("web")
+    declarations.add_state(Counters).fill(Counters(5))
+    declarations.add_state(Odd).fill(Odd(len))
+    manifest, _ = build(declarations, 1, "2", [], [], partial=True)
+
+    assert [save(Counters(5))] == manifest.states
+    assert ["odd"] == manifest.unsaved
+    assert [("odd", "state", "value: ")] == [
+        (item.backend, item.what, item.why[:7]) for item in manifest.left_behind
+    ]
+    with pytest.raises(UnsavableState, match="'odd' cannot be saved: value: "):
+        build(declarations, 1, "2", [], [])
 
 
 def test_p6_an_insurance_has_no_forms_of_connections(bench: Bench) -> None:
