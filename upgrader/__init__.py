@@ -1,28 +1,52 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""In-place upgrades of systemd services that nobody notices: what authors import."""
+"""In-place upgrades of systemd services that nobody notices: what authors import.
 
-from typing import TYPE_CHECKING, Any
+Each name is loaded when it is first asked for: takeover needs none of them, and asyncio is loaded
+only by those who use it.
+"""
 
-from upgrader.attach import attach
-from upgrader.blocking import Instance
-from upgrader.declarations import Datagrams, Declared, Listener
-from upgrader.errors import (
-    ChannelError,
-    DeclarationError,
-    IncompatibleState,
-    Retired,
-    UnclaimedError,
-    UpgradeError,
-    VerifyError,
-)
-from upgrader.inbox import Frame, MessageTooLong
-from upgrader.instance import Ended
-from upgrader.state import convert, convert_back, since, state
+import sys
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from upgrader.aio import Peer
+    from upgrader.attach import attach
+    from upgrader.blocking import Instance
+    from upgrader.declarations import Datagrams, Declared, Listener
+    from upgrader.errors import (
+        ChannelError,
+        DeclarationError,
+        IncompatibleState,
+        Retired,
+        UnclaimedError,
+        UpgradeError,
+        VerifyError,
+    )
+    from upgrader.inbox import Frame, MessageTooLong
+    from upgrader.instance import Ended
+    from upgrader.state import convert, convert_back, since, state
 
 __version__ = "0.1.0"
+
+_PLACES = {
+    "aio": ("Peer",),
+    "attach": ("attach",),
+    "blocking": ("Instance",),
+    "declarations": ("Datagrams", "Declared", "Listener"),
+    "errors": (
+        "ChannelError",
+        "DeclarationError",
+        "IncompatibleState",
+        "Retired",
+        "UnclaimedError",
+        "UpgradeError",
+        "VerifyError",
+    ),
+    "inbox": ("Frame", "MessageTooLong"),
+    "instance": ("Ended",),
+    "state": ("convert", "convert_back", "since", "state"),
+}
+_PLACE = {name: module for module, names in _PLACES.items() for name in names}
 
 __all__ = [
     "ChannelError",
@@ -48,10 +72,23 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # `upgrader.Peer` is the asyncio one; asyncio is loaded only by those who use it.
-    if name == "Peer":
-        from upgrader.aio import Peer
+def __getattr__(name: str) -> object:
+    if name not in _PLACE:
+        raise AttributeError(f"module 'upgrader' has no attribute {name!r}")
+    from importlib import import_module
 
-        return Peer
-    raise AttributeError(f"module 'upgrader' has no attribute {name!r}")
+    return getattr(import_module(f"upgrader.{_PLACE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
+
+
+class _Package(type(sys)):  # type: ignore[misc]
+    """Keeps two names for what they mean here: the import of a module would take them for itself."""
+
+    attach = property(lambda _: __getattr__("attach"), lambda _, module: None)
+    state = property(lambda _: __getattr__("state"), lambda _, module: None)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -19,10 +19,10 @@ from upgrader.errors import ParameterError, UpgradeError
 from upgrader.labels import label_lines
 from upgrader.parameters import Parameters
 from upgrader.progress import Progress, fields
-from upgrader.started import Settings
 from upgrader.systemd import journal
 from upgrader.systemd.journal import Outcome, Priority
 from upgrader.systemd.notify import Notifier, one_line
+from upgrader.systemd.settings import Settings
 from upgrader.systemd.status import Origin, Status
 
 if TYPE_CHECKING:  # loaded by the instances that can be asked

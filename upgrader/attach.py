@@ -11,7 +11,7 @@ from upgrader import blocking
 from upgrader.errors import UpgradeError
 from upgrader.systemd import journal
 from upgrader.systemd.journal import Outcome, Priority
-from upgrader.systemd.stop import unit_name
+from upgrader.systemd.own_unit import own_unit
 
 if TYPE_CHECKING:  # asyncio is loaded only by those who use it
     from upgrader import aio
@@ -71,7 +71,7 @@ def _explained(service: str) -> Iterator[None]:
             raise
         message = f"{service}: {error}"
         journal.report(
-            message, Priority.ERR, unit=unit_name(), generation=0, side="destination",
+            message, Priority.ERR, unit=own_unit(), generation=0, side="destination",
             phase="attach", outcome=Outcome.FAILED,
         )  # fmt: skip
         raise SystemExit(message) from error

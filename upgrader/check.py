@@ -20,11 +20,11 @@ from upgrader import hold, instances
 from upgrader.description import Description
 from upgrader.obstacles import all_settings, kept_only_while, not_ours, not_running
 from upgrader.outcome import ExitCode
-from upgrader.parameters import time_span
 from upgrader.rehearsal import rehearse
 from upgrader.reloading import limits
 from upgrader.systemd.listening import inodes, listening, processes
 from upgrader.systemd.live_limits import live_limits
+from upgrader.systemd.syntax import time_span
 from upgrader.systemd.unit import Unit
 from upgrader.systemd.units import Systemd
 

@@ -24,9 +24,10 @@ import msgspec
 
 from upgrader import varlink
 from upgrader.backends import Fd
-from upgrader.parameters import DRAINING
 from upgrader.progress import News
-from upgrader.varlink import INTERFACE, SERVICE, Call, Reply, VarlinkError
+from upgrader.rendezvous import DRAINING
+from upgrader.varlink import INTERFACE, SERVICE, VarlinkError
+from upgrader.varlink_messages import Call, Reply, encode
 
 #: Connections at a time; for one more, the one that has been silent for longest goes.
 MAX_CLIENTS = 32
@@ -285,14 +286,14 @@ class Control:
     def _give_away(self, client: "_Client", reply: Reply) -> None:
         self._selector.unregister(client.sock)
         del self._clients[client.sock]
-        client.sock.sendall(varlink.encode(reply))
+        client.sock.sendall(encode(reply))
         # What follows is waited for, and others have questions meanwhile.
         threading.Thread(
             target=self._answers.migrate, args=(client.sock,), name="upgrader-go", daemon=True
         ).start()
 
     def _send(self, client: "_Client", reply: Reply) -> None:
-        client.unsent += varlink.encode(reply)
+        client.unsent += encode(reply)
         self._flush(client)
         if len(client.unsent) > MAX_UNREAD:
             raise ValueError("answers are not read")

@@ -92,7 +92,7 @@ class Migration(msgspec.Struct, frozen=True):
 class Started(msgspec.Struct, frozen=True):
     """What PID 1 gave to an instance at its start, for takeover, which must give it to the next.
 
-    `activated`: what `.socket` units passed, as `activation.show` writes it, None if it does not
+    `activated`: what `.socket` units passed, as `show_socket` writes it, None if it does not
     say; `credentials`: names; `memory`: bytes that are its own by now; `settings`: of the unit, in
     one checksum, empty if it does not know.
     """

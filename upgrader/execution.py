@@ -19,7 +19,7 @@ from upgrader.backends.fd import HasFileno
 from upgrader.channel import ParkedChannel
 from upgrader.command_line import Command
 from upgrader.errors import ChannelError, NotifyError, UpgradeError
-from upgrader.parameters import EXECUTED
+from upgrader.rendezvous import EXECUTED
 from upgrader.systemd.activation import Passed
 from upgrader.systemd.fdstore import FdStore, StoreName
 

@@ -19,8 +19,8 @@ from upgrader.codes import Code
 from upgrader.description import Phase, Standing
 from upgrader.errors import REHEARSED, UpgradeError
 from upgrader.image import LeftBehind
-from upgrader.parameters import DRAINING, socket_path
 from upgrader.process import no_collection, watchdog_span
+from upgrader.rendezvous import DRAINING, socket_path
 from upgrader.switchover import Event, Source
 from upgrader.systemd.activation import own_number
 from upgrader.systemd.fdstore import FdStore, Stored, StoreName
@@ -68,6 +68,8 @@ class Giving(Account):
 
         def make() -> None:
             # All that is needed now, because the files on disk may be another version's by then.
+            from pathlib import Path
+
             from upgrader import __version__, live_source  # noqa: F401
             from upgrader.control import Control
             from upgrader.negotiation import Negotiation
@@ -76,7 +78,7 @@ class Giving(Account):
             self.settings = ask_settings(self.unit)
             self._negotiation = Negotiation(self, __version__, on_request, on_reload)
             try:
-                self._control = control = Control(path, self._negotiation, __version__)
+                self._control = control = Control(Path(path), self._negotiation, __version__)
             except OSError as error:
                 _log.error("%s: %s: no live upgrade", path, error.strerror)
                 return
@@ -190,7 +192,9 @@ class Giving(Account):
     def drains(self) -> None:
         """Replaced, but not empty: be found beside the new instance until this process ends."""
         if self._control and self._socket_path:
-            path = self._socket_path.with_name(DRAINING.format(self.generation))
+            from pathlib import Path
+
+            path = Path(self._socket_path).with_name(DRAINING.format(self.generation))
             try:
                 self._control.also_at(path)
             except OSError as error:

@@ -10,7 +10,7 @@ from upgrader.declarations import Declarations
 from upgrader.description import Standing
 from upgrader.parameters import Parameters
 from upgrader.progress import Progress
-from upgrader.started import Settings
+from upgrader.systemd.settings import Settings
 
 
 class Open(Protocol):

@@ -36,24 +36,20 @@ from upgrader.errors import (
 from upgrader.giving import Giving
 from upgrader.image import LeftBehind
 from upgrader.incoming import Loader
-from upgrader.parameters import (
-    EXECUTED,
-    REHEARSAL,
-    TAKEOVER,
-    Mechanism,
-    Parameters,
-)
+from upgrader.parameters import Mechanism, Parameters
 from upgrader.process import (
     is_main,
     no_collection,
     raise_fd_limit,
     reserve,
 )
+from upgrader.rendezvous import EXECUTED, REHEARSAL, TAKEOVER, UPGRADE
 from upgrader.systemd.activation import own_number, take
 from upgrader.systemd.fdstore import Stored, StoreName
 from upgrader.systemd.journal import Outcome, Priority
 from upgrader.systemd.notify import one_line
-from upgrader.systemd.stop import Stop, StopReason, ask, unit_name
+from upgrader.systemd.own_unit import own_unit
+from upgrader.systemd.stop import Stop, StopReason, ask
 from upgrader.turns import Turn, Turns
 
 if TYPE_CHECKING:  # loaded by the instances that migrate live
@@ -105,7 +101,7 @@ class Instance(Giving):
         self._reserve: list[Fd] = []
         self._taker = self._destined(environment)
         if self._supervised:
-            self.unit = unit_name()
+            self.unit = own_unit()
             for variable in Parameters.unknown(environment):
                 _log.warning("%s is not a parameter of upgrader", variable)
         elif main == own:
@@ -273,8 +269,9 @@ class Instance(Giving):
         from upgrader.live_destination import Taker
 
         return Taker.from_line(
-            environment.pop(TAKEOVER), self.parameters.migration_timeout, self._report_failure
-        )
+            environment.pop(TAKEOVER), environment.pop(UPGRADE, ""),
+            self.parameters.migration_timeout, self._report_failure,
+        )  # fmt: skip
 
     # The end
 

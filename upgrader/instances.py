@@ -18,8 +18,8 @@ import msgspec
 from upgrader.calling import call, watch
 from upgrader.description import Description, Migration
 from upgrader.errors import UpgradeError
-from upgrader.parameters import DRAINING, SOCKET
-from upgrader.systemd.stop import unit_name
+from upgrader.rendezvous import DRAINING, SOCKET
+from upgrader.systemd.own_unit import unit_of
 from upgrader.systemd.unit import Unit
 from upgrader.varlink import INTERFACE, VarlinkError
 
@@ -157,7 +157,7 @@ def _require_peer(sock: socket.socket, unit: Unit) -> None:
     credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
     pid, _, _ = _PEERCRED.unpack(credentials)
     with open(f"/proc/{pid}/cgroup", encoding="ascii", errors="replace") as file:
-        owner = unit_name(file.read())
+        owner = unit_of(file.read())
     if owner not in unit.names:
         raise InstanceError(f"its socket belongs to process {pid} of {owner or 'no unit'}")
 

@@ -20,7 +20,7 @@ from upgrader.calling import call
 from upgrader.codes import Code
 from upgrader.errors import ChannelError, ProtocolError, Rehearsed, UpgradeError
 from upgrader.fence import Fence
-from upgrader.parameters import COMMITTED, FAILED
+from upgrader.line import Said, Word, encode, encode_1
 from upgrader.switchover import Destination, Event
 from upgrader.varlink import INTERFACE, VarlinkError
 
@@ -46,10 +46,14 @@ class Taker:
         on_exit: Callable[[BaseException], None] = lambda error: None,
         path: Path = Path(),
         adjustment: int = 0,
+        upgrade: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`timeout`: seconds for the negotiation, and for the image; `on_exit` is told why this
-        process ends, before it may be killed; `path`: of the source's socket; `adjustment`: the oom_score_adj of an ordinary main process of the unit."""
+        process ends, before it may be killed; `path`: of the source's socket; `adjustment`: the
+        oom_score_adj of an ordinary main process of the unit; `upgrade`: the id of this one, empty
+        with a takeover of library 0.1.0."""
+        self.upgrade = upgrade
         self._sock = sock
         self._takeover = takeover
         self._on_exit = on_exit
@@ -69,8 +73,10 @@ class Taker:
         self.side = interpreter.destination(self)
 
     @classmethod
-    def from_line(cls, line: str, timeout: float, on_exit: Callable[[BaseException], None]) -> Self:
-        """The migration that takeover has started this process for, as TAKEOVER says."""
+    def from_line(
+        cls, line: str, upgrade: str, timeout: float, on_exit: Callable[[BaseException], None]
+    ) -> Self:
+        """The migration that takeover has started this process for, as TAKEOVER and UPGRADE say."""
         number, adjustment, path = line.split(":", 2)
         os.set_inheritable(int(number), False)
         return cls(
@@ -80,6 +86,7 @@ class Taker:
             on_exit=on_exit,
             path=Path(path),
             adjustment=int(adjustment),
+            upgrade=upgrade,
         )
 
     @property
@@ -187,13 +194,13 @@ class Taker:
         try:
             self._serve()
         finally:
-            self._say(COMMITTED)
+            self._say(Word(Said.COMMITTED))
         return None
 
     def exit(self) -> Event | None:
         """EXIT: takeover is told why, and the source sees the end of the channel."""
         self._on_exit(self._error)
-        self._say(f"{FAILED}{_show(self._error)}")
+        self._say(Word(Said.FAILED, _code(self._error), _show(self._error)))
         self._sock.close()
         self._takeover.close()
         return None
@@ -242,7 +249,7 @@ class Taker:
             why = f"stream version {stream} was not offered"
             return self._failed(Event.REFUSED, ProtocolError("Migrate", why))
         self._stream = stream
-        self._say("prepared")
+        self._say(Word(Said.PREPARED))
         return self._takeover_gone() if self._is_alone() else Event.PREPARED
 
     def _verdict(self, *, gone: bool) -> Event:
@@ -275,10 +282,11 @@ class Taker:
     def _send(self, record: wire.Record, *, wait: bool = False) -> None:
         channel.send(self._sock, record, version=self._stream, wait=wait)
 
-    def _say(self, text: str) -> None:
+    def _say(self, word: Word) -> None:
         """Tell takeover how far it has come."""
+        data = encode(word) if self.upgrade else encode_1(word)
         with contextlib.suppress(OSError):
-            self._takeover.send(text.encode()[:4000], socket.MSG_NOSIGNAL)
+            self._takeover.send(data, socket.MSG_NOSIGNAL)
 
 
 def _code(error: BaseException) -> Code:

@@ -13,13 +13,12 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NoReturn
 
 import msgspec
 
 from upgrader import channel, image, wire
-from upgrader.command_line import Command, main_process
+from upgrader.command_line import Command, given_environment, main_process
 from upgrader.control import Caller
 from upgrader.describing import Describer
 from upgrader.description import Phase
@@ -37,8 +36,9 @@ from upgrader.outgoing import Readers
 from upgrader.parameters import FD_STORE_ONLY, Mechanism
 from upgrader.progress import News
 from upgrader.state import check_readable
+from upgrader.systemd.activation import own_number
 from upgrader.systemd.bus import Bus, is_user_service
-from upgrader.systemd.stop import unit_name
+from upgrader.systemd.own_unit import unit_of
 from upgrader.systemd.unit import Unit
 from upgrader.varlink import INTERFACE, VarlinkError, denied, invalid
 
@@ -176,7 +176,7 @@ class Negotiation:
             except OSError as error:
                 raise refused(f"process {pid}: {error.strerror}") from error
             if not self._is_ours(group):
-                raise refused(f"process {pid} belongs to {unit_name(group) or 'no unit'}")
+                raise refused(f"process {pid} belongs to {unit_of(group) or 'no unit'}")
             self._successor = successor
             self._since = time.monotonic()
             self._cancelled = False
@@ -268,7 +268,7 @@ class Negotiation:
         try:
             execution = Execution(self._command(words))
             execution.check()
-        except UpgradeError as error:
+        except (UpgradeError, OSError) as error:
             raise refused(str(error)) from error
         with self._lock:
             if self._successor and self._successor.alive:
@@ -292,12 +292,8 @@ class Negotiation:
             path = words[0] if "/" in words[0] else shutil.which(words[0])
             return Command(path or words[0], words, os.environ)
         with Bus(_BUS) as bus:
-            command = main_process(
-                Unit.from_properties("", bus.properties(self._host.unit)), os.environ
-            )
-        # The same process, so what PID 1 has said to it alone still holds.
-        own = {name: os.environ[name] for name in ("SYSTEMD_EXEC_PID",) if name in os.environ}
-        return replace(command, environment={**command.environment, **own})
+            unit = Unit.from_properties("", bus.properties(self._host.unit))
+        return main_process(unit, os.environ, int(own_number(os.environ)), given_environment())
 
     def committed(self) -> None:
         """The migration can no longer be called off."""
@@ -342,7 +338,7 @@ class Negotiation:
                 mine = file.read()
             if root and _below(mine, root):  # else in a cgroup namespace, where names are others
                 return _below(group, root)
-        return unit_name(group) == self._host.unit
+        return unit_of(group) == self._host.unit
 
     def _require_takeover(self, caller: Caller) -> None:
         try:

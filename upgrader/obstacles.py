@@ -4,9 +4,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from upgrader.parameters import boolean
 from upgrader.systemd.fdstore import Stored, StoreName
 from upgrader.systemd.status import Status
+from upgrader.systemd.syntax import boolean
 from upgrader.systemd.unit import FdStore, Unit
 from upgrader.systemd.units import Systemd
 

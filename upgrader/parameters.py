@@ -6,93 +6,18 @@ they come from; `upgrader set` changes them while the service runs. `UPGRADER=of
 switch: a plain service.
 """
 
-import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from pathlib import Path
 from typing import Any, NoReturn, Self
 
 from upgrader.errors import DeclarationError, ParameterError
-
-#: Tells a new process that it is a destination: `FD:ADJUSTMENT:PATH`, its line to takeover, the
-#: oom_score_adj of the unit, and the path of the running instance's socket.
-TAKEOVER = "UPGRADER_TAKEOVER"
-#: What it says on that line, in the end.
-COMMITTED = "committed"
-FAILED = "failed: "
-#: Tells a program after an execve(2) that it goes on with an image: `FD:NAME`, the channel's.
-EXECUTED = "UPGRADER_EXECUTED"
-#: Tells a destination, and its author's code, that it will be given nothing to keep.
-REHEARSAL = "UPGRADER_REHEARSAL"
-SOCKET = "upgrader.sock"
-#: Beside it, of an instance that was replaced and still drains; by generation.
-DRAINING = "draining-{}.sock"
-
-_UNITS = {
-    "us": 1e-6, "usec": 1e-6, "\N{MICRO SIGN}s": 1e-6, "\N{GREEK SMALL LETTER MU}s": 1e-6,
-    "ms": 1e-3, "msec": 1e-3,
-    "": 1.0, "s": 1.0, "sec": 1.0, "second": 1.0, "seconds": 1.0,
-    "m": 60.0, "min": 60.0, "minute": 60.0, "minutes": 60.0,
-    "h": 3600.0, "hr": 3600.0, "hour": 3600.0, "hours": 3600.0,
-    "d": 86400.0, "day": 86400.0, "days": 86400.0,
-    "w": 604800.0, "week": 604800.0, "weeks": 604800.0,
-    "M": 2629800.0, "month": 2629800.0, "months": 2629800.0,  # systemd's: 30.4375 days
-    "y": 31557600.0, "year": 31557600.0, "years": 31557600.0,  # 365.25 days
-}  # fmt: skip
-_SPAN = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?|(?<![0-9])\.[0-9]+)\s*([^\W\d]*)")
-#: Longest wait, in seconds: poll(2) counts milliseconds in 31 bits, and to a migration this is
-#: the same as "infinity".
-_LONGEST = 14 * 86400.0
-_ON = {"1", "yes", "y", "true", "t", "on"}
-_OFF = {"0", "no", "n", "false", "f", "off"}
-
-
-def time_span(text: str) -> float:
-    """A time span in seconds, written as in systemd.time(7): `5s`, `1min 30s`, `500ms`, `infinity`.
-
-    Raises ValueError that names the text.
-    """
-    if text.strip() == "infinity":
-        return float("inf")
-    total, at = 0.0, 0
-    while match := _SPAN.match(text, at):
-        if match[2] not in _UNITS:
-            break
-        total += float(match[1]) * _UNITS[match[2]]
-        at = match.end()
-    if at == 0 or text[at:].strip():
-        raise ValueError(f"{text!r} is not a time span such as 5s, 1min 30s or 500ms")
-    return total
-
-
-def show_span(seconds: float) -> str:
-    """A time span as systemd writes it: `300ms`, `1min 30s`, `infinity`."""
-    if seconds >= _LONGEST:
-        return "infinity"
-    parts = []
-    usec = round(seconds * 1e6)
-    for size, unit in (
-        (86400 * 10**6, "d"), (3600 * 10**6, "h"), (60 * 10**6, "min"), (10**6, "s"),
-        (1000, "ms"), (1, "us"),
-    ):  # fmt: skip
-        count, usec = divmod(usec, size)
-        if count:
-            parts.append(f"{count}{unit}")
-    return " ".join(parts) or "0"
-
-
-def boolean(text: str) -> bool:
-    """A boolean as systemd reads it; raises ValueError that names the text."""
-    if text.lower() in _ON:
-        return True
-    if text.lower() in _OFF:
-        return False
-    raise ValueError(f"{text!r} is neither yes nor no")
+from upgrader.rendezvous import REHEARSAL
+from upgrader.systemd.syntax import LONGEST, boolean, show_span, time_span
 
 
 def _wait(text: str) -> float:
-    return min(time_span(text), _LONGEST)
+    return min(time_span(text), LONGEST)
 
 
 def _attempts(text: str) -> int:
@@ -105,12 +30,6 @@ def _generation(text: str) -> str:
     if text != "all" and not (text.isascii() and text.isdecimal()):
         raise ValueError(f"{text!r} is neither a generation nor 'all'")
     return text
-
-
-def socket_path(environment: Mapping[str, str]) -> Path | None:
-    """Where an instance listens: in its RuntimeDirectory=; None if the unit has none."""
-    first = environment.get("RUNTIME_DIRECTORY", "").partition(":")[0]
-    return Path(first, SOCKET) if first else None
 
 
 class Mechanism(StrEnum):

@@ -19,7 +19,14 @@ from upgrader.outcome import Mode, Outcome, Progress, Result, Verb, duration
 from upgrader.parameters import FD_STORE_ONLY, Mechanism
 from upgrader.restarting import follow, left_behind
 from upgrader.systemd import cause
-from upgrader.systemd.live_limits import DYNAMIC_USERS, RESTART, Limit, Running, live_limits
+from upgrader.systemd.live_limits import (
+    DYNAMIC_USERS,
+    RESTART,
+    Limit,
+    LimitKind,
+    Running,
+    live_limits,
+)
 from upgrader.systemd.status import Origin, Status
 from upgrader.systemd.unit import Unit, UnitError, WaitTimeout
 from upgrader.systemd.units import Systemd
@@ -39,9 +46,9 @@ def limits(systemd: Systemd, unit: Unit) -> tuple[Limit, ...]:
     try:
         said = instances.describe(unit, user=systemd.user)
     except InstanceError as error:
-        return (Limit(error.message, error.remedy),)
+        return (Limit(LimitKind.INSTANCE, error.message, error.remedy),)
     if said.parameters.get("backend-transfer-mechanism") == Mechanism.FD_STORE:
-        return (Limit(FD_STORE_ONLY, RESTART.format(unit=unit.id)),)
+        return (Limit(LimitKind.INSTANCE, FD_STORE_ONLY, RESTART.format(unit=unit.id)),)
     running = Running.from_description(msgspec.to_builtins(said))
     return live_limits(unit, running, systemd.sockets(unit))
 
@@ -60,6 +67,7 @@ def _turned_away(systemd: Systemd, unit: Unit) -> tuple[Limit, ...]:
         return ()
     return (
         Limit(
+            LimitKind.BUS,
             "DynamicUser=: dbus-daemon turns its users away, and takeover has to ask systemd",
             "User= with a user of systemd-sysusers, or dbus-broker as the bus",
         ),

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Varlink messages, and the interface that every instance speaks; does no IO.
+"""Varlink, and the interface that every instance speaks; does no IO.
 
 JSON objects, each ended by a NUL byte: https://varlink.org/Method-Call. asyncvarlink is a library
 for it, but needs an asyncio loop, which a blocking service does not have.
 """
 
-from typing import Any
-
-import msgspec
+from __future__ import annotations
 
 from upgrader.errors import UpgradeError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 INTERFACE = "io.upgrader.Instance"
 #: Longest message taken, in bytes.
@@ -171,24 +173,6 @@ error ExpectedMore()
 """
 
 
-class Call(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A method call."""
-
-    method: str
-    parameters: dict[str, Any] = {}
-    upgrade: bool = False
-    more: bool = False
-    oneway: bool = False
-
-
-class Reply(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A reply, or an error if `error` is its full name."""
-
-    parameters: dict[str, Any] = {}
-    error: str = ""
-    continues: bool = False
-
-
 class VarlinkError(UpgradeError):
     """A method call was answered with an error; `name` is its last part, such as `Busy`."""
 
@@ -197,11 +181,6 @@ class VarlinkError(UpgradeError):
         super().__init__(f"{name}: {details}" if details else name)
         self.name = name
         self.parameters = parameters
-
-
-def encode(message: Call | Reply) -> bytes:
-    """A message with its NUL."""
-    return msgspec.json.encode(message) + b"\0"
 
 
 def invalid(parameter: str) -> VarlinkError:

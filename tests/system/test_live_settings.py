@@ -209,7 +209,8 @@ def test_the_environment_of_a_start(any_machine: PrivateSystemd, install: Instal
             service.environment(ROUND=str(generation))
             assert reload(service), service.messages()
             given = json.loads(ask(service, "environment"))
-            assert set(started) | {"UPGRADER_TAKEOVER", "ROUND"} == set(given)
+            more = {"UPGRADER_TAKEOVER", "UPGRADER_UPGRADE", "ROUND"}
+            assert set(started) | more == set(given)
             assert given["SYSTEMD_EXEC_PID"] == given["WATCHDOG_PID"] == str(service.pid)
             assert {n: v for n, v in started.items() if n not in OWN} == {
                 n: v for n, v in given.items() if n in started and n not in OWN

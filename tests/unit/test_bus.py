@@ -18,7 +18,8 @@ from tests.support import SETTLE
 from upgrader.errors import BusError
 from upgrader.systemd import bus, stop
 from upgrader.systemd.bus import Bus, Job
-from upgrader.systemd.stop import StopReason, judge, unit_name
+from upgrader.systemd.own_unit import unit_of
+from upgrader.systemd.stop import StopReason, judge
 
 RECORDED = json.loads(Path(__file__).with_name("recorded").joinpath("bus.json").read_text())
 UIDS = {"private": 0, "system": 65534}
@@ -206,4 +207,4 @@ def test_jobs_are_judged(jobs: list[tuple[str, str]], reason: StopReason) -> Non
 )
 def test_units_are_found_in_cgroups(cgroup: str, unit: str) -> None:
     """The last unit on the path, whatever groups it made below, on both versions of cgroups."""
-    assert unit == unit_name(cgroup)
+    assert unit == unit_of(cgroup)

@@ -21,7 +21,8 @@ from upgrader.calling import call, watch
 from upgrader.control import Caller, Control, remove_dead
 from upgrader.description import Backend, Connection, Description, Migration, Phase
 from upgrader.progress import News, Progress
-from upgrader.varlink import INTERFACE, Call, VarlinkError
+from upgrader.varlink import INTERFACE, VarlinkError
+from upgrader.varlink_messages import Call, encode
 
 DESCRIBE = f"{INTERFACE}.Describe"
 
@@ -124,7 +125,7 @@ def test_calls_are_answered_in_order(path: Path, instance: Instance) -> None:
     """Several at once, in pieces; one with oneway gets no answer, and is done."""
     with connected(path) as sock:
         data = b"".join(
-            varlink.encode(each)
+            encode(each)
             for each in (
                 Call(f"{INTERFACE}.Expect", oneway=True),
                 Call(DESCRIBE),
@@ -194,11 +195,11 @@ def test_more_calls_than_answers(
     """A client that asks on while its call is not answered is cut off at a limit, too."""
     monkeypatch.setattr(varlink, "LIMIT", 1000)
     with connected(path) as sock:
-        sock.sendall(varlink.encode(Call(f"{INTERFACE}.Reload")))
+        sock.sendall(encode(Call(f"{INTERFACE}.Reload")))
         assert instance.reloading.wait(SETTLE)
         with contextlib.suppress(OSError):
             for _ in range(100):
-                sock.sendall(varlink.encode(Call(DESCRIBE)))
+                sock.sendall(encode(Call(DESCRIBE)))
         assert is_dropped(sock)
         instance.reloaded.set()
     assert "x" == describe(path)["service"]
@@ -214,7 +215,7 @@ def test_answers_that_nobody_reads(
     with connected(path) as sock:
         with contextlib.suppress(OSError):
             for _ in range(20):
-                sock.sendall(varlink.encode(Call(DESCRIBE)))
+                sock.sendall(encode(Call(DESCRIBE)))
         assert is_dropped(sock)
 
 
@@ -222,7 +223,7 @@ def test_an_answer_larger_than_a_socket_buffer(path: Path, instance: Instance) -
     """It arrives whole, and nobody waits for the one who reads it slowly."""
     instance.big = "x" * 900_000
     with connected(path) as slow:
-        slow.sendall(varlink.encode(Call(DESCRIBE)))
+        slow.sendall(encode(Call(DESCRIBE)))
         assert instance.big == describe(path)["version"]
         buffer = bytearray()
         while (message := varlink.take(buffer)) is None:
@@ -233,7 +234,7 @@ def test_an_answer_larger_than_a_socket_buffer(path: Path, instance: Instance) -
 def test_a_slow_call_holds_up_nobody(path: Path, instance: Instance) -> None:
     """While the service is busy with a reload, others are answered; then the reload is."""
     with connected(path) as sock:
-        sock.sendall(varlink.encode(Call(f"{INTERFACE}.Reload")))
+        sock.sendall(encode(Call(f"{INTERFACE}.Reload")))
         assert instance.reloading.wait(SETTLE)
         assert "x" == describe(path)["service"]
         instance.reloaded.set()
@@ -285,7 +286,7 @@ def test_who_asks_late_is_not_told_twice(path: Path, instance: Instance) -> None
     for _ in range(50):
         with connected(path) as sock:
             instance.progress.enter(Phase.FROZEN)
-            sock.sendall(varlink.encode(Call(f"{INTERFACE}.QueryMigration", more=True)))
+            sock.sendall(encode(Call(f"{INTERFACE}.QueryMigration", more=True)))
             instance.progress.enter(Phase.LOADING, fds=1)
             instance.progress.enter(Phase.DONE)
             buffer, seen = bytearray(), []
@@ -316,7 +317,7 @@ def test_the_last_news_come_before_the_end(tmp_path: Path, instance: Instance) -
 def test_a_connection_becomes_a_channel(path: Path, instance: Instance) -> None:
     """Nothing that follows the call is read with it."""
     with connected(path) as sock:
-        sock.sendall(varlink.encode(Call(f"{INTERFACE}.Migrate", upgrade=True)))
+        sock.sendall(encode(Call(f"{INTERFACE}.Migrate", upgrade=True)))
         assert b'{"parameters":{"generation":7}}\0' == sock.recv(1000)
         assert eventually(lambda: bool(instance.channels))
         sock.sendall(b"the stream")
@@ -328,7 +329,7 @@ def test_fds_are_not_taken(path: Path, instance: Instance) -> None:
     read, write = os.pipe()
     with connected(path) as sock:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [write]))]
-        sock.sendmsg([varlink.encode(Call(DESCRIBE))], rights)
+        sock.sendmsg([encode(Call(DESCRIBE))], rights)
         assert b"x" in sock.recv(1000)
         os.close(write)
         assert b"" == os.read(read, 1)

@@ -2,15 +2,13 @@
 """What forbids a live upgrade is found before anything is asked for, and says what to do."""
 
 import pwd
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tests.unit.units import unit
-from upgrader.systemd.activation import show
 from upgrader.systemd.live_limits import Running, changed_sockets, live_limits
-from upgrader.systemd.unit import UNSET_ID, Command, SocketUnit
+from upgrader.systemd.unit import UNSET_ID, Command, SocketUnit, show_socket
 
 GROUP = pwd.getpwnam("daemon").pw_gid
 DAEMON = pwd.getpwnam("daemon").pw_uid
@@ -113,14 +111,14 @@ def test_what_is_no_limit(changes: dict[str, Any]) -> None:
 def test_sockets_are_compared_by_name_and_address() -> None:
     """What the running instance was passed is what PID 1 would pass to a start; kinds that no
     program can declare are not compared."""
-    running = Running(activated=(show("web", "SOCK_STREAM", "[::]:80"),))
+    running = Running(activated=(show_socket("web", "SOCK_STREAM", "[::]:80"),))
 
     assert {} == changed_sockets(running, [WEB])
     assert {"web.socket": ["[::]:80"]} == changed_sockets(Running(activated=()), [WEB])
     assert {} == changed_sockets(Running(), [WEB])
-    renamed = replace(WEB, name="other")
+    renamed = WEB.replace(name="other")
     assert {"web.socket": ["[::]:80"]} == changed_sockets(running, [renamed])
-    assert {} == changed_sockets(running, [replace(renamed, active=False)])
+    assert {} == changed_sockets(running, [renamed.replace(active=False)])
 
 
 def test_what_an_instance_does_not_say_is_not_looked_at() -> None:

@@ -2,7 +2,6 @@
 """The judgement of a live upgrade, where PID 1 says things in an order that no machine can be made to show."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from tests.unit.units import unit
 from upgrader.reloading import _introduced
@@ -27,8 +26,8 @@ class _Late:
 def test_the_new_main_process_is_heard() -> None:
     """Its status comes after the end of the job, and is waited for."""
     old = unit(status_text="generation 1, cold start", main_pid=7)
-    named = replace(old, main_pid=8)
-    heard = replace(named, status_text="generation 2, loaded by live")
+    named = old.replace(main_pid=8)
+    heard = named.replace(status_text="generation 2, loaded by live")
 
     assert heard == _introduced(_Late(named, heard, named), old, named)  # type: ignore[arg-type]
     assert heard == _introduced(_Late(), old, heard)  # type: ignore[arg-type]
@@ -37,8 +36,8 @@ def test_the_new_main_process_is_heard() -> None:
 def test_one_that_says_nothing_is_not_waited_for_for_ever() -> None:
     """Nor one that has ended."""
     old = unit(status_text="generation 1, cold start", main_pid=7)
-    named = replace(old, main_pid=8)
-    gone = replace(named, active_state="failed")
+    named = old.replace(main_pid=8)
+    gone = named.replace(active_state="failed")
 
     assert named == _introduced(_Late(), old, named)  # type: ignore[arg-type]
     assert gone == _introduced(_Late(gone, named), old, named)  # type: ignore[arg-type]

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A unit value for tests: a healthy instance, with what a test wants changed."""
 
-from dataclasses import replace
 from typing import Any
 
 from upgrader.systemd.unit import UNSET, UNSET_ID, Command, Unit
@@ -58,6 +57,8 @@ _HEALTHY = Unit(
     runtime_directories=("web",),
     credentials=(),
     triggered_by=(),
+    unset_environment=(),
+    exec_search_path=(),
     memory_max=UNSET,
     memory_current=UNSET,
 )
@@ -65,4 +66,4 @@ _HEALTHY = Unit(
 
 def unit(**changes: Any) -> Unit:
     """The unit with these values instead."""
-    return replace(_HEALTHY, **changes)
+    return _HEALTHY.replace(**changes)

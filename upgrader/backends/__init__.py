@@ -5,8 +5,9 @@ An FD is recognised by what it is (`Identity`), never by its number or its place
 """
 
 from upgrader.backends.connection import ConnectionState, Waiting
-from upgrader.backends.fd import Fd, Identity, Kind, identify
+from upgrader.backends.fd import Identity, Kind, identify
 from upgrader.backends.listener import Address, bind, path_inode
+from upgrader.fd import Fd
 
 __all__ = [
     "Address",

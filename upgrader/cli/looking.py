@@ -14,7 +14,7 @@ from upgrader.description import Backend, Connection, Description, Migration
 from upgrader.metrics import metrics
 from upgrader.outcome import ExitCode, Verb, duration
 from upgrader.overview import Overview, follow, read, read_all
-from upgrader.parameters import show_span
+from upgrader.systemd.syntax import show_span
 from upgrader.systemd.unit import UnitError
 from upgrader.systemd.units import Systemd
 

@@ -7,7 +7,8 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from upgrader.parameters import SETTABLE, time_span
+from upgrader.parameters import SETTABLE
+from upgrader.systemd.syntax import time_span
 from upgrader.systemd.unit import UnitError
 from upgrader.systemd.units import Systemd
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from upgrader.backends import Fd, identify
 from upgrader.errors import DeclarationError
+from upgrader.systemd.unit import show_socket
 
 FIRST = 3  # SD_LISTEN_FDS_START
 
@@ -24,12 +25,7 @@ class Passed:
     def __str__(self) -> str:
         """What a `.socket` unit has passed, in one line: `web=SOCK_STREAM [::]:80`."""
         identity = identify(self.fd)
-        return show(self.name, identity.kind_name, identity.address)
-
-
-def show(name: str, kind: str, address: str) -> str:
-    """A socket of a `.socket` unit, for comparing what there is with what would be passed now."""
-    return f"{name}={kind} {address}"
+        return show_socket(self.name, identity.kind_name, identity.address)
 
 
 def own_number(environment: Mapping[str, str]) -> str:

@@ -6,16 +6,21 @@ clients: importing a D-Bus library costs 80 ms, this costs one.
 https://dbus.freedesktop.org/doc/dbus-specification.html
 """
 
+from __future__ import annotations
+
 import os
 import re
 import socket
 import struct
 import time
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
 
 from upgrader.errors import BusError
 from upgrader.systemd.dbus import read
+from upgrader.values import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Self
 
 #: PID 1's own socket (root only, works without a bus), then the system bus.
 PRIVATE = "/run/systemd/private"
@@ -26,22 +31,21 @@ _SYSTEMD = "org.freedesktop.systemd1"
 _USEC_INFINITY = 2**64 - 1
 _REPLY_SERIAL = 5  # code of the header field that says which call a reply answers
 _LIMIT = 1 << 20  # largest reply read, in bytes
-_CONSTANT = re.compile(
+_CONSTANT = (
     r'<property name="(\w+)"[^>]*>\s*'
     r'<annotation name="org\.freedesktop\.DBus\.Property\.EmitsChangedSignal" value="const"/>'
 )
 _UNREADABLE = (OSError, struct.error, ValueError, IndexError)  # whatever a damaged reply leads to
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(Value):
     """One job of the service manager."""
 
     unit: str
     type: str  # "start", "stop", "restart", ...
 
 
-class _Reply(NamedTuple):
+class _Reply(Value):
     kind: int
     serial: int
     body: bytes
@@ -96,7 +100,7 @@ class Bus:
         interface = f"{_SYSTEMD}.Service"
         body = self._ask(path, "org.freedesktop.DBus.Introspectable", "Introspect")
         described = str(_read("s", body)[0]).partition(f'"{interface}"')[2].partition("</interf")[0]
-        names = set(_CONSTANT.findall(described))
+        names = set(re.findall(_CONSTANT, described))
         body = self._ask(path, "org.freedesktop.DBus.Properties", "GetAll", interface)
         return {name: value for name, value in _read("a{sv}", body)[0] if name in names}
 

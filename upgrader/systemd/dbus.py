@@ -4,8 +4,13 @@
 https://dbus.freedesktop.org/doc/dbus-specification.html#message-protocol-marshaling
 """
 
+from __future__ import annotations
+
 import struct
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _FIXED = {
     "y": ("<B", 1), "b": ("<I", 4), "n": ("<h", 2), "q": ("<H", 2), "i": ("<i", 4),

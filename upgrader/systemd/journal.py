@@ -5,19 +5,21 @@ Our own twenty lines, because python-systemd would be one more package that need
 Protocol: https://systemd.io/JOURNAL_NATIVE_PROTOCOL/
 """
 
+from __future__ import annotations
+
 import contextlib
-import logging
 import os
 import socket
 import sys
-from collections.abc import Mapping
 from enum import StrEnum
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 SOCKET = "/run/systemd/journal/socket"
 #: Identifies the outcome of a migration, for `journalctl MESSAGE_ID=...`.
 MESSAGE_ID = "6a0c1d9c1a5e4f0c9f2c5d1a7b8e3f64"
-
-_log = logging.getLogger("upgrader")
 
 
 class Outcome(StrEnum):
@@ -64,7 +66,9 @@ def report(
         **{f"UPGRADER_{name}": value for name, value in (details or {}).items()},
     }
     if not _send(fields):
-        _log.log(_LEVELS[priority], "%s", message)
+        import logging
+
+        logging.getLogger("upgrader").log(_LEVELS[priority], "%s", message)
 
 
 def _send(fields: Mapping[str, str]) -> bool:

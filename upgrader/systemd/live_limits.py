@@ -5,19 +5,22 @@ Asked twice: by `upgrade` before it asks PID 1 for a reload, and by takeover, wh
 started with today's settings, before it starts anything.
 """
 
-import grp
-import pwd
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from __future__ import annotations
 
-from upgrader.systemd.activation import show
-from upgrader.systemd.unit import UNSET, UNSET_ID, SocketUnit, Unit
+import pwd
+from enum import StrEnum
+
+from upgrader.systemd.unit import UNSET, UNSET_ID, SocketUnit, Unit, show_socket
+from upgrader.values import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
 RESTART = "restart it instead, which keeps connections and state as well: upgrader restart {unit}"
 
-_TAKEOVER = re.compile(r"\bupgrader[.-]takeover\b")
+_TAKEOVER = ("upgrader.takeover", "upgrader-takeover")
 #: Users that DynamicUser= makes; https://systemd.io/UIDS-GIDS/
 DYNAMIC_USERS = range(61184, 65520)
 #: Prefixes of a command line with which it gets other privileges than one without.
@@ -25,14 +28,33 @@ _PRIVILEGES = {"privileged", "no-setuid", "ambient"}
 _KINDS = {"Stream": "SOCK_STREAM", "Datagram": "SOCK_DGRAM", "SequentialPacket": "SOCK_SEQPACKET"}
 
 
-@dataclass(frozen=True, slots=True)
-class Limit:
+class LimitKind(StrEnum):
+    """What forbids a live upgrade, as one word for programs."""
+
+    EXEC_RELOAD = "exec-reload"  #: no ExecReload= runs takeover
+    RUNTIME_DIRECTORY = "runtime-directory"  #: there is no place for a socket
+    NOTIFY_ACCESS = "notify-access"
+    KILL_MODE = "kill-mode"
+    OOM_POLICY = "oom-policy"
+    PRIVATE_PIDS = "private-pids"
+    PRIVATE_USERS = "private-users"
+    PREFIXES = "prefixes"  #: ExecStart= and ExecReload= run with other privileges
+    USER = "user"  #: the unit names another user or group than it runs as
+    SOCKET_UNIT = "socket-unit"  #: a `.socket` unit has an address that was not passed
+    CREDENTIALS = "credentials"
+    MEMORY = "memory"  #: there is no room for two instances
+    BUS = "bus"  #: takeover could not ask systemd
+    INSTANCE = "instance"  #: the running instance does not answer, or does not want to
+
+
+class Limit(Value):
     """One reason why the unit cannot be upgraded live: its cause, and what to do about it.
 
     None of them is in the way of restart mode. `setting` is the line for [Service] that would do,
     if one would.
     """
 
+    kind: LimitKind
     cause: str
     remedy: str
     setting: str = ""
@@ -41,11 +63,10 @@ class Limit:
         return f"{self.cause} ({self.remedy})"
 
 
-@dataclass(frozen=True, slots=True)
-class Running:
+class Running(Value):
     """What the running instance says of itself (`Describe`) that has a part in this.
 
-    `activated`: the sockets that `.socket` units passed, as `activation.show` writes them, None if it
+    `activated`: the sockets that `.socket` units passed, as `show_socket` writes them, None if it
     does not say; `credentials`: names; `memory`: bytes that are its own.
     """
 
@@ -54,7 +75,7 @@ class Running:
     memory: int = 0
 
     @classmethod
-    def from_description(cls, description: Mapping[str, Any]) -> "Running":
+    def from_description(cls, description: Mapping[str, Any]) -> Running:
         """From the answer to Describe; what it does not say is not looked at."""
         started = description.get("started", {})
         passed = started.get("activated")
@@ -84,47 +105,69 @@ def _settings(unit: Unit) -> list[Limit]:
     """Settings without which live mode cannot work at all."""
     found = []
 
-    def unless(good: bool, cause: str, wanted: str) -> None:
+    def unless(good: bool, kind: LimitKind, cause: str, wanted: str) -> None:
         if not good:
             remedy = f"systemctl edit {unit.id}, and below [Service] write {wanted}"
-            found.append(Limit(cause, remedy, wanted))
+            found.append(Limit(kind, cause, remedy, wanted))
 
     takeover = "ExecReload=/usr/bin/python3 -m upgrader.takeover"
-    reloads = [c for c in unit.exec_reload if _TAKEOVER.search(" ".join((c.path, *c.arguments)))]
-    unless(bool(reloads), "no ExecReload= of the unit runs upgrader.takeover", takeover)
+    reloads = [
+        line
+        for line in unit.exec_reload
+        if any(name in word for name in _TAKEOVER for word in (line.path, *line.arguments))
+    ]
+    unless(
+        bool(reloads),
+        LimitKind.EXEC_RELOAD,
+        "no ExecReload= of the unit runs upgrader.takeover",
+        takeover,
+    )
     unless(
         bool(unit.runtime_directories),
+        LimitKind.RUNTIME_DIRECTORY,
         "the unit has no RuntimeDirectory=, so its instance has no socket",
         f"RuntimeDirectory={unit.id.removesuffix('.service').partition('@')[0]}",
     )
     unless(
         unit.notify_access in ("exec", "all"),
+        LimitKind.NOTIFY_ACCESS,
         f"NotifyAccess={unit.notify_access}: what ExecReload= starts could not notify systemd",
         "NotifyAccess=exec",
     )
     unless(
         unit.kill_mode == "control-group",
+        LimitKind.KILL_MODE,
         f"KillMode={unit.kill_mode}: systemd would not tell both instances to stop",
         "KillMode=control-group",
     )
     unless(
         unit.oom_policy != "kill",
+        LimitKind.OOM_POLICY,
         "OOMPolicy=kill: out of memory, the running instance would be killed with the new one",
         "OOMPolicy=continue",
     )
     if unit.private_pids not in ("", "no"):
         found.append(
-            _by_restart(unit, "PrivatePIDs= hides the running instance from its successor")
+            _by_restart(
+                unit,
+                LimitKind.PRIVATE_PIDS,
+                "PrivatePIDs= hides the running instance from its successor",
+            )
         )
     if unit.private_users and unit.protect_proc not in ("", "default"):
         # Each of the two instances is in a user namespace of its own, as a stranger to the other.
         hidden = f"PrivateUsers= together with ProtectProc={unit.protect_proc}"
-        found.append(_by_restart(unit, f"{hidden} hides the two instances from each other"))
+        cause = f"{hidden} hides the two instances from each other"
+        found.append(_by_restart(unit, LimitKind.PRIVATE_USERS, cause))
     for reload in reloads:
         start = unit.exec_start[-1].flags if unit.exec_start else ()
         if _PRIVILEGES & set(start) != _PRIVILEGES & set(reload.flags):
             found.append(
-                _by_restart(unit, "ExecStart= and ExecReload= have prefixes of other privileges")
+                _by_restart(
+                    unit,
+                    LimitKind.PREFIXES,
+                    "ExecStart= and ExecReload= have prefixes of other privileges",
+                )
             )
     return found
 
@@ -139,18 +182,20 @@ def _user(unit: Unit) -> list[Limit]:
     except KeyError:
         # Nobody knows the name of a dynamic user until the service has started.
         cause = "DynamicUser= has changed" if unit.dynamic_user else f"no user {unit.user!r}"
-        return [_by_restart(unit, f"{cause}: it runs as uid {started}")]
+        return [_by_restart(unit, LimitKind.USER, f"{cause}: it runs as uid {started}")]
     if wanted != started:
         changed = f"User= has changed: it runs as uid {started}, and would as uid {wanted}"
-        return [_by_restart(unit, changed)]
+        return [_by_restart(unit, LimitKind.USER, changed)]
     group = 0 if unit.gid == UNSET_ID else unit.gid
     try:
         if (wanted := _gid(unit.group, wanted)) == group:
             return []
     except KeyError:
-        return [_by_restart(unit, f"no group {unit.group!r}: it runs as gid {group}")]
+        return [
+            _by_restart(unit, LimitKind.USER, f"no group {unit.group!r}: it runs as gid {group}")
+        ]
     changed = f"Group= has changed: it runs as gid {group}, and would as gid {wanted}"
-    return [_by_restart(unit, changed)]
+    return [_by_restart(unit, LimitKind.USER, changed)]
 
 
 def _uid(user: str) -> int:
@@ -165,6 +210,8 @@ def _gid(group: str, uid: int) -> int:
     if group.isdecimal():
         return int(group)
     if group:
+        import grp
+
         return grp.getgrnam(group).gr_gid
     return pwd.getpwuid(uid).pw_gid if uid else 0
 
@@ -184,7 +231,7 @@ def changed_sockets(running: Running, sockets: Sequence[SocketUnit]) -> dict[str
             for kind, address in each.listens
             if each.active
             and kind in _KINDS
-            and show(each.name, _KINDS[kind], address) not in running.activated
+            and show_socket(each.name, _KINDS[kind], address) not in running.activated
         ]
         if new:
             changed[each.id] = new
@@ -195,6 +242,7 @@ def _sockets(unit: Unit, running: Running, sockets: Sequence[SocketUnit]) -> lis
     """What PID 1 would pass to a start, and cannot pass to what ExecReload= starts."""
     return [
         Limit(
+            LimitKind.SOCKET_UNIT,
             f"{name} has changed: the running instance has not got {', '.join(addresses)} of it",
             f"with Requires={name} in {unit.id}, restart both, which keeps connections and state as"
             f" well: systemctl restart {name}",
@@ -206,7 +254,9 @@ def _sockets(unit: Unit, running: Running, sockets: Sequence[SocketUnit]) -> lis
 def _credentials(unit: Unit, running: Running) -> list[Limit]:
     """The new instance gets the credentials of the running one."""
     missing = [name for name in unit.credentials if name not in running.credentials]
-    return [_by_restart(unit, f"new credentials: {', '.join(missing)}")] if missing else []
+    if not missing:
+        return []
+    return [_by_restart(unit, LimitKind.CREDENTIALS, f"new credentials: {', '.join(missing)}")]
 
 
 def _memory(unit: Unit, running: Running) -> list[Limit]:
@@ -219,6 +269,7 @@ def _memory(unit: Unit, running: Running) -> list[Limit]:
     return [
         _by_restart(
             unit,
+            LimitKind.MEMORY,
             f"MemoryMax= leaves {_mib(left)} MiB, and a second instance needs about"
             f" {_mib(running.memory)} MiB",
         )
@@ -229,5 +280,5 @@ def _mib(size: int) -> int:
     return max(size, 0) >> 20
 
 
-def _by_restart(unit: Unit, cause: str) -> Limit:
-    return Limit(cause, RESTART.format(unit=unit.id))
+def _by_restart(unit: Unit, kind: LimitKind, cause: str) -> Limit:
+    return Limit(kind, cause, RESTART.format(unit=unit.id))

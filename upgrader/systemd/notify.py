@@ -4,16 +4,22 @@
 Our own, because pystemd's notify passes no FDs and a D-Bus stack would cost every start 80 ms.
 """
 
-import array
+from __future__ import annotations
+
 import errno
 import os
 import select
 import socket
-from collections.abc import Mapping, Sequence
-from typing import Self
+import struct
 
-from upgrader.backends.fd import HasFileno
 from upgrader.errors import NotifyError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Self
+
+    from upgrader.backends.fd import HasFileno
 
 #: Longest wait for PID 1 to take a datagram, and to answer a barrier, in seconds. PID 1 may be
 #: busy with a daemon-reload; TimeoutStartSec= and TimeoutStopSec= default to 90 s.
@@ -55,7 +61,7 @@ class Notifier:
         if self._sock is None:
             return
         message = "\n".join(fields).encode(errors="replace")
-        numbers = array.array("i", [owner.fileno() for owner in fds])
+        numbers = struct.pack(f"{len(fds)}i", *(owner.fileno() for owner in fds))
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)] if fds else []
         try:
             self._sock.sendmsg([message], rights, socket.MSG_NOSIGNAL)

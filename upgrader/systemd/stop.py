@@ -1,20 +1,19 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Why PID 1 stops this unit: tells `stop`, `restart` and soft-reboot apart; stops nothing."""
 
+from __future__ import annotations
+
 import contextlib
-import re
-from dataclasses import dataclass
 from enum import StrEnum
 
 from upgrader.errors import BusError
 from upgrader.systemd.bus import Bus, Job
+from upgrader.values import Value
 
 #: Longest wait for PID 1's answer, in seconds; it adds to the pause of every restart.
 TIMEOUT = 0.2
 #: DefaultTimeoutStopSec= of systemd, in seconds.
 DEFAULT_STOP_TIMEOUT = 90.0
-
-_UNIT = re.compile(r"(?<=/)_?([^/]+\.(?:service|scope))(?=/|$)")
 
 
 class StopReason(StrEnum):
@@ -27,28 +26,7 @@ class StopReason(StrEnum):
     UNKNOWN = "unknown"  #: no answer: parking loses nothing, draining might
 
 
-def unit_name(cgroup: str | None = None) -> str:
-    """The unit of this process, from its cgroup; empty outside of systemd.
-
-    The last `*.service` component counts: with Delegate=yes there are groups of our own below.
-    An underscore in front is systemd's escape of names such as `memory.service`.
-    """
-    if cgroup is None:
-        try:
-            with open("/proc/self/cgroup", encoding="ascii", errors="replace") as file:
-                cgroup = file.read()
-        except OSError:
-            return ""
-    for line in cgroup.splitlines():
-        hierarchy, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if (hierarchy == "0" or controllers == "name=systemd") and (found := _UNIT.findall(path)):
-            return str(found[-1])
-    return ""
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
+class Stop(Value):
     """Why this unit is stopped, and after how many seconds PID 1 sends SIGKILL."""
 
     reason: StopReason

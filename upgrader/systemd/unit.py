@@ -13,18 +13,23 @@ UpgradeError
     └── MissingPackage   the command line needs a package that is not installed   .package
 """
 
+from __future__ import annotations
+
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Self
 
 from upgrader.errors import UpgradeError
+from upgrader.values import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from typing import Any, Self
 
 #: PID 1's word for a number or an ID that is not set.
 UNSET = 2**64 - 1
 UNSET_ID = 2**32 - 1
 
-_UNIT_NAME = re.compile(r"[A-Za-z0-9:_.\\@-]{1,255}")
+_UNIT_NAME = r"[A-Za-z0-9:_.\\@-]{1,255}"
 _OTHER_KINDS = frozenset(
     ("socket", "target", "timer", "mount", "automount", "path", "slice", "scope", "device", "swap")
 )
@@ -131,8 +136,7 @@ class MissingPackage(UnitError):
         self.package = package
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(Value):
     """A job of PID 1: `kind` is start, stop, restart, ...; `state` is waiting or running."""
 
     id: int
@@ -140,8 +144,7 @@ class Job:
     state: str
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+class Command(Value):
     """One command line of a unit, before its variables are expanded."""
 
     path: str
@@ -149,8 +152,7 @@ class Command:
     flags: tuple[str, ...]  # no-env-expand, ignore-failure, ...
 
 
-@dataclass(frozen=True, slots=True)
-class SocketUnit:
+class SocketUnit(Value):
     """A `.socket` unit as PID 1 has it now: what it listens on, and under which name it passes it.
 
     `listens` holds (kind, address) as PID 1 shows them, such as `("Stream", "[::]:80")`; of one
@@ -171,8 +173,7 @@ class SocketUnit:
         return cls(name, active, as_text(values.get("FileDescriptorName", b"")) or name, listens)
 
 
-@dataclass(frozen=True, slots=True)
-class Unit:
+class Unit(Value):
     """One service unit as PID 1 saw it at one instant; words and numbers are PID 1's own."""
 
     id: str
@@ -230,6 +231,8 @@ class Unit:
     credentials: tuple[str, ...]
     """The names in LoadCredential=, SetCredential= and their encrypted kin."""
     triggered_by: tuple[str, ...]
+    unset_environment: tuple[str, ...]
+    exec_search_path: tuple[str, ...]
     memory_max: int
     memory_current: int
 
@@ -299,6 +302,8 @@ class Unit:
             runtime_directories=texts("RuntimeDirectory"),
             credentials=credential_names(values),
             triggered_by=texts("TriggeredBy"),
+            unset_environment=texts("UnsetEnvironment"),
+            exec_search_path=texts("ExecSearchPath"),
             memory_max=number("MemoryMax", UNSET),
             memory_current=number("MemoryCurrent", UNSET),
         )
@@ -319,16 +324,14 @@ class Unit:
         return self.serves or self.retries or self.active_state in ("inactive", "failed")
 
 
-@dataclass(frozen=True, slots=True)
-class FdStore:
+class FdStore(Value):
     """The FD store of a unit: how many FDs, and their names (None before 254)."""
 
     count: int
     names: tuple[str, ...] | None
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(Value):
     """What PID 1 said by itself about one unit: new values, or the end of a job."""
 
     values: Mapping[str, Any]
@@ -336,9 +339,14 @@ class Change:
     job_result: str = ""
 
 
+def show_socket(name: str, kind: str, address: str) -> str:
+    """A socket of a `.socket` unit, for comparing what there is with what would be passed now."""
+    return f"{name}={kind} {address}"
+
+
 def unit_name(text: str) -> str:
     """The full name of a service unit; `.service` may be left out, as with systemctl."""
-    if not _UNIT_NAME.fullmatch(text):
+    if not re.fullmatch(_UNIT_NAME, text):
         raise InvalidUnitName(
             text, "this is not the name of a unit", remedy="give a name such as web.service"
         )

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Owning one FD; what it is, `backends` knows."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+
+class Fd:
+    """Owns one FD: closes it once, at the latest when collected."""
+
+    __slots__ = ("_number",)
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def fileno(self) -> int:
+        """The FD's number, or -1 once closed or detached."""
+        return self._number
+
+    def detach(self) -> int:
+        """Give the number away; the caller owns the FD."""
+        number, self._number = self._number, -1
+        return number
+
+    def duplicate(self) -> Fd:
+        """A second FD (CLOEXEC) for the same open file description."""
+        return Fd(fcntl.fcntl(self._number, fcntl.F_DUPFD_CLOEXEC, 3))
+
+    def reopen(self) -> Fd:
+        """A file opened anew, for reading: the same file, but another open file description."""
+        return Fd(os.open(f"/proc/self/fd/{self._number}", os.O_RDONLY | os.O_CLOEXEC))
+
+    def socket(self) -> socket.socket:
+        """Turn into a socket object, which then owns the FD; raises OSError if it is none."""
+        made = socket.socket(fileno=self._number)
+        self._number = -1
+        return made
+
+    def close(self) -> None:
+        """Close the FD; a second call does nothing."""
+        number = self.detach()
+        if number >= 0:
+            os.close(number)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Fd({self._number})"

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Where two processes of a unit find each other: variables that one sets for the next, and sockets."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+#: Tells a new process that it is a destination: `FD:ADJUSTMENT:PATH`, its line to takeover, the
+#: oom_score_adj of the unit, and the path of the running instance's socket.
+TAKEOVER = "UPGRADER_TAKEOVER"
+#: Tells it which upgrade it is started for: 32 hexadecimal digits.
+UPGRADE = "UPGRADER_UPGRADE"
+#: Tells a destination, and its author's code, that it will be given nothing to keep.
+REHEARSAL = "UPGRADER_REHEARSAL"
+#: Tells a program after an execve(2) that it goes on with an image: `FD:NAME`, the channel's.
+EXECUTED = "UPGRADER_EXECUTED"
+#: The socket of an instance, in the first RuntimeDirectory= of its unit.
+SOCKET = "upgrader.sock"
+#: Beside it, of an instance that was replaced and still drains; by generation.
+DRAINING = "draining-{}.sock"
+
+
+def socket_path(environment: Mapping[str, str]) -> str | None:
+    """Where an instance listens: in its RuntimeDirectory=; None if the unit has none."""
+    first = environment.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    return f"{first}/{SOCKET}" if first else None
