@@ -178,39 +178,40 @@ SETTABLE = {
     TRANSFER: Parameter(
         "backend_transfer",
         Transfer.parse,
-        "For a local upgrade over a UNIX socket: whether open connections move to the new instance"
-        " with their FDs. yes or no; for one backend only, write backend-transfer.NAME=no. A"
-        " connection moves if both are on, on both sides; else the old instance drains it.",
+        "For a local upgrade over a UNIX socket: whether open connections move to the new instance,"
+        " with their FDs (yes or no). For one backend only, write backend-transfer.NAME=no. A"
+        " connection moves if both are on, in both instances; otherwise the old instance drains it.",
     ),
     "backend-transfer-mechanism": Parameter(
         "mechanism",
         Mechanism,
-        "How they move: scm-rights, on the migration channel; or fd-store, each under its own name in"
-        " the FD store of the unit, by a restart: for a handful, and for programs that know only"
-        " LISTEN_FDS (with backend-transfer=no, where those would not know connections).",
+        "How they move: scm-rights, on the migration channel; or fd-store, each FD under its own name"
+        " in the FD store of the unit. fd-store is for few FDs, needs a restart, and lets programs"
+        " that know only LISTEN_FDS take the listeners over (with backend-transfer=no).",
     ),
     "downtime-limit": Parameter(
         "downtime_limit",
         _wait,
-        "How long a live upgrade may wait for connections to come to a safe point, and then for the"
-        " new instance to go on loading.",
+        "How long a live upgrade may wait until connections are at a safe point, and then for each"
+        " item that the new instance loads.",
     ),
     "drain-timeout": Parameter(
-        "drain_timeout", _wait, "How long the old instance may take to end what could not move."
+        "drain_timeout", _wait, "How long the old instance may drain connections that did not move."
     ),
     "migration-timeout": Parameter(
-        "migration_timeout", _wait, "How long one migration may take in all."
+        "migration_timeout", _wait, "How long one migration may take as a whole."
     ),
     "insurance": Parameter(
         "insurance",
         _wait,
-        "How long after a live upgrade a crash of the new instance goes back to the switchover.",
+        "How long after a live upgrade a crash of the new instance is followed by a start with the"
+        " listeners and the state of the switchover.",
     ),
     "mode": Parameter(
         "mode",
         Mode,
-        "How to upgrade where the command does not say: live, restart, exec, or auto for live where"
-        " the unit allows it.",
+        "How to upgrade if the command does not say: live, restart, exec, or auto (live if the unit"
+        " allows it, else restart).",
     ),
 }
 
