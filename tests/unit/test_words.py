@@ -99,6 +99,15 @@ def test_what_an_admin_reads_is_explained(word: str) -> None:
     assert word in TERMS
 
 
+def test_a_word_in_bold_is_explained() -> None:
+    """Pages introduce a word of the product in bold, and the glossary has it."""
+    bold = {word for page in PAGES for word in re.findall(r"\*\*(\w+)\*\*", page.read_text())} - {
+        "TLS"
+    }
+
+    assert {"hold", "takeover"} <= bold <= TERMS.keys() | {word.capitalize() for word in TERMS}
+
+
 def test_excluded_words_are_not_used() -> None:
     """No name, docstring, comment or page has one, except those that are still to be renamed."""
     found = {
