@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import cannot_run, eventually, is_abandoned, machine_cgroups
+from tests.isolation import OWN
+from tests.support import cannot_run, eventually, is_abandoned
 from upgrader.private_systemd import PrivateSystemd, PrivateSystemdError, TreeError
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -24,7 +25,8 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Become the one that orphans are given to, so that a doubly forked process is seen too.
+    """Become the one that orphans are given to, so that a doubly forked process is seen too, in a
+    mount namespace and a cgroup of its own: each worker is, so they see nothing of each other.
 
     Signals that whoever runs the tests has ignored (a shell in the background, nohup) are not
     ignored by what the tests start.
@@ -34,6 +36,13 @@ def pytest_configure(config: pytest.Config) -> None:
             signal.signal(number, lambda number, frame: None)  # execve(2) makes it the default
     if ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise pytest.UsageError("prctl(PR_SET_CHILD_SUBREAPER) failed")
+    OWN.begin()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure() -> None:
+    """Leave nothing behind but what a test has."""
+    OWN.end()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -163,18 +172,6 @@ def _descendants() -> dict[int, str]:
     return found
 
 
-def _mounts() -> set[str]:
-    return {
-        f"{fields[4]} ({fields[0]})"
-        for fields in map(str.split, Path("/proc/self/mountinfo").read_text().splitlines())
-    }
-
-
-def _lost_cgroups() -> set[Path]:
-    """The ones that nobody will remove; others on this machine may be testing, too."""
-    return {path for path in machine_cgroups() if is_abandoned(path)}
-
-
 @pytest.fixture(autouse=True)
 def no_leaked_fds() -> Iterator[None]:
     """A test closes what it opens."""
@@ -207,8 +204,11 @@ def no_leaked_processes() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def no_leaked_mounts() -> Iterator[None]:
     """A test leaves no mount and no cgroup."""
-    mounts, cgroups = _mounts(), _lost_cgroups()
+    mounts, cgroups = OWN.mounts(), OWN.cgroups()
     yield
+    mounted = [what for number, what in OWN.mounts().items() if number not in mounts]
+    # A machine may live on: its keeper removes the cgroup.
+    left = sorted(path.name for path in OWN.cgroups() - cgroups if is_abandoned(path))
 
-    assert not _mounts() - mounts, "left mounted"
-    assert not _lost_cgroups() - cgroups, "left in the cgroup tree"
+    assert not mounted, f"left mounted: {mounted}"
+    assert not left, f"left in the cgroup tree: {left}"

@@ -33,17 +33,6 @@ def eventually(condition: Callable[[], bool], seconds: float = SETTLE) -> bool:
     return True
 
 
-def machine_cgroups() -> set[Path]:
-    """The cgroups of private systemds below this process's own, wherever cgroup2 is mounted."""
-    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-    roots = [line.split()[4] for line in mounts if " - cgroup2 " in line]
-    listed = Path("/proc/self/cgroup").read_text().splitlines()
-    own = [line[3:] for line in listed if line.startswith("0::")]
-    if not roots or not own:
-        return set()
-    return set(Path(roots[0] + own[0]).glob("upgrader-*"))
-
-
 def is_abandoned(cgroup: Path) -> bool:
     """Whether nobody will remove `cgroup`: a living keeper holds a lock on it."""
     try:

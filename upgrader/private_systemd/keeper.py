@@ -7,9 +7,7 @@ the keeper itself, because the kernel then kills the PID 1 that it forked.
 """
 
 import contextlib
-import fcntl
 import os
-import secrets
 import select
 import selectors
 import signal
@@ -21,70 +19,28 @@ from pathlib import Path
 
 import msgspec
 
-from upgrader.private_systemd import interior, linux
-from upgrader.private_systemd.linux import Mount, Namespace
+from upgrader.private_systemd import cgroups, interior, linux
+from upgrader.private_systemd.linux import Namespace
 from upgrader.private_systemd.plan import Event, Failed, Gone, Plan, Ready, Started, Stopping
 
 # In the keeper's own mount namespace. Not on /sys/fs/cgroup: the kernel refuses to mount cgroup2 on
 # itself, and that is where a machine with only cgroup2 has it.
 _WORK = Path("/sys")
 _CGROUPS = _WORK / "cgroup"
-_PREFIX = "upgrader-"
 _CONSOLE_LIMIT = 64 * 1024
 # Killing 10,000 processes takes seconds on a slow machine; after this the keeper says what is left.
 _END_TIMEOUT = 20.0
 
 
-def _remove(cgroup: Path) -> None:
-    for directory, _, _ in os.walk(cgroup, topdown=False):
-        os.rmdir(directory)
-
-
-def _lock(cgroup: Path, flags: int = 0) -> int | None:
-    """Lock `cgroup` for this process; return None if another has it or it was just removed.
-
-    The lock shows that a keeper lives; a PID would not, because PIDs differ between namespaces.
-    """
-    try:
-        fd = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    with contextlib.suppress(OSError):
-        fcntl.flock(fd, fcntl.LOCK_EX | flags)
-        if os.path.exists(cgroup):
-            return fd
-    os.close(fd)
-    return None
-
-
-def _sweep() -> None:
-    """Remove the cgroups of keepers that were killed themselves."""
-    for place in _CGROUPS.glob(f"{_PREFIX}*"):
-        lock = _lock(place, fcntl.LOCK_NB)
-        if lock is not None:
-            # Never with processes in it: the kernel refuses.
-            with contextlib.suppress(OSError):
-                _remove(place)
-            os.close(lock)
-
-
 def _own_cgroup() -> Path:
-    """Make a cgroup below the caller's own, in the unified hierarchy, whatever the machine mounts."""
-    # From a cgroup namespace of our own: mounting cgroup2 from the first one would reset the
-    # options of the machine's own mount.
-    linux.unshare(Namespace.CGROUP | Namespace.MOUNT)
-    linux.mount(None, "/", flags=Mount.RECURSIVE | Mount.PRIVATE)
+    """Make a cgroup below the caller's own, in namespaces of the keeper's own."""
+    cgroups.enter_namespaces()
     linux.mount("tmpfs", str(_WORK), data="mode=0700")
     _CGROUPS.mkdir()
-    linux.mount("cgroup2", str(_CGROUPS), flags=Mount.NO_SUID | Mount.NO_DEV | Mount.NO_EXEC)
-    _sweep()
-    while True:
-        cgroup = _CGROUPS / f"{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
-        cgroup.mkdir()
-        # Held until this process ends. Another's sweep may have been quicker: then once more.
-        if _lock(cgroup) is not None:
-            (cgroup / "commands").mkdir()
-            return cgroup
+    cgroups.mount(_CGROUPS)
+    cgroup = cgroups.make(_CGROUPS)
+    (cgroup / "commands").mkdir()
+    return cgroup
 
 
 class _Keeper:
@@ -231,7 +187,7 @@ def remove_when_empty(cgroup: Path, deadline: float) -> str:
     finally:
         os.close(events)
     try:
-        _remove(cgroup)
+        cgroups.remove(cgroup)
     except OSError as error:
         return str(error)
     return ""

@@ -77,12 +77,17 @@ def bind(source: str, target: str, flags: Mount = NO_FLAGS) -> None:
         mount(None, target, flags=Mount.BIND | Mount.REMOUNT | flags)
 
 
+def unmount(target: str) -> None:
+    """Take the mount on `target` away from this namespace, even if it is in use; raises OSError."""
+    _checked(_libc.umount2(os.fsencode(target), MNT_DETACH), f"umount of {target}")
+
+
 def pivot_into(root: str) -> None:
     """Make the mount point `root` the root directory, and detach the old one."""
     os.chdir(root)
     # Both arguments the same: the old root is stacked on the new one, so no directory is needed for it.
     _checked(_libc.pivot_root(b".", b"."), f"pivot_root {root}")
-    _checked(_libc.umount2(b".", MNT_DETACH), "umount of the old root")
+    unmount(".")
     os.chdir("/")
 
 
