@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from upgrader.declarations import Declarations
-from upgrader.description import Migration, Phase, Standing
+from upgrader.description import Migration, Phase, Standing, Trial
 from upgrader.errors import ParameterError, UpgradeError
 from upgrader.labels import label_lines
 from upgrader.parameters import Parameters
@@ -75,6 +75,18 @@ class Account:
         self.parameters = self._configured.updated(overrides, self.declarations.sockets)
         self.overrides = overrides
 
+    def try_states(self) -> list[Trial]:
+        """Find out which states can be saved as they are now, from any thread, and say which cannot:
+        an upgrade would fail, and a restart would lose them."""
+        trials = []
+        for declared in list(self.declarations.states.values()):
+            before = declared.trial
+            trial = declared.try_saving()
+            trials.append(trial)
+            if trial.problem and (before is None or before.problem != trial.problem):
+                self._tell_unsavable(trial)
+        return trials
+
     def inherit(self, overrides: Mapping[str, str]) -> None:
         """Take over what was set on the instance before; what this version does not know is left."""
         for name, value in overrides.items():
@@ -111,6 +123,19 @@ class Account:
                 left_behind=status.left_behind,
             )
         )
+
+    def _tell_unsavable(self, trial: Trial) -> None:
+        message = (
+            f"state {trial.name!r} cannot be saved: {trial.problem}; until it can, no upgrade works,"
+            " and a restart begins without it"
+        )
+        if self.supervised:
+            journal.report(
+                message, Priority.ERR, unit=self.unit, generation=self.generation, side="source",
+                phase="trial", outcome=Outcome.FAILED, message_id=journal.UNSAVABLE_ID,
+            )  # fmt: skip
+        else:
+            _log.error("%s", message)
 
     def _report(
         self, priority: Priority, side: str, phase: str, outcome: Outcome, message: str

@@ -19,7 +19,7 @@ import msgspec
 from upgrader import hold, instances
 from upgrader.description import Description
 from upgrader.obstacles import all_settings, kept_only_while, not_ours, not_running
-from upgrader.outcome import ExitCode
+from upgrader.outcome import ExitCode, duration
 from upgrader.rehearsal import rehearse
 from upgrader.reloading import limits
 from upgrader.systemd.listening import inodes, listening, processes
@@ -164,6 +164,7 @@ def _findings(systemd: Systemd, unit: Unit) -> Iterator[Finding]:
                 yield Finding(Severity.WARNING, what, error.remedy)
     if instance:
         yield from _about_instance(unit, instance, values)
+        yield from _about_states(systemd, unit, instance)
         yield from _about_processes(unit, instance, _text(values.get("ControlGroup", "")))
 
 
@@ -242,6 +243,32 @@ def _about_instance(
             f"LimitNOFILE={limit} is little for {instance.connections} connections: on their way"
             " they count twice, for all services of its user",
             _edit(unit, f"LimitNOFILE={4 * instance.connections}"),
+        )
+
+
+def _about_states(systemd: Systemd, unit: Unit, instance: Description) -> Iterator[Finding]:
+    """States that cannot be saved as they are now, or take too long."""
+    trials = instance.trials
+    with contextlib.suppress(instances.InstanceError):  # then as of the last time
+        trials = instances.try_states(unit, user=systemd.user)
+    for trial in trials:
+        if trial.problem:
+            yield Finding(
+                Severity.BLOCKER,
+                f"state {trial.name!r} cannot be saved: {trial.problem}",
+                "keep what cannot be saved out of the state; a restart now would begin without it",
+            )
+    limit = 0.0
+    with contextlib.suppress(ValueError):  # it may say anything
+        limit = time_span(instance.parameters.get("downtime-limit", "0"))
+    seconds = sum(trial.seconds for trial in trials)
+    if seconds > limit > 0:
+        size = sum(trial.bytes for trial in trials)
+        yield Finding(
+            Severity.WARNING,
+            f"saving its states, {size} bytes, takes {duration(seconds)}: longer than"
+            f" downtime-limit={instance.parameters['downtime-limit']}, so a live upgrade gives up",
+            f"upgrader set {unit.id} downtime-limit=SPAN, or keep less in the states",
         )
 
 

@@ -93,6 +93,9 @@ class Answers(Protocol):
     def revoke(self, caller: Caller, pid: int, why: str) -> None:
         """Revoke."""
 
+    def try_states(self, caller: Caller) -> dict[str, Any]:
+        """TryStates."""
+
     def execute(self, caller: Caller, parameters: Mapping[str, Any]) -> None:
         """Execute: only its failure is answered."""
 
@@ -327,6 +330,8 @@ class Control:
                 return answers.set_parameters(caller, call.parameters)
             case varlink.INTERFACE, "Cancel":
                 return answers.cancel(caller)
+            case varlink.INTERFACE, "TryStates":
+                return answers.try_states(caller)
             case varlink.INTERFACE, "Execute":
                 answers.execute(caller, call.parameters)
             case varlink.INTERFACE, "Expect":
@@ -392,7 +397,8 @@ class _Client:
 
 #: Calls that wait for the service, or for PID 1.
 _SLOW = frozenset(
-    f"{INTERFACE}.{name}" for name in ("Reload", "Cancel", "Execute", "Register", "Revoke")
+    f"{INTERFACE}.{name}"
+    for name in ("Reload", "Cancel", "Execute", "TryStates", "Register", "Revoke")
 )
 
 

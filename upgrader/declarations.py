@@ -7,6 +7,7 @@ each state by the annotation of a parameter. So the wrong order cannot be writte
 
 import inspect
 import re
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,10 +16,15 @@ from socket import socket as Socket
 from typing import Any, Generic, TypeVar
 
 from upgrader.backends import Address, Kind
+from upgrader.description import Trial
 from upgrader.errors import DeclarationError, UnsavableState
-from upgrader.state import SavedState, describe, header, retire, save
+from upgrader.state import SavedState, convert_for, describe, header, retire, save
+from upgrader.trial import Measured, blame, measure
 
 T = TypeVar("T")
+
+#: Bytes of a state up to which its converters are tried as well: they copy all of it.
+_CONVERTED = 1 << 20
 
 #: A name is part of an FDNAME: at most 255 bytes, no colon, with our prefix before it.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -34,6 +40,7 @@ class Declared(Generic[T]):
             self.description.shape  # noqa: B018
         except NameError as error:
             raise _unreadable(self.description.item, error) from error
+        self.trial: Trial | None = None  #: the last one
         self._value: T | None = None
 
     @property
@@ -57,6 +64,24 @@ class Declared(Generic[T]):
                 why = f"every field needs a default: {error}"
                 raise DeclarationError(self.description.item, why) from error
         self._value = value
+
+    def try_saving(self) -> Trial:
+        """Find out whether the live state can be saved as it is now, from any thread."""
+        d = self.description
+        problem, measured = "", Measured(0, 0.0)
+        try:
+            measured = measure(self.value)
+            if d.backward and measured.bytes <= _CONVERTED:
+                convert_for(self.cls, save(self.value), None)
+        except UnsavableState as error:
+            problem = error.reason
+        except Exception:
+            problem = blame(self.value)  # nothing, if it has changed in the meantime
+        self.trial = Trial(
+            d.name, d.version, measured.bytes, round(measured.seconds, 6), round(time.time(), 3),
+            problem,
+        )  # fmt: skip
+        return self.trial
 
     def retire(self) -> None:
         """Make the live object read-only: another instance owns it."""

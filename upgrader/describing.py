@@ -50,6 +50,7 @@ class Describer:
                 name: declared.description.version
                 for name, declared in host.declarations.states.items()
             },
+            trials=[d.trial for d in host.declarations.states.values() if d.trial],
             backends=backends,
             connections=len(connections),
             held=_held(connections),

@@ -103,6 +103,21 @@ class Started(msgspec.Struct, frozen=True):
     settings: str = ""
 
 
+class Trial(msgspec.Struct, frozen=True):
+    """What came of saving a state, only to see whether it can be done.
+
+    `bytes`: its size; `seconds`: how long it takes, which is part of every pause; `at`: when that
+    was, in seconds since the epoch; `problem`: what cannot be saved, and why, or nothing.
+    """
+
+    name: str
+    version: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    at: float = 0.0
+    problem: str = ""
+
+
 class Description(msgspec.Struct, frozen=True):
     """One instance. `since`: seconds since the epoch at which it began to serve; `changed`: files
     of the program that are others now; `late`: modules that were imported after it was ready;
@@ -122,6 +137,7 @@ class Description(msgspec.Struct, frozen=True):
     expected: bool = False
     rehearsal: bool = False
     states: dict[str, int] = {}
+    trials: list[Trial] = []
     backends: list[Backend] = []
     connections: int = 0
     held: list[Connection] = []

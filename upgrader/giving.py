@@ -97,6 +97,7 @@ class Giving(Account):
                 self._make_socket()
             if self._control:
                 self._control.open()
+            self.try_states()
 
         threading.Thread(target=opening, name="upgrader-opening", daemon=True).start()
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from upgrader.backends import Waiting
 from upgrader.declarations import Declarations
-from upgrader.description import Standing
+from upgrader.description import Standing, Trial
 from upgrader.parameters import Parameters
 from upgrader.progress import Progress
 from upgrader.systemd.settings import Settings
@@ -53,6 +53,9 @@ class Host(Protocol):
 
     def override(self, parameters: Mapping[str, str]) -> None:
         """Set parameters; raises ParameterError, and sets none then."""
+
+    def try_states(self) -> Sequence[Trial]:
+        """Find out which states can be saved now; called from any thread."""
 
     def refused(self, why: str) -> None:
         """Show why a newer version has not taken over."""

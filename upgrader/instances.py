@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from upgrader.calling import call, watch
-from upgrader.description import Description, Migration
+from upgrader.description import Description, Migration, Trial
 from upgrader.errors import UpgradeError
 from upgrader.rendezvous import DRAINING, SOCKET
 from upgrader.systemd.own_unit import unit_of
@@ -94,6 +94,12 @@ def expect(unit: Unit, *, user: bool = False) -> None:
 def rehearse(unit: Unit, *, user: bool = False) -> None:
     """Have the next reload be a rehearsal, if it begins at once."""
     _ask(unit, _directory(unit, user) / SOCKET, "Rehearse", {})
+
+
+def try_states(unit: Unit, *, user: bool = False) -> list[Trial]:
+    """Have it find out which of its states can be saved as they are now."""
+    answer = _ask(unit, _directory(unit, user) / SOCKET, "TryStates", {})
+    return _typed(answer.get("trials"), list[Trial])
 
 
 def phases(unit: Unit, *, timeout: float | None = None, user: bool = False) -> Iterator[Migration]:

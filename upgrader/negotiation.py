@@ -145,6 +145,11 @@ class Negotiation:
     def _rehearsal(self) -> bool:
         return time.monotonic() < self._rehearsal_until
 
+    def try_states(self, caller: Caller) -> dict[str, Any]:
+        """Find out which states can be saved as they are now."""
+        _require_root(caller)
+        return {"trials": msgspec.to_builtins(self._host.try_states())}
+
     def reload(self, caller: Caller) -> None:
         """Run what the author wants at a reload, and wait for it."""
         self._require_takeover(caller)

@@ -62,7 +62,7 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     """What a value consists of, each with the step that leads there."""
     match value:
         case dict():
-            for key, item in value.items():
+            for key, item in list(value.items()):
                 yield "[key]", key
                 yield f"[{_key(key)}]", item
         case list() | tuple() | set() | frozenset():

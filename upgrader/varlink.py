@@ -71,6 +71,17 @@ type Started (
   settings: string
 )
 
+# What came of saving a state only to see whether it can be done: bytes, seconds, when (at, in
+# seconds since the epoch), and the problem, if there is one
+type Trial (
+  name: string,
+  version: int,
+  bytes: int,
+  seconds: float,
+  at: float,
+  problem: string
+)
+
 # What runs: generation, version, process, the program on disk, and what it holds
 method Describe() -> (
   service: string,
@@ -87,6 +98,7 @@ method Describe() -> (
   expected: bool,
   rehearsal: bool,
   states: [string]int,
+  trials: []Trial,
   backends: []Backend,
   connections: int,
   held: []Connection,
@@ -109,6 +121,9 @@ method Cancel() -> (migration: Migration)
 
 # For root: the next reload is an upgrade, even if no file of the program has changed
 method Expect() -> ()
+
+# For root: find out which states can be saved as they are now; nothing is disturbed
+method TryStates() -> (trials: []Trial)
 
 # For root: become this program (empty: what ExecStart= of the unit says) in the same process. It
 # answers only if that fails, and the instance serves on

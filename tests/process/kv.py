@@ -2,7 +2,7 @@
 """A store of keys and values in two versions: `python kv.py '{"bind": ..., "version": 2}'`.
 
 Commands are lines: `set K V`, `get K`, `count`, `task K` (a value that cannot be saved), `drop K`.
-Version 2 counts under another name and keeps notes. `without` names what a careless author forgot.
+Version 2 counts under another name and keeps notes. `without` names what a careless author forgot, and `odd` begins with a value that cannot be saved.
 """
 
 import asyncio
@@ -22,7 +22,11 @@ WITHOUT: str = OPTIONS.get("without", "")
 @dataclass
 class Value:
     text: str = ""
-    more: Any = None
+    more: Any = print if OPTIONS.get("odd") else None
+
+
+def first() -> dict[str, Any]:
+    return {"first": Value()} if OPTIONS.get("odd") else {}
 
 
 @dataclass
@@ -35,7 +39,7 @@ if VERSION == 1:
     @upgrader.state("kv", version=1)
     class Store:
         commands: int = 0
-        values: dict[str, Value] = field(default_factory=dict)
+        values: dict[str, Value] = field(default_factory=first)
 
         def count(self) -> int:
             self.commands += 1

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.process.chat import DEADLINE, Client
+from tests.support import eventually
 from upgrader.systemd.status import Origin, Status
 from upgrader.testing import Service, ServiceError
 
@@ -98,6 +99,14 @@ def test_p5_a_state_that_cannot_be_saved_takes_nothing_else_down(kv: Kv) -> None
         assert (Origin.RESTART, 1) == (status.origin, status.left_behind)
         assert "3" == client.ask("lines")
         assert "nil" == client.ask("get a")
+
+
+def test_p5_a_state_that_cannot_be_saved_is_told_as_soon_as_it_serves(kv: Kv) -> None:
+    """Not at the first upgrade, months later."""
+    kv.start(1, odd=True)
+
+    said = "state 'kv' cannot be saved: values['first'].more: "
+    assert eventually(lambda: said in kv.service.stderr)
 
 
 def test_p5_what_can_be_saved_again_is(kv: Kv) -> None:

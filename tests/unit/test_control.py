@@ -19,7 +19,7 @@ from tests.support import SETTLE, eventually
 from upgrader import control, varlink
 from upgrader.calling import call, watch
 from upgrader.control import Caller, Control, remove_dead
-from upgrader.description import Backend, Connection, Description, Migration, Phase
+from upgrader.description import Backend, Connection, Description, Migration, Phase, Trial
 from upgrader.progress import News, Progress
 from upgrader.varlink import INTERFACE, VarlinkError
 from upgrader.varlink_messages import Call, encode
@@ -65,6 +65,9 @@ class Instance:
 
     def revoke(self, caller: Caller, pid: int, why: str) -> None:
         pass
+
+    def try_states(self, caller: Caller) -> dict[str, Any]:
+        return {"trials": []}
 
     def negotiate(self, caller: Caller, parameters: dict[str, Any]) -> dict[str, Any]:
         return {"generation": 7}
@@ -412,7 +415,7 @@ def test_sockets_of_the_dead_are_removed(tmp_path: Path, path: Path) -> None:
     assert (False, True) == (dead.exists(), path.exists())
 
 
-@pytest.mark.parametrize("struct", [Backend, Connection, Migration, Description])
+@pytest.mark.parametrize("struct", [Backend, Connection, Migration, Trial, Description])
 def test_the_interface_has_the_fields_of_the_values(struct: type[msgspec.Struct]) -> None:
     """What is described is what is sent, in the types of Varlink."""
     kinds = {str: "string", int: "int", float: "float", bool: "bool"}

@@ -136,8 +136,7 @@ def lines(found: Overview) -> Iterator[str]:
     if found.parked:
         yield _line("kept by", f"systemd: {', '.join(found.parked)}")
     if instance:
-        states = ", ".join(f"{name} (version {v})" for name, v in instance.states.items())
-        yield _line("state", states or "none")
+        yield from _states(instance)
         yield _line("parameters", " ".join(f"{n}={v!r}" if " " in v else f"{n}={v}" for n, v in
                                             instance.parameters.items()))  # fmt: skip
         if instance.backends:
@@ -149,6 +148,21 @@ def lines(found: Overview) -> Iterator[str]:
         yield table([("BACKEND", "PEER", "AGE", "DOES"), *map(_connection, old.held[:_NAMED])])
         if old.connections > _NAMED:
             yield f"... and {old.connections - _NAMED} more"
+
+
+def _states(instance: Description) -> Iterator[str]:
+    trials = {trial.name: trial for trial in instance.trials}
+    words = []
+    for name, version in instance.states.items():
+        trial = trials.get(name)
+        size = ""
+        if trial and not trial.problem:
+            size = f", {trial.bytes} bytes saved in {trial.seconds * 1000:.1f} ms"
+        words.append(f"{name} (version {version}{size})")
+    yield _line("state", ", ".join(words) or "none")
+    for trial in instance.trials:
+        if trial.problem:
+            yield _line("", f"state {trial.name} CANNOT BE SAVED: {trial.problem}")
 
 
 def _row(found: Overview) -> tuple[str, ...]:

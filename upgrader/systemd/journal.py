@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 SOCKET = "/run/systemd/journal/socket"
 #: Identifies the outcome of a migration, for `journalctl MESSAGE_ID=...`.
 MESSAGE_ID = "6a0c1d9c1a5e4f0c9f2c5d1a7b8e3f64"
+#: Identifies a state that could not be saved, were an upgrade to come now.
+UNSAVABLE_ID = "999426b71d4a480c9a31435d03df86c4"
 
 
 class Outcome(StrEnum):
@@ -50,12 +52,13 @@ def report(
     phase: str,
     outcome: Outcome,
     details: Mapping[str, str] | None = None,
+    message_id: str = MESSAGE_ID,
 ) -> None:
     """Tell the journal; where it cannot be told, the author's logging is. `details` become fields
     of their own, with UPGRADER_ before the name."""
     fields = {
         "MESSAGE": message,
-        "MESSAGE_ID": MESSAGE_ID,
+        "MESSAGE_ID": message_id,
         "PRIORITY": priority,
         "SYSLOG_IDENTIFIER": os.path.basename(sys.argv[0]) or "upgrader",
         "UPGRADER_UNIT": unit,

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Trials: whether a state can be saved now, what that takes, and who is told."""
+
+import dataclasses
+import logging
+import threading
+from typing import Any
+
+import pytest
+
+import upgrader
+from upgrader.account import Account
+from upgrader.cli.looking import lines
+from upgrader.control import Caller
+from upgrader.description import Description, Trial
+from upgrader.negotiation import Negotiation
+from upgrader.overview import Overview
+from upgrader.state import save
+from upgrader.trial import blame, measure
+from upgrader.varlink import VarlinkError
+
+
+@dataclasses.dataclass
+class Row:
+    number: int = 0
+    note: Any = None
+
+
+@upgrader.state("table", version=3)
+class Table:
+    title: str = "t"
+    rows: dict[str, Row] = dataclasses.field(default_factory=dict)
+    order: list[int] = dataclasses.field(default_factory=list)
+    seen: set[str] = dataclasses.field(default_factory=set)
+
+
+@upgrader.state("old", version=2, readable_from=1)
+class Old:
+    value: int = 1
+
+
+@upgrader.convert_back(Old, 1)
+def to_1(fields: dict[str, Any]) -> dict[str, Any]:
+    return {"number": 10 // fields["value"]}
+
+
+def table(size: int) -> Table:
+    names = [f"row {number}" for number in range(size)]
+    return Table("t", {name: Row(7) for name in names}, list(range(size)), set(names))
+
+
+def account(*values: object) -> Account:
+    account = Account("x", "1", {})
+    for value in values:
+        account.declarations.add_state(type(value)).fill(value)
+    return account
+
+
+@pytest.mark.parametrize("size", [0, 1, 999, 1000, 1001, 5000])
+def test_p5_a_state_is_measured_in_pieces(size: int) -> None:
+    """Their sum is what would be saved, but for names and the heads of containers."""
+    value = table(size)
+    measured = measure(value)
+
+    assert 0 <= len(save(value).data) - measured.bytes + 16 < 64
+    assert measured.seconds > 0
+
+
+def test_p5_a_state_may_change_while_it_is_tried() -> None:
+    """It belongs to another thread: no trial fails because of that."""
+    value = table(20_000)
+    declared = account(value).declarations.states["table"]
+    over = threading.Event()
+
+    def change() -> None:
+        number = 0
+        while not over.is_set():
+            number += 1
+            value.rows[f"new {number}"] = Row(number)
+            value.seen.add(f"new {number}")
+            value.order.append(number)
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        assert [""] * 5 == [declared.try_saving().problem for _ in range(5)]
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_p5_what_cannot_be_saved_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """With its path, at priority err; again only when something else cannot be."""
+    value = table(3)
+    instance = account(value, Old())
+    assert [("table", 3, ""), ("old", 2, "")] == [
+        (trial.name, trial.version, trial.problem) for trial in instance.try_states()
+    ]
+    assert "" == caplog.text
+
+    value.rows["row 1"].note = len
+    for _ in range(2):
+        trial, _ = instance.try_states()
+        assert trial.problem.startswith("rows['row 1'].note: ")
+        assert trial.at > 0
+    assert [logging.ERROR] == [record.levelno for record in caplog.records]
+    assert "state 'table' cannot be saved: rows['row 1'].note: " in caplog.text
+
+    value.rows["row 0"].note = len
+    instance.try_states()
+    assert 2 == len(caplog.records)
+    value.rows.clear()
+    assert "" == instance.try_states()[0].problem
+    assert 2 == len(caplog.records)
+
+
+def test_p5_converters_back_are_tried_as_well() -> None:
+    """They run only when there is no way back."""
+    old = Old(0)
+    (trial,) = account(old).try_states()
+
+    assert "cannot be converted back to version 1: ZeroDivisionError" in trial.problem
+    old.value = 5
+    assert "" == account(old).try_states()[0].problem
+
+
+def test_p5_nothing_is_blamed_that_can_be_saved() -> None:
+    """An empty text."""
+    assert "" == blame(table(3))
+
+
+def test_p5_whoever_asks_is_told() -> None:
+    """The last trial comes with what an instance says of itself, and a new one can be asked for."""
+    value = table(1)
+    instance = account(value)
+    negotiation = Negotiation(instance, "1", lambda request: None, lambda: None)
+    value.rows["row 0"].note = object()
+    tried = negotiation.try_states(Caller(1, 0))["trials"]
+
+    assert tried == negotiation.describe()["trials"]
+    assert tried[0]["problem"].startswith("rows['row 0'].note: ")
+
+
+def test_p5_only_who_may_steer_may_try() -> None:
+    """It takes time of the service."""
+    negotiation = Negotiation(account(), "1", lambda request: None, lambda: None)
+
+    with pytest.raises(VarlinkError, match="PermissionDenied"):
+        negotiation.try_states(Caller(1, 12345))
+
+
+def test_p5_status_shows_trials() -> None:
+    """Size and time of each state, and what cannot be saved in a line of its own."""
+    instance = Description(
+        "x",
+        states={"table": 3, "old": 2, "new": 1},
+        trials=[
+            Trial("table", 3, 7_500_000, 0.0361, 1.0),
+            Trial("old", 2, 0, 0.0, 1.0, "value: is a Task"),
+        ],
+    )
+    shown = "\n".join(lines(Overview("x.service", "active", True, 1, None, instance)))
+
+    assert "table (version 3, 7500000 bytes saved in 36.1 ms), old (version 2), new" in shown
+    assert "state old CANNOT BE SAVED: value: is a Task" in shown
