@@ -118,7 +118,8 @@ class Giving(Account):
             beat=self._watchdog / 2 if self._watchdog else float("inf"),
         )
         with no_collection():
-            giver.give()
+            if giver.give() is Source.SERVING:
+                self._giver = None
         return giver
 
     def stop_giving(self) -> None:

@@ -62,12 +62,12 @@ class Taker:
         self._clock = clock
         self._said = clock()
         self._timeout = timeout
-        self._give_up = float("inf")  # of `clock`
+        self._give_up = clock() + timeout
         self._sock.settimeout(timeout)
         self._stream = wire.VERSIONS[0]
         self._image: channel.Stream | None = None
-        self._load: Callable[[channel.Stream], None] = lambda stream: None
-        self._serve: Callable[[], None] = lambda: None
+        self.on_image: Callable[[channel.Stream], None] = lambda stream: None  #: loads it
+        self.on_owner: Callable[[], None] = lambda: None  #: serves
         self._error: BaseException = ChannelError("no reason was given")
         self.fence = Fence(sock, takeover)
         self.side = interpreter.destination(self)
@@ -99,7 +99,7 @@ class Taker:
     def take(self, offer: dict[str, Any], load: Callable[[channel.Stream], None]) -> None:
         """Negotiate with `offer`, and have `load` take the image; raises why it cannot be had:
         ChannelError, ProtocolError, TimeoutError, or whatever `load` raises."""
-        self._load = load
+        self.on_image = load
         self._run(self._negotiate(offer))
         while self.state is Destination.WAITING:
             self._run(self.next_event())
@@ -111,8 +111,8 @@ class Taker:
 
         A takeover that is gone means that nobody waits for the outcome: that is an abort.
         """
-        self._serve = serve
-        self._run(self._takeover_gone() if self._is_alone() else Event.LOADED)
+        self.on_owner = serve
+        self._run(self.loaded())
         while self.state is Destination.ASKING:
             self._run(self.next_event())
         self._raise_failure()
@@ -121,6 +121,10 @@ class Taker:
         """Tell the source and takeover why this instance does not take over, unless it has ended."""
         if self.state in (Destination.PREPARING, Destination.WAITING, Destination.LOADING):
             self._run(self._failed(Event.REFUSED, error))
+
+    def loaded(self) -> Event:
+        """What the end of loading means: LOADED, unless nobody waits for it any more."""
+        return self._takeover_gone() if self._is_alone() else Event.LOADED
 
     def next_event(self) -> Event:
         """Wait for the image, or else for what becomes of an Ack that was not taken."""
@@ -139,7 +143,7 @@ class Taker:
         try:
             self._image = channel.receive_image(self._sock)
         except (UpgradeError, OSError) as error:
-            return self._failed(Event.REFUSED, error)
+            return self._failed(Event.HANGUP if self._is_closed() else Event.REFUSED, error)
         return Event.IMAGE
 
     def progress(self, loaded: int) -> None:
@@ -167,7 +171,7 @@ class Taker:
         assert self._image
         self.fence.add(self._image.image, self._image.ledger, *self._image.fds)
         try:
-            self._load(self._image)
+            self.on_image(self._image)
         except Exception as error:
             return self._failed(Event.REFUSED, error)
         return None
@@ -192,7 +196,7 @@ class Taker:
         """SERVE; takeover is told, whatever becomes of it."""
         self.fence.lift()
         try:
-            self._serve()
+            self.on_owner()
         finally:
             self._say(Word(Said.COMMITTED))
         return None
@@ -260,6 +264,11 @@ class Taker:
             return Event.ORPHANED
         why = "the running instance has given up waiting, and serves on"
         return self._failed(Event.TAKEN_BACK, ChannelError(why))
+
+    def _is_closed(self) -> bool:
+        poll = select.poll()
+        poll.register(self._sock, _HANGUP)
+        return bool(poll.poll(0))
 
     def _is_alone(self) -> bool:
         """Whether takeover has died, or has called the upgrade off and only listens."""

@@ -189,9 +189,9 @@ class Giver:
             self._steps.wake()
         try:
             item = channel.receive(self._sock, peek=False)
-        except ConnectionError as error:
-            return self._because(Event.HANGUP, Code.ENDED_EARLY, str(error))
-        except (UpgradeError, OSError) as error:
+        except UpgradeError as error:
+            if isinstance(error.__cause__, ConnectionError):  # closed, and not all of ours read
+                return self._ended(Event.HANGUP)
             # Not a hang-up: an Ack may follow, until the channel is shut.
             return self._because(Event.UNREADABLE, Code.UNKNOWN, str(error))
         if item is None:
@@ -278,7 +278,7 @@ class Giver:
 
     def hang_up(self) -> Event | None:
         """HANG_UP."""
-        self._sock.close()
+        self._close()
         return None
 
     def retire(self) -> Event | None:
@@ -313,11 +313,16 @@ class Giver:
 
     def exit(self) -> Event | None:
         """EXIT; to PID 1 it is a failure if nobody is left to serve."""
-        self._sock.close()
+        self._close()
         self._steps.exit(failed=self.state is Source.PARKED)
         return None
 
     # Inside
+
+    def _close(self) -> None:
+        self._sock.close()
+        if self._ledger:
+            self._ledger.close()
 
     def _in_turn(self, call: Callable[[], None]) -> None:
         """In a thread, after what was begun before."""

@@ -215,7 +215,7 @@ class Negotiation:
             ):
                 raise refused(f"process {caller.pid} was not registered by takeover")
             try:
-                self._stream = _common_stream(parameters)
+                self._stream = common_stream(parameters)
                 self._withheld = self._check(parameters)
             except VarlinkError as error:
                 reason = str(error.parameters.get("why", error))
@@ -355,7 +355,7 @@ class Negotiation:
             raise refused(f"process {caller.pid} is not the control process of this unit")
 
 
-def _common_stream(parameters: Mapping[str, Any]) -> int:
+def common_stream(parameters: Mapping[str, Any]) -> int:
     """The newest version of the stream that both sides speak; raises VarlinkError for none."""
     offered = parameters.get("streams") or [parameters.get("stream")]
     if not isinstance(offered, list):

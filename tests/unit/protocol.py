@@ -124,11 +124,19 @@ class World(NamedTuple):
     wrong: str = ""
 
 
+class Op(NamedTuple):
+    """What of a step is there to be played, besides what can be seen in the world."""
+
+    who: str
+    what: Event | str
+
+
 class Next(NamedTuple):
     """One thing that can happen."""
 
     text: str
     world: World
+    op: Op | None = None
 
 
 @dataclass(frozen=True)
@@ -201,6 +209,21 @@ class Model:
             ]
         return happens
 
+    def in_one_go(self, world: World, name: str) -> list[Next]:
+        """How a side that has seen an event goes on with what that row says, with nobody else in
+        between; nothing, once the row is performed or waits."""
+        source, destination = world.source, world.destination
+        if name == "source" and source.process is Process.UP:
+            if source.todo:
+                failing = [n for n in self.faults(world) if n.op and n.op.who == "fails"]
+                return [*self._source_does(world, source.todo[0]), *failing]
+            return [self._source_sees(world, source.found)] if source.found else []
+        if name == "destination" and destination.process is Process.UP:
+            if destination.todo:
+                return list(self._destination_does(world, destination.todo[0]))
+            return [self._destination_sees(world, destination.found)] if destination.found else []
+        return []
+
     # The source
 
     def _source(self, world: World) -> Iterator[Next]:
@@ -248,7 +271,7 @@ class Model:
                 yield self._source_sees(_with(world, "source", told=False), Event.STOP)
         if side.told and side.at is Source.SERVING:
             todo = (SourceAction.PARK, SourceAction.EXIT)
-            stopped = _with(world, "source", told=False, serving=False, at=Source.PARKED, todo=todo)
+            stopped = _with(world, "source", told=False, serving=False, todo=todo)
             yield Next("source: stops as the owner", stopped)
 
     def _event(self, record: str) -> Event:
@@ -267,7 +290,7 @@ class Model:
             )
         self.used.add((side.at, event))
         changed = _with(world, "source", at=at, todo=todo, found=None, naming=False)
-        return Next(f"source: {event}: {side.at} -> {at}", changed)
+        return Next(f"source: {event}: {side.at} -> {at}", changed, Op("source", event))
 
     def _source_does(self, world: World, action: SourceAction) -> Iterator[Next]:
         side = world.source
@@ -279,11 +302,12 @@ class Model:
                 frozen = _with(done, "source", serving=False)
                 yield Next(text, frozen)
                 failed = _with(frozen, "source", todo=(), found=Event.NOT_SENT)
-                yield Next(f"{text} fails", failed)
+                yield Next(f"{text} fails", failed, Op("fails", action))
             case SourceAction.SEND_IMAGE:
                 if self.rules.names_early:
                     done = _notify(done, "source", "MAINPID")
-                yield Next(f"{text} fails", _with(done, "source", found=Event.NOT_SENT))
+                failed = _with(done, "source", found=Event.NOT_SENT)
+                yield Next(f"{text} fails", failed, Op("fails", action))
                 if world.destination.process is Process.UP:
                     sent = (*world.to_destination, "image")
                     yield Next(text, done._replace(to_destination=sent))
@@ -352,6 +376,7 @@ class Model:
         side, heard = world.destination, world.to_destination[:1]
         closed = world.source.channel is Channel.CLOSED and not heard
         read = world._replace(to_destination=world.to_destination[1:])
+        waits = line or not self.rules.checks_takeover
         events: list[tuple[Event, World]] = []
         if side.at is Destination.PREPARING:
             events.append((Event.REFUSED, world))
@@ -362,25 +387,27 @@ class Model:
                 else:
                     asked = called._replace(to_source=(*world.to_source, "migrate"))
                     yield Next("destination: calls Migrate", asked)
+            elif heard == ("agreed",):
+                events += [(Event.PREPARED, read)] if waits else []
             elif heard:
-                answer = Event.PREPARED if heard == ("agreed",) else Event.REFUSED
-                events.append((answer, read))
-        elif side.at is Destination.WAITING and heard:
-            events += [(Event.IMAGE, read), (Event.REFUSED, read)]
+                events.append((Event.REFUSED, read))
+            elif closed:
+                events.append((Event.HANGUP, world))
+        elif side.at is Destination.WAITING and waits:
+            if heard:
+                events += [(Event.IMAGE, read), (Event.REFUSED, read)]
+            elif closed:
+                events.append((Event.HANGUP, world))
         elif side.at is Destination.LOADING:
             events.append((Event.REFUSED, world))
-            if line or not self.rules.checks_takeover:
-                events.append((Event.LOADED, world))
-        elif side.at is Destination.ASKING:
+            events += [(Event.LOADED, world)] if waits else []
+        elif side.at is Destination.ASKING and waits:
             ended = world.source.channel is Channel.CLOSED or not self.rules.waits_for_the_end
             if world.taken_back or world.source.process is Process.UP:
                 events.append((Event.TAKEN_BACK, world))  # at the latest when it stops waiting
-            if ended and not world.taken_back and (line or not self.rules.checks_takeover):
+            if ended and not world.taken_back:
                 events.append((Event.ORPHANED, world))
-        listens = side.at in (Destination.PREPARING, Destination.WAITING)
-        if closed and listens and (side.called or side.at is not Destination.PREPARING):
-            events.append((Event.HANGUP, world))
-        if not line and self.rules.checks_takeover:
+        if not waits:
             events.append((Event.TAKEOVER_GONE, world))
         for event, before in events:
             yield self._destination_sees(before, event)
@@ -419,7 +446,7 @@ class Model:
             changed = _wrong(changed, "what is served is older than what was served")
         if event is Event.TAKEN and "takeover was gone" in world.history:
             changed = _wrong(changed, "a commit, though takeover had gone before it was decided")
-        return Next(f"{text}: {side.at} -> {at}", changed)
+        return Next(f"{text}: {side.at} -> {at}", changed, Op("destination", event))
 
     def _destination_does(
         self, world: World, action: DestinationAction | SourceAction
@@ -441,7 +468,8 @@ class Model:
                     answer = Event.TAKEN if reads else Event.HANGUP
                     # One system call: what it answers is what has happened.
                     after = self._destination_sees(done, answer)
-                    yield Next(f"{text}: {after.text.removeprefix('destination: ')}", after.world)
+                    answered = f"{text}: {after.text.removeprefix('destination: ')}"
+                    yield Next(answered, after.world, after.op)
                 elif action is DestinationAction.SEND_GO and not reads:
                     yield Next(f"{text} fails", _with(done, "destination", found=Event.HANGUP))
                 else:
@@ -607,10 +635,12 @@ class Model:
             }
             for record in records.get(side.at, ()):
                 sent = world._replace(to_source=(*world.to_source, record))
-                yield Next(f"destination: sends {record}", _with(sent, "destination", chatted=True))
+                chatted = _with(sent, "destination", chatted=True)
+                yield Next(f"destination: sends {record}", chatted, Op("sends", record))
         if world.source.todo[:1] == (SourceAction.INSURE,):
             failed = _with(world, "source", todo=world.source.todo[1:])
-            yield Next("source: insure fails", _note(failed, "no insurance"))
+            noted = _note(failed, "no insurance")
+            yield Next("source: insure fails", noted, Op("fails", SourceAction.INSURE))
         if pid1.unit in (Unit.RELOAD, Unit.RUNNING):
             for job in ("restart", "stop"):
                 stopping = _with(world, "pid1", unit=Unit.STOPPING, job=job)

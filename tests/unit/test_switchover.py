@@ -73,14 +73,14 @@ def explore(rules: Rules, faults: int = FAULTS) -> Explored:
                     return Explored(origins, before, at_rest, model.used, wrong, world)
                 if not happens:
                     at_rest.append(world)
-                for text, reached in happens:
+                for text, reached, _ in happens:
                     before.setdefault(reached, []).append(world)
                     if reached not in origins:
                         origins[reached] = world, text
                         following.append(reached)
             level = following
         for world in visited if allowed else ():
-            for text, reached in model.faults(world):
+            for text, reached, _ in model.faults(world):
                 if reached not in origins:
                     origins[reached] = world, f"! {text}"
                     level.append(reached)

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A side that cannot perform all that its table names, for `mypy --strict`; never run."""
+
+from upgrader import interpreter
+from upgrader.live_destination import Taker
+from upgrader.live_source import Giver
+from upgrader.switchover import Event
+
+
+class LoadsOnly:
+    def send_go(self) -> Event | None: ...
+    def load(self) -> Event | None: ...
+
+
+class Silent(LoadsOnly):
+    """All of them, but one finds out what is no event."""
+
+    def send_ack(self) -> bool:
+        return True
+
+    def send_abort(self) -> Event | None: ...
+    def serve(self) -> Event | None: ...
+    def exit(self) -> Event | None: ...
+
+
+def sides(giver: Giver, taker: Taker) -> None:
+    interpreter.source(giver)
+    interpreter.destination(taker)
+    interpreter.source(taker)  # type: ignore[arg-type]
+    interpreter.destination(LoadsOnly())  # type: ignore[arg-type]
+    interpreter.destination(Silent())  # type: ignore[arg-type]

@@ -1,0 +1,505 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Paths of the exploration, played by the real interpreters over real sockets, event by event.
+
+`paths` are found in the model of `protocol`: what one side does about one event is one move. `Play`
+has a `Giver` and a `Taker` at the two ends of a socket pair, a listener and a connection to move,
+and looks after each move whether the real sides stand where the model does. Both are in this
+process; a side that dies has its FDs closed. PID 1, takeover and the clock are played here.
+"""
+
+import contextlib
+import os
+import queue
+import random
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+from tests.unit.protocol import EARLY_ACK, Channel, Model, Op, Process, Rules, Unit, World, owns
+from upgrader import channel, image, interpreter, wire
+from upgrader.backends import ConnectionState, Kind, Waiting, identify
+from upgrader.backends.fd import HasFileno
+from upgrader.channel import Stream
+from upgrader.codes import Code
+from upgrader.errors import NotifyError, UpgradeError, VerifyError
+from upgrader.live_destination import Taker
+from upgrader.live_source import Built, Giver, Request
+from upgrader.switchover import (
+    DESTINATION,
+    SOURCE,
+    Destination,
+    DestinationAction,
+    Event,
+    Source,
+    SourceAction,
+    Table,
+)
+
+#: Seconds without progress, and in all, on a clock that jumps.
+LIMIT, TIMEOUT = 1000.0, 100_000.0
+#: Seconds for a thread to do what it should have done long ago.
+PATIENCE = 5.0
+
+
+class Move(NamedTuple):
+    """One event with all that follows from it at once: what happens, and the world after it."""
+
+    texts: tuple[str, ...]
+    ops: tuple[Op, ...]
+    world: World
+
+    @property
+    def rows(self) -> tuple[Op, ...]:
+        """What of it is a row of a table."""
+        return tuple(op for op in self.ops if op.who in ("source", "destination"))
+
+
+Path = tuple[Move, ...]
+
+
+def moves(model: Model, world: World, *, faults: bool) -> Iterator[Move]:
+    """All that can happen next; with `faults`, what need not happen as well."""
+    begins = [*model.successors(world), *(model.faults(world) if faults else ())]
+    unfinished = [Move((n.text,), (n.op,) if n.op else (), n.world) for n in begins]
+    while unfinished:
+        texts, ops, reached = unfinished.pop()
+        on = model.in_one_go(reached, texts[0].split(":")[0])
+        if not on:
+            yield Move(texts, ops, reached)
+        for text, after, op in on:
+            unfinished.append(Move((*texts, text), (*ops, op) if op else ops, after))
+
+
+def is_over(world: World) -> bool:
+    """Whether the unit has ended: nothing is left to be played."""
+    return world.pid1.unit in (Unit.STOPPED, Unit.RESTARTED)
+
+
+def paths(rules: Rules) -> dict[tuple[object, ...], Path]:
+    """The shortest path, with one fault at most, to each event that a side may see: in each pair of
+    states of both sides, and for each way in which its actions may end."""
+    model = Model(rules)
+    found: dict[tuple[object, ...], Path] = {}
+    seen = {(World(), False)}
+    level: list[tuple[World, bool, Path]] = [(World(), False, ())]
+    while level:
+        following: list[tuple[World, bool, Path]] = []
+        for world, faulty, path in level:
+            faults = set() if faulty else {n.text for n in model.faults(world)}
+            for move in moves(model, world, faults=not faulty):
+                longer = (*path, move)
+                if move.rows:
+                    sides = world.source.at, world.destination.at
+                    found.setdefault((*sides, move.ops), longer)
+                reached = move.world, faulty or move.texts[0] in faults
+                if reached not in seen and not is_over(move.world):
+                    seen.add(reached)
+                    following.append((*reached, longer))
+        level = following
+    return found
+
+
+#: What ends a migration before its commit.
+_EARLY = {Event.REFUSED, Event.DEADLINE, "no Go, kills", "preparing -> failed"}
+
+
+def walk(rules: Rules, seed: int) -> Path:
+    """A path to wherever it leads; a fault in one move of twenty, and seldom what ends it early."""
+    choose = random.Random(seed)
+    model, world = Model(rules), World()
+    path: list[Move] = []
+    while not is_over(world):
+        ahead = list(moves(model, world, faults=choose.random() < 0.05))
+        if not ahead:
+            break
+        path += choose.choices(
+            ahead, [1 if _EARLY & {*move.texts[0].split(": ")} else 30 for move in ahead]
+        )
+        world = path[-1].world
+    return tuple(path)
+
+
+class Clock:
+    """The time, with jumps."""
+
+    def __init__(self) -> None:
+        self.offset = 0.0
+
+    def __call__(self) -> float:
+        return time.monotonic() + self.offset
+
+
+@dataclass
+class DestinationProcess:
+    """The destination as the source sees it."""
+
+    on_kill: Callable[[], None]
+    pid: int = 2
+    alive: bool = True
+    killed: bool = False
+
+    def fileno(self) -> int:
+        return self._end.fileno()
+
+    def __post_init__(self) -> None:
+        self._end, self._other = socket.socketpair()
+
+    def kill(self) -> None:
+        self.killed = True
+        self.on_kill()
+
+    def end(self) -> None:
+        self.alive = False
+        self._other.close()
+
+    def close(self) -> None:
+        self._end.close()
+        self._other.close()
+
+
+class Broken:
+    """An FD that cannot be sent."""
+
+    def fileno(self) -> int:
+        return -1
+
+
+class Here:
+    """The instance of the source: implements `live_source.Steps` with two real backends."""
+
+    def __init__(self, backends: list[socket.socket]) -> None:
+        self.backends = backends
+        self.fails: set[str] = set()
+        self.on_resume: Callable[[], None] = lambda: None
+        self.done: list[str] = []
+        self.serving = True
+        self.asked = threading.Event()
+        self.answers: queue.SimpleQueue[UpgradeError | None] = queue.SimpleQueue()
+
+    def freeze(self) -> Built:
+        self.serving = False
+        if SourceAction.FREEZE in self.fails:
+            raise OSError("out of FDs")
+        entries = [
+            image.Entry("door", Kind.LISTENER, identify(self.backends[0])),
+            image.Entry(
+                "door", Kind.CONNECTION, identify(self.backends[1]), 0,
+                ConnectionState(Waiting.MESSAGE),
+            ),
+        ]  # fmt: skip
+        fds: list[HasFileno] = [*self.backends]
+        if SourceAction.SEND_IMAGE in self.fails:
+            fds[1] = Broken()  # Hello goes out, and no more
+        return Built(image.Manifest("played", 3, "1", 1, entries=entries), fds)
+
+    def resume(self, code: Code, reason: str) -> None:
+        assert reason
+        self.on_resume()
+        self.serving = True
+
+    def retire(self) -> None:
+        self.done.append(SourceAction.RETIRE)
+
+    def insure(self) -> None:
+        self._require_open()
+        if SourceAction.INSURE in self.fails:
+            raise OSError("out of FDs")
+        self.done.append(SourceAction.INSURE)
+
+    def name_successor(self, pid: int) -> None:
+        self.asked.set()
+        answer = self.answers.get(timeout=PATIENCE)
+        self.asked.clear()
+        if answer:
+            raise answer
+
+    def let_go(self) -> None:
+        self.done.append(SourceAction.LET_GO)
+        self.close()
+
+    def park(self) -> None:
+        self._require_open()
+        self.done.append(SourceAction.PARK)
+
+    def exit(self, *, failed: bool) -> None:
+        assert failed == (SourceAction.PARK in self.done)
+        self.done.append(SourceAction.EXIT)
+
+    def wake(self) -> None:
+        pass
+
+    def close(self) -> None:
+        for sock in self.backends:
+            sock.close()
+
+    def _require_open(self) -> None:
+        for sock in self.backends:
+            os.fstat(sock.fileno())
+
+
+class There:
+    """The instance of the destination."""
+
+    def __init__(self) -> None:
+        self.stream: Stream | None = None
+        self.serving = False
+        self.why: BaseException | None = None
+
+    def load(self, stream: Stream) -> None:
+        manifest = image.unseal(stream.image)
+        assert stream.announced == len(manifest.entries) == len(stream.fds)
+        self.stream = stream
+
+    def serve(self) -> None:
+        self.serving = True
+
+    def exit(self, error: BaseException) -> None:
+        self.why = error
+
+    def close(self) -> None:
+        if self.stream:
+            for fd in (self.stream.image, self.stream.ledger, *self.stream.fds):
+                fd.close()
+
+
+class Credulous(Giver):
+    """A source that takes any Ack for the commit."""
+
+    def _read(self, record: wire.Record) -> Event:
+        return Event.ACK if isinstance(record, wire.Ack) else super()._read(record)
+
+
+class Play:
+    """One migration. `omit`: an action that its side does not perform, as "source.freeze"."""
+
+    def __init__(
+        self,
+        source: Table[Source, SourceAction] = SOURCE,
+        destination: Table[Destination, DestinationAction] = DESTINATION,
+        omit: str = "",
+        giver: type[Giver] = Giver,
+    ) -> None:
+        self._clock = Clock()
+        self._a, self._b = channel.pair()
+        self._takeover, line = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        listener = socket.create_server(("127.0.0.1", 0))
+        self._client, connection = socket.socketpair()
+        self.here = Here([listener, connection])
+        self._inodes = [os.fstat(sock.fileno()).st_ino for sock in self.here.backends]
+        self.there = There()
+        self.process = DestinationProcess(self._end_destination)
+        self.giver = giver(
+            Request(self._a, self.process, 2), self.here,
+            limit=LIMIT, timeout=TIMEOUT, clock=self._clock,
+        )  # fmt: skip
+        self.taker = Taker(
+            self._b, line, timeout=TIMEOUT, on_exit=self.there.exit, clock=self._clock
+        )
+        self.taker.on_image = self.there.load
+        self.taker.on_owner = self.there.serve
+        self.taker._stream = 2  # as negotiated
+        side, _, action = omit.partition(".")
+        self.giver.side = interpreter.source(
+            _without(self.giver, action if side == "source" else ""), source
+        )
+        self.taker.side = interpreter.destination(
+            _without(self.taker, action if side == "destination" else ""), destination
+        )
+        self.here.on_resume = self._check_taken_back
+        self._found: dict[str, Event | None] = {"source": None, "destination": None}
+        self._line = line
+
+    def close(self) -> None:
+        for owner in (self._a, self._b, self._takeover, self._line, self._client, self.process):
+            owner.close()
+        self.here.close()
+        self.there.close()
+        if self.giver._telling:
+            self.here.answers.put(None)
+            self.giver._telling.join()
+        self.giver.hang_up()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.close()
+
+    def run(self, path: Path) -> None:
+        """Play a path; raises AssertionError, or whatever a side raises, where one leaves it."""
+        for move in path:
+            self.here.fails = {str(op.what) for op in move.ops if op.who == "fails"}
+            for who, what in move.ops:
+                match who:
+                    case "source":
+                        self._source_sees(Event(what))
+                    case "destination":
+                        self._destination_sees(Event(what))
+                    case "sends":
+                        self._send(what)
+            self._follow(move)
+            self._compare(move)
+
+    # Both sides
+
+    def _source_sees(self, event: Event) -> None:
+        found = self._found["source"] or self._find_for_source(event)
+        assert found == event, f"the source sees {found}, not {event}"
+        extends = event is Event.PROGRESS and self.giver.state is Source.FROZEN
+        self._clock.offset += LIMIT * 0.6 if extends else 0
+        self._found["source"] = self.giver.side.feed(found)
+        if extends and not _readable(self._a):
+            self._check_extended()
+
+    def _find_for_source(self, event: Event) -> Event:
+        committed = self.giver.state is Source.COMMITTED
+        match event:
+            case Event.GO:
+                item = channel.receive(self._a, peek=False)
+                assert item is not None
+                assert item[0] == wire.Go()
+                return event
+            case Event.DRAINED | Event.STOP:
+                return event
+            case Event.NAMED | Event.UNANSWERED | Event.SUCCESSOR_DEAD if committed:
+                if not self.giver.told.done():
+                    error = NotifyError("no answer") if event is Event.UNANSWERED else None
+                    self.here.answers.put(error)
+                return self.giver.told.result(PATIENCE)
+            case Event.DEADLINE | Event.SUCCESSOR_DEAD if _readable(self._a):
+                return event  # seen before what has come in the meantime
+            case Event.DEADLINE:
+                self._clock.offset += LIMIT + 1
+        if event not in (Event.DEADLINE, Event.SUCCESSOR_DEAD):
+            assert _readable(self._a), f"nothing comes, and no {event}"
+        return self.giver.next_event()
+
+    def _check_extended(self) -> None:
+        """After a sign of life the deadline is a whole limit away."""
+        self._clock.offset += LIMIT * 0.6
+        alive, self.process.alive = self.process.alive, False
+        assert self.giver.next_event() is Event.SUCCESSOR_DEAD  # else it would be the deadline
+        self.process.alive = alive
+        self.giver.reason = ""
+
+    def _check_taken_back(self) -> None:
+        """Before the source serves, its image is worth nothing, whoever may have it."""
+        assert not self.giver._ledger or channel.is_taken_back(self.giver._ledger)
+
+    def _destination_sees(self, event: Event) -> None:
+        if event is Event.REFUSED:
+            self.taker.refuse(VerifyError("no"))
+            return
+        found = self._found["destination"] or self._find_for_destination(event)
+        assert found == event, f"the destination sees {found}, not {event}"
+        self._found["destination"] = self.taker.side.feed(found)
+
+    def _find_for_destination(self, event: Event) -> Event:
+        match self.taker.state:
+            case Destination.PREPARING:
+                return event  # by the negotiation
+            case Destination.LOADING:
+                return self.taker.loaded()
+            case Destination.ASKING:
+                self._clock.offset += TIMEOUT
+            case _:
+                assert _readable(self._b) or event is Event.TAKEOVER_GONE
+        return self.taker.next_event()
+
+    def _send(self, what: str) -> None:
+        data = {
+            "progress": wire.encode(wire.Progress(1), 2),
+            "junk": b"x" * wire.RECORD_SIZE,
+            EARLY_ACK: wire.encode(wire.Ack(3, 1), 2),
+        }
+        self._b.send(data[what])
+
+    # The world
+
+    def _follow(self, move: Move) -> None:
+        """Let happen what the others do."""
+        world = move.world
+        if world.takeover.process is not Process.UP:
+            self._takeover.close()
+        elif not world.takeover.line:
+            with contextlib.suppress(OSError):
+                self._takeover.shutdown(socket.SHUT_WR)
+        if "source: kill" in move.texts:
+            assert self.process.killed
+        if world.destination.process is not Process.UP:
+            self._end_destination()
+        if world.source.process is not Process.UP:
+            self._a.close()
+            self.here.close()
+        elif "source: no Go, kills" in move.texts:
+            self._a.close()
+
+    def _end_destination(self) -> None:
+        self.process.end()
+        self._b.close()
+        self._line.close()
+        self.there.close()
+
+    def _compare(self, move: Move) -> None:
+        """Both sides stand where the model does, and the owner has everything, and it works."""
+        world = move.world
+        here, there = world.source, world.destination
+        if here.process is Process.UP and not here.todo:
+            if here.naming:
+                assert self.here.asked.wait(PATIENCE), "nobody tells PID 1"
+                insured = SourceAction.INSURE in self.here.done
+                assert insured or "no insurance" in world.history
+            assert here.at is self.giver.state
+            assert here.serving is self.here.serving
+            assert here.retired is (SourceAction.RETIRE in self.here.done)
+            assert here.let_go is (SourceAction.LET_GO in self.here.done)
+            assert (here.channel is Channel.CLOSED) is (self._a.fileno() < 0)
+        if self.giver.state is Source.PARKED:
+            assert [SourceAction.PARK, SourceAction.EXIT] == self.here.done[-2:]
+        if any(op.what in (Event.DRAINED, Event.STOP) for op in move.rows):
+            assert SourceAction.EXIT in self.here.done
+        if there.process is Process.UP and not there.todo:
+            assert there.at is self.taker.state
+            assert there.ended or there.serving is self.there.serving
+        if there.at is Destination.LOADING:
+            assert self.there.stream
+        if "destination: exits" in move.texts and self.taker.state is Destination.FAILED:
+            assert self.there.why
+        self._check_owners(world)
+
+    def _check_owners(self, world: World) -> None:
+        assert not (self.here.serving and self.there.serving and world.source.serving)
+        owners = owns(world)
+        if "source" in owners:
+            self._check_open(self.here.backends, serves=self.here.serving)
+        if "destination" in owners:
+            assert self.there.stream
+            self._check_open(self.there.stream.fds, serves=self.there.serving)
+
+    def _check_open(self, backends: Sequence[HasFileno], *, serves: bool) -> None:
+        assert self._inodes == [os.fstat(each.fileno()).st_ino for each in backends]
+        if serves:
+            os.write(backends[1].fileno(), b"x")
+            assert self._client.recv(1) == b"x"
+
+
+def _without(performer: Any, action: str) -> Any:
+    """A performer that does not do one of its actions."""
+    if not action:
+        return performer
+
+    class Omits:
+        def __getattr__(self, name: str) -> object:
+            return (lambda: None) if name == action else getattr(performer, name)
+
+    return Omits()
+
+
+def _readable(sock: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))

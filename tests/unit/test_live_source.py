@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What a source makes of what comes over its channel, and for which Ack it commits."""
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.unit.played import DestinationProcess, Here
+from upgrader import channel, image, interpreter, wire
+from upgrader.codes import Code
+from upgrader.live_source import Giver, Request
+from upgrader.negotiation import common_stream
+from upgrader.switchover import DestinationAction, Event, Source, SourceAction
+from upgrader.varlink import VarlinkError
+
+LIMIT = 20.0
+
+
+class Bench:
+    """A source, and the other end of its channel."""
+
+    def __init__(self, stream: int) -> None:
+        self.source, self.peer = channel.pair()
+        self.client, connection = socket.socketpair()
+        self.here = Here([socket.create_server(("127.0.0.1", 0)), connection])
+        self.process = DestinationProcess(lambda: None)
+        self.clock = 0.0
+        self.stream = stream
+        self.giver = Giver(
+            Request(self.source, self.process, stream), self.here,
+            limit=LIMIT, timeout=10 * LIMIT, clock=lambda: self.clock,
+        )  # fmt: skip
+
+    def say(self, *records: wire.Record) -> None:
+        for record in records:
+            channel.send(self.peer, record, version=self.stream)
+
+    def expected(self) -> wire.Ack:
+        """The Ack for the image that will be sent."""
+        with image.seal(self.here.freeze().manifest) as memfd:
+            return wire.Ack(3, image.checksum(memfd))
+
+    def close(self) -> None:
+        if self.giver._telling:
+            self.here.answers.put(None)
+            self.giver.settle()
+        self.giver.hang_up()
+        for owner in (self.source, self.peer, self.client, self.process, self.here):
+            owner.close()
+
+
+@pytest.fixture
+def make() -> Iterator[Callable[[int], Bench]]:
+    made: list[Bench] = []
+
+    def new(stream: int) -> Bench:
+        made.append(Bench(stream))
+        return made[-1]
+
+    yield new
+    for bench in made:
+        bench.close()
+
+
+def test_the_ack_of_what_was_sent_commits(make: Callable[[int], Bench]) -> None:
+    bench = make(2)
+    bench.say(bench.expected())
+
+    assert Source.COMMITTED is bench.giver.give()
+    assert not bench.here.serving
+
+
+WRONG: list[Callable[[wire.Ack], wire.Ack]] = [
+    lambda right: wire.Ack(right.generation + 1, right.image),
+    lambda right: wire.Ack(right.generation, right.image ^ 1),
+    lambda right: wire.Ack(),
+]
+
+
+@pytest.mark.parametrize("change", WRONG, ids=["generation", "checksum", "bare"])
+def test_the_ack_of_something_else_does_not(
+    change: Callable[[wire.Ack], wire.Ack], make: Callable[[int], Bench]
+) -> None:
+    """The source takes its image back, serves on, and says why."""
+    bench = make(2)
+    bench.say(change(bench.expected()))
+
+    assert Source.SERVING is bench.giver.give()
+    assert bench.here.serving
+    assert "acknowledges what it was not sent" in bench.giver.reason
+    assert bench.process.killed
+
+
+@pytest.mark.parametrize("stream", wire.VERSIONS)
+@pytest.mark.parametrize("way", ["closes", "shuts"])
+def test_an_ack_sent_too_early_does_not_commit(
+    stream: int, way: str, make: Callable[[int], Bench]
+) -> None:
+    """It is queued, and then the image cannot be sent: nobody has it."""
+    bench = make(stream)
+    bench.say(bench.expected())
+    if way == "closes":
+        bench.peer.close()
+    else:
+        bench.peer.shutdown(socket.SHUT_RD)
+
+    assert Source.SERVING is bench.giver.give()
+    assert (bench.here.serving, Code.SOURCE_FAILED) == (True, bench.giver.code)
+
+
+def test_an_ack_of_an_image_sent_in_part_does_not_commit(make: Callable[[int], Bench]) -> None:
+    bench = make(2)
+    bench.say(bench.expected())
+    bench.here.fails = {SourceAction.SEND_IMAGE}
+
+    assert Source.SERVING is bench.giver.give()
+    record = channel.receive(bench.peer, peek=False)
+    assert record is not None
+    assert isinstance(record[0], wire.Hello)
+    for fd in record[1]:
+        fd.close()
+
+
+@pytest.mark.parametrize("record", [wire.Ack(), wire.Ack(3, 1)])
+def test_a_bare_ack_counts_in_version_1(record: wire.Ack, make: Callable[[int], Bench]) -> None:
+    """Once all is sent; what it may say besides was not known then."""
+    bench = make(1)
+    bench.say(record)
+
+    assert Source.COMMITTED is bench.giver.give()
+
+
+def test_a_record_of_version_1_where_2_was_agreed(make: Callable[[int], Bench]) -> None:
+    """It has an old Ack, which names nothing."""
+    bench = make(2)
+    channel.send(bench.peer, wire.Ack(), version=1)
+
+    assert Source.SERVING is bench.giver.give()
+
+
+def test_an_abort_has_a_code(make: Callable[[int], Bench]) -> None:
+    bench = make(2)
+    bench.say(wire.abort(Code.VERIFY_FAILED, "no"))
+
+    assert Source.SERVING is bench.giver.give()
+    assert (Code.VERIFY_FAILED, "no") == (bench.giver.code, bench.giver.reason)
+
+
+@pytest.mark.parametrize("code", ["", "of-a-later-version"])
+def test_a_code_that_is_not_known(code: str, make: Callable[[int], Bench]) -> None:
+    """Version 1 has none, and a later one may have more."""
+    bench = make(2)
+    bench.say(wire.Abort("no", code))
+
+    assert Source.SERVING is bench.giver.give()
+    assert (Code.UNKNOWN, "no") == (bench.giver.code, bench.giver.reason)
+
+
+def test_a_silent_destination_has_a_limit(make: Callable[[int], Bench]) -> None:
+    """Each sign of life moves it; the reason that counts is the first."""
+    bench = make(2)
+    side = bench.giver.side
+    side.feed(Event.GO)
+    bench.clock += LIMIT - 1
+    bench.say(wire.Progress(1))
+    side.feed(bench.giver.next_event())
+    bench.clock += LIMIT - 1
+    bench.say(wire.Progress(2))
+    side.feed(bench.giver.next_event())
+    bench.clock += LIMIT
+
+    assert Event.DEADLINE is bench.giver.next_event()
+    assert Code.NOT_READY_IN_TIME is bench.giver.code
+
+
+def test_a_dead_destination_whose_child_holds_the_channel(make: Callable[[int], Bench]) -> None:
+    """No end of the channel is to be seen; the end of the process is."""
+    bench = make(2)
+    bench.giver.side.feed(Event.GO)
+    bench.process.end()
+
+    assert Event.SUCCESSOR_DEAD is bench.giver.next_event()
+    assert Code.ENDED_EARLY is bench.giver.code
+
+
+def test_a_destination_that_closes_unread(make: Callable[[int], Bench]) -> None:
+    """The kernel calls that a reset; nothing more can come."""
+    bench = make(2)
+    bench.giver.side.feed(Event.GO)
+    bench.peer.close()
+
+    assert Event.HANGUP is bench.giver.next_event()
+
+
+def test_fds_for_a_source_are_closed(make: Callable[[int], Bench]) -> None:
+    """A destination has nothing to give."""
+    bench = make(2)
+    bench.giver.side.feed(Event.GO)
+    before = len(os.listdir("/proc/self/fd"))
+    channel.send(bench.peer, wire.Progress(1), [bench.client] * 5, version=2)
+
+    assert Event.PROGRESS is bench.giver.next_event()
+    assert before == len(os.listdir("/proc/self/fd"))
+
+
+# Which version of the stream
+
+
+@pytest.mark.parametrize(
+    ("offered", "agreed"),
+    [
+        ({"stream": 1}, 1),
+        ({"stream": 2}, 2),
+        ({"stream": 1, "streams": [1, 2]}, 2),
+        ({"stream": 1, "streams": [2, 3, 4]}, 2),
+        ({"stream": 1, "streams": [1, "2", None]}, 1),
+    ],
+)
+def test_the_newest_common_version(offered: dict[str, object], agreed: int) -> None:
+    """`stream` is what a library of interface 1 offers, and all that it reads."""
+    assert agreed == common_stream(offered)
+
+
+@pytest.mark.parametrize("offered", [{}, {"stream": 3}, {"streams": [3]}, {"streams": "12"}])
+def test_no_common_version(offered: dict[str, object]) -> None:
+    with pytest.raises(VarlinkError):
+        common_stream(offered)
+
+
+# Who performs
+
+
+class Recorder:
+    """Performs anything, and notes what."""
+
+    def __init__(self) -> None:
+        self.performed: list[str] = []
+
+    def __getattr__(self, name: str) -> Callable[[], Event]:
+        def perform() -> Event:
+            self.performed.append(name)
+            return Event.STOP
+
+        return perform
+
+
+def test_every_action_is_performed_by_the_method_of_its_name() -> None:
+    """What it has found out is handed back."""
+    recorder = Recorder()
+    for action in SourceAction:
+        assert Event.STOP is interpreter.perform_source(recorder, action)
+    for other in DestinationAction:
+        assert Event.STOP is interpreter.perform_destination(recorder, other)
+
+    assert [each.name.lower() for each in (*SourceAction, *DestinationAction)] == recorder.performed
