@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from upgrader.declarations import Declarations
-from upgrader.description import Migration, Phase, Standing, Trial
+from upgrader.description import Loaded, Migration, Phase, Refusal, Standing, Trial
 from upgrader.errors import ParameterError, UpgradeError
 from upgrader.labels import label_lines
 from upgrader.parameters import Parameters
@@ -45,6 +45,7 @@ class Account:
         self._configured = Parameters.from_environment(environment)
         self.parameters = self._configured
         self.overrides: dict[str, str] = {}
+        self.refusal = Refusal()  #: the last version that did not take over, by its own fault
         self.settings = Settings()  #: of the unit at the start of this process
         self.declarations = Declarations(service)
         self._notifier = Notifier.from_environment(environment)
@@ -97,19 +98,29 @@ class Account:
 
     # What it tells
 
-    def refused(self, why: str) -> None:
-        """Show, in the status text, why a newer version has not taken over."""
+    def refused(self, why: str, refusal: Refusal | None) -> None:
+        """Show, in the status text, why a newer version has not taken over; `refusal` if that was
+        its own fault."""
+        self.refusal = refusal or self.refusal
         self._status = replace(self._status, refused=one_line(why))
         with contextlib.suppress(UpgradeError):
             self._notifier.send(f"STATUS={self._status}")
 
-    def _remember(self, status: Status) -> None:
-        """What brought this instance here, for QueryMigration."""
-        if status.source_generation is None:
-            return
+    def _remember(self, status: Status, upgrade: str) -> None:
+        """What brought this instance here, and the id of the upgrade that did."""
         pause = status.pause or 0.0
-        self.progress.loaded(
-            Migration(
+        loaded = Loaded(
+            origin=status.origin,
+            source=status.source_generation or 0,
+            fds=status.fds,
+            bytes=status.state_bytes,
+            left_behind=status.left_behind,
+            set_aside=status.set_aside or 0,
+            pause=pause,
+        )
+        migration = None
+        if status.source_generation is not None:
+            migration = Migration(
                 Phase.DONE,
                 mode=status.origin,
                 source=status.source_generation,
@@ -122,7 +133,7 @@ class Account:
                 bytes=status.state_bytes,
                 left_behind=status.left_behind,
             )
-        )
+        self.progress.loaded(loaded, migration, upgrade)
 
     def _tell_unsavable(self, trial: Trial) -> None:
         message = (
@@ -141,12 +152,14 @@ class Account:
         self, priority: Priority, side: str, phase: str, outcome: Outcome, message: str
     ) -> None:
         if self.supervised:
-            last = self.progress.now
+            news, last = self.progress.now, self.progress.last
+            details = {}
+            # What is parked has no destination yet: the last migration is the one before.
+            if news.mode and phase != "park":
+                details = {**fields(news), "ID": last.id, "CODE": last.code}
             journal.report(
                 message, priority, unit=self.unit, generation=self.generation, side=side,
-                phase=phase, outcome=outcome,
-                # What is parked has no destination yet: the last migration is the one before.
-                details=fields(last) if last.mode and phase != "park" else None,
+                phase=phase, outcome=outcome, details={n: v for n, v in details.items() if v},
             )  # fmt: skip
         elif priority is Priority.ERR:
             _log.error("%s", message)

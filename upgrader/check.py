@@ -8,6 +8,7 @@ import contextlib
 import os
 import re
 import sys
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -17,10 +18,14 @@ from typing import Any
 import msgspec
 
 from upgrader import hold, instances
+from upgrader.attempt import Attempt
 from upgrader.description import Description
 from upgrader.obstacles import all_settings, kept_only_while, not_ours, not_running
 from upgrader.outcome import ExitCode, duration
-from upgrader.rehearsal import rehearse
+from upgrader.parameters import Mode
+from upgrader.preflight import objection
+from upgrader.preflight import preflight as try_out
+from upgrader.presence import Presence, look
 from upgrader.reloading import limits
 from upgrader.systemd.listening import inodes, listening, processes
 from upgrader.systemd.live_limits import live_limits
@@ -60,7 +65,7 @@ class Report:
     unit: str
     serves: bool
     findings: tuple[Finding, ...]
-    rehearsed: bool = False  #: the version on disk has loaded everything
+    preflight: bool = False  #: the version on disk has loaded everything
 
     @property
     def mode(self) -> str:
@@ -87,7 +92,7 @@ class Report:
         }
         warnings = sum(1 for each in self.findings if each.severity is Severity.WARNING)
         more = f", {warnings} warning{'s' * (warnings > 1)}" if warnings else ""
-        loads = "; the version on disk has loaded everything" if self.rehearsed else ""
+        loads = "; the version on disk has loaded everything" if self.preflight else ""
         return f"{self.unit}: {words[self.mode]}{more}{loads}"
 
     def json(self) -> bytes:
@@ -113,26 +118,29 @@ def check(systemd: Systemd, name: str, *, preflight: bool = False) -> Report:
     `preflight`: start the version on disk as well, and see whether it would take over.
     """
     unit = systemd.unit(name)
-    report = Report(unit.id, unit.serves, tuple(_findings(systemd, unit)))
+    present = look(systemd, unit)
+    report = Report(unit.id, unit.serves, tuple(_findings(systemd, unit, present)))
     if not preflight or not unit.serves:
         return report
     if report.mode != "live":
-        what = "the new version was not started: only a live upgrade can be rehearsed"
+        what = "the new version was not started: a preflight is part of a live upgrade"
         return replace(report, findings=(*report.findings, Finding(Severity.WARNING, what)))
-    if why := rehearse(systemd, unit):
+    attempt = Attempt(
+        systemd, unit, present.said, Mode.LIVE, uuid.uuid4().hex, None, lambda text: None
+    )  # fmt: skip
+    if why := objection(attempt, try_out(attempt)):
         what = f"the version on disk would not take over: {why}"
         found = Finding(Severity.BLOCKER, what, "put a good version in place")
         return replace(report, findings=(*report.findings, found))
-    return replace(report, rehearsed=True)
+    return replace(report, preflight=True)
 
 
-def _findings(systemd: Systemd, unit: Unit) -> Iterator[Finding]:
-    if obstacle := not_running(systemd, unit) or not_ours(unit):
+def _findings(systemd: Systemd, unit: Unit, present: Presence) -> Iterator[Finding]:
+    if obstacle := not_running(systemd, unit) or not_ours(unit, present):
         yield Finding(Severity.BLOCKER, obstacle.cause, obstacle.remedy)
     for obstacle in all_settings(unit):
         yield Finding(Severity.BLOCKER, obstacle.cause, obstacle.remedy, obstacle.setting)
-    live = limits(systemd, unit) if unit.serves else live_limits(unit)
-    for limit in live:
+    for limit in limits(systemd, unit, present) if unit.serves else live_limits(unit):
         setting = limit.setting
         if setting.startswith("ExecReload="):
             setting = f"ExecReload={_python(unit)} -m upgrader.takeover"
@@ -152,20 +160,10 @@ def _findings(systemd: Systemd, unit: Unit) -> Iterator[Finding]:
             f"a failed upgrade has put it on hold: hooks leave it alone ({held})",
             "put a good version in place and upgrade",
         )
-    if not unit.serves:
-        return
-    instance = None
-    if unit.runtime_directories:
-        try:
-            instance = instances.describe(unit, user=systemd.user)
-        except instances.InstanceError as error:
-            if error.message not in {limit.cause for limit in live}:
-                what = f"it cannot be asked itself: {error.message}"
-                yield Finding(Severity.WARNING, what, error.remedy)
-    if instance:
-        yield from _about_instance(unit, instance, values)
-        yield from _about_states(systemd, unit, instance)
-        yield from _about_processes(unit, instance, _text(values.get("ControlGroup", "")))
+    if unit.serves and present.said:
+        yield from _about_instance(unit, present.said, values)
+        yield from _about_states(systemd, unit, present.said)
+        yield from _about_processes(unit, present.said, _text(values.get("ControlGroup", "")))
 
 
 def _about_systemd(systemd: Systemd, unit: Unit) -> Iterator[Finding]:

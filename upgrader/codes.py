@@ -35,6 +35,11 @@ class Code(StrEnum):
         """Whether the new version is at fault: as it is, it will fail again."""
         return self in _OF_THE_VERSION
 
+    @property
+    def suspects_version(self) -> bool:
+        """Whether the new version may be at fault: it is, or nobody has said why it was refused."""
+        return self in _OF_THE_VERSION or self is Code.UNKNOWN
+
 
 _OF_THE_VERSION = frozenset(
     {

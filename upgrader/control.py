@@ -8,6 +8,7 @@ given away whole, before a single byte of the stream has been read.
 import contextlib
 import logging
 import os
+import re
 import select
 import selectors
 import socket
@@ -24,6 +25,7 @@ import msgspec
 
 from upgrader import varlink
 from upgrader.backends import Fd
+from upgrader.codes import Code
 from upgrader.progress import News
 from upgrader.rendezvous import DRAINING
 from upgrader.varlink import INTERFACE, SERVICE, VarlinkError
@@ -42,6 +44,7 @@ _LAST_WORDS = 0.2
 _BESIDE = ".{}.{}"
 _PEERCRED = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _SO_PEERPIDFD = 77  # Linux 6.5
+_ID = re.compile(r"[0-9a-f]{32}")
 _log = logging.getLogger("upgrader")
 
 
@@ -78,25 +81,28 @@ class Answers(Protocol):
     def cancel(self, caller: Caller) -> dict[str, Any]:
         """Cancel."""
 
-    def expect(self, caller: Caller) -> None:
-        """Expect."""
+    def expect(self, caller: Caller, upgrade: str) -> None:
+        """Expect; `upgrade` is the id of one, here and below, and may be empty."""
 
-    def rehearse(self, caller: Caller) -> None:
-        """Rehearse."""
+    def preflight(self, caller: Caller, upgrade: str) -> None:
+        """Preflight."""
+
+    def withdraw(self, caller: Caller, upgrade: str) -> dict[str, Any]:
+        """Withdraw."""
 
     def reload(self, caller: Caller) -> None:
         """Reload."""
 
-    def register(self, caller: Caller, pid: int) -> None:
+    def register(self, caller: Caller, pid: int, upgrade: str) -> None:
         """Register."""
 
-    def revoke(self, caller: Caller, pid: int, why: str) -> None:
+    def revoke(self, caller: Caller, pid: int, why: str, code: Code) -> None:
         """Revoke."""
 
     def try_states(self, caller: Caller) -> dict[str, Any]:
         """TryStates."""
 
-    def execute(self, caller: Caller, parameters: Mapping[str, Any]) -> None:
+    def execute(self, caller: Caller, parameters: Mapping[str, Any], upgrade: str) -> None:
         """Execute: only its failure is answered."""
 
     def negotiate(self, caller: Caller, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -109,9 +115,12 @@ class Answers(Protocol):
 class Control:
     """The listening socket and its thread. Nobody can reach it before `open`."""
 
-    def __init__(self, path: Path, answers: Answers, version: str) -> None:
-        """`version` of the library; raises OSError if it cannot listen there."""
-        self._path = path
+    def __init__(self, place: Path | str, answers: Answers, version: str) -> None:
+        """`place`: a path, or an abstract name, which begins with a NUL; `version` of the library.
+
+        Raises OSError if it cannot listen there.
+        """
+        self._path = place if isinstance(place, Path) else None
         self._answers = answers
         self._version = version
         self._selector = selectors.DefaultSelector()
@@ -120,20 +129,25 @@ class Control:
         self._wake.setblocking(False)
         self._todo: deque[Callable[[], object]] = deque()
         self._clients: dict[socket.socket, _Client] = {}
-        listener, beside = _listen_beside(path)
+        self._paths: dict[Path, int] = {}
+        if isinstance(place, Path):
+            listener, beside = _listen_beside(place)
+            self._paths[beside] = beside.stat().st_ino
+        else:
+            listener = _listen(place)
         self._listeners = [listener]
-        self._paths = {beside: beside.stat().st_ino}
         self._selector.register(listener, selectors.EVENT_READ)
         self._selector.register(self._wake, selectors.EVENT_READ)
         self._thread: threading.Thread | None = None
 
     def open(self) -> None:
         """Take the place of the instance before, and answer; raises OSError."""
-        ((beside, inode),) = self._paths.items()
-        self._paths = {self._path: inode}
-        os.rename(beside, self._path)
-        for pattern in (DRAINING.format("*"), _BESIDE.format(self._path.name, "*")):
-            remove_dead(self._path.parent, pattern)
+        if self._path:
+            ((beside, inode),) = self._paths.items()
+            self._paths = {self._path: inode}
+            os.rename(beside, self._path)
+            for pattern in (DRAINING.format("*"), _BESIDE.format(self._path.name, "*")):
+                remove_dead(self._path.parent, pattern)
         self._thread = threading.Thread(target=self._run, name="upgrader-control", daemon=True)
         self._thread.start()
 
@@ -234,6 +248,11 @@ class Control:
             self._answer(client, msgspec.json.decode(message, type=Call))
 
     def _answer(self, client: "_Client", call: Call) -> None:
+        if self._path is None and client.caller.uid not in (0, os.geteuid()):
+            # A path has a mode; a name in the abstract has none.
+            error = varlink.denied()
+            self._send(client, Reply(error.parameters, error.name))
+            return
         if call.method == f"{INTERFACE}.QueryMigration" and call.more and not call.oneway:
             news = self._answers.query()
             client.watching = client.waits = True
@@ -332,18 +351,21 @@ class Control:
                 return answers.cancel(caller)
             case varlink.INTERFACE, "TryStates":
                 return answers.try_states(caller)
+            case varlink.INTERFACE, "Withdraw":
+                return answers.withdraw(caller, _upgrade(call))
             case varlink.INTERFACE, "Execute":
-                answers.execute(caller, call.parameters)
+                answers.execute(caller, call.parameters, _upgrade(call))
             case varlink.INTERFACE, "Expect":
-                answers.expect(caller)
-            case varlink.INTERFACE, "Rehearse":
-                answers.rehearse(caller)
+                answers.expect(caller, _upgrade(call))
+            case varlink.INTERFACE, "Preflight" | "Rehearse":
+                answers.preflight(caller, _upgrade(call))
             case varlink.INTERFACE, "Reload":
                 answers.reload(caller)
             case varlink.INTERFACE, "Register":
-                answers.register(caller, _pid(call))
+                answers.register(caller, _pid(call), _upgrade(call))
             case varlink.INTERFACE, "Revoke":
-                answers.revoke(caller, _pid(call), str(call.parameters.get("why", "")))
+                why, code = (_text(call, name) for name in ("why", "code"))
+                answers.revoke(caller, _pid(call), why, Code(code))
             case varlink.INTERFACE, "Migrate":
                 if not call.upgrade or call.oneway:
                     raise varlink.invalid("upgrade")
@@ -398,22 +420,31 @@ class _Client:
 #: Calls that wait for the service, or for PID 1.
 _SLOW = frozenset(
     f"{INTERFACE}.{name}"
-    for name in ("Reload", "Cancel", "Execute", "TryStates", "Register", "Revoke")
+    for name in ("Reload", "Cancel", "Withdraw", "Execute", "TryStates", "Register", "Revoke")
 )
+
+
+def _listen(name: str) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(name)
+        listener.listen(16)
+        listener.setblocking(False)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
 
 
 def _listen_beside(path: Path) -> tuple[socket.socket, Path]:
     """Listen beside a place, to be renamed: the old instance's socket works until then, and there
     is no moment without one."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    beside = path.with_name(_BESIDE.format(path.name, os.getpid()))
+    with contextlib.suppress(FileNotFoundError):
+        beside.unlink()
+    listener = _listen(str(beside))
     try:
-        beside = path.with_name(_BESIDE.format(path.name, os.getpid()))
-        with contextlib.suppress(FileNotFoundError):
-            beside.unlink()
-        listener.bind(str(beside))
         os.chmod(beside, 0o600)
-        listener.listen(16)
-        listener.setblocking(False)
     except BaseException:
         listener.close()
         raise
@@ -466,6 +497,21 @@ def _pid(call: Call) -> int:
     if not isinstance(pid, int) or isinstance(pid, bool) or pid < 1:
         raise varlink.invalid("pid")
     return pid
+
+
+def _text(call: Call, name: str) -> str:
+    text = call.parameters.get(name) or ""
+    if not isinstance(text, str):
+        raise varlink.invalid(name)
+    return text
+
+
+def _upgrade(call: Call) -> str:
+    """The id of an upgrade, empty if none is named; each method says whether it needs one."""
+    text = _text(call, "upgrade")
+    if text and not _ID.fullmatch(text):
+        raise varlink.invalid("upgrade")
+    return text
 
 
 def _description(interface: object) -> str:

@@ -2,6 +2,7 @@
 """What an instance says of itself when it is asked: collects it from any thread, and changes nothing."""
 
 import contextlib
+import hashlib
 import os
 import sys
 import time
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 
 from upgrader import started
 from upgrader.backends.fd import identify
-from upgrader.description import Backend, Connection, Description
+from upgrader.description import VERSION, Backend, Connection, Description
 from upgrader.errors import UpgradeError
 from upgrader.host import Host, Open
 from upgrader.stream import show_peer
@@ -27,8 +28,14 @@ class Describer:
         self._files = _program_files()
         self._modules = frozenset(sys.modules)
 
-    def describe(self, expected: bool, rehearsal: bool) -> Description:
-        """All there is to know; `expected`: the next reload is an upgrade, or a `rehearsal`."""
+    def fingerprint(self) -> str:
+        """The files of the program as they are on disk now, in one checksum."""
+        now = sorted((path, _stamp(path)) for path in self._files)
+        return hashlib.sha256(repr(now).encode()).hexdigest()[:32]
+
+    def describe(self, expected: str, preflight: bool) -> Description:
+        """All there is to know; `expected`: the id of the upgrade that the next reload is, or
+        empty; `preflight`: it is only that."""
         host = self._host
         connections = list(host.connections_open())
         backends = [self._backend(name, connections) for name in sorted(host.declarations.sockets)]
@@ -44,8 +51,10 @@ class Describer:
             credentials=os.environ.get("CREDENTIALS_DIRECTORY", ""),
             changed=[path for path, seen in self._files.items() if _stamp(path) != seen],
             late=sorted(sys.modules.keys() - self._modules)[:_LISTED],
-            expected=expected,
-            rehearsal=rehearsal,
+            expected=bool(expected),
+            upgrade=expected,
+            preflight=preflight,
+            rehearsal=preflight,
             states={
                 name: declared.description.version
                 for name, declared in host.declarations.states.items()
@@ -58,6 +67,10 @@ class Describer:
             overrides=dict(host.overrides),
             migration=host.progress.now,
             started=started.describe(host.declarations.activated, host.settings),
+            interface=VERSION,
+            last=host.progress.last,
+            loaded=host.progress.origin,
+            refused=host.refusal,
         )
 
     def _backend(self, name: str, connections: Sequence[tuple[str, Open]]) -> Backend:

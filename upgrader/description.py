@@ -8,6 +8,9 @@ from enum import StrEnum
 
 import msgspec
 
+#: Of the interface that this library speaks; an instance that does not say has 1.
+VERSION = 2
+
 
 class Phase(StrEnum):
     """How far a migration has come."""
@@ -21,7 +24,9 @@ class Phase(StrEnum):
     DONE = "done"
     FAILED = "failed"  #: the source serves on
     CANCELLED = "cancelled"  #: likewise, because somebody wanted it
-    REHEARSED = "rehearsed"  #: likewise: it was only to be seen whether it would go
+    #: likewise: it was a preflight, and the new version would have taken over. A tool of interface 1
+    #: knows it by this word only.
+    PREFLIGHT = "rehearsed"
 
     @property
     def ended(self) -> bool:
@@ -29,7 +34,15 @@ class Phase(StrEnum):
         return self in _ENDED
 
 
-_ENDED = frozenset((Phase.NONE, Phase.DONE, Phase.FAILED, Phase.CANCELLED, Phase.REHEARSED))
+_ENDED = frozenset((Phase.NONE, Phase.DONE, Phase.FAILED, Phase.CANCELLED, Phase.PREFLIGHT))
+
+
+class Decision(StrEnum):
+    """Who owns the backends after an upgrade, as one side of it knows."""
+
+    NONE = "none"  #: not decided yet, or there was no upgrade
+    ABORTED = "aborted"  #: the source serves on
+    COMMITTED = "committed"  #: the destination owns everything
 
 
 class Standing(StrEnum):
@@ -89,6 +102,59 @@ class Migration(msgspec.Struct, frozen=True):
     times: dict[str, float] = {}
 
 
+class Last(msgspec.Struct, frozen=True):
+    """The last upgrade that an instance had a part in, and how it was decided.
+
+    `id` is that of the upgrade, empty if nobody gave it one; `side` is "source" or "destination";
+    `code` (see `codes.Code`) and `reason` say why it was aborted; `pause` is how many seconds nobody
+    served; `source` and `destination` are generations.
+    """
+
+    id: str = ""
+    side: str = ""
+    decision: Decision = Decision.NONE
+    code: str = ""
+    reason: str = ""
+    mode: str = ""
+    pause: float = 0.0
+    fds: int = 0
+    bytes: int = 0
+    left_behind: int = 0
+    source: int = 0
+    destination: int = 0
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """How an instance came to be: where its backends and state are from, and what crossed.
+
+    `origin` is a `systemd.status.Origin`; `source` is the generation that it was loaded from, and
+    `set_aside` that of an image that was not loaded, 0 if there is none; `bytes` is the size of the
+    image; for `pause` seconds nobody served.
+    """
+
+    origin: str = ""
+    source: int = 0
+    fds: int = 0
+    bytes: int = 0
+    left_behind: int = 0
+    set_aside: int = 0
+    pause: float = 0.0
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """The last version that did not take over, by its own fault.
+
+    `fingerprint` names the files of the program as they were on disk then; `since` is seconds since
+    the epoch.
+    """
+
+    id: str = ""
+    code: str = ""
+    reason: str = ""
+    fingerprint: str = ""
+    since: float = 0.0
+
+
 class Started(msgspec.Struct, frozen=True):
     """What PID 1 gave to an instance at its start, for takeover, which must give it to the next.
 
@@ -121,7 +187,8 @@ class Trial(msgspec.Struct, frozen=True):
 class Description(msgspec.Struct, frozen=True):
     """One instance. `since`: seconds since the epoch at which it began to serve; `changed`: files
     of the program that are others now; `late`: modules that were imported after it was ready;
-    `expected`: the next reload is an upgrade, or its `rehearsal`; `overrides`: what was set at run time."""
+    `expected`: the next reload is an upgrade, with the id `upgrade`, or its `preflight` (which
+    takeovers of interface 1 call `rehearsal`); `overrides`: what was set at run time."""
 
     service: str
     version: str = ""
@@ -135,6 +202,8 @@ class Description(msgspec.Struct, frozen=True):
     changed: list[str] = []
     late: list[str] = []
     expected: bool = False
+    upgrade: str = ""
+    preflight: bool = False
     rehearsal: bool = False
     states: dict[str, int] = {}
     trials: list[Trial] = []
@@ -145,3 +214,7 @@ class Description(msgspec.Struct, frozen=True):
     overrides: dict[str, str] = {}
     migration: Migration = Migration()
     started: Started = Started()
+    interface: int = 1
+    last: Last = Last()
+    loaded: Loaded = Loaded()
+    refused: Refusal = Refusal()

@@ -10,12 +10,14 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from upgrader import instances
+from upgrader.attempt import Attempt
 from upgrader.obstacles import not_ours, not_running, parked_image, what_to_do
 from upgrader.outcome import Outcome, Progress, Result, Verb
-from upgrader.restarting import follow
+from upgrader.parameters import Mode
+from upgrader.presence import look
 from upgrader.startable import drop_in, startable
 from upgrader.systemd import cause
-from upgrader.systemd.status import Status
 from upgrader.systemd.unit import JobConflict, Unit, UnitError, unit_name
 from upgrader.systemd.units import Systemd
 from upgrader.upgrade import lift_or_place, refuse_if_busy
@@ -74,12 +76,12 @@ def _carry_out(
     except UnitError as error:
         outcome = Outcome.of_error(verb, unit, error)
     except OSError as error:
-        outcome = Outcome(
+        outcome = Outcome.failed(
             verb,
             unit,
             Result.NO_PERMISSION,
-            cause=f"cannot write the drop-in {error.filename}: {error.strerror}",
-            remedy="run the command as root, with sudo for instance",
+            f"cannot write the drop-in {error.filename}: {error.strerror}",
+            "run the command as root, with sudo for instance",
         )
     return replace(outcome, seconds=round(time.monotonic() - begin, 6))
 
@@ -87,19 +89,20 @@ def _carry_out(
 def _discard(systemd: Systemd, name: str, timeout: float | None, progress: Progress) -> Outcome:
     unit = systemd.unit(name)
     if unit.serves:
-        status = Status.parse(unit.status_text)
+        said = look(systemd, unit).said
+        status = instances.status(said) if said else None
         says = f" ({status})" if status else ""
         done = f"it serves{says}: no image is parked, nothing to discard"
-        return Outcome(Verb.DISCARD, unit.id, Result.DONE, done=done, before=status, after=status)
+        return Outcome.done(Verb.DISCARD, unit.id, done, before=status, after=status)
     refuse_if_busy(systemd, unit)
     parked = parked_image(systemd.fd_store(unit))
     if parked is None:
-        return Outcome(
+        return Outcome.failed(
             Verb.DISCARD,
             unit.id,
             Result.NOT_SERVING,
-            cause="no image is parked for it, so there is nothing to discard",
-            remedy=f"start it: systemctl start {unit.id}",
+            "no image is parked for it, so there is nothing to discard",
+            f"start it: systemctl start {unit.id}",
         )
     image = f"image of generation {parked}" if parked else "image"
     with (
@@ -114,11 +117,12 @@ def _restart_cold(
 ) -> Outcome:
     unit = systemd.unit(name)
     refuse_if_busy(systemd, unit)
-    obstacle = not_running(systemd, unit) or not_ours(unit)
+    found = look(systemd, unit)
+    obstacle = not_running(systemd, unit) or not_ours(unit, found)
     if obstacle is not None:
         result = Result.OLD_SERVES if unit.serves else Result.NOT_SERVING
-        return Outcome(Verb.RESTART, unit.id, result, cause=obstacle.cause, remedy=obstacle.remedy)
-    before = Status.parse(unit.status_text)
+        return Outcome.failed(Verb.RESTART, unit.id, result, obstacle.cause, obstacle.remedy)
+    before = instances.status(found.said) if found.said else None
     with startable(systemd, unit), drop_in(systemd, unit, DROP_IN, _DISCARD.format("all")):
         outcome = _start(systemd, unit, Verb.RESTART, "image", timeout, progress)
     return replace(outcome, before=before)
@@ -132,34 +136,31 @@ def _start(
     timeout: float | None,
     progress: Progress,
 ) -> Outcome:
-    since = time.monotonic_ns() // 1000
+    attempt = Attempt(systemd, unit, None, Mode.RESTART, "", timeout, progress)
     # Not start: that would wait for the next automatic restart.
     job = systemd.restart(unit)
-    progress(f"{unit.id}: systemd starts it without the {image} (job {job})")
+    attempt.say(f"systemd starts it without the {image} (job {job})")
     try:
-        _, now = follow(systemd, unit, job, timeout, progress)
+        _, now = attempt.follow(job)
     except JobConflict:
         raise
     except UnitError as error:
         now = systemd.unit(unit.id)
         if not now.serves:
             return Outcome.of_error(verb, unit.id, error, Result.NOT_SERVING)
-    after = Status.parse(now.status_text) if now.serves else None
     if not now.serves:
-        why = cause.cause(cause.read(unit, since, user=systemd.user), now).text
-        return Outcome(
-            verb, unit.id, Result.NOT_SERVING, cause=why, remedy=what_to_do(systemd, now)
-        )
+        why = cause.cause(cause.read(unit, attempt.since, user=systemd.user), now).text
+        return Outcome.failed(verb, unit.id, Result.NOT_SERVING, why, what_to_do(systemd, now))
+    said = look(systemd, now).said
+    after = instances.status(said) if said else None
     if after is not None and after.source_generation is not None:
-        return Outcome(
+        return Outcome.failed(
             verb,
             unit.id,
             Result.OLD_SERVES,
-            cause=f"it loaded the image all the same: {after}",
-            remedy=f"see: journalctl -u {unit.id}",
+            f"it loaded the image all the same: {after}",
+            f"see: journalctl -u {unit.id}",
             after=after,
         )
     says = f": {after}" if after else ""
-    return Outcome(
-        verb, unit.id, Result.DONE, done=f"started without the {image}{says}", after=after
-    )
+    return Outcome.done(verb, unit.id, f"started without the {image}{says}", after=after)

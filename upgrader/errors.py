@@ -159,7 +159,7 @@ class UnclaimedError(RefusedError):
 
 
 class Rehearsed(UpgradeError):
-    """A rehearsal has come as far as it may: this version would take over. No failure."""
+    """A preflight has come as far as it may: this version would take over. No failure."""
 
     code = Code.PREFLIGHT_PASSED
 

@@ -1,106 +1,93 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Mode exec: the instance of one unit becomes its new version in the same process, and is judged.
 
-PID 1 has no part in it and no job for it: the instance itself is asked, and what PID 1 says of the
-unit afterwards is believed.
+PID 1 has no part in it and no job for it: the instance itself is asked, before and afterwards.
 """
 
+import contextlib
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 
 from upgrader import instances
+from upgrader.attempt import Attempt
+from upgrader.codes import Code
+from upgrader.description import Description
 from upgrader.instances import InstanceError
 from upgrader.obstacles import what_to_do
-from upgrader.outcome import Mode, Outcome, Progress, Result, Verb, duration
-from upgrader.restarting import left_behind
+from upgrader.outcome import Outcome, Result
 from upgrader.systemd import cause
-from upgrader.systemd.status import Origin, Status
+from upgrader.systemd.status import Origin
 from upgrader.systemd.unit import JobConflict, Unit, WaitTimeout
-from upgrader.systemd.units import Systemd
+
+_AGAIN = 0.05
 
 
-def execute(
-    systemd: Systemd,
-    unit: Unit,
-    before: Status,
-    timeout: float | None,
-    progress: Progress,
-    command: Sequence[str] = (),
-) -> Outcome:
+def execute(attempt: Attempt, command: Sequence[str] = ()) -> Outcome:
     """Upgrade one unit by an execve(2) of `command` (without one, of what ExecStart= says).
 
-    Raises UnitError only if nothing was done. Without a `timeout`, the new version may take as long
+    Raises UnitError only if nothing was done. Without a timeout, the new version may take as long
     as TimeoutStartSec= allows a start.
     """
-    outcome = Outcome(Verb.UPGRADE, unit.id, Result.DONE, mode=Mode.EXEC, before=before)
-    begin = time.monotonic_ns() // 1000
+    systemd, unit = attempt.systemd, attempt.unit
     systemd.watch(unit)
-    progress(f"{unit.id}: process {unit.main_pid} becomes the new version")
+    attempt.say(f"process {unit.main_pid} becomes the new version")
     try:
-        instances.execute(unit, command, user=systemd.user)
+        instances.execute(unit, command, upgrade=attempt.id, user=systemd.user)
     except InstanceError as error:
         if error.name == "Busy":
             raise JobConflict(unit.id, error.message) from error
-        return replace(
-            outcome, result=Result.OLD_SERVES, cause=error.message, remedy=error.remedy,
-            bad_version=error.name == "ExecFailed",
+        failed = error.name == "ExecFailed"
+        return attempt.failed(
+            Result.OLD_SERVES, error.message, error.remedy,
+            code=Code.LOAD_FAILED if failed else Code.REFUSED, bad_version=failed,
         )  # fmt: skip
-    limit = timeout if timeout is not None else unit.timeout_start_usec / 1e6
+    limit = unit.timeout_start_usec / 1e6 if attempt.timeout is None else attempt.timeout
     try:
-        now = _settled(systemd, unit, before, limit)
+        now, main = _next(attempt, limit)
     except WaitTimeout:
-        return replace(
-            outcome,
-            result=Result.NOT_SERVING,
-            cause=f"the new version was not ready after {limit:g}s",
-            remedy="put a good version in place, then restart it, which loads what was kept:"
+        return attempt.failed(
+            Result.NOT_SERVING,
+            f"the new version was not ready after {limit:g}s",
+            "put a good version in place, then restart it, which loads what was kept:"
             f" systemctl restart {unit.id}",
-            bad_version=timeout is None,
+            code=Code.NOT_READY_IN_TIME,
+            bad_version=attempt.timeout is None,
         )
-    after = Status.parse(now.status_text) if now.serves else None
-    if after and after.generation > before.generation and after.origin is Origin.EXEC:
-        took = duration((time.monotonic_ns() // 1000 - begin) / 1e6)
-        return replace(
-            outcome, done=f"upgraded in {took}: {after}", after=after,
-            pause_seconds=after.pause, warnings=left_behind(after),
-        )  # fmt: skip
-    entries = cause.read(unit, begin, user=systemd.user)
-    if now.serves:
-        # Restart= has started what ExecStart= says, and that has loaded PID 1's copy, or nothing.
-        why = cause.reported(entries) or "the new version has ended"
-        kept = after is not None and after.origin is Origin.RESTART
-        return replace(
-            outcome,
-            result=Result.OLD_SERVES if kept else Result.WITHOUT_IMAGE,
-            cause=f"{why}; systemd has started it again: {now.status_text}",
-            remedy=f"see: journalctl -u {unit.id}",
+    entries = cause.read(unit, attempt.since, user=systemd.user)
+    if main is None:
+        return attempt.failed(
+            Result.NOT_SERVING,
+            cause.cause(entries, now).text,
+            what_to_do(systemd, now),
             bad_version=True,
-            after=after,
         )
-    return replace(
-        outcome,
-        result=Result.NOT_SERVING,
-        cause=cause.cause(entries, now).text,
-        remedy=what_to_do(systemd, now),
+    after = instances.status(main)
+    if after.generation > attempt.generation and after.origin is Origin.EXEC:
+        return attempt.done(f"upgraded in {attempt.took}: {after}", after, after.pause)
+    # Restart= has started what ExecStart= says, and that has loaded PID 1's copy, or nothing.
+    why = cause.reported(entries) or "the new version has ended"
+    return attempt.failed(
+        Result.OLD_SERVES if after.origin is Origin.RESTART else Result.WITHOUT_IMAGE,
+        f"{why}; systemd has started it again: {after}",
+        f"see: journalctl -u {unit.id}",
         bad_version=True,
+        after=after,
     )
 
 
-def _settled(systemd: Systemd, unit: Unit, before: Status, limit: float) -> Unit:
-    """The unit once the new version says that it is there, or has ended; raises WaitTimeout."""
-    now = systemd.unit(unit.id)
-    if not _decided(now, before):
-        for _ in systemd.changes(unit, limit):
-            now = systemd.unit(unit.id)
-            if _decided(now, before):
-                break
-    return now
-
-
-def _decided(now: Unit, before: Status) -> bool:
-    if not now.serves:
-        return now.settled and not now.retries
-    status = Status.parse(now.status_text)
-    # "failed to load" is said before the process ends.
-    return status is not None and status.generation != before.generation
+def _next(attempt: Attempt, limit: float) -> tuple[Unit, Description | None]:
+    """The unit once another instance answers, or none is started any more; raises WaitTimeout."""
+    deadline = time.monotonic() + limit
+    while True:
+        now = attempt.systemd.unit(attempt.unit.id)
+        if now.serves:
+            with contextlib.suppress(InstanceError):
+                said = instances.describe(now, pid=now.main_pid, user=attempt.systemd.user)
+                if said.generation != attempt.generation:
+                    return now, said
+        elif now.settled and not now.retries:
+            return now, None
+        if time.monotonic() > deadline:
+            raise WaitTimeout(now.id, limit)
+        with contextlib.suppress(WaitTimeout):
+            next(attempt.systemd.changes(now, _AGAIN))

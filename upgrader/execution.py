@@ -17,9 +17,10 @@ from upgrader import image, outgoing
 from upgrader.backends import Fd
 from upgrader.backends.fd import HasFileno
 from upgrader.channel import ParkedChannel
+from upgrader.codes import Code
 from upgrader.command_line import Command
 from upgrader.errors import ChannelError, NotifyError, UpgradeError
-from upgrader.rendezvous import EXECUTED
+from upgrader.rendezvous import EXECUTED, UPGRADE
 from upgrader.systemd.activation import Passed
 from upgrader.systemd.fdstore import FdStore, StoreName
 
@@ -29,12 +30,18 @@ _log = logging.getLogger("upgrader")
 class ExecutionError(UpgradeError):
     """This process could not become the new version, and serves on as it was."""
 
+    def __init__(self, message: str, code: Code = Code.LOAD_FAILED) -> None:
+        super().__init__(message)
+        self.code = code
+
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """A wish to become the program of `command`; `failed` is told why it did not come true."""
+    """A request to execute `command`, in the upgrade of that id; if it fails, `failed` gets the
+    reason."""
 
     command: Command
+    upgrade: str = ""
     failed: Future[str] = field(default_factory=Future)
 
     def check(self) -> None:
@@ -76,6 +83,7 @@ def become(
         environment = {
             **execution.command.environment,
             EXECUTED: f"{carried[0].fileno()}:{name}",
+            UPGRADE: execution.upgrade,
         }
         _flush()
         os.execve(execution.command.path, list(execution.command.arguments), environment)
@@ -85,8 +93,11 @@ def become(
             ParkedChannel(sock, str(name)).spend()
         if store is not None:
             store.remove(name)
-        why = error.strerror if isinstance(error, OSError) else str(error)
-        raise ExecutionError(f"{execution.command.path}: {why}") from error
+        if isinstance(error, OSError):
+            why, code = f"{error.strerror}", Code.LOAD_FAILED
+        else:
+            why, code = str(error), Code.SOURCE_FAILED
+        raise ExecutionError(f"{execution.command.path}: {why}", code) from error
 
 
 def carried(environment: MutableMapping[str, str]) -> list[Passed]:

@@ -17,10 +17,10 @@ from upgrader import outgoing
 from upgrader.account import Account
 from upgrader.codes import Code
 from upgrader.description import Phase, Standing
-from upgrader.errors import REHEARSED, UpgradeError
+from upgrader.errors import UpgradeError
 from upgrader.image import LeftBehind
 from upgrader.process import no_collection, watchdog_span
-from upgrader.rendezvous import DRAINING, socket_path
+from upgrader.rendezvous import DRAINING, socket_name, socket_path
 from upgrader.switchover import Event, Source
 from upgrader.systemd.activation import own_number
 from upgrader.systemd.fdstore import FdStore, Stored, StoreName
@@ -54,6 +54,8 @@ class Giving(Account):
         self._settled = threading.Event()  # PID 1 listens to this process
         self._watchdog = watchdog_span(environment, own_number(environment))
         self._socket_path = socket_path(environment)
+        invocation = environment.get("INVOCATION_ID", "")
+        self._socket_name = socket_name(invocation) if invocation else ""
 
     def answer_with(
         self, on_request: Callable[[Request | Execution], object], on_reload: Callable[[], object]
@@ -61,8 +63,8 @@ class Giving(Account):
         """Before `load`: what the instance's socket calls, in another thread."""
         if not self._supervised:
             return
-        path = self._socket_path
-        if path is None:
+        path, name = self._socket_path, self._socket_name
+        if not path and not name:
             _log.info("no RuntimeDirectory=: this instance has no socket, and no live upgrade")
             return
 
@@ -78,9 +80,10 @@ class Giving(Account):
             self.settings = ask_settings(self.unit)
             self._negotiation = Negotiation(self, __version__, on_request, on_reload)
             try:
-                self._control = control = Control(Path(path), self._negotiation, __version__)
+                place = Path(path) if path else name
+                self._control = control = Control(place, self._negotiation, __version__)
             except OSError as error:
-                _log.error("%s: %s: no live upgrade", path, error.strerror)
+                _log.error("%s: %s: nobody can ask this instance", path or name, error.strerror)
                 return
             self.progress.on_change(control.announce)
 
@@ -152,7 +155,7 @@ class Giving(Account):
 
         Run where nothing else of this instance runs.
         """
-        from upgrader.execution import become
+        from upgrader.execution import ExecutionError, become
 
         self.standing = Standing.MIGRATING
         self.progress.enter(Phase.FROZEN)
@@ -174,18 +177,17 @@ class Giving(Account):
                 store = self._store if self._supervised else None
                 become(execution, manifest, fds, name, store, self.unit)
         except (UpgradeError, OSError) as error:
-            reason = self._serve_on(str(error))
-            self.refused(reason)
-            execution.failed.set_result(reason)
+            code = error.code if isinstance(error, ExecutionError) else Code.SOURCE_FAILED
+            execution.failed.set_result(self._serve_on(code, str(error)))
             self._resume()
 
-    def _serve_on(self, why: str) -> str:
-        """Nothing was given away: say so; returns why, as it is told."""
+    def _serve_on(self, code: Code, why: str) -> str:
+        """Report that nothing was given away; returns why, as it is told."""
         assert self._negotiation is not None
         self.standing = Standing.SERVING
-        reason = self._negotiation.over(why)
+        code, reason = self._negotiation.over(code, why)
         message = f"generation {self.generation} serves on: {reason}"
-        if reason == REHEARSED:
+        if code is Code.PREFLIGHT_PASSED:
             self._report(Priority.INFO, "source", "migrate", Outcome.DONE, message)
         else:
             self._report(Priority.ERR, "source", "migrate", Outcome.FAILED, message)
@@ -257,9 +259,7 @@ class _Steps:
         """Serve on, then say so."""
         here = self._instance
         here._resume()
-        reason = here._serve_on(reason)
-        if here._negotiation and not here._negotiation.rehearses:
-            here.refused(reason)
+        here._serve_on(code, reason)
 
     def retire(self) -> None:
         """The states are another instance's from here on."""

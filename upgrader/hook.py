@@ -13,19 +13,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 
 from upgrader import hold, policy
 from upgrader.errors import UpgradeError
-from upgrader.outcome import Mode, Outcome, Result
+from upgrader.outcome import Outcome, Result
+from upgrader.parameters import Mode
 from upgrader.policy import Policy, Rule
+from upgrader.presence import NOTIFY, Presence, look
 from upgrader.requests import Origin, Requests, Turn, TurnTaken
 from upgrader.starting import has_failed, start_again
-from upgrader.systemd.status import Status
 from upgrader.systemd.unit import NoSuchUnit, Unit, unit_name
 from upgrader.systemd.units import Systemd
-from upgrader.upgrade import lift_or_place, upgrade
+from upgrader.upgrade import Wish, lift_or_place, upgrade
 
 #: Seconds in which a unit is upgraded once, and after them once more, however many ask for it. A
 #: new version on disk does not wait: package managers ask once for a whole transaction.
@@ -139,7 +140,7 @@ class Desk:
             if unit.load_state == "masked" or not unit.serves:
                 # Not running, it starts with the new version; nobody wants it started from here.
                 return self._tell(f"{name}: nothing to upgrade, it is {_word(unit)}")
-            if reason := _is_plain(unit):
+            if reason := _is_plain(unit, look(systemd, unit)):
                 return self._try_restart(systemd, unit, rule.policy, reason)
         return self._run(name, rule.policy)
 
@@ -160,12 +161,12 @@ class Desk:
         return self._tell(line, f"see: systemctl status {unit.id}", bad=True)
 
     def _run(self, name: str, chosen: Policy) -> Told:
-        mode = _MODES[chosen]
-        outcome = upgrade(name, mode, timeout=TIMEOUT)
+        wish = Wish(_MODES[chosen], timeout=TIMEOUT)
+        outcome = upgrade(name, wish)
         if outcome.result is Result.BUSY:
             # What is under way may have begun before these files were there.
-            upgrade(name, mode, wait=True, timeout=TIMEOUT)
-            outcome = upgrade(name, mode, timeout=TIMEOUT)
+            upgrade(name, replace(wish, wait=True))
+            outcome = upgrade(name, wish)
         return self._report(outcome)
 
     def _report(self, outcome: Outcome) -> Told:
@@ -193,11 +194,11 @@ class Desk:
 _MODES = {Policy.AUTO: None, Policy.LIVE: Mode.LIVE, Policy.RESTART: Mode.RESTART}
 
 
-def _is_plain(unit: Unit) -> str:
+def _is_plain(unit: Unit, found: Presence) -> str:
     """Why nothing can be kept over an upgrade: the old version or the new one knows nothing of it."""
-    if Status.parse(unit.status_text) is None:
+    if not found.ours:
         return "its running instance does not use upgrader"
-    if unit.type not in ("notify", "notify-reload"):
+    if unit.type not in NOTIFY:
         return f"its unit file says Type={unit.type} now"
     if not unit.fd_store_max:
         return "its unit file has no FileDescriptorStoreMax= now"
@@ -267,7 +268,7 @@ def _services(paths: Iterable[str]) -> list[str]:
 
 def _uses_library(systemd: Systemd, name: str) -> bool:
     unit = systemd.unit(name)
-    return unit.serves and Status.parse(unit.status_text) is not None
+    return unit.serves and look(systemd, unit).ours
 
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from upgrader.backends import Waiting
 from upgrader.declarations import Declarations
-from upgrader.description import Standing, Trial
+from upgrader.description import Refusal, Standing, Trial
 from upgrader.parameters import Parameters
 from upgrader.progress import Progress
 from upgrader.systemd.settings import Settings
@@ -46,6 +46,7 @@ class Host(Protocol):
     parameters: Parameters
     progress: Progress
     settings: Settings
+    refusal: Refusal
 
     @property
     def overrides(self) -> Mapping[str, str]:
@@ -57,8 +58,8 @@ class Host(Protocol):
     def try_states(self) -> Sequence[Trial]:
         """Find out which states can be saved now; called from any thread."""
 
-    def refused(self, why: str) -> None:
-        """Show why a newer version has not taken over."""
+    def refused(self, why: str, refusal: Refusal | None) -> None:
+        """Show why a newer version has not taken over; `refusal` if that was its own fault."""
 
     def connections_open(self) -> Sequence[tuple[str, Open]]:
         """All open connections with their backend; called from any thread."""

@@ -98,6 +98,7 @@ class Instance(Giving):
             from upgrader.execution import carried
 
             self._passed += carried(environment)
+        self._upgrade = environment.pop(UPGRADE, "")  # the id of the one that it is started in
         self._reserve: list[Fd] = []
         self._taker = self._destined(environment)
         if self._supervised:
@@ -223,7 +224,7 @@ class Instance(Giving):
             ).start()  # fmt: skip
         self._reserve = reserve(_RESERVED + len(self.declarations.sockets))
         self._status = arrival.status
-        self._remember(arrival.status)
+        self._remember(arrival.status, self._upgrade)
         self._report(Priority.INFO, "destination", "load", Outcome.DONE, str(arrival.status))
 
     def refuse(self, error: BaseException) -> None:
@@ -269,7 +270,7 @@ class Instance(Giving):
         from upgrader.live_destination import Taker
 
         return Taker.from_line(
-            environment.pop(TAKEOVER), environment.pop(UPGRADE, ""),
+            environment.pop(TAKEOVER), self._upgrade,
             self.parameters.migration_timeout, self._report_failure,
         )  # fmt: skip
 

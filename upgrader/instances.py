@@ -9,6 +9,7 @@ import contextlib
 import os
 import socket
 import struct
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,18 +17,26 @@ from typing import Any, TypeVar
 import msgspec
 
 from upgrader.calling import call, watch
-from upgrader.description import Description, Migration, Trial
+from upgrader.description import Description, Last, Migration, Phase, Trial
 from upgrader.errors import UpgradeError
-from upgrader.rendezvous import DRAINING, SOCKET
+from upgrader.rendezvous import DRAINING, SOCKET, socket_name
 from upgrader.systemd.own_unit import unit_of
+from upgrader.systemd.status import Origin, Status
 from upgrader.systemd.unit import Unit
+from upgrader.systemd.units import Systemd
 from upgrader.varlink import INTERFACE, VarlinkError
 
 T = TypeVar("T")
 
 #: Seconds to wait for an answer: the socket has a thread of its own.
 _PATIENCE = 5.0
+_AGAIN = 0.02
 _PEERCRED = struct.Struct("3i")
+
+
+#: Names of the errors for a socket that does not exist, and for one that an instance has left.
+NOBODY = "Nobody"
+LEFT = "Left"
 
 
 class InstanceError(UpgradeError):
@@ -38,9 +47,49 @@ class InstanceError(UpgradeError):
         self.name = name
 
 
-def describe(unit: Unit, *, user: bool = False) -> Description:
-    """What the instance that serves says of itself; raises InstanceError."""
-    return _description(_ask(unit, _directory(unit, user) / SOCKET, "Describe", {}))
+def describe(unit: Unit, *, pid: int = 0, user: bool = False) -> Description:
+    """What the instance that serves says of itself; raises InstanceError, also if another process
+    than `pid` answers."""
+    return _description(_ask(unit, _place(unit, user), "Describe", {}, pid))
+
+
+def introduced(systemd: Systemd, unit: Unit, seconds: float) -> Description | None:
+    """What the main process says, which has its socket a little later than PID 1 knows it; None if
+    it has said nothing after `seconds`, or does not serve."""
+    deadline = time.monotonic() + seconds
+    pid = unit.main_pid
+    while unit.serves and unit.main_pid == pid:
+        with contextlib.suppress(InstanceError):
+            return describe(unit, pid=pid, user=systemd.user)
+        if time.monotonic() > deadline:
+            break
+        time.sleep(_AGAIN)
+        unit = systemd.unit(unit.id)
+    return None
+
+
+def status(said: Description) -> Status:
+    """How an instance came to be. One of interface 1 says that of its last migration only."""
+    refused, loaded = said.refused.reason, said.loaded
+    if said.interface > 1:
+        return Status(
+            said.generation, _origin(loaded.origin), loaded.source or None, loaded.fds,
+            loaded.bytes, loaded.left_behind, loaded.set_aside or None, loaded.pause or None,
+            refused, said.library,
+        )  # fmt: skip
+    last = said.migration
+    if last.phase is Phase.NONE:
+        return Status(said.generation, Origin.COLD)
+    if last.phase is Phase.DONE and last.destination == said.generation:
+        return Status(
+            said.generation, _origin(last.mode), last.source, last.fds, last.bytes,
+            last.left_behind, pause=last.pause or None, library=said.library,
+        )  # fmt: skip
+    return Status(said.generation, Origin.UNKNOWN, refused=last.reason, library=said.library)
+
+
+def _origin(text: str) -> Origin:
+    return Origin(text) if text in list(Origin) else Origin.UNKNOWN
 
 
 def describe_draining(unit: Unit, *, user: bool = False) -> tuple[Description, ...]:
@@ -51,9 +100,9 @@ def describe_draining(unit: Unit, *, user: bool = False) -> tuple[Description, .
     with contextlib.suppress(InstanceError):
         directory = _directory(unit, user)
         found = []
-        for path in sorted(directory.glob(DRAINING.format("*"))):
+        for path in sorted(directory.glob(DRAINING.format("*"))) if directory else []:
             with contextlib.suppress(InstanceError):
-                found.append(_description(_ask(unit, path, "Describe", {})))
+                found.append(_description(_ask(unit, str(path), "Describe", {})))
         return tuple(sorted(found, key=lambda each: each.generation))
     return ()
 
@@ -63,42 +112,51 @@ def set_parameters(
 ) -> dict[str, str]:
     """Set parameters of the instance that serves; returns all that hold then."""
     wanted = {"parameters": dict(parameters)}
-    answer = _ask(unit, _directory(unit, user) / SOCKET, "SetParameters", wanted)
+    answer = _ask(unit, _place(unit, user), "SetParameters", wanted)
     return _typed(answer.get("parameters"), dict[str, str])
 
 
 def cancel(unit: Unit, *, user: bool = False) -> Migration:
     """Call off the migration under way; returns what became of it."""
-    answer = _ask(unit, _directory(unit, user) / SOCKET, "Cancel", {})
+    answer = _ask(unit, _place(unit, user), "Cancel", {})
     return _typed(answer.get("migration"), Migration)
 
 
-def execute(unit: Unit, command: Sequence[str] = (), *, user: bool = False) -> None:
+def execute(
+    unit: Unit, command: Sequence[str] = (), *, upgrade: str = "", user: bool = False
+) -> None:
     """Have it become another program; raises InstanceError if it cannot, and serves on.
 
     Waits as long as it takes; what it has become, and whether that serves, PID 1 knows.
     """
     with (
-        _connected(unit, _directory(unit, user) / SOCKET) as sock,
+        _connected(unit, _place(unit, user)) as sock,
         contextlib.suppress(ConnectionResetError),  # an execve(2) answers nothing
     ):
         sock.settimeout(None)
-        call(sock, f"{INTERFACE}.Execute", {"command": list(command)})
+        call(sock, f"{INTERFACE}.Execute", {"command": list(command), "upgrade": upgrade})
 
 
-def expect(unit: Unit, *, user: bool = False) -> None:
-    """Have the next reload be an upgrade, even if no file of the program has changed."""
-    _ask(unit, _directory(unit, user) / SOCKET, "Expect", {})
+def expect(unit: Unit, upgrade: str, *, user: bool = False) -> None:
+    """Have the next reload be the upgrade of that id, even if no file of the program has changed."""
+    _ask(unit, _place(unit, user), "Expect", {"upgrade": upgrade})
 
 
-def rehearse(unit: Unit, *, user: bool = False) -> None:
-    """Have the next reload be a rehearsal, if it begins at once."""
-    _ask(unit, _directory(unit, user) / SOCKET, "Rehearse", {})
+def preflight(unit: Unit, upgrade: str, *, interface: int, user: bool = False) -> None:
+    """Have the next reload be a preflight, if it begins at once; `interface`: of the instance."""
+    method = "Preflight" if interface > 1 else "Rehearse"
+    _ask(unit, _place(unit, user), method, {"upgrade": upgrade})
+
+
+def withdraw(unit: Unit, upgrade: str, *, user: bool = False) -> Last:
+    """Have an upgrade decided that nobody waits for any more; returns how it is decided."""
+    answer = _ask(unit, _place(unit, user), "Withdraw", {"upgrade": upgrade})
+    return _typed(answer.get("last"), Last)
 
 
 def try_states(unit: Unit, *, user: bool = False) -> list[Trial]:
     """Have it find out which of its states can be saved as they are now."""
-    answer = _ask(unit, _directory(unit, user) / SOCKET, "TryStates", {})
+    answer = _ask(unit, _place(unit, user), "TryStates", {})
     return _typed(answer.get("trials"), list[Trial])
 
 
@@ -108,36 +166,42 @@ def phases(unit: Unit, *, timeout: float | None = None, user: bool = False) -> I
     Waits at most `timeout` seconds for each, for ever without; raises InstanceError. The instance
     listens from the moment at which this yields for the first time.
     """
-    with _connected(unit, _directory(unit, user) / SOCKET) as sock:
+    with _connected(unit, _place(unit, user)) as sock:
         sock.settimeout(timeout)
         for answer in watch(sock, f"{INTERFACE}.QueryMigration"):
             yield _typed(answer.get("migration"), Migration)
 
 
-def _directory(unit: Unit, user: bool) -> Path:
-    """Where the unit's sockets are: the first of RuntimeDirectory=."""
+def _directory(unit: Unit, user: bool) -> Path | None:
+    """Where the unit's sockets are: the first of RuntimeDirectory=; None if it has none."""
     if not unit.runtime_directories:
-        raise InstanceError(
-            "it has no RuntimeDirectory=, so its instance has no socket",
-            remedy=f"systemctl edit {unit.id}, and below [Service] write RuntimeDirectory=NAME",
-        )
+        return None
     base = os.environ.get("XDG_RUNTIME_DIR", "/run/user/nobody") if user else "/run"
     return Path(base, unit.runtime_directories[0])
 
 
-def _ask(unit: Unit, path: Path, method: str, parameters: dict[str, Any]) -> dict[str, Any]:
-    with _connected(unit, path) as sock:
+def _place(unit: Unit, user: bool) -> str:
+    """The address of the instance that serves."""
+    directory = _directory(unit, user)
+    return str(directory / SOCKET) if directory else socket_name(unit.invocation_id)
+
+
+def _ask(
+    unit: Unit, path: str, method: str, parameters: dict[str, Any], pid: int = 0
+) -> dict[str, Any]:
+    with _connected(unit, path, pid) as sock:
         return call(sock, f"{INTERFACE}.{method}", parameters)
 
 
 @contextlib.contextmanager
-def _connected(unit: Unit, path: Path) -> Iterator[socket.socket]:
+def _connected(unit: Unit, address: str, pid: int = 0) -> Iterator[socket.socket]:
     """A connection to a process of this unit; what goes wrong is an InstanceError."""
+    path = address.replace("\0", "@")
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.settimeout(_PATIENCE)
-            sock.connect(str(path))
-            _require_peer(sock, unit)
+            sock.connect(address)
+            _require_peer(sock, unit, pid)
             yield sock
     except VarlinkError as error:
         words = _WORDS.get(error.name) or ", ".join(map(str, error.parameters.values()))
@@ -150,22 +214,27 @@ def _connected(unit: Unit, path: Path) -> Iterator[socket.socket]:
             name="PermissionDenied",
             remedy="run the command as root, with sudo for instance",
         ) from error
-    except FileNotFoundError as error:
-        raise InstanceError(f"there is no socket {path}") from error
+    except (FileNotFoundError, ConnectionRefusedError) as error:
+        left = isinstance(error, ConnectionRefusedError) and path == address
+        name = LEFT if left else NOBODY
+        raise InstanceError(f"nobody answers at {path}", name=name) from error
     except TimeoutError as error:
         raise InstanceError(f"{path}: no answer in time") from error
     except (OSError, ValueError) as error:
         raise InstanceError(f"{path}: {error}") from error
 
 
-def _require_peer(sock: socket.socket, unit: Unit) -> None:
-    """Raise for a listener that is no process of the unit: a name can be put in anybody's way."""
+def _require_peer(sock: socket.socket, unit: Unit, pid: int) -> None:
+    """Raise for a listener that is not a process of the unit, or not `pid`: anybody may have put it
+    there."""
     credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
-    pid, _, _ = _PEERCRED.unpack(credentials)
-    with open(f"/proc/{pid}/cgroup", encoding="ascii", errors="replace") as file:
+    peer, _, _ = _PEERCRED.unpack(credentials)
+    with open(f"/proc/{peer}/cgroup", encoding="ascii", errors="replace") as file:
         owner = unit_of(file.read())
     if owner not in unit.names:
-        raise InstanceError(f"its socket belongs to process {pid} of {owner or 'no unit'}")
+        raise InstanceError(f"its socket belongs to process {peer} of {owner or 'no unit'}")
+    if pid and peer != pid:
+        raise InstanceError(f"process {peer} answers, not {pid}")
 
 
 def _description(answer: dict[str, Any]) -> Description:

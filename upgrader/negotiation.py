@@ -12,23 +12,20 @@ import shutil
 import socket
 import threading
 import time
+import uuid
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import msgspec
 
 from upgrader import channel, image, wire
+from upgrader.codes import Code
 from upgrader.command_line import Command, given_environment, main_process
 from upgrader.control import Caller
 from upgrader.describing import Describer
-from upgrader.description import Phase
-from upgrader.errors import (
-    REHEARSED,
-    BusError,
-    IncompatibleState,
-    ParameterError,
-    UpgradeError,
-)
+from upgrader.description import Decision, Last, Phase, Refusal
+from upgrader.errors import BusError, IncompatibleState, ParameterError, UpgradeError
 from upgrader.execution import Execution
 from upgrader.host import Host
 from upgrader.live_source import Request, Successor
@@ -44,8 +41,12 @@ from upgrader.varlink import INTERFACE, VarlinkError, denied, invalid
 
 _GO = 10.0  # seconds that a destination may take between its negotiation and Go
 _BUS = 1.0
-_REHEARSAL = 10.0  # seconds in which the reload must begin that is to be a rehearsal
-_DECIDED = 5.0  # seconds that Cancel waits for the decision
+_PREFLIGHT = 10.0  # seconds in which the reload must begin that is to be a preflight
+_DECIDED = 5.0  # seconds that Cancel and Withdraw wait for the decision
+_REMEMBERED = 16  # upgrades that were withdrawn before they began
+_PHASES = {Code.CANCELLED: Phase.CANCELLED, Code.PREFLIGHT_PASSED: Phase.PREFLIGHT}
+_NEVER_REGISTERED = "takeover has ended, and had not started a new version"
+_GONE = "takeover has ended, so nobody waited for the new version"
 
 
 class Negotiation:
@@ -63,9 +64,10 @@ class Negotiation:
         self._describer = Describer(host, library)
         self._on_request = on_request
         self._on_reload = on_reload
-        self._expected = False
-        self._rehearsal_until = 0.0  # of `time.monotonic`
-        self.rehearses = False  #: the migration under way, or the last one, is only a rehearsal
+        self._expected = ""  # the id of the upgrade that the next reload is
+        self._withdrawn: deque[str] = deque(maxlen=_REMEMBERED)
+        self._preflight_until = 0.0  # of `time.monotonic`
+        self._preflight = False  # the migration under way, or the last one, is only a preflight
         self._lock = threading.Lock()
         self._successor: Successor | None = None
         self._since = 0.0
@@ -80,7 +82,7 @@ class Negotiation:
     def describe(self) -> dict[str, Any]:
         """All there is to know."""
         told: dict[str, Any] = msgspec.to_builtins(
-            self._describer.describe(self._expected, self._rehearsal)
+            self._describer.describe(self._expected, self._preflight_due)
         )
         return told
 
@@ -116,9 +118,9 @@ class Negotiation:
             self._cancelled = True
             if self._channel is None:  # it has not said Go, and now it never will
                 self._successor.kill()
-                self._migrating = self._expected = False
+                self._migrating = False
                 self._successor = None
-                self._host.progress.enter(Phase.CANCELLED, reason=Phase.CANCELLED.value)
+                self._abort(Code.CANCELLED, Phase.CANCELLED.value)
                 return {"migration": msgspec.to_builtins(self._host.progress.now)}
             self._decided.clear()
             with contextlib.suppress(OSError):  # it has ended by itself
@@ -129,21 +131,47 @@ class Negotiation:
             raise VarlinkError(f"{INTERFACE}.TooLate", {"phase": now.phase})
         return {"migration": msgspec.to_builtins(now)}
 
-    def expect(self, caller: Caller) -> None:
+    def expect(self, caller: Caller, upgrade: str) -> None:
         """An operator has asked for an upgrade, not for a reload."""
         _require_root(caller)
-        self._expected = True
-        self._rehearsal_until = 0.0
+        self._expected = upgrade or uuid.uuid4().hex
+        self._preflight_until = 0.0
 
-    def rehearse(self, caller: Caller) -> None:
+    def preflight(self, caller: Caller, upgrade: str) -> None:
         """An operator wants to know whether the new version would take over."""
         _require_root(caller)
-        self._expected = True
-        self._rehearsal_until = time.monotonic() + _REHEARSAL
+        self._expected = upgrade or uuid.uuid4().hex
+        self._preflight_until = time.monotonic() + _PREFLIGHT
 
     @property
-    def _rehearsal(self) -> bool:
-        return time.monotonic() < self._rehearsal_until
+    def _preflight_due(self) -> bool:
+        return time.monotonic() < self._preflight_until
+
+    def withdraw(self, caller: Caller, upgrade: str) -> dict[str, Any]:
+        """Have an upgrade decided: whoever waited for it has gone, or has heard that it is over.
+
+        One that was not registered cannot be any more; one that migrates is waited for, for some
+        seconds, and may be undecided after that. Raises VarlinkError for one without an id.
+        """
+        _require_root(caller)
+        if not upgrade:
+            raise invalid("upgrade")
+        with self._lock:
+            progress = self._host.progress
+            if progress.last.id != upgrade:
+                self._withdrawn.append(upgrade)
+                if self._expected == upgrade:
+                    self._expected, self._preflight_until = "", 0.0
+                gone = Last(
+                    upgrade, "source", Decision.ABORTED, Code.TAKEOVER_GONE, _NEVER_REGISTERED,
+                    source=self._host.generation, destination=self._host.generation + 1,
+                )  # fmt: skip
+                return {"last": msgspec.to_builtins(gone)}
+            if self._successor and not self._migrating:
+                self._successor.kill()
+                self._successor = None
+                self._abort(Code.TAKEOVER_GONE, _GONE)
+        return {"last": msgspec.to_builtins(progress.wait_decided(upgrade, _DECIDED))}
 
     def try_states(self, caller: Caller) -> dict[str, Any]:
         """Find out which states can be saved as they are now."""
@@ -159,14 +187,16 @@ class Negotiation:
             why = f"{type(error).__name__}: {error}"
             raise VarlinkError(f"{INTERFACE}.ReloadFailed", {"why": why}) from error
 
-    def register(self, caller: Caller, pid: int) -> None:
+    def register(self, caller: Caller, pid: int, upgrade: str) -> None:
         """Only takeover, and only one process at a time, which must belong to this unit."""
         self._require_takeover(caller)
         if not self._host.parameters.enabled:
             raise refused("UPGRADER=off: it is a plain service, and can only be restarted")
         if self._host.parameters.mechanism is Mechanism.FD_STORE:
-            raise refused(FD_STORE_ONLY)
+            raise refused(FD_STORE_ONLY, Code.LIMIT)
         with self._lock:
+            if upgrade in self._withdrawn:
+                raise refused("nobody waits for this upgrade any more", Code.TAKEOVER_GONE)
             if self._migrating:
                 age = time.monotonic() - self._since
                 holder = self._successor.pid if self._successor else os.getpid()
@@ -185,22 +215,40 @@ class Negotiation:
             self._successor = successor
             self._since = time.monotonic()
             self._cancelled = False
-            self.rehearses, self._rehearsal_until = self._rehearsal, 0.0
+            self._preflight, self._preflight_until = self._preflight_due, 0.0
+            # A takeover of interface 1 does not say for which upgrade it was started.
+            upgrade = upgrade or self._expected or uuid.uuid4().hex
+            self._expected = ""
             host = self._host
-            host.progress.begin("live", host.generation, destination=host.generation + 1, pid=pid)
+            host.progress.begin(
+                "live", host.generation, destination=host.generation + 1, pid=pid, upgrade=upgrade
+            )
 
-    def revoke(self, caller: Caller, pid: int, why: str) -> None:
-        """From now on that process cannot migrate, for a reason; Busy while it is about to."""
+    def revoke(self, caller: Caller, pid: int, why: str, code: Code) -> None:
+        """Withdraw the registration of a process; raises Busy if it has begun to migrate."""
         self._require_takeover(caller)
         with self._lock:
             if self._successor is not None and self._successor.pid == pid:
                 if self._migrating:
                     raise _busy(f"process {pid}, which migrates")
                 self._successor = None
-            why = Phase.CANCELLED.value if self._cancelled else why
-        self._host.progress.enter(Phase.FAILED, reason=why)
-        if not self.rehearses:
-            self._host.refused(why)
+                self._abort(code, why)
+
+    def _abort(self, code: Code, reason: str) -> None:
+        """Decide that this instance serves on; what was decided before stays."""
+        progress = self._host.progress
+        if progress.last.decision is not Decision.NONE:
+            return
+        progress.enter(_PHASES.get(code, Phase.FAILED), code=code, reason=reason)
+        if self._preflight:
+            return
+        refusal = None
+        if code.suspects_version:
+            refusal = Refusal(
+                progress.last.id, code, reason, self._describer.fingerprint(),
+                round(time.time(), 3),
+            )  # fmt: skip
+        self._host.refused(reason, refusal)
 
     def negotiate(self, caller: Caller, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Agree to a migration before anything is disturbed, or say what does not fit."""
@@ -214,12 +262,14 @@ class Negotiation:
                 or not successor.alive
             ):
                 raise refused(f"process {caller.pid} was not registered by takeover")
+            if parameters.get("upgrade") not in (None, self._host.progress.last.id):
+                raise refused(f"process {caller.pid} was started for another upgrade")
             try:
                 self._stream = common_stream(parameters)
                 self._withheld = self._check(parameters)
             except VarlinkError as error:
-                reason = str(error.parameters.get("why", error))
-                self._host.progress.enter(Phase.FAILED, reason=reason)
+                code = Code(error.parameters.get("code", Code.REFUSED))
+                self._abort(code, str(error.parameters.get("why", error)))
                 raise
             self._migrating = True
             return {"generation": self._host.generation, "stream": self._stream}
@@ -241,37 +291,34 @@ class Negotiation:
             sock.close()
             if successor and current:
                 successor.kill()  # cleaning up, as takeover may be gone by now
-                self.over("the new version never said that it is ready")
+                self.over(Code.ENDED_EARLY, "the new version never said that it is ready")
             return
         self._host.progress.enter(Phase.COLLECTING)
         self._on_request(Request(sock, successor, self._stream))
 
-    def over(self, reason: str) -> str:
+    def over(self, code: Code, reason: str) -> tuple[Code, str]:
         """The migration has ended, and this instance serves on; returns why, as it is told."""
         with self._lock:
             successor, self._successor = self._successor, None
-            self._migrating = self._expected = False
+            self._migrating = False
             self._channel = None
             self._withheld = frozenset()
-            cancelled = self._cancelled
-        if cancelled:
-            if successor:
-                successor.kill()
-            reason = Phase.CANCELLED.value
-        phase = Phase.CANCELLED if cancelled else Phase.FAILED
-        phase = Phase.REHEARSED if reason == REHEARSED else phase
-        self._host.progress.enter(phase, reason=reason)
+            if self._cancelled:
+                if successor:
+                    successor.kill()
+                code, reason = Code.CANCELLED, Phase.CANCELLED.value
+            self._abort(code, reason)
         self._decided.set()
-        return reason
+        return code, reason
 
-    def execute(self, caller: Caller, parameters: Mapping[str, Any]) -> NoReturn:
+    def execute(self, caller: Caller, parameters: Mapping[str, Any], upgrade: str) -> NoReturn:
         """Become another program; answers only if that fails."""
         _require_root(caller)
         words = parameters.get("command") or []
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise invalid("command")
         try:
-            execution = Execution(self._command(words))
+            execution = Execution(self._command(words), upgrade)
             execution.check()
         except (UpgradeError, OSError) as error:
             raise refused(str(error)) from error
@@ -282,11 +329,12 @@ class Negotiation:
                 raise _busy("another execution")
             self._migrating = True
             self._since = time.monotonic()
-            self._cancelled = False
+            self._cancelled = self._preflight = False
             host = self._host
             host.progress.begin(
-                "exec", host.generation, destination=host.generation + 1, pid=os.getpid()
-            )
+                "exec", host.generation, destination=host.generation + 1, pid=os.getpid(),
+                upgrade=upgrade or uuid.uuid4().hex,
+            )  # fmt: skip
         host.progress.enter(Phase.COLLECTING)
         self._on_request(execution)
         raise VarlinkError(f"{INTERFACE}.ExecFailed", {"why": execution.failed.result()})
@@ -321,15 +369,15 @@ class Negotiation:
             mine = declared.description
             theirs = self.readers.states.get(name)
             if theirs is None and name not in backends:
-                raise refused(f"{mine.item} is not declared by the new version")
+                raise _undeclared(mine.item)
             if theirs is not None:
                 try:
                     check_readable(name, mine.version, mine.readable_from, own=theirs)
                 except IncompatibleState as error:
-                    raise refused(error.message) from error
+                    raise refused(error.message, error.code) from error
         for name, bound in self._host.declarations.sockets.items():
             if name not in backends:
-                raise refused(f"{bound.kind} {name!r} is not declared by the new version")
+                raise _undeclared(f"{bound.kind} {name!r}")
         withheld = parameters.get("withheld") or []
         if not isinstance(withheld, list):
             raise invalid("withheld")
@@ -389,9 +437,13 @@ def _below(group: str, root: str) -> bool:
     )
 
 
-def refused(why: str) -> VarlinkError:
+def refused(why: str, code: Code = Code.REFUSED) -> VarlinkError:
     """The error for whatever is not allowed or does not fit."""
-    return VarlinkError(f"{INTERFACE}.Refused", {"why": why})
+    return VarlinkError(f"{INTERFACE}.Refused", {"why": why, "code": code})
+
+
+def _undeclared(what: str) -> VarlinkError:
+    return refused(f"{what} is not declared by the new version", Code.BACKEND_UNDECLARED)
 
 
 def _busy(holder: str) -> VarlinkError:

@@ -4,8 +4,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from upgrader.presence import Presence
 from upgrader.systemd.fdstore import Stored, StoreName
-from upgrader.systemd.status import Status
 from upgrader.systemd.syntax import boolean
 from upgrader.systemd.unit import FdStore, Unit
 from upgrader.systemd.units import Systemd
@@ -49,15 +49,13 @@ def not_running(systemd: Systemd, unit: Unit) -> Obstacle | None:
     )
 
 
-def not_ours(unit: Unit) -> Obstacle | None:
+def not_ours(unit: Unit, found: Presence) -> Obstacle | None:
     """The obstacle that the running instance does not use the library."""
-    if Status.parse(unit.status_text) is not None:
+    if found.ours:
         return None
-    says = (
-        f"its status text is {unit.status_text!r}" if unit.status_text else "it has no status text"
-    )
+    says = f" ({found.error.message})" if found.error else ""
     return Obstacle(
-        f"it does not use upgrader ({says})",
+        f"it does not use upgrader{says}",
         f"for a plain restart, which drops connections and state: systemctl restart {unit.id}",
     )
 

@@ -8,6 +8,8 @@ from typing import Self
 
 import msgspec
 
+from upgrader.codes import Code
+from upgrader.parameters import Mode
 from upgrader.systemd.status import Status
 from upgrader.systemd.unit import (
     AccessDenied,
@@ -39,6 +41,7 @@ class ExitCode(IntEnum):
     USAGE = 2
     NOT_SERVING = 3
     NOTHING_DONE = 4
+    UNDECIDED = 5
     BUSY = 75  # EX_TEMPFAIL of sysexits.h
     INTERRUPTED = 130
 
@@ -54,6 +57,7 @@ _MEANING = {
     ExitCode.USAGE: "wrong usage, nothing was done",
     ExitCode.NOT_SERVING: "the service does not serve, or this cannot be told",
     ExitCode.NOTHING_DONE: "nothing was done: no such unit, no permission, or systemd out of reach",
+    ExitCode.UNDECIDED: "the service serves, and what became of the upgrade cannot be told (yet)",
     ExitCode.BUSY: "nothing was done: another job is in the way; try again later",
     ExitCode.INTERRUPTED: "interrupted (Ctrl-C)",
 }
@@ -66,6 +70,7 @@ class Result(StrEnum):
     OLD_SERVES = "failed-old-serves"  #: the instance that served before serves on
     WITHOUT_IMAGE = "started-without-image"  #: a new instance serves, its state is missing
     NOT_SERVING = "not-serving"
+    UNDECIDED = "undecided"  #: it serves; who won, neither PID 1 nor an instance says, or not yet
     UNKNOWN = "unknown"  #: the connection to PID 1 was lost on the way
     NO_SUCH_UNIT = "no-such-unit"
     NO_PERMISSION = "no-permission"
@@ -79,6 +84,7 @@ _EXIT_CODES = {
     Result.OLD_SERVES: ExitCode.FAILED,
     Result.WITHOUT_IMAGE: ExitCode.FAILED,
     Result.NOT_SERVING: ExitCode.NOT_SERVING,
+    Result.UNDECIDED: ExitCode.UNDECIDED,
     Result.UNKNOWN: ExitCode.NOT_SERVING,
     Result.NO_SUCH_UNIT: ExitCode.NOTHING_DONE,
     Result.NO_PERMISSION: ExitCode.NOTHING_DONE,
@@ -90,16 +96,9 @@ _STANDS = {
     Result.OLD_SERVES: "it serves as before",
     Result.WITHOUT_IMAGE: "serving, but started without the image",
     Result.NOT_SERVING: "NOT SERVING",
+    Result.UNDECIDED: "NOT KNOWN WHETHER IT WILL BE",
     Result.UNKNOWN: "NOT KNOWN WHETHER IT SERVES",
 }
-
-
-class Mode(StrEnum):
-    """Who holds the image on its way from the old instance to the new one."""
-
-    LIVE = "live"  #: the new instance: both run side by side, and clients see milliseconds
-    RESTART = "restart"  #: PID 1: the pause is as long as stop and start
-    EXEC = "exec"  #: the process itself, which becomes the new version and keeps its PID
 
 
 class Verb(StrEnum):
@@ -135,11 +134,13 @@ _FAILED = {
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One request and what became of it; `mode` is the one that was used, None if none was.
+    """One request and what became of it; made by `done`, `failed` or `of_error`.
 
-    `bad_version`: it failed because of the version on disk, so nothing should start that one.
+    `mode` is the one that was used, None if none was; `upgrade` is the id. `bad_version`: it
+    failed because of the version on disk, so nothing should start that one; `code` says why, where
+    the instances know.
 
-    `before` and `after` are what the instances say of themselves; `done` completes the line of a
+    `before` and `after` are what the instances say of themselves; `text` completes the line of a
     success, `cause` and `remedy` that of a failure. `seconds` is the whole request; `pause_seconds`
     is from the begin of the stop to READY=1, in PID 1's own timestamps, and in live mode how long
     nobody served, by the instance's own clock.
@@ -149,9 +150,11 @@ class Outcome:
     unit: str
     result: Result
     mode: Mode | None = None
-    done: str = ""
+    upgrade: str = ""
+    text: str = ""
     cause: str = ""
     remedy: str = ""
+    code: Code | None = None
     bad_version: bool = False
     warnings: tuple[str, ...] = ()
     before: Status | None = None
@@ -159,6 +162,53 @@ class Outcome:
     seconds: float = 0.0
     pause_seconds: float | None = None
     systemd: str = ""
+
+    @classmethod
+    def done(
+        cls,
+        verb: Verb,
+        unit: str,
+        text: str,
+        *,
+        mode: Mode | None = None,
+        upgrade: str = "",
+        warnings: tuple[str, ...] = (),
+        before: Status | None = None,
+        after: Status | None = None,
+        pause_seconds: float | None = None,
+    ) -> Self:
+        """What was asked for is done."""
+        return cls(
+            verb, unit, Result.DONE, mode=mode, upgrade=upgrade, text=text, warnings=warnings,
+            before=before, after=after, pause_seconds=pause_seconds,
+        )  # fmt: skip
+
+    @classmethod
+    def failed(
+        cls,
+        verb: Verb,
+        unit: str,
+        result: Result,
+        cause: str,
+        remedy: str = "",
+        *,
+        mode: Mode | None = None,
+        upgrade: str = "",
+        code: Code | None = None,
+        bad_version: bool = False,
+        warnings: tuple[str, ...] = (),
+        before: Status | None = None,
+        after: Status | None = None,
+        pause_seconds: float | None = None,
+    ) -> Self:
+        """It is not done; `result` says how the unit stands now. Raises ValueError for a success."""
+        if result is Result.DONE:
+            raise ValueError("a failure is not done")
+        return cls(
+            verb, unit, result, mode=mode, upgrade=upgrade, cause=cause, remedy=remedy, code=code,
+            bad_version=bad_version, warnings=warnings, before=before, after=after,
+            pause_seconds=pause_seconds,
+        )  # fmt: skip
 
     @classmethod
     def of_error(
@@ -170,7 +220,7 @@ class Outcome:
                 (value for kind, value in _RESULTS.items() if isinstance(error, kind)),
                 Result.OLD_SERVES,
             )
-        return cls(verb, error.unit or unit, result, cause=error.message, remedy=error.remedy)
+        return cls.failed(verb, error.unit or unit, result, error.message, error.remedy)
 
     @property
     def exit_code(self) -> ExitCode:
@@ -182,14 +232,14 @@ class Outcome:
         """What happened, in one line."""
         unit = f"{self.unit}: " if self.unit else ""
         if self.result is Result.DONE:
-            return f"{unit}{self.done}"
+            return f"{unit}{self.text}"
         stands = f", {_STANDS[self.result]}" if self.result in _STANDS else ""
         return f"{unit}{_FAILED[self.verb]}{stands}: {self.cause}"
 
     def json(self) -> bytes:
         """One object: the fields, and `line`, `exit_code` and `serves`."""
         values = msgspec.to_builtins(self)
-        del values["done"]
+        del values["text"]
         return msgspec.json.encode(
             {**values, "line": self.line, "exit_code": int(self.exit_code), "serves": self.serves}
         )
@@ -198,7 +248,7 @@ class Outcome:
     def serves(self) -> bool | None:
         """Whether the unit serves now; None where nobody looked."""
         match self.result:
-            case Result.DONE | Result.OLD_SERVES | Result.WITHOUT_IMAGE:
+            case Result.DONE | Result.OLD_SERVES | Result.WITHOUT_IMAGE | Result.UNDECIDED:
                 return True
             case Result.NOT_SERVING:
                 return False

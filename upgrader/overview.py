@@ -14,6 +14,7 @@ import msgspec
 from upgrader import hold, instances
 from upgrader.description import Description, Migration
 from upgrader.hold import Hold
+from upgrader.presence import look
 from upgrader.systemd.fdstore import StoreName
 from upgrader.systemd.status import Status
 from upgrader.systemd.unit import AccessDenied, Unit, UnitError, WaitTimeout, unit_name
@@ -27,26 +28,24 @@ _AGAIN = 0.5
 class Overview:
     """One unit now.
 
-    `status` is what the instance has told PID 1, `instance` what it says when asked; `unreachable`
-    says why it could not be. `draining` were replaced and have not ended, `parked` are the names of
-    our FDs that PID 1 holds (None where it does not say: before systemd 254, or to this user).
+    `status` is how the instance came to be, `instance` all that it says when asked; `unreachable`
+    says why it could not be. `text` is the STATUS= of the unit, which any program may write.
+    `draining` were replaced and have not ended, `parked` are the names of our FDs that PID 1 holds
+    (None where it does not say: before systemd 254, or to this user).
     """
 
     unit: str
     active: str
     serves: bool
     pid: int
-    status: Status | None
+    status: Status | None = None
     instance: Description | None = None
     unreachable: str = ""
+    uses_upgrader: bool = False
+    text: str = ""
     draining: tuple[Description, ...] = ()
     hold: Hold | None = None
     parked: tuple[str, ...] | None = ()
-
-    @property
-    def ours(self) -> bool:
-        """Whether the unit uses the library, as far as can be seen from outside."""
-        return bool(self.status or self.instance or self.hold or self.parked)
 
     def json(self) -> bytes:
         """One object: the fields."""
@@ -55,30 +54,30 @@ class Overview:
     def builtins(self) -> dict[str, Any]:
         """The fields, as JSON has them."""
         values: dict[str, Any] = msgspec.to_builtins(self)
-        return {**values, "uses_upgrader": self.ours}
+        return values
 
 
-def read(systemd: Systemd, name: str) -> Overview:
-    """Everything about one unit; raises UnitError if PID 1 does not know it or cannot be asked."""
+def read(systemd: Systemd, name: str, *, patient: bool = True) -> Overview:
+    """Everything about one unit; raises UnitError if PID 1 does not know it or cannot be asked.
+
+    `patient`: wait for an instance that has just begun to serve.
+    """
     unit = systemd.unit(name)
-    status = Status.parse(unit.status_text)
-    instance, unreachable = None, ""
-    if unit.serves and (status or unit.runtime_directories):
-        try:
-            instance = instances.describe(unit, user=systemd.user)
-        except instances.InstanceError as error:
-            unreachable = str(error) if status else ""
+    found = look(systemd, unit, patient=patient)
+    held, parked = hold.read(unit.id, user=systemd.user), _parked(systemd, unit)
     return Overview(
         unit=unit.id,
         active=f"{unit.active_state} ({unit.sub_state})",
         serves=unit.serves,
         pid=unit.main_pid,
-        status=status,
-        instance=instance,
-        unreachable=unreachable,
+        status=instances.status(found.said) if found.said else None,
+        instance=found.said,
+        unreachable=str(found.error) if found.error and found.ours else "",
+        uses_upgrader=bool(found.ours or held or parked),
+        text=unit.status_text,
         draining=instances.describe_draining(unit, user=systemd.user),
-        hold=hold.read(unit.id, user=systemd.user),
-        parked=_parked(systemd, unit),
+        hold=held,
+        parked=parked,
     )
 
 
@@ -88,13 +87,12 @@ def read_all(systemd: Systemd) -> list[Overview]:
     held = {each.unit for each in hold.held(user=systemd.user)}
     for name in sorted({*systemd.services(), *held}):
         try:
-            text, stored = systemd.says(name)
-            if Status.parse(text) is None and not stored and name not in held:
+            if not systemd.keeps(name) and name not in held:
                 continue
-            overview = read(systemd, unit_name(name))
+            overview = read(systemd, unit_name(name), patient=False)
         except UnitError:
             continue  # gone in the meantime, or only its hold is left
-        if overview.ours:
+        if overview.uses_upgrader:
             found.append(overview)
     return found
 

@@ -48,12 +48,12 @@ FD_STORE_ONLY = "backend-transfer-mechanism=fd-store works by a restart"
 
 
 class Mode(StrEnum):
-    """How to upgrade; AUTO is live where the unit allows it."""
+    """How to upgrade: who holds the image on its way from the old instance to the new one."""
 
-    AUTO = "auto"
-    LIVE = "live"
-    RESTART = "restart"
-    EXEC = "exec"
+    AUTO = "auto"  #: live where the unit allows it, else by a restart
+    LIVE = "live"  #: the new instance: both run side by side, and clients see milliseconds
+    RESTART = "restart"  #: PID 1: the pause is as long as stop and start
+    EXEC = "exec"  #: the process itself, which becomes the new version and keeps its PID
 
     @classmethod
     def _missing_(cls, value: object) -> NoReturn:
@@ -174,6 +174,7 @@ class Parameter:
 
 
 TRANSFER = "backend-transfer"
+MECHANISM = "backend-transfer-mechanism"
 SETTABLE = {
     TRANSFER: Parameter(
         "backend_transfer",
@@ -182,7 +183,7 @@ SETTABLE = {
         " with their FDs (yes or no). For one backend only, write backend-transfer.NAME=no. A"
         " connection moves if both are on, in both instances; otherwise the old instance drains it.",
     ),
-    "backend-transfer-mechanism": Parameter(
+    MECHANISM: Parameter(
         "mechanism",
         Mechanism,
         "How they move: scm-rights, on the migration channel; or fd-store, each FD under its own name"

@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Live mode: one unit reloaded into its new version through PID 1, and judged.
 
-The reload is takeover's; its exit code is not believed, but what PID 1 says of the unit after it.
+The reload is takeover's; neither its exit code nor what it says is believed.
 """
 
 import contextlib
 import threading
-import time
-from dataclasses import replace
 
 import msgspec
 
 from upgrader import instances
-from upgrader.description import Phase
+from upgrader.attempt import Attempt
+from upgrader.codes import Code
+from upgrader.description import Decision
 from upgrader.instances import InstanceError
-from upgrader.obstacles import Obstacle, what_to_do
-from upgrader.outcome import Mode, Outcome, Progress, Result, Verb, duration
-from upgrader.parameters import FD_STORE_ONLY, Mechanism
-from upgrader.restarting import follow, left_behind
+from upgrader.obstacles import what_to_do
+from upgrader.outcome import Outcome, Result, duration
+from upgrader.parameters import FD_STORE_ONLY, MECHANISM, Mechanism
+from upgrader.presence import Presence
 from upgrader.systemd import cause
 from upgrader.systemd.live_limits import (
     DYNAMIC_USERS,
@@ -27,30 +27,26 @@ from upgrader.systemd.live_limits import (
     Running,
     live_limits,
 )
-from upgrader.systemd.status import Origin, Status
+from upgrader.systemd.status import Origin
 from upgrader.systemd.unit import Unit, UnitError, WaitTimeout
 from upgrader.systemd.units import Systemd
-from upgrader.takeover import ENDED, HALFWAY
+from upgrader.verdict import Verdict, decide
 
-#: Seconds for the first words of a new main process; it takes milliseconds.
-_INTRODUCTION = 5.0
-#: What takeover says before the cause.
-_REFUSED = "not upgraded, the running instance serves on: "
+#: Where everything crossed; the others lost at least the connections.
+_KEPT = (Origin.LIVE, Origin.RESTART)
 
 
-def limits(systemd: Systemd, unit: Unit) -> tuple[Limit, ...]:
+def limits(systemd: Systemd, unit: Unit, found: Presence) -> tuple[Limit, ...]:
     """What forbids to upgrade this unit live, first what to mend first."""
-    found = live_limits(unit) or _turned_away(systemd, unit)
-    if found:
-        return found
-    try:
-        said = instances.describe(unit, user=systemd.user)
-    except InstanceError as error:
-        return (Limit(LimitKind.INSTANCE, error.message, error.remedy),)
-    if said.parameters.get("backend-transfer-mechanism") == Mechanism.FD_STORE:
+    if found.said is None:
+        error = found.error or InstanceError("its instance cannot be asked")
+        silent = [Limit(LimitKind.INSTANCE, error.message, error.remedy)] if found.ours else []
+        return (*live_limits(unit), *_turned_away(systemd, unit), *silent)
+    running = Running.from_description(msgspec.to_builtins(found.said))
+    forbidden = live_limits(unit, running, systemd.sockets(unit)) or _turned_away(systemd, unit)
+    if not forbidden and found.said.parameters.get(MECHANISM) == Mechanism.FD_STORE:
         return (Limit(LimitKind.INSTANCE, FD_STORE_ONLY, RESTART.format(unit=unit.id)),)
-    running = Running.from_description(msgspec.to_builtins(said))
-    return live_limits(unit, running, systemd.sockets(unit))
+    return forbidden
 
 
 def _turned_away(systemd: Systemd, unit: Unit) -> tuple[Limit, ...]:
@@ -74,142 +70,102 @@ def _turned_away(systemd: Systemd, unit: Unit) -> tuple[Limit, ...]:
     )
 
 
-def reload(
-    systemd: Systemd, unit: Unit, before: Status, timeout: float | None, progress: Progress
-) -> Outcome:
+def reload(attempt: Attempt) -> Outcome:
     """Upgrade one unit live and wait for the outcome; raises UnitError only if nothing was done."""
+    systemd, unit = attempt.systemd, attempt.unit
     # A reload with nothing changed is the author's own; this one is asked for.
     try:
-        instances.expect(unit, user=systemd.user)
+        instances.expect(unit, attempt.id, user=systemd.user)
     except InstanceError as error:
         raise UnitError(unit.id, error.message, remedy=error.remedy) from error
-    threading.Thread(
-        target=_tell_phases, args=(systemd, unit, progress), name="phases", daemon=True
-    ).start()
-    since = time.monotonic_ns() // 1000
+    threading.Thread(target=_tell_phases, args=(attempt,), name="phases", daemon=True).start()
     job = systemd.reload(unit)
-    progress(f"{unit.id}: systemd reloads it (job {job})")
-    return await_reload(systemd, unit, before, job, since, timeout, progress)
+    attempt.say(f"systemd reloads it (job {job})")
+    return await_reload(attempt, job)
 
 
-def _tell_phases(systemd: Systemd, unit: Unit, progress: Progress) -> None:
+def _tell_phases(attempt: Attempt) -> None:
     """Say how it goes, as the running instance tells it; what it says decides nothing."""
     began: float | None = None
     # The instance that is replaced ends in the middle of its answer.
     with contextlib.suppress(InstanceError):
-        for migration in instances.phases(unit, user=systemd.user):
+        for migration in instances.phases(attempt.unit, user=attempt.systemd.user):
             began = migration.began if began is None else began
             if migration.began != began and not migration.phase.ended:
-                progress(f"{unit.id}: {migration.phase} ({duration(migration.seconds)})")
+                attempt.say(f"{migration.phase} ({duration(migration.seconds)})")
 
 
-def await_reload(
-    systemd: Systemd,
-    unit: Unit,
-    before: Status | None,
-    job: int,
-    since: int,
-    timeout: float | None,
-    progress: Progress,
-) -> Outcome:
-    """Wait for the end of a reload job and judge it; `before` is None for somebody else's job.
-
-    `since`: microseconds of CLOCK_MONOTONIC, from which on the journal speaks of this reload.
-    """
+def await_reload(attempt: Attempt, job: int) -> Outcome:
+    """Wait for the end of a reload job, and judge what became of the upgrade."""
+    unit = attempt.unit
     try:
-        word, now = follow(systemd, unit, job, timeout, progress, settled=_settled)
-        if word == "done" and now.main_pid != unit.main_pid:
-            now = _introduced(systemd, unit, now)
-        return _judge(systemd, unit, now, before, word, since)
+        _, now = attempt.follow(job, settled)
+        return _judge(attempt, decide(attempt, now))
     except WaitTimeout as error:
-        now = systemd.unit(unit.id)
-        return Outcome(
-            Verb.UPGRADE, unit.id, Result.OLD_SERVES if now.serves else Result.NOT_SERVING,
-            mode=Mode.LIVE,
-            cause=f"not done after {error.seconds:g}s (--timeout), it is {now.active_state}",
-            remedy=f"the reload goes on in systemd; see: systemctl status {unit.id}",
-        )  # fmt: skip
-    except UnitError as error:
-        return replace(
-            Outcome.of_error(Verb.UPGRADE, unit.id, error, Result.UNKNOWN), mode=Mode.LIVE
+        now = attempt.systemd.unit(unit.id)
+        return attempt.failed(
+            Result.UNDECIDED if now.serves else Result.NOT_SERVING,
+            f"not done after {error.seconds:g}s (--timeout), it is {now.active_state}",
+            f"the reload goes on in systemd; see: systemctl status {unit.id}",
         )
+    except UnitError as error:
+        return attempt.lost(error)
 
 
-def _introduced(systemd: Systemd, old: Unit, now: Unit) -> Unit:
-    """The unit once its new main process has said who it is.
-
-    PID 1 listens to it from MAINPID= on, and with that the reload is done: what it says first may
-    come after the end of the job.
-    """
-    with contextlib.suppress(WaitTimeout):
-        changes = systemd.changes(now, _INTRODUCTION)
-        while now.serves and now.status_text == old.status_text:
-            next(changes)
-            now = systemd.unit(now.id)
-    return now
-
-
-def _settled(unit: Unit) -> bool:
-    # A cancelled reload job ends at once, and what it has started goes on.
+def settled(unit: Unit) -> bool:
+    """Whether no reload goes on: a job that is cancelled ends at once, what it has started does not."""
     return unit.settled and unit.active_state not in ("reloading", "refreshing")
 
 
-def _judge(
-    systemd: Systemd, unit: Unit, now: Unit, before: Status | None, word: str, since: int
-) -> Outcome:
-    outcome = Outcome(Verb.UPGRADE, unit.id, Result.DONE, mode=Mode.LIVE, before=before)
-    after = Status.parse(now.status_text) if now.serves else None
-    # Another reload may have come first: then this one is done as well.
-    newer = after is not None and (
-        after.generation > before.generation if before else word == "done"
-    )
-    if after and newer and after.origin in _KEPT:
-        return replace(
-            outcome,
-            done=f"upgraded in {duration((time.monotonic_ns() // 1000 - since) / 1e6)}: {after}",
-            after=after,
-            pause_seconds=after.pause,
-            warnings=left_behind(after),
-        )
-    entries = cause.read(unit, since, user=systemd.user)
+def _judge(attempt: Attempt, verdict: Verdict) -> Outcome:
+    now, see = verdict.now, f"see: journalctl -u {attempt.unit.id}"
+    after = instances.status(verdict.main) if verdict.main else None
     if not now.serves:
-        halfway = any(entry.message.startswith(HALFWAY) for entry in entries)
-        interrupted = "" if halfway else cause.interrupted(entries, now)
-        return replace(
-            outcome,
-            result=Result.NOT_SERVING,
-            cause=interrupted or cause.cause(entries, now).text.removeprefix(_REFUSED),
-            # What is parked for the next start may only be on its way.
-            remedy=_look(now) if interrupted else what_to_do(systemd, now),
-            bad_version=not interrupted,
-        )
-    see = f"see: journalctl -u {unit.id}"
+        return _not_serving(attempt, now)
+    if verdict.decision is Decision.ABORTED:
+        return _refused(attempt, verdict)
     if after is None:
-        obstacle = Obstacle("the new instance does not use upgrader", see)
-        result = Result.WITHOUT_IMAGE
-    elif newer:
-        obstacle = Obstacle(f"the new version crashed after it had taken over: {after}", see)
-        result = Result.WITHOUT_IMAGE
-    elif after.refused == Phase.CANCELLED:  # that says nothing of the version on disk
-        return replace(
-            outcome,
-            result=Result.OLD_SERVES,
-            cause="it was cancelled, as somebody wanted",
-            after=after,
-        )
+        who = f"process {now.main_pid}, the main one now, does not answer"
+        if now.main_pid == attempt.unit.main_pid:
+            who = "the running instance does not say, or has not decided"
+        return attempt.failed(Result.UNDECIDED, who, see)
+    if verdict.decision is Decision.NONE:
+        cause = f"another instance was started, which does not go on from the one before: {after}"
+        return attempt.failed(Result.WITHOUT_IMAGE, cause, see, after=after)
+    if after.origin is Origin.UNKNOWN:
+        return attempt.failed(Result.UNDECIDED, f"unknown (library {after.library})", see)
+    if after.origin not in _KEPT:
+        cause = f"the new version crashed after it had taken over: {after}"
+        return attempt.failed(Result.WITHOUT_IMAGE, cause, see, after=after)
+    return attempt.done(f"upgraded in {attempt.took}: {after}", after, after.pause)
+
+
+def _refused(attempt: Attempt, verdict: Verdict) -> Outcome:
+    code = verdict.code
+    if code is Code.CANCELLED:
+        why, remedy = "it was cancelled, as somebody wanted", ""
     else:
-        obstacle = Obstacle(
-            _why(entries, now, word, after.refused), f"put a good version in place; {see}"
-        )
-        result = Result.OLD_SERVES
-    return replace(
-        outcome,
-        result=result,
-        cause=obstacle.cause,
-        remedy=obstacle.remedy,
-        bad_version=result is Result.OLD_SERVES and word not in ("done", "canceled"),
-        after=after,
+        why = explain(attempt, verdict)
+        remedy = f"see: journalctl -u {attempt.unit.id}"
+    if code.suspects_version:
+        remedy = f"put a good version in place; {remedy}"
+    after = instances.status(attempt.before) if attempt.before else None
+    return attempt.failed(
+        Result.OLD_SERVES, why, remedy, code=code, bad_version=code.suspects_version, after=after
     )
+
+
+def _not_serving(attempt: Attempt, now: Unit) -> Outcome:
+    if now.active_state in ("inactive", "deactivating") and now.result == "success":
+        interrupted = "the unit was stopped meanwhile"
+    elif now.exec_main_pid == attempt.unit.main_pid:
+        interrupted = cause.ended(now)
+    else:
+        entries = cause.read(attempt.unit, attempt.since, user=attempt.systemd.user)
+        why, remedy = cause.cause(entries, now).text, what_to_do(attempt.systemd, now)
+        return attempt.failed(Result.NOT_SERVING, why, remedy, bad_version=True)
+    # What is parked for the next start may only be on its way.
+    return attempt.failed(Result.NOT_SERVING, interrupted, _look(now))
 
 
 def _look(now: Unit) -> str:
@@ -218,29 +174,23 @@ def _look(now: Unit) -> str:
     return f"to start it: systemctl start {now.id}"
 
 
-#: Where everything crossed; the others lost at least the connections.
-_KEPT = (Origin.LIVE, Origin.RESTART)
-
-
-def _why(entries: tuple[cause.Entry, ...], now: Unit, word: str, refused: str) -> str:
-    reported = cause.reported(entries)
+def explain(attempt: Attempt, verdict: Verdict) -> str:
+    """Why the upgrade was aborted, as far as anybody says; the journal may know more."""
+    unit, now = attempt.unit, verdict.now
     if now.reload_result == "timeout":
         span = f"{now.timeout_start_usec / 1e6:g}s"
         return f"the reload took longer than TimeoutStartSec={span}, and systemd ended it"
-    if reported:
-        reason = reported.removeprefix(_REFUSED)
-        if reason.startswith(ENDED):
-            # Takeover is the one that reported it, by its standard error as well.
-            told = {entry.pid for entry in entries if entry.message.startswith(_REFUSED)}
-            if said := cause.last_words(entries, {now.main_pid, *told}):
-                return f"{reason}: {said}"
-        return reason
-    if word == "canceled":
-        return "the reload job was cancelled"
-    if now.reload_result in ("signal", "core-dump"):
-        return "takeover, which ExecReload= runs, was killed"
-    if word == "done":
-        return "the reload changed nothing"
-    if refused:  # not every user may read the journal
-        return refused
-    return f"the reload ended with {now.reload_result}, and nobody said why"
+    entries = cause.read(unit, attempt.since, user=attempt.systemd.user)
+    if verdict.code is Code.TAKEOVER_GONE:
+        if reported := cause.reported(entries, attempt.id):
+            return reported
+        if now.reload_result in ("signal", "core-dump"):
+            return "takeover, which ExecReload= runs, was killed"
+        return verdict.reason or "the reload changed nothing"
+    reason = verdict.reason or cause.reported(entries, attempt.id) or "nobody said why"
+    if verdict.code in (Code.ENDED_EARLY, Code.UNKNOWN):
+        # Takeover reports it, by its standard error as well.
+        told = {each.pid for each in entries if each.fields.get("UPGRADER_SIDE") == "takeover"}
+        if said := cause.last_words(entries, {now.main_pid, *told}):
+            return f"{reason}: {said}"
+    return reason

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 #: Tells a new process that it is a destination: `FD:ADJUSTMENT:PATH`, its line to takeover, the
 #: oom_score_adj of the unit, and the path of the running instance's socket.
 TAKEOVER = "UPGRADER_TAKEOVER"
-#: Tells it which upgrade it is started for: 32 hexadecimal digits.
+#: Tells it, and a program after an execve(2), which upgrade it is started for: 32 hexadecimal digits.
 UPGRADE = "UPGRADER_UPGRADE"
 #: Tells a destination, and its author's code, that it will be given nothing to keep.
 REHEARSAL = "UPGRADER_REHEARSAL"
@@ -20,6 +20,12 @@ EXECUTED = "UPGRADER_EXECUTED"
 SOCKET = "upgrader.sock"
 #: Beside it, of an instance that was replaced and still drains; by generation.
 DRAINING = "draining-{}.sock"
+
+
+def socket_name(invocation: str) -> str:
+    """Where an instance of a unit without RuntimeDirectory= listens: an abstract name, to which
+    anybody may connect, but which nobody could have taken before."""
+    return f"\0upgrader-{invocation}"
 
 
 def socket_path(environment: Mapping[str, str]) -> str | None:

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Starts a unit that has failed, with what PID 1 holds for it."""
 
-import time
-from dataclasses import replace
-
+from upgrader.attempt import Attempt
 from upgrader.obstacles import parked_image
 from upgrader.outcome import Outcome, Progress, Result
+from upgrader.parameters import Mode
 from upgrader.restarting import await_restart
 from upgrader.startable import startable
 from upgrader.systemd.fdstore import StoreName
@@ -35,19 +34,20 @@ def start_again(systemd: Systemd, unit: Unit, timeout: float | None, progress: P
     A cold start although an image was parked is a failure. `timeout` as for an upgrade.
     """
     parked = parked_image(systemd.fd_store(unit))
-    since = time.monotonic_ns() // 1000
+    attempt = Attempt(systemd, unit, None, Mode.RESTART, "", timeout, progress)
     with startable(systemd, unit):
         if unit.need_daemon_reload:
             systemd.daemon_reload(unit.id)
         # Not start: that would wait for the next automatic restart.
         job = systemd.restart(unit)
-        progress(f"{unit.id}: has failed; systemd starts it (job {job})")
-        outcome = await_restart(systemd, unit, None, job, since, timeout, progress)
+        attempt.say(f"has failed; systemd starts it (job {job})")
+        outcome = await_restart(attempt, job)
     after = outcome.after
-    if outcome.result is Result.DONE:
-        return replace(outcome, done=f"started, with what systemd held for it: {after}")
+    if after and outcome.result is Result.DONE:
+        text = f"started, with what systemd held for it: {after}"
+        return attempt.done(text, after, outcome.pause_seconds)
     # PID 1 passes all that it holds: what found no image, without a name to tell, had none.
     if outcome.result is Result.WITHOUT_IMAGE and not parked and after and not after.set_aside:
-        done = f"started, and no image was parked for it: {after}"
-        return replace(outcome, result=Result.DONE, done=done, cause="", remedy="")
+        text = f"started, and no image was parked for it: {after}"
+        return attempt.done(text, after, outcome.pause_seconds)
     return outcome

@@ -9,9 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from upgrader import instances
-from upgrader.instances import InstanceError
+from upgrader.instances import LEFT, NOBODY, InstanceError
 from upgrader.outcome import Outcome, Result, Verb
-from upgrader.systemd.status import Status
 from upgrader.systemd.unit import Unit, UnitError, unit_name
 from upgrader.systemd.units import Systemd
 
@@ -73,23 +72,19 @@ def _steer(verb: Verb, name: str, work: Callable[[Unit], str], user: bool) -> Ou
             version = systemd.version
     except UnitError as error:
         return Outcome.of_error(verb, name, error)
-    status = Status.parse(unit.status_text)
     result, cause, remedy = Result.OLD_SERVES, "", ""
     if not unit.serves:
         result, cause = Result.NOT_SERVING, f"it is not running ({unit.active_state})"
         remedy = f"start it: systemctl start {unit.id}"
-    elif status is None:
-        cause = "it does not use upgrader"
     else:
         try:
-            return Outcome(
-                verb, unit.id, Result.DONE, done=work(unit), before=status, after=status,
-                systemd=version,
-            )  # fmt: skip
+            return replace(Outcome.done(verb, unit.id, work(unit)), systemd=version)
         except InstanceError as error:
             result = _RESULTS.get(error.name, Result.OLD_SERVES)
             cause, remedy = error.message, error.remedy
-    return Outcome(verb, unit.id, result, cause=cause, remedy=remedy, systemd=version)
+            if error.name in (NOBODY, LEFT):
+                cause = f"it does not use upgrader ({cause})"
+    return replace(Outcome.failed(verb, unit.id, result, cause, remedy), systemd=version)
 
 
 _RESULTS = {

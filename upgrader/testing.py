@@ -28,7 +28,7 @@ from upgrader.errors import UpgradeError
 from upgrader.image import unseal
 from upgrader.state import SavedState, load, save
 from upgrader.systemd.fdstore import Stored, StoreName
-from upgrader.systemd.status import Origin, Status
+from upgrader.systemd.status import FACTS, Origin, Status
 
 T = TypeVar("T")
 
@@ -67,6 +67,7 @@ class Service:
     ) -> None:
         self.store: list[tuple[str, Fd]] = []  #: the FD store: name and FD
         self.status_text = ""
+        self._facts: Status | None = None
         self.process: subprocess.Popen[bytes] | None = None
         self.timeout = timeout
         self.environment = dict(environment or {})
@@ -82,8 +83,8 @@ class Service:
 
     @property
     def status(self) -> Status | None:
-        """What the instance last said of itself with READY=1."""
-        return Status.parse(self.status_text)
+        """What the instance last said of itself with READY=1; None if it does not use upgrader."""
+        return self._facts
 
     def start(self, command: Sequence[str]) -> Status:
         """Start a version and wait for READY=1; raises ServiceError with its stderr."""
@@ -228,6 +229,9 @@ class Service:
             self.store += [(name, fd) for fd in fds if not self._stored(fd)]
         self.status_text = fields.get("STATUS", self.status_text)
         if fields.get("READY") == "1":
+            self._facts = None
+            if FACTS in fields:
+                self._facts = msgspec.json.decode(fields[FACTS], type=Status)
             self._ready.set()
 
     def _require_parked(self) -> None:

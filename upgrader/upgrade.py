@@ -4,19 +4,22 @@
 `migration` is the transfer between two instances; this is what an operator asks for around it.
 """
 
-import contextlib
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from upgrader import hold, instances
+from upgrader.attempt import Attempt
+from upgrader.description import Decision, Description
 from upgrader.executing import execute
 from upgrader.hold import Hold, HoldError
-from upgrader.instances import InstanceError
 from upgrader.obstacles import Obstacle, kept_only_while, not_ours, not_running, settings
-from upgrader.outcome import Mode, Outcome, Progress, Result, Verb
+from upgrader.outcome import Outcome, Progress, Result, Verb
+from upgrader.parameters import Mode
+from upgrader.preflight import objection, preflight
+from upgrader.presence import look
 from upgrader.process import process_started
-from upgrader.rehearsal import rehearse
 from upgrader.reloading import await_reload, limits, reload
 from upgrader.restarting import await_restart, restart
 from upgrader.starting import is_kept, start_again
@@ -28,59 +31,53 @@ _PATTERN = frozenset("*?[")
 
 
 @dataclass(frozen=True, slots=True)
-class _Wish:
-    """What was asked for; as the parameters of `upgrade`."""
+class Wish:
+    """What is asked for.
 
-    mode: Mode | None
-    command: Sequence[str]
-    wait: bool
-    preflight: bool
-    dry_run: bool
-    timeout: float | None
-    asked: float
+    Without a `mode` it is the one that the instance has as its parameter; AUTO is live, or restart
+    where something forbids live, which the outcome then says among its warnings. In mode exec,
+    `command` is executed instead of what ExecStart= says. An upgrade that is under way is refused,
+    or followed with `wait`. With `preflight`, a live one is tried first; with `dry_run` nothing is
+    done but to find out what would be. `timeout` in seconds bounds the wait for the new instance;
+    without it, systemd's own TimeoutStopSec= and TimeoutStartSec= do. When it is over, systemd's job
+    goes on.
+
+    `asked`: since when the upgrade has been wanted, in seconds of CLOCK_BOOTTIME, by default now.
+    An instance that somebody else's upgrade has started after that is the version wanted.
+    """
+
+    mode: Mode | None = None
+    command: Sequence[str] = ()
+    wait: bool = False
+    preflight: bool = False
+    dry_run: bool = False
+    timeout: float | None = None
+    asked: float | None = None
 
 
 def upgrade(
     unit: str,
-    mode: Mode | None = None,
+    wish: Wish = Wish(),
     *,
-    command: Sequence[str] = (),
-    wait: bool = False,
-    preflight: bool = False,
-    dry_run: bool = False,
-    timeout: float | None = None,
-    asked: float | None = None,
     user: bool = False,
     progress: Progress = lambda text: None,
 ) -> Outcome:
     """Upgrade one unit and wait for the outcome; nothing that can go wrong is raised.
 
-    Without a `mode` it is live, or restart where something forbids live, which the outcome then
-    says among its warnings. In mode exec, `command` is executed instead of what ExecStart= says.
-    An upgrade that is under way is refused, or followed with `wait`. With `preflight` a live one
-    is rehearsed first; with `dry_run` nothing is done but to find out what would be. `timeout` in
-    seconds bounds the wait for the new instance; without it, systemd's own TimeoutStopSec= and
-    TimeoutStartSec= do. When it is over, systemd's job goes on. `user`: a unit of this user's own
-    service manager.
-
-    `asked`: since when the upgrade has been wanted, in seconds of CLOCK_BOOTTIME, by default now.
-    An instance that somebody else's upgrade has started after that is the version wanted.
-
-    A unit that has failed, and for which PID 1 holds what an instance left, is started with that.
-
-    An upgrade that failed leaves a hold on the unit, and one that is done lifts it.
+    `user`: a unit of this user's own service manager. A unit that has failed, and for which PID 1
+    holds what an instance left, is started with that. An upgrade that failed by the fault of the new
+    version leaves a hold on the unit, and one that is done lifts it.
     """
     begin = time.monotonic()
-    since = asked if asked is not None else time.clock_gettime(time.CLOCK_BOOTTIME)
+    if wish.asked is None:
+        wish = replace(wish, asked=time.clock_gettime(time.CLOCK_BOOTTIME))
     try:
         unit = unit_name(unit)
-        mode = None if mode is None else Mode(mode)
-        wish = _Wish(mode, command, wait, preflight, dry_run, timeout, since)
         with Systemd(user=user) as systemd:
             outcome = replace(_upgrade(systemd, unit, wish, progress), systemd=systemd.version)
     except UnitError as error:
         outcome = Outcome.of_error(Verb.UPGRADE, unit, error)
-    outcome = outcome if dry_run else lift_or_place(outcome, user=user)
+    outcome = outcome if wish.dry_run else lift_or_place(outcome, user=user)
     return replace(outcome, seconds=round(time.monotonic() - begin, 6))
 
 
@@ -103,12 +100,7 @@ def expand(names: Sequence[str], *, user: bool = False) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _upgrade(
-    systemd: Systemd,
-    name: str,
-    wish: _Wish,
-    progress: Progress,
-) -> Outcome:
+def _upgrade(systemd: Systemd, name: str, wish: Wish, progress: Progress) -> Outcome:
     unit = systemd.unit(name)
     if unit.job_id and (job := systemd.job(unit)):
         if wish.dry_run or not wish.wait:
@@ -119,55 +111,72 @@ def _upgrade(
     if is_kept(systemd, unit):
         if wish.dry_run:
             done = "would be started, with what systemd holds for it"
-            return Outcome(Verb.UPGRADE, unit.id, Result.DONE, done=done)
+            return Outcome.done(Verb.UPGRADE, unit.id, done)
         return start_again(systemd, unit, wish.timeout, progress)
-    before = Status.parse(unit.status_text) if unit.serves else None
-    obstacle = not_running(systemd, unit) or not_ours(unit)
+    found = look(systemd, unit)
+    if found.error and found.denied:
+        error = found.error
+        return Outcome.failed(
+            Verb.UPGRADE, unit.id, Result.NO_PERMISSION, error.message, error.remedy
+        )  # fmt: skip
+    before = instances.status(found.said) if found.said else None
+    obstacle = not_running(systemd, unit) or not_ours(unit, found)
     outdated = unit.need_daemon_reload  # so what runs has other settings, however new it is
     if obstacle is None and outdated and not wish.dry_run:
         progress(f"{unit.id}: its unit file changed on disk: systemctl daemon-reload")
         systemd.daemon_reload(unit.id)
         unit = systemd.unit(name)
     obstacle = obstacle or settings(unit)
-    if obstacle is not None or before is None:
+    if obstacle is not None:
         return _nothing_done(unit, before, obstacle)
-    if not wish.dry_run and not outdated and _is_newer(unit, before, wish.asked):
+    if before and not wish.dry_run and not outdated and _is_newer(unit, before, wish.asked or 0.0):
         done = f"already upgraded since this was asked for: {before}"
-        return Outcome(Verb.UPGRADE, unit.id, Result.DONE, done=done, after=before)
-    mode = wish.mode or _usual_mode(systemd, unit)
+        return Outcome.done(Verb.UPGRADE, unit.id, done, after=before)
+    mode = wish.mode or _usual_mode(found.said)
     warnings: tuple[str, ...] = ()
-    forbidden = () if mode in (Mode.RESTART, Mode.EXEC) else limits(systemd, unit)
-    if forbidden and mode is Mode.LIVE:
-        first = forbidden[0]
-        return _nothing_done(unit, before, Obstacle(first.cause, first.remedy))
-    if forbidden:
-        warnings += (f"not live but by a restart: {forbidden[0]}",)
-    chosen = Mode.RESTART if forbidden else mode or Mode.LIVE
-    if chosen is not Mode.LIVE:
+    if mode in (Mode.AUTO, Mode.LIVE):
+        if forbidden := limits(systemd, unit, found):
+            first = forbidden[0]
+            if mode is Mode.LIVE:
+                return _nothing_done(unit, before, Obstacle(first.cause, first.remedy))
+            warnings = (f"not live but by a restart: {first}",)
+        mode = Mode.RESTART if forbidden else Mode.LIVE
+    if mode is not Mode.LIVE:
         warnings += kept_only_while(systemd, unit)
     for warning in warnings:
         progress(f"{unit.id}: warning: {warning}")
+    runs = before or "an instance that cannot be asked"
     if wish.dry_run:
         reload_first = ", after a daemon-reload" if unit.need_daemon_reload else ""
-        done = f"would be upgraded in mode {chosen}{reload_first}; it runs {before}"
-        return Outcome(
-            Verb.UPGRADE, unit.id, Result.DONE, done=done, warnings=warnings, before=before
-        )
-    progress(f"{unit.id}: runs {before}")
-    if wish.preflight and chosen is Mode.LIVE:
-        progress(f"{unit.id}: rehearses: the version on disk loads everything, and goes again")
-        if why := rehearse(systemd, unit, wish.timeout):
-            return Outcome(
-                Verb.UPGRADE, unit.id, Result.OLD_SERVES, mode=chosen, bad_version=True,
-                cause=f"rehearsed, and it would not take over: {why}", warnings=warnings,
-                remedy="put a good version in place", before=before, after=before,
-            )  # fmt: skip
-    if chosen is Mode.EXEC:
-        outcome = execute(systemd, unit, before, wish.timeout, progress, wish.command)
-    else:
-        modes = {Mode.LIVE: reload, Mode.RESTART: restart}
-        outcome = modes[chosen](systemd, unit, before, wish.timeout, progress)
-    return replace(outcome, before=before, warnings=warnings + outcome.warnings)
+        done = f"would be upgraded in mode {mode}{reload_first}; it runs {runs}"
+        return Outcome.done(Verb.UPGRADE, unit.id, done, warnings=warnings, before=before)
+    progress(f"{unit.id}: runs {runs}")
+    attempt = Attempt(
+        systemd, unit, found.said, mode, uuid.uuid4().hex, wish.timeout, progress
+    )  # fmt: skip
+    outcome = _try_first(attempt) if wish.preflight and mode is Mode.LIVE else None
+    if outcome is None and mode is Mode.EXEC:
+        outcome = execute(attempt, wish.command)
+    elif outcome is None:
+        outcome = reload(attempt) if mode is Mode.LIVE else restart(attempt)
+    return replace(outcome, warnings=warnings + outcome.warnings)
+
+
+def _try_first(attempt: Attempt) -> Outcome | None:
+    """The preflight before an upgrade: a failure, or None if the new version would take over."""
+    attempt = replace(attempt, id=uuid.uuid4().hex)
+    attempt.say("preflight: the version on disk loads everything, and goes again")
+    verdict = preflight(attempt)
+    if not (why := objection(attempt, verdict)):
+        return None
+    result = Result.OLD_SERVES if verdict.now.serves else Result.NOT_SERVING
+    return attempt.failed(
+        result,
+        f"preflight: the version on disk would not take over: {why}",
+        "put a good version in place",
+        code=verdict.code,
+        bad_version=verdict.code.suspects_version,
+    )
 
 
 def _is_newer(unit: Unit, status: Status, asked: float) -> bool:
@@ -188,18 +197,17 @@ def unhold(unit: str, *, user: bool = False) -> Outcome:
     except UnitError as error:
         return Outcome.of_error(Verb.UNHOLD, unit, error)
     except HoldError as error:
-        return Outcome(
-            Verb.UNHOLD, unit, Result.NO_PERMISSION, cause=error.message, remedy=error.remedy
-        )
+        return Outcome.failed(
+            Verb.UNHOLD, unit, Result.NO_PERMISSION, error.message, error.remedy
+        )  # fmt: skip
     done = "the hold is lifted" if lifted else "there is no hold on it"
-    return Outcome(Verb.UNHOLD, unit, Result.DONE, done=done)
+    return Outcome.done(Verb.UNHOLD, unit, done)
 
 
-def _usual_mode(systemd: Systemd, unit: Unit) -> Mode | None:
-    """What the parameter `mode` of the running instance says; None for whatever is possible."""
-    with contextlib.suppress(InstanceError, ValueError):
-        return Mode(instances.describe(unit, user=systemd.user).parameters.get("mode", ""))
-    return None
+def _usual_mode(said: Description | None) -> Mode:
+    """What the parameter `mode` of the running instance says."""
+    text = said.parameters.get("mode", "") if said else ""
+    return Mode(text) if text in list(Mode) else Mode.AUTO
 
 
 def refuse_if_busy(systemd: Systemd, unit: Unit) -> None:
@@ -221,15 +229,19 @@ def _follow(
     systemd: Systemd, unit: Unit, job: Job, timeout: float | None, progress: Progress
 ) -> Outcome | None:
     """What becomes of a job that somebody else has asked for; None if it has just ended."""
-    waits = {"reload": await_reload, "restart": await_restart}
+    waits = {"reload": (Mode.LIVE, await_reload), "restart": (Mode.RESTART, await_restart)}
     if job.kind not in waits:
         raise JobConflict(unit.id, _holder(unit, job))
+    mode, wait = waits[job.kind]
+    said = look(systemd, unit).said if mode is Mode.LIVE else None
     systemd.watch(unit)
     if systemd.job(systemd.unit(unit.id)) is None:
         return None
     progress(f"{unit.id}: follows what is under way: {_holder(unit, job)}")
+    begun = said is not None and said.last.decision is Decision.NONE
+    name = said.last.id if said and begun else said.upgrade if said else ""
     since = unit.state_change_usec
-    return waits[job.kind](systemd, unit, None, job.id, since, timeout, progress)
+    return wait(Attempt(systemd, unit, said, mode, name, timeout, progress, since), job.id)
 
 
 def lift_or_place(outcome: Outcome, *, user: bool = False) -> Outcome:
@@ -244,7 +256,8 @@ def lift_or_place(outcome: Outcome, *, user: bool = False) -> Outcome:
     return outcome
 
 
-def _nothing_done(unit: Unit, before: Status | None, obstacle: Obstacle | None) -> Outcome:
+def _nothing_done(unit: Unit, before: Status | None, obstacle: Obstacle) -> Outcome:
     result = Result.OLD_SERVES if unit.serves else Result.NOT_SERVING
-    cause, remedy = (obstacle.cause, obstacle.remedy) if obstacle else ("", "")
-    return Outcome(Verb.UPGRADE, unit.id, result, cause=cause, remedy=remedy, before=before)
+    return Outcome.failed(
+        Verb.UPGRADE, unit.id, result, obstacle.cause, obstacle.remedy, before=before
+    )  # fmt: skip

@@ -62,6 +62,44 @@ type Migration (
   times: [string]float
 )
 
+# The last upgrade that it had a part in. side is source or destination, decision is none, aborted
+# or committed; code and reason say why it was aborted
+type Last (
+  id: string,
+  side: string,
+  decision: string,
+  code: string,
+  reason: string,
+  mode: string,
+  pause: float,
+  fds: int,
+  bytes: int,
+  left_behind: int,
+  source: int,
+  destination: int
+)
+
+# How it came to be: origin is cold, restart, live, exec or insurance; source is the generation that
+# it was loaded from, set_aside that of an image that was not loaded
+type Loaded (
+  origin: string,
+  source: int,
+  fds: int,
+  bytes: int,
+  left_behind: int,
+  set_aside: int,
+  pause: float
+)
+
+# The last version that did not take over, by its own fault; since in seconds since the epoch
+type Refusal (
+  id: string,
+  code: string,
+  reason: string,
+  fingerprint: string,
+  since: float
+)
+
 # What systemd gave to it at its start: sockets of .socket units, names of credentials, bytes of
 # memory that are its own by now, and a checksum of the unit's settings
 type Started (
@@ -82,7 +120,9 @@ type Trial (
   problem: string
 )
 
-# What runs: generation, version, process, the program on disk, and what it holds
+# What runs: generation, version, process, the program on disk, what it holds, and its upgrades.
+# upgrade is the id of the one that the next reload is. rehearsal is preflight, in the word of
+# interface 1; an instance that does not say its interface has that
 method Describe() -> (
   service: string,
   version: string,
@@ -96,6 +136,8 @@ method Describe() -> (
   changed: []string,
   late: []string,
   expected: bool,
+  upgrade: string,
+  preflight: bool,
   rehearsal: bool,
   states: [string]int,
   trials: []Trial,
@@ -105,7 +147,11 @@ method Describe() -> (
   parameters: [string]string,
   overrides: [string]string,
   migration: Migration,
-  started: Started
+  started: Started,
+  interface: int,
+  last: Last,
+  loaded: Loaded,
+  refused: Refusal
 )
 
 # The migration under way, or the last one. With "more": now, and then once for each phase, until
@@ -119,28 +165,37 @@ method SetParameters(parameters: [string]string) -> (parameters: [string]string)
 # For root: call off the migration under way; answers when it is decided, and says how
 method Cancel() -> (migration: Migration)
 
-# For root: the next reload is an upgrade, even if no file of the program has changed
-method Expect() -> ()
+# For root: the next reload is an upgrade, even if no file of the program has changed. upgrade is
+# its id, 32 lower-case hex digits, here and below
+method Expect(upgrade: ?string) -> ()
+
+# For root: nobody waits for that upgrade any more. What has not begun to migrate no longer can;
+# answers when it is decided, and says how
+method Withdraw(upgrade: string) -> (last: Last)
 
 # For root: find out which states can be saved as they are now; nothing is disturbed
 method TryStates() -> (trials: []Trial)
 
 # For root: become this program (empty: what ExecStart= of the unit says) in the same process. It
 # answers only if that fails, and the instance serves on
-method Execute(command: []string) -> ()
+method Execute(command: []string, upgrade: ?string) -> ()
 
-# For root: the next reload is a rehearsal: the new version loads everything and is checked, and
+# For root: the next reload is a preflight: the new version loads everything and is checked, and
 # this one serves on
+method Preflight(upgrade: ?string) -> ()
+
+# The same, for tools of interface 1
 method Rehearse() -> ()
 
 # For takeover only: nothing has changed, so run what the author wants at a reload
 method Reload() -> ()
 
 # For takeover only (PID 1's control process of the unit): the process that may migrate
-method Register(pid: int) -> ()
+method Register(pid: int, upgrade: ?string) -> ()
 
-# For takeover only: the process may no longer migrate, and may be killed; Busy while it does
-method Revoke(pid: int, why: string) -> ()
+# For takeover only: the process may no longer migrate, and may be killed; Busy while it does. code
+# is why, as one word
+method Revoke(pid: int, why: string, code: ?string) -> ()
 
 # For the registered process only, with "upgrade": the connection becomes the migration channel, of
 # the newest of the streams that both speak. stream is all that an instance of interface 1 knows.
@@ -153,11 +208,12 @@ method Migrate(
   states: [string]int,
   sessions: ?[string]int,
   backends: []string,
-  withheld: ?[]string
+  withheld: ?[]string,
+  upgrade: ?string
 ) -> (generation: int, stream: int)
 
 error Busy(holder: string)
-error Refused(why: string)
+error Refused(why: string, code: ?string)
 error ReloadFailed(why: string)
 error ExecFailed(why: string)
 error NothingToCancel()
@@ -192,7 +248,8 @@ class VarlinkError(UpgradeError):
     """A method call was answered with an error; `name` is its last part, such as `Busy`."""
 
     def __init__(self, name: str, parameters: dict[str, Any]) -> None:
-        details = ", ".join(str(value) for value in parameters.values())
+        words = [str(value) for key, value in parameters.items() if key != "code"]
+        details = ", ".join(words)
         super().__init__(f"{name}: {details}" if details else name)
         self.name = name
         self.parameters = parameters

@@ -10,9 +10,15 @@ import resource
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from tests.support import SETTLE, eventually
 from upgrader.calling import call
+from upgrader.description import Description
+from upgrader.instances import status
+from upgrader.parameters import socket_name
 from upgrader.private_systemd import PrivateSystemd
 from upgrader.systemd.status import Status
 from upgrader.varlink import INTERFACE
@@ -126,11 +132,34 @@ class Service:
 
     @property
     def status(self) -> Status:
-        """What the instance says of itself."""
-        (text,) = self.show("StatusText")
-        status = Status.parse(text)
-        assert status is not None, f"not a status of ours: {text!r}"
-        return status
+        """How the instance that serves came to be; it may have begun just now."""
+        found: list[Description] = []
+
+        def answers() -> bool:
+            found.extend(self._said())
+            return bool(found)
+
+        assert eventually(answers), f"{self.unit}: no instance answers"
+        return status(found[0])
+
+    def _said(self) -> list[Description]:
+        """What the main process says of itself, if it answers."""
+        pid, invocation = self.show("MainPID", "InvocationID")
+        with contextlib.suppress(OSError):
+            said = msgspec.convert(self.ask("Describe", invocation), Description)
+            return [said] if said.pid == int(pid) else []
+        return []
+
+    def ask(self, method: str, invocation: str = "") -> dict[str, Any]:
+        """Call a method of the instance; raises OSError. The invocation is needed where the unit has
+        no RuntimeDirectory=."""
+        path = self.inside(f"/run/{self.name}/upgrader.sock")
+        with network_of(self.machine):
+            sock = socket.socket(socket.AF_UNIX)
+        with sock:
+            sock.settimeout(SETTLE)
+            sock.connect(str(path) if path.parent.exists() else socket_name(invocation))
+            return call(sock, f"{INTERFACE}.{method}", {})
 
     @property
     def pid(self) -> int:
@@ -165,12 +194,7 @@ class Service:
     def answers(self) -> bool:
         """Whether the newest instance answers on its socket: it takes the place of the one before
         after it has begun to serve."""
-        with socket.socket(socket.AF_UNIX) as sock, contextlib.suppress(OSError):
-            sock.settimeout(SETTLE)
-            sock.connect(str(self.inside(f"/run/{self.name}/upgrader.sock")))
-            told = call(sock, f"{INTERFACE}.Describe", {})
-            return bool(told["generation"] == self.status.generation)
-        return False
+        return bool(self._said())
 
     # Files inside
 

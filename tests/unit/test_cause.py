@@ -6,7 +6,7 @@ import json
 import pytest
 
 from tests.unit.units import unit
-from upgrader.systemd.cause import Entry, Source, cause, interrupted, parse
+from upgrader.systemd.cause import Entry, Source, cause, parse, reported
 
 OLD, NEW = "0" * 32, "1" * 32
 EXIT = "98e322203f7a4ed290d09fe03c09fe15"
@@ -132,19 +132,11 @@ def test_a_long_line_is_cut() -> None:
     assert len(found.text) < 600
 
 
-TAKEN: dict[str, object] = {"UPGRADER_SIDE": "destination", "UPGRADER_OUTCOME": "done"}
+def test_of_an_upgrade_only_what_has_its_id() -> None:
+    """Entries of another upgrade explain nothing."""
+    one = {"MESSAGE": "one", "UPGRADER_OUTCOME": "failed", "UPGRADER_ID": "1"}
+    other = {"MESSAGE": "other", "UPGRADER_OUTCOME": "failed", "UPGRADER_ID": "2"}
 
-
-def test_what_ends_an_upgrade_from_outside() -> None:
-    """A stop, and a main process that is killed, are not the new version's fault; what ends
-    after it has taken over may be."""
-    killed = exited("killed", "KILL")
-    serving, stopped = unit(), unit(active_state="inactive")
-
-    assert interrupted(entries(killed), serving) == (
-        "the main process was killed by SIGKILL meanwhile"
-    )
-    assert "the unit was stopped meanwhile" == interrupted([], stopped)
-    for harmless in ([TAKEN, killed], [exited("exited", "1")], []):
-        assert not interrupted(entries(*harmless), serving)
-    assert not interrupted([], unit(active_state="failed", result="exit-code"))
+    assert "one" == reported(entries(one, other), "1")
+    assert "other" == reported(entries(one, other))
+    assert "" == reported(entries(one, other), "3")

@@ -18,9 +18,22 @@ import pytest
 from tests.support import SETTLE, eventually
 from upgrader import control, varlink
 from upgrader.calling import call, watch
+from upgrader.codes import Code
 from upgrader.control import Caller, Control, remove_dead
-from upgrader.description import Backend, Connection, Description, Migration, Phase, Trial
+from upgrader.description import (
+    Backend,
+    Connection,
+    Description,
+    Last,
+    Loaded,
+    Migration,
+    Phase,
+    Refusal,
+    Started,
+    Trial,
+)
 from upgrader.progress import News, Progress
+from upgrader.rendezvous import socket_name
 from upgrader.varlink import INTERFACE, VarlinkError
 from upgrader.varlink_messages import Call, encode
 
@@ -37,6 +50,8 @@ class Instance:
         self.reloaded = threading.Event()
         self.channels: list[socket.socket] = []
         self.big = ""
+        self.upgrades: list[str] = []
+        self.revoked = ("", Code.UNKNOWN)
 
     def describe(self) -> dict[str, Any]:
         return {"service": "x", "version": self.big}
@@ -50,21 +65,25 @@ class Instance:
     def cancel(self, caller: Caller) -> dict[str, Any]:
         raise varlink.denied()
 
-    def expect(self, caller: Caller) -> None:
+    def expect(self, caller: Caller, upgrade: str) -> None:
         self.callers.append(caller)
+        self.upgrades.append(upgrade)
 
-    def rehearse(self, caller: Caller) -> None:
-        pass
+    def preflight(self, caller: Caller, upgrade: str) -> None:
+        self.upgrades.append(upgrade)
+
+    def withdraw(self, caller: Caller, upgrade: str) -> dict[str, Any]:
+        raise varlink.denied()
 
     def reload(self, caller: Caller) -> None:
         self.reloading.set()
         self.reloaded.wait(SETTLE)
 
-    def register(self, caller: Caller, pid: int) -> None:
+    def register(self, caller: Caller, pid: int, upgrade: str) -> None:
         self.callers.append(Caller(pid, caller.uid))
 
-    def revoke(self, caller: Caller, pid: int, why: str) -> None:
-        pass
+    def revoke(self, caller: Caller, pid: int, why: str, code: Code) -> None:
+        self.revoked = why, code
 
     def try_states(self, caller: Caller) -> dict[str, Any]:
         return {"trials": []}
@@ -161,6 +180,10 @@ def test_calls_are_answered_in_order(path: Path, instance: Instance) -> None:
         (f"{INTERFACE}.Register", {"pid": "1"}, "InvalidParameter"),
         (f"{INTERFACE}.Migrate", {}, "InvalidParameter"),
         (f"{INTERFACE}.Cancel", {}, "PermissionDenied"),
+        (f"{INTERFACE}.Expect", {"upgrade": 3}, "InvalidParameter"),
+        (f"{INTERFACE}.Expect", {"upgrade": "a b"}, "InvalidParameter"),
+        (f"{INTERFACE}.Register", {"pid": 1, "upgrade": "0" * 31}, "InvalidParameter"),
+        (f"{INTERFACE}.Revoke", {"pid": 1, "why": 1}, "InvalidParameter"),
         (f"{varlink.SERVICE}.GetInterfaceDescription", {"interface": 3}, "InvalidParameter"),
         (f"{varlink.SERVICE}.GetInterfaceDescription", {"interface": "a.b"}, "InterfaceNotFound"),
     ],
@@ -172,6 +195,52 @@ def test_errors_have_a_name(path: Path, method: str, parameters: Any, name: str)
             call(sock, method, parameters)
         assert name == caught.value.name
         assert "x" == call(sock, DESCRIBE, {})["service"]
+
+
+def test_what_interface_1_does_not_say(path: Path, instance: Instance) -> None:
+    """A tool and a takeover of it name no upgrade and give no code, and call a preflight otherwise."""
+    with connected(path) as sock:
+        for method in ("Expect", "Preflight", "Rehearse"):
+            call(sock, f"{INTERFACE}.{method}", {})
+            call(sock, f"{INTERFACE}.{method}", {"upgrade": "0" * 32})
+        call(sock, f"{INTERFACE}.Revoke", {"pid": 1, "why": "no"})
+        assert ("no", Code.UNKNOWN) == instance.revoked
+        call(sock, f"{INTERFACE}.Revoke", {"pid": 1, "why": "no", "code": "verify-failed"})
+        assert ("no", Code.VERIFY_FAILED) == instance.revoked
+
+    assert ["", "0" * 32] * 3 == instance.upgrades
+
+
+def test_an_abstract_name(instance: Instance) -> None:
+    """Of a unit without RuntimeDirectory=: this user is answered, as at a path, and nothing is left
+    behind."""
+    name = socket_name(os.urandom(16).hex())
+    answering = Control(name, instance, "1.0")
+    answering.open()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(SETTLE)
+        sock.connect(name)
+        assert "x" == call(sock, DESCRIBE, {})["service"]
+    answering.close()
+    with socket.socket(socket.AF_UNIX) as sock, pytest.raises(ConnectionRefusedError):
+        sock.connect(name)
+
+
+def test_an_abstract_name_is_for_this_user(
+    instance: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anybody can connect to it, and is told that he may not ask."""
+    monkeypatch.setattr(control, "_caller", lambda sock: Caller(1, os.geteuid() + 1))
+    name = socket_name(os.urandom(16).hex())
+    answering = Control(name, instance, "1.0")
+    answering.open()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(SETTLE)
+        sock.connect(name)
+        for _ in range(2):
+            with pytest.raises(VarlinkError, match="PermissionDenied"):
+                call(sock, DESCRIBE, {})
+    answering.close()
 
 
 @pytest.mark.parametrize("data", [b"{\0", b"[]\0", b'{"method": 1}\0', b"\xff\0", b"\0"])
@@ -415,7 +484,10 @@ def test_sockets_of_the_dead_are_removed(tmp_path: Path, path: Path) -> None:
     assert (False, True) == (dead.exists(), path.exists())
 
 
-@pytest.mark.parametrize("struct", [Backend, Connection, Migration, Trial, Description])
+STRUCTS = [Backend, Connection, Migration, Last, Loaded, Refusal, Started, Trial, Description]
+
+
+@pytest.mark.parametrize("struct", STRUCTS)
 def test_the_interface_has_the_fields_of_the_values(struct: type[msgspec.Struct]) -> None:
     """What is described is what is sent, in the types of Varlink."""
     kinds = {str: "string", int: "int", float: "float", bool: "bool"}

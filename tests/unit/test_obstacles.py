@@ -6,33 +6,34 @@ from typing import Any
 import pytest
 
 from tests.unit.units import unit
+from upgrader.description import Description
+from upgrader.instances import InstanceError
 from upgrader.obstacles import not_ours, parked_image, settings
+from upgrader.presence import Presence
 from upgrader.systemd.unit import FdStore
 
 
 def test_a_healthy_unit_has_no_obstacle() -> None:
     """A unit as the documentation shows it is upgraded."""
-    assert not_ours(unit()) is None
+    assert not_ours(unit(), Presence(Description("web"))) is None
     assert settings(unit()) is None
     assert settings(unit(fd_store_preserve=None)) is None
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("", "no status text"),
-        ("Processing requests...", "'Processing requests...'"),
-        ("generation two, cold start", "'generation two"),
-        ("generation 1, cold start, and more", "and more"),
-    ],
-)
-def test_a_foreign_status_text_is_no_instance_of_ours(text: str, words: str) -> None:
-    """Only a status text of ours tells that the library is in use."""
-    obstacle = not_ours(unit(status_text=text))
+def test_who_uses_the_library() -> None:
+    """Its instance answers, or may not be asked by this user, or PID 1 holds FDs of ours; what it
+    writes into its status text does not count."""
+    nobody = InstanceError("nobody answers at @x", name="Nobody")
+    text = "generation 1, cold start"
+
+    obstacle = not_ours(unit(status_text=text), Presence(error=nobody))
 
     assert obstacle is not None
-    assert words in obstacle.cause
+    assert "nobody answers at @x" in obstacle.cause
     assert "systemctl restart web.service" in obstacle.remedy
+    denied = InstanceError("may only be asked by root", name="PermissionDenied")
+    for found in (Presence(stored=True, error=nobody), Presence(error=denied)):
+        assert not_ours(unit(status_text="3 messages so far"), found) is None
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from upgrader.systemd.units import Systemd
     is_flag=True,
     help="Also start the version on disk: it loads everything that the running one holds, is checked,"
     " and ends; the running one serves on. This runs the program's own start-up code, with"
-    " UPGRADER_REHEARSAL=1 in its environment.",
+    " UPGRADER_PREFLIGHT=1 in its environment.",
 )
 @json_option
 @user_option
@@ -63,7 +63,7 @@ def check(unit: str, fix: bool, preflight: bool, as_json: bool, user: bool) -> E
         cause = f"cannot write {drop_in(report.unit, user=user)}: {error.strerror}"
         remedy = "run the command as root, with sudo for instance"
         finish(
-            Outcome(Verb.CHECK, report.unit, Result.NO_PERMISSION, cause=cause, remedy=remedy),
+            Outcome.failed(Verb.CHECK, report.unit, Result.NO_PERMISSION, cause, remedy),
             as_json,
         )
     if as_json:

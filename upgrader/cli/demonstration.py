@@ -10,7 +10,8 @@ import click
 from upgrader.cli.group import cli
 from upgrader.cli.options import json_option
 from upgrader.cli.output import say, show
-from upgrader.outcome import ExitCode, Mode
+from upgrader.outcome import ExitCode
+from upgrader.parameters import Mode
 
 #: Loaded by name: no import statement outside the lab names it.
 _LAB = "upgrader.demo"
@@ -38,7 +39,7 @@ def _lab() -> ModuleType:
 @cli.command(short_help="Show upgrades under load.")
 @click.option(
     "--mode",
-    type=click.Choice([mode.value for mode in Mode]),
+    type=click.Choice([mode.value for mode in Mode if mode is not Mode.AUTO]),
     default=Mode.LIVE.value,
     show_default=True,
     help="How to upgrade.",

@@ -10,7 +10,7 @@ import msgspec
 from upgrader.cli.group import cli
 from upgrader.cli.options import complete_units, json_option, user_option
 from upgrader.cli.output import give_up, plain, say, show, table
-from upgrader.description import Backend, Connection, Description, Migration
+from upgrader.description import Backend, Connection, Description, Migration, Phase
 from upgrader.metrics import metrics
 from upgrader.outcome import ExitCode, Verb, duration
 from upgrader.overview import Overview, follow, read, read_all
@@ -95,14 +95,14 @@ def status(
             found = read(systemd, unit or "")
             if not (watch and as_json):
                 show(found.json().decode() if as_json else plain("\n".join(lines(found))))
-            if watch and found.ours:
+            if watch and found.uses_upgrader:
                 for migration in follow(systemd, found.unit):
                     show(_watched(migration, as_json))
     except UnitError as error:
         give_up(Verb.STATUS, unit or "", error, as_json)
     if not found.serves:
         return ExitCode.NOT_SERVING
-    return ExitCode.DONE if found.ours else ExitCode.FAILED
+    return ExitCode.DONE if found.uses_upgrader else ExitCode.FAILED
 
 
 def _watched(migration: Migration, as_json: bool) -> str:
@@ -115,7 +115,7 @@ def _watched(migration: Migration, as_json: bool) -> str:
 def lines(found: Overview) -> Iterator[str]:
     """Make the lines of `status` for people."""
     state = "serving" if found.serves else "NOT SERVING"
-    if not found.ours:
+    if not found.uses_upgrader:
         yield f"{found.unit}: {state}, {found.active}; it does not use upgrader"
         return
     instance = found.instance
@@ -123,6 +123,8 @@ def lines(found: Overview) -> Iterator[str]:
     yield f"{found.unit}: {state}{since}, {found.active}"
     if found.status:
         yield _line("instance", str(found.status))
+    elif found.text:
+        yield _line("says", found.text)
     if instance:
         version = f"version {instance.version}" if instance.version else "version not said"
         yield _line("running", f"{version}, process {instance.pid}, upgrader {instance.library}")
@@ -202,8 +204,9 @@ def _migration(last: Migration, *, short: bool = False) -> str:
         return f"{last.mode}, {last.phase} for {duration(last.seconds)}"
     why = f": {last.reason}" if last.reason else ""
     began = "" if short else f", {_when(last.began)}"
-    text = f"{last.mode} {last.phase}{began}{why}"
-    if short or last.phase != "done":
+    how = "preflight passed" if last.phase is Phase.PREFLIGHT else last.phase
+    text = f"{last.mode} {how}{began}{why}"
+    if short or last.phase is not Phase.DONE:
         return text
     return (
         f"{text}: generation {last.source} to {last.destination}, paused"

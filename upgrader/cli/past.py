@@ -88,7 +88,7 @@ def _nothing(unit: str, as_json: bool) -> None:
             "the journal has no entry of it: it does not use upgrader",
         )
         remedy = f"look at its own entries: journalctl -u {unit}"
-    finish(Outcome(Verb.HISTORY, unit, result, cause=cause, remedy=remedy), as_json)
+    finish(Outcome.failed(Verb.HISTORY, unit, result, cause, remedy), as_json)
 
 
 @cli.command(short_help="Show what is in an image.")
@@ -131,7 +131,7 @@ def dump(target: str, as_json: bool, user: bool) -> ExitCode:
     except UpgradeError as error:
         if isinstance(error, NotAllowed):
             result = Result.NO_PERMISSION
-        outcome = Outcome(Verb.DUMP, unit, result, cause=error.message, remedy=error.remedy)
+        outcome = Outcome.failed(Verb.DUMP, unit, result, error.message, error.remedy)
         finish(outcome, as_json)
     if as_json:
         show(msgspec.json.encode(found).decode())

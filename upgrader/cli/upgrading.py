@@ -20,7 +20,8 @@ from upgrader.cli.options import (
     user_option,
 )
 from upgrader.cli.output import finish, give_up, progress_to, say, show, tell
-from upgrader.outcome import Mode, Result, Verb
+from upgrader.outcome import Result, Verb
+from upgrader.parameters import Mode
 from upgrader.systemd.unit import UnitError
 
 
@@ -35,7 +36,8 @@ from upgrader.systemd.unit import UnitError
     " the new instance takes them over; clients see a pause as long as stop and start."
     " exec: the process becomes the new version and keeps its PID, for services that may not fork;"
     " it keeps its environment and its sandbox as well, whatever the unit says now."
-    " Default: live, or restart if live is impossible; the reason is then shown.",
+    " auto: live, or restart if live is impossible; the reason is then shown."
+    " Default: the parameter mode of the unit, which is auto unless it was set.",
 )
 @click.option(
     "--exec-command",
@@ -105,7 +107,7 @@ def upgrade(
     """
     from upgrader.process import process_started
     from upgrader.steer import for_one_call
-    from upgrader.upgrade import expand
+    from upgrader.upgrade import Wish, expand
     from upgrader.upgrade import upgrade as run
 
     values = assigned(assignments)
@@ -119,22 +121,19 @@ def upgrade(
         names = expand(units, user=user)
     except UnitError as error:
         give_up(Verb.UPGRADE, units[0], error, as_json)
+    wish = Wish(
+        Mode(mode) if mode else None,
+        command,
+        wait=wait,
+        preflight=preflight,
+        dry_run=dry_run,
+        timeout=timeout,
+        # An upgrade that began while this command was starting up counts as this one.
+        asked=process_started(os.getpid()),
+    )
     outcomes = []
     for name in names:
-        work = functools.partial(
-            run,
-            name,
-            Mode(mode) if mode else None,
-            command=command,
-            wait=wait,
-            preflight=preflight,
-            dry_run=dry_run,
-            timeout=timeout,
-            # An upgrade that began while this command was starting up counts as this one.
-            asked=process_started(os.getpid()),
-            user=user,
-            progress=progress_to(quiet),
-        )
+        work = functools.partial(run, name, wish, user=user, progress=progress_to(quiet))
         once = values and not dry_run
         outcome = for_one_call(name, values, work, user=user) if once else work()
         outcomes.append(outcome)
@@ -173,12 +172,14 @@ def restart(
       upgrader restart --cold web.service
     """
     from upgrader.discard import restart_cold
+    from upgrader.upgrade import Wish
     from upgrader.upgrade import upgrade as run
 
     progress = progress_to(quiet)
     if cold:
         finish(restart_cold(unit, timeout=timeout, user=user, progress=progress), as_json)
-    finish(run(unit, Mode.RESTART, timeout=timeout, user=user, progress=progress), as_json)
+    wish = Wish(Mode.RESTART, timeout=timeout)
+    finish(run(unit, wish, user=user, progress=progress), as_json)
 
 
 @cli.command(short_help="Lift the hold that a failed upgrade left.")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from upgrader.demo.options import Options
 from upgrader.demo.orders import Result, Window
 from upgrader.demo.report import FdCount, FirstLast, Range, Report
-from upgrader.outcome import Mode
+from upgrader.parameters import Mode
 
 
 @dataclass(slots=True)

@@ -5,7 +5,7 @@ import resource
 from dataclasses import dataclass
 
 from upgrader.errors import UpgradeError
-from upgrader.outcome import Mode
+from upgrader.parameters import Mode
 
 #: Besides the connections it holds, the load client needs FDs for all others that wait at one time.
 FDS_OF_LOAD = 2000

@@ -24,7 +24,7 @@ from upgrader.demo.probe import Probe
 from upgrader.demo.report import Report
 from upgrader.demo.stage import HOST, PORT, SERVICE, VERSIONS, Stage
 from upgrader.demo.succession import GONE
-from upgrader.outcome import Mode
+from upgrader.parameters import Mode
 
 Progress = Callable[[str], None]
 

@@ -14,7 +14,7 @@ from upgrader.demo.options import DemoError, Options
 from upgrader.demo.orchestrator import begin, describe_load, load_of
 from upgrader.demo.orders import End, Ready, Result, Stop, Window
 from upgrader.demo.stage import SERVICE, VERSIONS, Answer, Stage
-from upgrader.outcome import Mode
+from upgrader.parameters import Mode
 
 Progress = Callable[[str], None]
 

@@ -30,7 +30,8 @@ _PYTHON_UNCAUGHT = 1
 _TRACEBACK = "Traceback (most recent call last):"
 _FIELDS = (
     "MESSAGE", "MESSAGE_ID", "PRIORITY", "INVOCATION_ID", "_SYSTEMD_INVOCATION_ID", "_TRANSPORT",
-    "_PID", "UPGRADER_OUTCOME", "UPGRADER_SIDE", "EXIT_CODE", "EXIT_STATUS", "COMMAND", "UNIT_RESULT",
+    "_PID", "UPGRADER_OUTCOME", "UPGRADER_SIDE", "UPGRADER_ID", "UPGRADER_CODE",
+    "UPGRADER_REASON", "EXIT_CODE", "EXIT_STATUS", "COMMAND", "UNIT_RESULT",
 )  # fmt: skip
 
 
@@ -146,27 +147,21 @@ def cause(entries: Sequence[Entry], unit: Unit, *, old_invocation: str = "") -> 
     return Cause(words, Source.SYSTEMD)
 
 
-def reported(entries: Sequence[Entry]) -> str:
-    """The last failure that the library reported, or nothing."""
+def reported(entries: Sequence[Entry], upgrade: str = "") -> str:
+    """The last failure that the library reported, or nothing; of the upgrade of that id only."""
     for entry in reversed(entries):
-        if entry.fields.get("UPGRADER_OUTCOME") == "failed":
-            return _line(entry.message)
-    return ""
-
-
-def interrupted(entries: Sequence[Entry], unit: Unit) -> str:
-    """Why a unit serves no more in the middle of a live upgrade, where the new version has no part
-    in that: it was stopped, or its main process was killed. Empty if it may have one."""
-    if unit.active_state in ("inactive", "deactivating") and unit.result == "success":
-        return "the unit was stopped meanwhile"
-    for entry in entries:
         fields = entry.fields
-        if fields.get("UPGRADER_SIDE") == "destination" and fields["UPGRADER_OUTCOME"] == "done":
-            return ""  # whatever ends from here on is the new version
-        if _is_main_exit(entry) and fields.get("EXIT_CODE") in ("killed", "dumped"):
-            number = _exit_status(fields.get("EXIT_STATUS", ""), 0)
-            return f"the main process was killed by {_signal(number)} meanwhile"
+        own = not upgrade or fields.get("UPGRADER_ID") == upgrade
+        if own and fields.get("UPGRADER_OUTCOME") == "failed":
+            return _line(fields.get("UPGRADER_REASON") or entry.message)
     return ""
+
+
+def ended(unit: Unit) -> str:
+    """How the last main process of a unit has ended, by PID 1."""
+    if _CODES.get(unit.exec_main_code) in ("killed", "dumped"):
+        return f"the main process was killed by {_signal(unit.exec_main_status)} meanwhile"
+    return f"the main process ended meanwhile, with status {unit.exec_main_status}"
 
 
 def last_words(entries: Sequence[Entry], others: Collection[int] = ()) -> str:

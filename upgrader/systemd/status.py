@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What an instance says of itself in STATUS=, written and read in one place.
+"""How an instance came to be, in one line for people: STATUS=, and what the tool prints.
 
-It reaches PID 1 in the same datagram as READY=1, so `StatusText` never lags behind the state.
+Nothing reads it back: any program may send STATUS=.
 """
 
-import re
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Self
+
+#: The variable in which a `Status` comes with READY=1, as JSON; sd_notify(3) leaves X_ to services.
+FACTS = "X_UPGRADER"
 
 
 class Origin(StrEnum):
@@ -18,6 +19,7 @@ class Origin(StrEnum):
     LIVE = "live"
     EXEC = "exec"  #: the process before, which is this one
     INSURANCE = "insurance"  #: what was parked in case the instance before dies early
+    UNKNOWN = "unknown"  #: an instance of an older library does not say
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,8 @@ class Status:
 
     `fds` and `state_bytes` (size of the image) came from `source_generation`; `left_behind` counts
     what could not cross; `set_aside` is the generation of an image that was not loaded. For
-    `pause` seconds nobody served. `refused` says why a newer version has not taken over.
+    `pause` seconds nobody served. `refused` says why a newer version has not taken over. `library`
+    is the version of the library where the origin is unknown.
     """
 
     generation: int
@@ -38,9 +41,12 @@ class Status:
     set_aside: int | None = None
     pause: float | None = None
     refused: str = ""
+    library: str = ""
 
     def __str__(self) -> str:
         refused = f"{_REFUSED}{self.refused}" if self.refused else ""
+        if self.origin is Origin.UNKNOWN:
+            return f"generation {self.generation}, origin unknown (library {self.library}){refused}"
         if self.origin is Origin.COLD:
             aside = f", image of generation {self.set_aside} set aside" if self.set_aside else ""
             return f"generation {self.generation}, cold start{aside}{refused}"
@@ -51,31 +57,5 @@ class Status:
             f" {self.state_bytes} bytes of state, {self.left_behind} left behind{paused}{refused}"
         )
 
-    @classmethod
-    def parse(cls, text: str) -> Self | None:
-        """Read a status text; None if it is not ours."""
-        text, _, refused = text.partition(_REFUSED)
-        if match := _COLD.fullmatch(text):
-            aside = int(match["aside"]) if match["aside"] else None
-            generation = int(match["generation"])
-            return cls(generation, Origin.COLD, set_aside=aside, refused=refused)
-        if match := _LOADED.fullmatch(text):
-            generation, source, fds, size, left = (int(match[n]) for n in (1, 3, 4, 5, 6))
-            pause = round(float(match["pause"]) / 1000, 4) if match["pause"] else None
-            return cls(
-                generation, Origin(match["origin"]), source, fds, size, left,
-                pause=pause, refused=refused,
-            )  # fmt: skip
-        return None
-
 
 _REFUSED = "; upgrade failed: "
-_COLD = re.compile(
-    r"generation (?P<generation>\d+), cold start"
-    r"(?:, image of generation (?P<aside>\d+) set aside)?"
-)
-_LOADED = re.compile(
-    r"generation (\d+), loaded by (?P<origin>restart|live|exec|insurance) from generation (\d+):"
-    r" (\d+) FDs, (\d+) bytes of state, (\d+) left behind"
-    r"(?:, paused (?P<pause>\d+\.\d) ms)?"
-)

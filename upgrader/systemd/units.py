@@ -109,12 +109,11 @@ class Systemd:
             rows = self._call("ListUnitsByPatterns", b"asas", [], ["*.service"])
         return tuple(sorted(as_text(row[0]) for row in rows if as_text(row[2]) == "loaded"))
 
-    def says(self, name: str) -> tuple[str, int]:
-        """The status text of a unit in memory, and how many FDs PID 1 holds for it."""
+    def keeps(self, name: str) -> bool:
+        """Whether a unit in memory has an FD store, which every service of this library needs."""
         with _translated(name, "read this unit"):
             path = as_text(self._call("LoadUnit", b"s", name))
-            text = self._get(path, _PID1 + b".Service", "StatusText")
-            return as_text(text), int(self._get(path, _PID1 + b".Service", "NFileDescriptorStore"))
+            return bool(self._get(path, _PID1 + b".Service", "FileDescriptorStoreMax"))
 
     def similar(self, name: str) -> tuple[str, ...]:
         """At most two names of service units that look like `name`."""
