@@ -13,7 +13,7 @@ from upgrader.private_systemd import PrivateSystemd
 BAD = [
     ("exit", "has ended before it was ready"),
     ("refusing", "not with me"),
-    ("unreadable", "has version 2"),
+    ("unreadable", "saved as version 2"),
     ("lingering", "no progress within 0.3 s"),
     ("hang", "was not ready in time"),
 ]
@@ -30,7 +30,7 @@ def service(trixie_machine: PrivateSystemd, install: Install) -> Service:
 @pytest.mark.parametrize(("mode", "reason"), BAD)
 def test_a_bad_version_is_found(service: Service, mode: str, reason: str) -> None:
     """Named, with its reason; the service serves on, its status does not speak of it, and there is
-    no hold: nothing was upgraded. The next reload is no rehearsal."""
+    no hold: nothing was upgraded. The next reload is not a preflight."""
     before = service.show("MainPID", "StatusText")
     with service.connect() as client:
         client.add()
@@ -51,7 +51,7 @@ def test_a_bad_version_is_found(service: Service, mode: str, reason: str) -> Non
 
 def test_a_good_version_is_not_taken(any_machine: PrivateSystemd, install: Install) -> None:
     """It loads everything and goes again: connections are where they were, the reload is no failure,
-    and upgrades follow as ever, rehearsed or not."""
+    and upgrades follow as ever, with a preflight before them or without."""
     service = install(any_machine, "proved", "holder", *live(any_machine, "proved"))
     assert socket_there(service)
     before = service.show("MainPID", "StatusText", "NRestarts")
@@ -63,7 +63,8 @@ def test_a_good_version_is_not_taken(any_machine: PrivateSystemd, install: Insta
             assert 0 == done.returncode, done
             assert "the version on disk has loaded everything" in done.stdout
             assert before == service.show("MainPID", "StatusText", "NRestarts")
-            assert "rehearsed" == described(service)["migration"]["phase"]
+            last = described(service)["last"]
+            assert ("aborted", "preflight-passed") == (last["decision"], last["code"])
         assert {1} == {client.add()[2] for client in clients}
         done = upgrader(any_machine, "upgrade", service.unit, "--preflight", "--json", "--quiet")
         assert ("done", 0) == (json.loads(done.stdout)["result"], done.returncode)
@@ -73,7 +74,7 @@ def test_a_good_version_is_not_taken(any_machine: PrivateSystemd, install: Insta
         done = upgrader(any_machine, "upgrade", service.unit, "--preflight")
         assert (1, True) == (
             done.returncode,
-            "rehearsed, and it would not take over" in done.stderr,
+            "preflight: the version on disk would not take over" in done.stderr,
         )
         assert "not with me" in status(service)["hold"]["cause"]
         assert {2} == {client.add()[2] for client in clients}
