@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 
-from upgrader.rendezvous import EXECUTED, REHEARSAL, TAKEOVER, UPGRADE
+from upgrader.rendezvous import EXECUTED, PREFLIGHT, PREFLIGHT_1, TAKEOVER, UPGRADE
 from upgrader.systemd.unit import UNSET
 from upgrader.values import Value
 
@@ -36,7 +36,8 @@ _OF_ONE_PROCESS = frozenset(
 #: Variables that differ between two main processes of the same unit file, those of ours included.
 PER_PROCESS = _OF_ONE_PROCESS | {
     "JOURNAL_STREAM", "WATCHDOG_PID", "WATCHDOG_USEC", "MEMORY_PRESSURE_WATCH",
-    "MEMORY_PRESSURE_WRITE", "CREDENTIALS_DIRECTORY", TAKEOVER, UPGRADE, REHEARSAL, EXECUTED,
+    "MEMORY_PRESSURE_WRITE", "CREDENTIALS_DIRECTORY", TAKEOVER, UPGRADE, PREFLIGHT,
+    PREFLIGHT_1, EXECUTED,
 }  # fmt: skip
 #: Where PID 1 looks for a program without a path, unless ExecSearchPath= is set.
 _SEARCH_PATH = (

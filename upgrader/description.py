@@ -187,8 +187,8 @@ class Trial(msgspec.Struct, frozen=True):
 class Description(msgspec.Struct, frozen=True):
     """One instance. `since`: seconds since the epoch at which it began to serve; `changed`: files
     of the program that are others now; `late`: modules that were imported after it was ready;
-    `expected`: the next reload is an upgrade, with the id `upgrade`, or its `preflight` (which
-    takeovers of interface 1 call `rehearsal`); `overrides`: what was set at run time."""
+    `expected`: the next reload is an upgrade, with the id `upgrade`, or its `preflight` (`rehearsal`,
+    to takeovers of interface 1); `overrides`: what was set at run time."""
 
     service: str
     version: str = ""

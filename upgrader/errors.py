@@ -14,7 +14,7 @@ UpgradeError
 │   ├── IncompatibleState   a state version this program cannot read          .offered .readable_from .own
 │   ├── UnreadableState     a state whose fields do not decode
 │   └── UnclaimedError      items that this program does not declare          .names
-├── Rehearsed               all was loaded and checked, and goes back to the source
+├── PreflightPassed         all was loaded and checked, and goes back to the source
 ├── VerifyError             the author's own check said no
 ├── ChannelError            the migration channel cannot be used
 │   └── ChannelBusy         another process is reading it
@@ -26,8 +26,8 @@ from collections.abc import Sequence
 
 from upgrader.codes import Code
 
-#: What the sides of a rehearsal tell each other at its good end.
-REHEARSED = "rehearsed: all was loaded and checked"
+#: A source and a takeover of version 0.1.0 tell by this text that a preflight has passed.
+PASSED = "rehearsed: all was loaded and checked"
 
 
 class UpgradeError(Exception):
@@ -38,10 +38,11 @@ class UpgradeError(Exception):
 
     code = Code.LOAD_FAILED
 
-    def __init__(self, message: str, *, remedy: str = "") -> None:
+    def __init__(self, message: str, *, remedy: str = "", code: Code | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.remedy = remedy
+        self.code = code or self.code
 
     def __str__(self) -> str:
         return f"{self.message} ({self.remedy})" if self.remedy else self.message
@@ -158,13 +159,13 @@ class UnclaimedError(RefusedError):
         self.names = tuple(names)
 
 
-class Rehearsed(UpgradeError):
+class PreflightPassed(UpgradeError):
     """A preflight has come as far as it may: this version would take over. No failure."""
 
     code = Code.PREFLIGHT_PASSED
 
     def __init__(self) -> None:
-        super().__init__(REHEARSED)
+        super().__init__(PASSED)
 
 
 class VerifyError(UpgradeError):

@@ -30,10 +30,6 @@ _log = logging.getLogger("upgrader")
 class ExecutionError(UpgradeError):
     """This process could not become the new version, and serves on as it was."""
 
-    def __init__(self, message: str, code: Code = Code.LOAD_FAILED) -> None:
-        super().__init__(message)
-        self.code = code
-
 
 @dataclass(frozen=True, slots=True)
 class Execution:
@@ -97,7 +93,7 @@ def become(
             why, code = f"{error.strerror}", Code.LOAD_FAILED
         else:
             why, code = str(error), Code.SOURCE_FAILED
-        raise ExecutionError(f"{execution.command.path}: {why}", code) from error
+        raise ExecutionError(f"{execution.command.path}: {why}", code=code) from error
 
 
 def carried(environment: MutableMapping[str, str]) -> list[Passed]:

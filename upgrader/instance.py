@@ -29,7 +29,7 @@ from upgrader.declarations import (
 from upgrader.description import Standing
 from upgrader.errors import (
     DeclarationError,
-    Rehearsed,
+    PreflightPassed,
     UpgradeError,
     VerifyError,
 )
@@ -43,7 +43,7 @@ from upgrader.process import (
     raise_fd_limit,
     reserve,
 )
-from upgrader.rendezvous import EXECUTED, REHEARSAL, TAKEOVER, UPGRADE
+from upgrader.rendezvous import EXECUTED, PREFLIGHT, PREFLIGHT_1, TAKEOVER, UPGRADE
 from upgrader.systemd.activation import own_number, take
 from upgrader.systemd.fdstore import Stored, StoreName
 from upgrader.systemd.journal import Outcome, Priority
@@ -93,7 +93,7 @@ class Instance(Giving):
         self.committing = False  #: from here on it owns, or knows that it must not
         self._passed = take(environment)
         self._executed = EXECUTED in environment
-        self._rehearsal = REHEARSAL in environment
+        self._preflight = not {PREFLIGHT, PREFLIGHT_1}.isdisjoint(environment)
         if self._executed:
             from upgrader.execution import carried
 
@@ -201,9 +201,9 @@ class Instance(Giving):
 
     def commit(self, arrival: Arrival, serve: Callable[[], None]) -> None:
         """Become the owner and say so: `serve` runs as soon as it is. Raises NotifyError or
-        ChannelError, Rehearsed where this is as far as it may go, and whatever `serve` raises."""
-        if self._taker and self._rehearsal:
-            raise Rehearsed
+        ChannelError, PreflightPassed where this is as far as it may go, and whatever `serve` raises."""
+        if self._taker and self._preflight:
+            raise PreflightPassed
 
         def own() -> None:
             self.since = time.time()
@@ -237,7 +237,7 @@ class Instance(Giving):
             self._report_failure(error)
 
     def _report_failure(self, error: BaseException) -> None:
-        if isinstance(error, Rehearsed):
+        if isinstance(error, PreflightPassed):
             return
         text = f"{type(error).__name__}: {error}"
         with contextlib.suppress(UpgradeError):

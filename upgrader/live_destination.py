@@ -18,7 +18,7 @@ from typing import Any, Self
 from upgrader import channel, image, interpreter, wire
 from upgrader.calling import call
 from upgrader.codes import Code
-from upgrader.errors import ChannelError, ProtocolError, Rehearsed, UpgradeError
+from upgrader.errors import ChannelError, PreflightPassed, ProtocolError, UpgradeError
 from upgrader.fence import Fence
 from upgrader.line import Said, Word, encode, encode_1
 from upgrader.switchover import Destination, Event
@@ -241,13 +241,12 @@ class Taker:
             self._sock.connect(str(self._path))
             agreed = call(self._sock, f"{INTERFACE}.Migrate", offer, upgrade=True)
         except VarlinkError as error:
-            return self._failed(
-                Event.REFUSED, ChannelError(f"the running instance refuses: {error}")
-            )
+            code = Code(error.parameters.get("code", Code.REFUSED))
+            why = f"the running instance refuses: {error}"
+            return self._failed(Event.REFUSED, ChannelError(why, code=code))
         except OSError as error:
-            return self._failed(
-                Event.HANGUP, ChannelError(f"the running instance cannot be asked: {error}")
-            )
+            why = f"the running instance cannot be asked: {error}"
+            return self._failed(Event.HANGUP, ChannelError(why, code=Code.SOURCE_FAILED))
         stream = agreed.get("stream", 1)  # an instance of interface 1 knows one version
         if stream not in wire.VERSIONS:
             why = f"stream version {stream} was not offered"
@@ -263,7 +262,7 @@ class Taker:
             _log.error("the instance before has died, and had given everything to this one")
             return Event.ORPHANED
         why = "the running instance has given up waiting, and serves on"
-        return self._failed(Event.TAKEN_BACK, ChannelError(why))
+        return self._failed(Event.TAKEN_BACK, ChannelError(why, code=Code.NOT_READY_IN_TIME))
 
     def _is_closed(self) -> bool:
         poll = select.poll()
@@ -278,7 +277,7 @@ class Taker:
 
     def _takeover_gone(self) -> Event:
         why = "takeover is gone, so nobody waits for this instance"
-        return self._failed(Event.TAKEOVER_GONE, ChannelError(why))
+        return self._failed(Event.TAKEOVER_GONE, ChannelError(why, code=Code.TAKEOVER_GONE))
 
     def _failed(self, event: Event, error: BaseException) -> Event:
         self._error = error
@@ -303,4 +302,4 @@ def _code(error: BaseException) -> Code:
 
 
 def _show(error: BaseException) -> str:
-    return str(error) if isinstance(error, Rehearsed) else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, PreflightPassed) else f"{type(error).__name__}: {error}"

@@ -46,6 +46,7 @@ _DECIDED = 5.0  # seconds that Cancel and Withdraw wait for the decision
 _REMEMBERED = 16  # upgrades that were withdrawn before they began
 _PHASES = {Code.CANCELLED: Phase.CANCELLED, Code.PREFLIGHT_PASSED: Phase.PREFLIGHT}
 _NEVER_REGISTERED = "takeover has ended, and had not started a new version"
+_PASSED = "preflight passed: all was loaded and checked"
 _GONE = "takeover has ended, so nobody waited for the new version"
 
 
@@ -298,6 +299,8 @@ class Negotiation:
 
     def over(self, code: Code, reason: str) -> tuple[Code, str]:
         """The migration has ended, and this instance serves on; returns why, as it is told."""
+        if code is Code.PREFLIGHT_PASSED:
+            reason = _PASSED
         with self._lock:
             successor, self._successor = self._successor, None
             self._migrating = False

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any, NoReturn, Self
 
 from upgrader.errors import DeclarationError, ParameterError
-from upgrader.rendezvous import REHEARSAL
+from upgrader.rendezvous import PREFLIGHT, PREFLIGHT_1
 from upgrader.systemd.syntax import LONGEST, boolean, show_span, time_span
 
 
@@ -129,7 +129,7 @@ class Parameters:
     @staticmethod
     def unknown(environment: Mapping[str, str]) -> list[str]:
         """Variables that look like ours and are not: a typing error worth a warning."""
-        known = {*_VARIABLES, REHEARSAL}
+        known = {*_VARIABLES, PREFLIGHT, PREFLIGHT_1}
         return [v for v in environment if v.startswith("UPGRADER_") and v not in known]
 
     def updated(self, values: Mapping[str, str], backends: Collection[str]) -> Self:

@@ -12,8 +12,10 @@ if TYPE_CHECKING:
 TAKEOVER = "UPGRADER_TAKEOVER"
 #: Tells it, and a program after an execve(2), which upgrade it is started for: 32 hexadecimal digits.
 UPGRADE = "UPGRADER_UPGRADE"
-#: Tells a destination, and its author's code, that it will be given nothing to keep.
-REHEARSAL = "UPGRADER_REHEARSAL"
+#: Tells a destination, and its author's code, that it will be given nothing to keep; version 0.1.0
+#: has the second name, which programs know.
+PREFLIGHT = "UPGRADER_PREFLIGHT"
+PREFLIGHT_1 = "UPGRADER_REHEARSAL"
 #: Tells a program after an execve(2) that it goes on with an image: `FD:NAME`, the channel's.
 EXECUTED = "UPGRADER_EXECUTED"
 #: The socket of an instance, in the first RuntimeDirectory= of its unit.

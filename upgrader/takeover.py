@@ -26,7 +26,7 @@ from upgrader.errors import BusError, NotifyError, UpgradeError
 from upgrader.fd import Fd
 from upgrader.launch import NewProcess
 from upgrader.line import LIMIT, Said, Word, decode
-from upgrader.rendezvous import REHEARSAL, TAKEOVER, UPGRADE, socket_path
+from upgrader.rendezvous import PREFLIGHT, PREFLIGHT_1, TAKEOVER, UPGRADE, socket_path
 from upgrader.running_instance import Limited, RunningInstance, TakeoverError
 from upgrader.systemd import journal
 from upgrader.systemd.bus import Bus
@@ -214,7 +214,7 @@ class Takeover:
             command = main_process(self._unit, self._control, pid, running)
             more = {TAKEOVER: f"{line}:{adjustment}:{path}", UPGRADE: self._upgrade}
             if source.preflight:
-                more[REHEARSAL] = "1"
+                more |= {PREFLIGHT: "1", PREFLIGHT_1: "1"}
             return command.replace(environment={**command.environment, **more})
 
         with ours, Fd(os.pidfd_open(source.pid)) as source_pidfd:

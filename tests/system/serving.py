@@ -18,8 +18,8 @@ from tests.support import SETTLE, eventually
 from upgrader.calling import call
 from upgrader.description import Description
 from upgrader.instances import status
-from upgrader.parameters import socket_name
 from upgrader.private_systemd import PrivateSystemd
+from upgrader.rendezvous import socket_name
 from upgrader.systemd.status import Status
 from upgrader.varlink import INTERFACE
 

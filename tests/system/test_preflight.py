@@ -80,4 +80,4 @@ def test_a_good_version_is_not_taken(any_machine: PrivateSystemd, install: Insta
         assert {2} == {client.add()[2] for client in clients}
     assert 0 == upgrader(any_machine, "unhold", service.unit).returncode
     entries = service.journal("UPGRADER_PHASE=migrate", "PRIORITY=6")
-    assert any("rehearsed: all was loaded and checked" in str(e["MESSAGE"]) for e in entries)
+    assert any("preflight passed: all was loaded and checked" in str(e["MESSAGE"]) for e in entries)

@@ -159,7 +159,9 @@ def test_p5_status_shows_trials() -> None:
             Trial("old", 2, 0, 0.0, 1.0, "value: is a Task"),
         ],
     )
-    shown = "\n".join(lines(Overview("x.service", "active", True, 1, None, instance)))
+    shown = "\n".join(
+        lines(Overview("x.service", "active", True, 1, None, instance, uses_upgrader=True))
+    )
 
     assert "table (version 3, 7500000 bytes saved in 36.1 ms), old (version 2), new" in shown
     assert "state old CANNOT BE SAVED: value: is a Task" in shown
