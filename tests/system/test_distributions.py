@@ -135,7 +135,6 @@ def test_the_lab_is_an_rpm_of_its_own(machine: PrivateSystemd) -> None:
         ).stdout
         for name in ("python3-upgrader", "upgrader-lab")
     }
-    assert "/upgrader/demo/" in listed["upgrader-lab"]
     assert "/upgrader/takeover.py" in listed["python3-upgrader"]
     modules = {name: packages.folders(text) for name, text in listed.items()}
     assert packages.LAB == modules["upgrader-lab"]

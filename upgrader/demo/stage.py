@@ -138,7 +138,7 @@ class Stage:
         return counts[-1]
 
     def _install_all(self, user: str | None) -> None:
-        example = resources.files("upgrader.demo.example")
+        example = resources.files(f"{__package__}.example")
         unit = _read(example / "web.service")
         unit = unit.replace("@PYTHON@", " ".join(self.machine.python))
         if user:

@@ -89,7 +89,7 @@ class PrivateSystemd:
         # A file, not a pipe: nobody has to read it for the keeper to go on.
         errors = os.fdopen(os.memfd_create("keeper-stderr"), "w+b")
         keeper = subprocess.Popen(
-            [sys.executable, "-P", "-m", "upgrader.private_systemd.keeper"],
+            [sys.executable, "-P", "-m", f"{__package__}.keeper"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,

@@ -10,12 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import upgrader
 from upgrader.private_systemd.errors import TreeError
 from upgrader.private_systemd.plan import File, Plan
 from upgrader.private_systemd.suites import SUITES, fetch
 
 #: The directory of the package `upgrader`, which every tree gets to see.
-PACKAGE = Path(__file__).resolve().parent.parent
+PACKAGE = Path(upgrader.__file__).resolve().parent
 
 # Their content is part of a machine even where they are file systems of their own.
 _SYSTEM_PLACES = ("/usr", "/etc", "/var", "/opt")
