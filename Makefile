@@ -2,7 +2,7 @@
 # Every target first sets up what it needs (packaging/bootstrap says what it installs, and why).
 
 # The systemds of the demo, one after the other: host, a Debian suite, or the path of a root tree.
-SYSTEMD ?= host trixie
+SYSTEMD ?= host
 # The Debian suites to build packages for.
 SUITE ?= bookworm trixie
 # Tests at the same time, each file in one process: most of them wait for something.
@@ -24,7 +24,8 @@ help:
 setup:
 	@packaging/bootstrap
 
-demo: setup
+demo:
+	@SYSTEMD="$(SYSTEMD)" packaging/bootstrap demo
 	@for systemd in $(SYSTEMD); do .venv/bin/upgrader demo --systemd "$$systemd" $(ARGS) || exit 1; done
 
 test:

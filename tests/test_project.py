@@ -70,17 +70,6 @@ def test_what_tests_share_has_a_place_of_its_own() -> None:
     assert [] == wrong
 
 
-def test_setup_is_quiet_and_done() -> None:
-    """Where everything is set up, packaging/bootstrap installs nothing and says nothing."""
-    if not (ROOT / ".venv" / "upgrader-setup").exists():
-        cannot_run("no .venv here: run packaging/bootstrap")
-    done = subprocess.run(
-        [ROOT / "packaging" / "bootstrap"], capture_output=True, text=True, check=False
-    )
-
-    assert (0, "", "") == (done.returncode, done.stdout, done.stderr)
-
-
 def test_a_wheel_and_an_sdist(tmp_path: Path) -> None:
     """Both are built; the sdist has what the packages of distributions are made of, and all of them
     are of the same version."""
