@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from upgrader import blocking
 from upgrader.errors import UpgradeError
 from upgrader.systemd import journal
+from upgrader.systemd.cgroup import own_unit
 from upgrader.systemd.journal import Outcome, Priority
-from upgrader.systemd.own_unit import own_unit
 
 if TYPE_CHECKING:  # asyncio is loaded only by those who use it
     from upgrader import aio

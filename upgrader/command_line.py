@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 #: `$$`, or `${NAME}`; one with a colon in it or without an end stays as it is.
 _INSIDE = re.compile(r"\$\$|\$\{([^}:]*)(\}|:|\Z)")
 _BLANKS = " \t\n\r"
+#: The kernel gives no number as high as this one (PID_MAX_LIMIT).
+_NOBODY = str(2**22 + 1)
 #: Variables that PID 1 makes for one process, or for a start that an event has led to.
 _OF_ONE_PROCESS = frozenset(
     (
@@ -67,8 +69,8 @@ def main_process(
     """Process `pid` as the main one of a unit, given the environment of one of its control processes,
     and that of the running one.
 
-    What the running one was passed at its start (LISTEN_*) is in words of the command line, as at
-    any start, but not in the environment: the FDs come another way.
+    What the running one was passed at its start (LISTEN_*) is in the words of the command line as at
+    any start; in the environment it is meant for no process, as the FDs come another way.
     """
     own = {"SYSTEMD_EXEC_PID": str(pid)}
     if 0 < unit.watchdog_usec < UNSET:
@@ -81,11 +83,12 @@ def main_process(
     environment = {n: v for n, v in own.items() if n not in unset and f"{n}={v}" not in unset}
     passed = {n: running[n] for n in ("LISTEN_FDS", "LISTEN_FDNAMES") if n in running}
     if passed:
-        passed["LISTEN_PID"] = str(pid)
+        environment |= {**passed, "LISTEN_PID": _NOBODY}
     command = unit.exec_start[-1]
     arguments = list(command.arguments)
     if "no-env-expand" not in command.flags:
-        arguments = expand(arguments, {**environment, **passed})
+        own_pid = {"LISTEN_PID": str(pid)} if passed else {}
+        arguments = expand(arguments, {**environment, **own_pid})
     path = command.path
     if "/" not in path:  # PID 1 looks it up when it starts it, and so do we
         path = _found(path, unit.exec_search_path or _SEARCH_PATH) or path

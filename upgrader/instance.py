@@ -44,11 +44,11 @@ from upgrader.process import (
     reserve,
 )
 from upgrader.rendezvous import EXECUTED, PREFLIGHT, PREFLIGHT_1, TAKEOVER, UPGRADE
-from upgrader.systemd.activation import own_number, take
+from upgrader.systemd.activation import forget, own_number, take
+from upgrader.systemd.cgroup import own_unit
 from upgrader.systemd.fdstore import Stored, StoreName
 from upgrader.systemd.journal import Outcome, Priority
 from upgrader.systemd.notify import one_line
-from upgrader.systemd.own_unit import own_unit
 from upgrader.systemd.stop import Stop, StopReason, ask
 from upgrader.turns import Turn, Turns
 
@@ -269,6 +269,7 @@ class Instance(Giving):
             return None
         from upgrader.live_destination import Taker
 
+        forget(environment)
         return Taker.from_line(
             environment.pop(TAKEOVER), self._upgrade,
             self.parameters.migration_timeout, self._report_failure,

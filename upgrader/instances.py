@@ -20,7 +20,7 @@ from upgrader.calling import call, watch
 from upgrader.description import Description, Last, Migration, Phase, Trial
 from upgrader.errors import UpgradeError
 from upgrader.rendezvous import DRAINING, SOCKET, socket_name
-from upgrader.systemd.own_unit import unit_of
+from upgrader.systemd.cgroup import unit_of
 from upgrader.systemd.status import Origin, Status
 from upgrader.systemd.unit import Unit
 from upgrader.systemd.units import Systemd

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import signal
 
+from upgrader import precedence
 from upgrader.codes import Code
 from upgrader.fd import Fd
 from upgrader.line import Said, Word, encode
@@ -32,17 +34,23 @@ class NewProcess:
         gate, release = os.pipe2(os.O_CLOEXEC)
         told, tell = os.pipe2(os.O_CLOEXEC)
         if (between := os.fork()) == 0:
-            if os.fork() == 0:
-                os.close(release)
-                _become(line, make, gate, tell)
-            os._exit(0)
+            try:
+                if os.fork() == 0:
+                    os.close(release)
+                    _become(line, make, gate, tell)
+            finally:  # whatever fails here: this is a copy
+                os._exit(0)
         self._release = Fd(release)
         os.waitpid(between, 0)
         os.close(gate)
         os.close(tell)
         line.close()
         with Fd(told) as end:
-            self.pid = int(os.read(end.fileno(), 16))
+            number = os.read(end.fileno(), 16)
+        if not number:
+            self._release.close()
+            raise OSError(errno.EAGAIN, "a new process cannot be made")
+        self.pid = int(number)
         self._pidfd = Fd(os.pidfd_open(self.pid))
 
     def release(self) -> None:
@@ -78,6 +86,7 @@ def _become(
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         os.setsid()
+        precedence.give_way()
         pid = os.getpid()
         os.write(tell, str(pid).encode())
         if not os.read(gate, 1):

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-from upgrader import channel, image, interpreter, wire
+from upgrader import channel, image, interpreter, precedence, wire
 from upgrader.calling import call
 from upgrader.codes import Code
 from upgrader.errors import ChannelError, PreflightPassed, ProtocolError, UpgradeError
@@ -160,6 +160,7 @@ class Taker:
     def send_go(self) -> Event | None:
         """SEND_GO; from here on the image is waited for."""
         self._give_up = self._clock() + self._timeout
+        precedence.claim()  # from here on clients may wait for this process
         try:
             self._send(wire.Go(), wait=True)
         except OSError as error:

@@ -35,7 +35,7 @@ from upgrader.progress import News
 from upgrader.state import check_readable
 from upgrader.systemd.activation import own_number
 from upgrader.systemd.bus import Bus, is_user_service
-from upgrader.systemd.own_unit import unit_of
+from upgrader.systemd.cgroup import unit_of
 from upgrader.systemd.unit import Unit
 from upgrader.varlink import INTERFACE, VarlinkError, denied, invalid
 

@@ -28,12 +28,11 @@ from upgrader.launch import NewProcess
 from upgrader.line import LIMIT, Said, Word, decode
 from upgrader.rendezvous import PREFLIGHT, PREFLIGHT_1, TAKEOVER, UPGRADE, socket_path
 from upgrader.running_instance import Limited, RunningInstance, TakeoverError
-from upgrader.systemd import journal
+from upgrader.systemd import cgroup, journal
 from upgrader.systemd.bus import Bus
 from upgrader.systemd.journal import Outcome, Priority
-from upgrader.systemd.live_limits import Limit, LimitKind, live_limits
+from upgrader.systemd.live_limits import RESTART, Limit, LimitKind, live_limits
 from upgrader.systemd.notify import PATIENCE, Notifier
-from upgrader.systemd.own_unit import own_unit
 from upgrader.systemd.syntax import boolean
 from upgrader.systemd.unit import UNSET, SocketUnit, Unit
 from upgrader.varlink import INTERFACE, VarlinkError
@@ -108,7 +107,7 @@ class Takeover:
     def __init__(self) -> None:
         self._began = time.monotonic() - _age()
         self._upgrade = os.urandom(16).hex()
-        self._name = own_unit()
+        self._name = cgroup.own_unit()
         self._control = given_environment()
         self._generation = 0
         self._starts = False  # from here on there is something to be called off
@@ -221,6 +220,7 @@ class Takeover:
             self._starts = True
             with contextlib.closing(NewProcess(theirs, make)) as new:
                 try:
+                    self._place(new, source)
                     wanted = {"pid": new.pid, "upgrade": self._upgrade}
                     call(sock, f"{INTERFACE}.Register", wanted)
                     new.release()
@@ -229,6 +229,15 @@ class Takeover:
                     if not self._call_off(sock, ours, new, error):
                         raise _as_the_source_says(sock, self._upgrade, error) from error
                 self._confirm(new, source_pidfd)
+
+    def _place(self, new: NewProcess, source: RunningInstance) -> None:
+        """With Delegate=, PID 1 keeps its control processes in a cgroup of their own."""
+        try:
+            cgroup.move(new.pid, source.pid)
+        except OSError as error:
+            why = f"Delegate=: the new version cannot be put where the running one is: {error}"
+            remedy = RESTART.format(unit=self._name)
+            raise Limited(why, LimitKind.CGROUP, remedy=remedy) from error
 
     def _follow(self, line: socket.socket, new: NewProcess) -> None:
         """Wait for the commit; raises TakeoverError with the reason if there is none."""

@@ -60,7 +60,7 @@ class Service:
         self.name = name
         self.unit = f"{name}.service"
         self.port = next(_PORTS)
-        self._program = program
+        self.command = " ".join([*machine.python, f"{_PLACE}/{program}.py"])
         machine.copy_in(PROGRAMS / f"{program}.py", f"{_PLACE}/{program}.py")
         self.configure(*more)
         machine.run(["systemctl", "enable", self.unit])
@@ -77,7 +77,7 @@ class Service:
             name=self.name,
             port=self.port,
             preserve="FileDescriptorStorePreserve=yes" if known else "",
-            command=" ".join([*self.machine.python, f"{_PLACE}/{self._program}.py"]),
+            command=self.command,
             more="\n".join(more),
         )
         path = f"/etc/systemd/system/{self.unit}"

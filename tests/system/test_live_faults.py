@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Bad versions, and every process killed at every step of a live upgrade: clients lose nothing."""
 
+import re
 import time
 
 import pytest
@@ -99,8 +100,50 @@ def test_a_destination_that_is_stopped(host_machine: PrivateSystemd, install: In
             upgrade.signal("STOP", upgrade.destination)
 
             assert not upgrade.wait()
-            assert "was not ready in time" in service.messages()
+            code, message = told_by_takeover(service)
+            assert "not-ready-in-time" == code
+            assert "was not ready in time" in message
         still_served(service, clients, upgrade.source)
+
+
+def told_by_takeover(service: Service) -> tuple[str, str]:
+    """The code and the text of the last entry of takeover in the journal; it names an upgrade."""
+    entry = service.journal("UPGRADER_SIDE=takeover")[-1]
+    assert re.fullmatch(r"[0-9a-f]{32}", entry["UPGRADER_ID"])
+    return entry["UPGRADER_CODE"], entry["MESSAGE"]
+
+
+@pytest.mark.parametrize("step", ["import", "verify"])
+def test_takeover_is_told_to_stop(service: Service, step: str) -> None:
+    """Before the commit: it calls the upgrade off, and says that this is why."""
+    with crowd(service) as clients:
+        with paused(service, step) as upgrade:
+            upgrade.signal("TERM", upgrade.takeover)
+
+            assert not upgrade.wait()
+            code, message = told_by_takeover(service)
+            assert "takeover-stopped" == code
+            assert "not upgraded" in message
+            assert "takeover was told to stop" in message
+        still_served(service, clients, upgrade.source)
+
+
+def test_takeover_is_told_to_stop_after_the_commit(service: Service) -> None:
+    """Nothing is called off, and nobody is told so; the source names its successor."""
+    with crowd(service) as clients:
+        with paused(service, "verify") as upgrade:
+            upgrade.signal("STOP", upgrade.source)
+            upgrade.go()
+            clients.is_served_by(2)
+            upgrade.signal("TERM", upgrade.takeover)
+
+            assert not upgrade.wait()
+            assert "not upgraded" not in service.messages()
+            assert "the new version has taken over" in told_by_takeover(service)[1]
+            upgrade.signal("CONT", upgrade.source)
+            assert eventually(lambda: upgrade.destination == service.pid)
+        clients.is_served_by(2)
+        assert alone(service)
 
 
 def test_the_source_dies_before_its_image_is_out(service: Service) -> None:

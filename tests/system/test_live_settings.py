@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -153,19 +154,60 @@ def test_a_pid_namespace(trixie_machine: PrivateSystemd, install: Install) -> No
 def test_control_processes_in_a_cgroup_of_their_own(
     any_machine: PrivateSystemd, install: Install
 ) -> None:
-    """With Delegate=yes the new main process lives where it was started; it is stopped all the same."""
-    lines = [*live(any_machine, "delegated"), "Delegate=yes"]
+    """With Delegate=yes: the new main process lives where the one before does, whoever it is."""
+    lines = [*live(any_machine, "delegated"), "Delegate=yes", "User=daemon"]
     service = install(any_machine, "delegated", "lively", *lines)
     with crowd(service) as clients:
+        there = cgroup(service)
         for generation in (2, 3):
             assert socket_there(service)
             service.environment(ROUND=str(generation))
             assert reload(service), service.messages()
             clients.is_served_by(generation)
+            assert there == cgroup(service)
         service.restart()
         clients.is_served_by(4)
     service.stop()
     assert "SIGKILL" not in service.messages()
+
+
+def cgroup(service: Service) -> str:
+    """Where the main process is."""
+    return service.inside(f"/proc/{service.pid}/cgroup").read_text()
+
+
+def test_a_cgroup_that_nobody_may_write_to(any_machine: PrivateSystemd, install: Install) -> None:
+    """Not live, then: the new main process would not be where a start puts it."""
+    lines = [*live(any_machine, "confined"), "Delegate=yes", "ProtectControlGroups=yes", CHECKOUT]
+    service = install(any_machine, "confined", "lively", *lines)
+    with crowd(service) as clients:
+        assert socket_there(service)
+        service.environment(ROUND="2")
+
+        refused(service, "Delegate=: the new version cannot be put", "upgrader restart confined")
+
+        clients.is_served_by(1)
+        assert alone(service)
+
+
+def test_who_goes_first(host_machine: PrivateSystemd, install: Install) -> None:
+    """While the new version starts, the running one; from then on they are alike."""
+    service = install(host_machine, "first", "lively", *live(host_machine, "first"), "User=daemon")
+    weight = service.inside(f"/proc/{service.pid}/autogroup")
+    if not weight.exists():
+        pytest.skip("this kernel has no autogroups")
+    usual = weight.read_text().split()[1:]
+    with crowd(service) as clients:
+        with paused(service, "import") as upgrade:
+            new = service.inside(f"/proc/{upgrade.destination}/autogroup")
+            assert (usual, ["nice", "19"]) == (
+                weight.read_text().split()[1:],
+                new.read_text().split()[1:],
+            )
+            upgrade.go()
+            assert upgrade.wait(), service.messages()
+        clients.is_served_by(2)
+        assert eventually(lambda: usual == new.read_text().split()[1:])
 
 
 def test_the_kill_switch(host_machine: PrivateSystemd, install: Install) -> None:
@@ -216,6 +258,72 @@ def test_the_environment_of_a_start(any_machine: PrivateSystemd, install: Instal
                 n: v for n, v in given.items() if n in started and n not in OWN
             }
             assert credential == ask(service, "credential key")
+
+
+#: What the words of a command line are made of.
+PIECES = ["$", "{", "}", "'", '"', "\\", ":", " ", "-", "x", "$$", "${A}", "${B}", "$C", "D"]
+VALUES = {"A": "a", "B": "b  c", "C": "it's '' d\\ e \"f", "D": "", "BA": "x"}
+#: Variables that PID 1 makes, in words of their own.
+MADE = [
+    "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID", "WATCHDOG_PID", "WATCHDOG_USEC", "USER", "HOME",
+    "SYSTEMD_EXEC_PID", "RUNTIME_DIRECTORY", "STATE_DIRECTORY", "INVOCATION_ID", "NOTIFY_SOCKET",
+    "LANG", "LC_CTYPE", "PATH", "MAINPID", "FDSTORE", "PORT", "NO_SUCH_VARIABLE", "1", "",
+]  # fmt: skip
+
+
+def quoted(text: str) -> str:
+    """A word of a unit file that is this text, whatever is in it; systemd.syntax(7)."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    return f'"{escaped}"'
+
+
+def arguments(service: Service) -> list[str]:
+    """The command line of the main process, with its PID as a word."""
+    own = str(service.pid)
+    words = service.inside(f"/proc/{own}/cmdline").read_text().split("\0")[:-1]
+    return [word.replace(f"pid={own}.", "pid=own.") for word in words]
+
+
+def test_the_command_line_of_a_start(any_machine: PrivateSystemd) -> None:
+    """Hundreds of words with variables in them: what PID 1 makes of them at a start, takeover makes
+    at a live upgrade, and again at the next; so nothing has changed then, either."""
+    random = Random(7)
+    words = ["".join(random.choices(PIECES, k=random.randint(1, 6))) for _ in range(500)]
+    words += [f"{name}=${{{name}}}" for name in MADE if not name.endswith("PID")]
+    words += [f"pid=${{{name}}}." for name in MADE if name.endswith("_PID")]
+    words += [f"${name}" for name in MADE if not name.endswith("PID")]
+    name = "worded"
+    requires = f"\n[Unit]\nRequires={name}.socket\nAfter={name}.socket"
+    more = [*live(any_machine, name), "WatchdogSec=60", f"StateDirectory={name}", CHECKOUT]
+    values = " ".join(quoted(f"{n}={v}") for n, v in VALUES.items())
+    service = Service(any_machine, name, "lively", more)
+    start = f"ExecStart={service.command} {' '.join(quoted(word) for word in words)}"
+    any_machine.write(
+        f"/etc/systemd/system/{name}.socket",
+        f"[Socket]\nListenStream=127.0.0.1:{service.port}\nFileDescriptorName=door\n",
+    )
+    try:
+        service.configure(*more, f"Environment={values}", "ExecStart=", start, requires)
+        service.start()
+        started = arguments(service)
+        assert len(started) > 400
+        assert {"LISTEN_FDS=1", "LISTEN_FDNAMES=door", "pid=own."} <= set(started)
+        with crowd(service) as clients:
+            for generation in (2, 3):
+                assert socket_there(service)
+                service.environment(ROUND=str(generation))
+                assert reload(service), service.messages()
+                clients.is_served_by(generation)
+                assert started == arguments(service)
+            assert socket_there(service)
+            assert reload(service), service.messages()
+            clients.is_served_by(3)
+            assert "asked to reload" in service.messages()
+    finally:
+        service.remove()
+        any_machine.run(["systemctl", "stop", f"{name}.socket"])
+        any_machine.run(["rm", f"/etc/systemd/system/{name}.socket"])
+        any_machine.run(["systemctl", "daemon-reload"])
 
 
 def ask(service: Service, question: str) -> str:

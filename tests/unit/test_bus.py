@@ -18,7 +18,7 @@ from tests.support import SETTLE
 from upgrader.errors import BusError
 from upgrader.systemd import bus, stop
 from upgrader.systemd.bus import Bus, Job
-from upgrader.systemd.own_unit import unit_of
+from upgrader.systemd.cgroup import unit_of
 from upgrader.systemd.stop import StopReason, judge
 
 RECORDED = json.loads(Path(__file__).with_name("recorded").joinpath("bus.json").read_text())

@@ -101,8 +101,8 @@ def test_what_the_unit_unsets() -> None:
 
 
 def test_what_the_running_process_was_passed() -> None:
-    """Its credentials; and its LISTEN_ variables in the command line alone, as the FDs come another
-    way."""
+    """Its credentials; and its LISTEN_ variables: in the command line as if they were for the new one,
+    in the environment for nobody, as the FDs come another way."""
     running = {
         "LISTEN_FDS": "2", "LISTEN_FDNAMES": "a:b", "LISTEN_PID": "7", "CREDENTIALS_DIRECTORY": "/c",
         "OTHER": "x",
@@ -110,7 +110,9 @@ def test_what_the_running_process_was_passed() -> None:
     words = ("x", "${LISTEN_FDS}", "$LISTEN_FDNAMES", "${LISTEN_PID}", "${CREDENTIALS_DIRECTORY}")
     process = made(unit(exec_start=(Command("/bin/x", words, ()),)), {}, running)
     assert ["x", "2", "a:b", "9", "/c"] == process.arguments
-    assert {"SYSTEMD_EXEC_PID": "9", "CREDENTIALS_DIRECTORY": "/c"} == process.environment
+    del running["OTHER"]
+    running["LISTEN_PID"] = "4194305"
+    assert {"SYSTEMD_EXEC_PID": "9", **running} == process.environment
 
 
 def test_the_environment_that_was_given() -> None:

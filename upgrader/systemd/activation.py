@@ -44,8 +44,7 @@ def take(environment: MutableMapping[str, str]) -> list[Passed]:
         return []
     count = environment.get("LISTEN_FDS", "")
     listed = environment.get("LISTEN_FDNAMES")
-    for variable in ("LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES"):
-        environment.pop(variable, None)
+    forget(environment)
     if not count.isdecimal():
         raise DeclarationError("LISTEN_FDS", f"is {count!r}, not a number")
     fds = []
@@ -59,3 +58,9 @@ def take(environment: MutableMapping[str, str]) -> list[Passed]:
     names = [] if listed is None else listed.split(":")
     names += ["unknown"] * (len(fds) - len(names))  # sd_listen_fds_with_names(3)
     return [Passed(name, fd) for name, fd in zip(names, fds, strict=False)]
+
+
+def forget(environment: MutableMapping[str, str]) -> None:
+    """Unset the LISTEN_ variables."""
+    for variable in ("LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+        environment.pop(variable, None)

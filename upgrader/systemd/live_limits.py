@@ -43,6 +43,7 @@ class LimitKind(StrEnum):
     SOCKET_UNIT = "socket-unit"  #: a `.socket` unit has an address that was not passed
     CREDENTIALS = "credentials"
     MEMORY = "memory"  #: there is no room for two instances
+    CGROUP = "cgroup"  #: with Delegate=, it cannot be where the running instance is
     BUS = "bus"  #: takeover could not ask systemd
     INSTANCE = "instance"  #: the running instance does not answer, or does not want to
 
