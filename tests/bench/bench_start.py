@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""How long takeover takes to its fork, and the program of the README to READY=1; measured, not tested."""
+
+import compileall
+import os
+import re
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+import upgrader
+from tests.support import eventually
+from tests.system.reloading import live, reload
+from tests.system.serving import Service
+from upgrader.private_systemd import PrivateSystemd
+
+ROUNDS = 15
+README = Path(__file__).parents[2] / "README.md"
+PLAIN = """
+import asyncio
+import os
+import socket
+from dataclasses import dataclass
+
+
+@dataclass
+class Room:
+    messages: int = 0
+
+
+room = Room()
+
+
+async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async for line in reader:
+        room.messages += 1
+        writer.write(b"%d %s" % (room.messages, line))
+        await writer.drain()
+
+
+async def main() -> None:
+    server = await asyncio.start_server(talk, "127.0.0.1", 7000)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.connect(os.environ["NOTIFY_SOCKET"])
+        notify.send(b"READY=1")
+    async with server:
+        await server.serve_forever()
+
+
+asyncio.run(main())
+"""
+#: Writes down when this process first forks.
+WATCH = """
+import sys, time
+
+def heard(event, arguments):
+    if event == "os.fork" and "upgrader.takeover" in " ".join(sys.orig_argv):
+        with open("{there}", "a") as file:
+            file.write(str(time.time_ns()) + " ")
+
+sys.addaudithook(heard)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _compiled() -> None:
+    """As an installed package is."""
+    compileall.compile_dir(Path(upgrader.__file__).parent, quiet=1)
+
+
+def compared(actions: Mapping[str, Callable[[], float]]) -> str:
+    """The shortest of each of these, measured in turns, and as a ratio to that of the first."""
+    times: dict[str, list[float]] = {name: [] for name in actions}
+    for _ in range(ROUNDS):
+        for name, action in actions.items():
+            times[name].append(action() * 1000)
+    least = {name: min(each) for name, each in times.items()}
+    first = next(iter(least.values()))
+    return "; ".join(
+        f"{name} {least[name]:.0f} ms (median {statistics.median(each):.0f}),"
+        f" {least[name] / first:.2f} times"
+        for name, each in times.items()
+    )
+
+
+def test_takeover(tmp_path: Path) -> None:
+    """From the start of its process by PID 1 to the fork of the new version."""
+    name = "measured"
+    began, forked = f"/run/{name}/began", f"/run/{name}/forked"
+    with PrivateSystemd.boot("host") as machine:
+        python = " ".join(machine.python)
+        machine.write("/opt/watch/sitecustomize.py", WATCH.format(there=forked))
+        lines = [line for line in live(machine, name) if not line.startswith("ExecReload=")]
+        command = f"date +%%s%%N > {began}; exec {python} -m upgrader.takeover"
+        lines += [f"ExecReload=/bin/sh -c '{command}'", "Environment=PYTHONPATH=/opt/watch"]
+        service = Service(machine, name, "lively", lines)
+        service.start()
+
+        def takeover() -> float:
+            assert eventually(service.answers)
+            service.inside(forked).unlink(missing_ok=True)
+            service.environment(ROUND=str(time.monotonic()))
+            assert reload(service), service.messages()
+            first, start = (service.inside(path).read_text().split()[0] for path in (forked, began))
+            return (int(first) - int(start)) / 1e9
+
+        def asyncio() -> float:
+            code = "import asyncio, time; print(time.time_ns())"
+            line = f"date +%s%N; exec {python} -c '{code}'"
+            start, end = machine.run(["sh", "-c", line]).stdout.split()
+            return (int(end) - int(start)) / 1e9
+
+        print(f"\n{compared({'import asyncio': asyncio, 'takeover to its fork': takeover})}")
+
+
+def test_ready(tmp_path: Path) -> None:
+    """The program of the README, and the same without upgrader, to READY=1."""
+    match = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    assert match
+    programs = {"without upgrader": PLAIN, "with": match[1]}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.bind(str(tmp_path / "notify"))
+        environment = {**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify")}
+
+        def started(text: str) -> Callable[[], float]:
+            program = tmp_path / f"{hash(text)}.py"
+            program.write_text(text)
+
+            def start() -> float:
+                begin = time.perf_counter()
+                with subprocess.Popen([sys.executable, program], env=environment) as process:
+                    while True:
+                        data, fds, _, _ = socket.recv_fds(notify, 4096, 8)
+                        for number in fds:
+                            os.close(number)
+                        if b"READY=1" in data:
+                            break
+                    took = time.perf_counter() - begin
+                    process.kill()
+                return took
+
+            return start
+
+        print(f"\n{compared({name: started(text) for name, text in programs.items()})}")
