@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 
-from upgrader import hold, policy
+from upgrader import hold, overview, policy
 from upgrader.errors import UpgradeError
+from upgrader.hold import Hold
 from upgrader.outcome import Outcome, Result
 from upgrader.parameters import Mode
 from upgrader.policy import Policy, Rule
@@ -34,6 +35,8 @@ WINDOW = 60.0
 #: Seconds after which a package manager is kept waiting no longer; systemd goes on with the job.
 TIMEOUT = 300.0
 
+#: How the paths of libraries begin, whichever version of Python they are for.
+_LIBRARIES = ("/usr/lib/python3", "/usr/lib64/python3")
 _LATER = "upgrader-hook"
 _STATE = ("systemctl", "show", "-P", "SubState")
 _POLICY_RC_D = "/usr/sbin/policy-rc.d"
@@ -123,9 +126,10 @@ class Desk:
             return self._tell(why, rule.complaint, bad=True)
         if rule.policy is Policy.NEVER:
             return self._tell(f"{name}: left alone by the policy of this machine")
-        if not installed and (held := hold.read(name)) is not None:
+        if not installed and (held := hold.read(name) or _sister(name)):
             remedy = f"once a good version is in place: upgrader upgrade {name}"
-            return self._tell(f"{name}: left alone, {held}", remedy)
+            whose = "" if held.unit == name else f"because {held.unit} is "
+            return self._tell(f"{name}: left alone, {whose}{held}", remedy)
         if _forbidden(name):
             return self._tell(f"{name}: left alone, {_POLICY_RC_D} forbids a restart")
         with Systemd() as systemd:
@@ -191,6 +195,13 @@ class Desk:
         self.say(f"{unit}: {why}; once more in {wait:.0f}s, for all")
 
 
+def _sister(unit: str) -> Hold | None:
+    """The hold on another instance of the same template, which runs the same version on disk."""
+    template, at, _ = unit.partition("@")
+    held = hold.held() if at else []
+    return next((each for each in held if each.unit.startswith(f"{template}@")), None)
+
+
 _MODES = {Policy.AUTO: None, Policy.LIVE: Mode.LIVE, Policy.RESTART: Mode.RESTART}
 
 
@@ -251,7 +262,7 @@ def _named(systemd: Systemd, names: Iterable[str], say: Say) -> Iterator[str]:
         try:
             full = unit_name(name)
             if full.partition("@")[2].startswith("."):
-                yield from systemd.running(full.replace("@.", "@*."))
+                yield from systemd.running(full.replace("@.", "@*."), failed=True)
             else:
                 yield systemd.unit(full).id
         except NoSuchUnit:
@@ -271,6 +282,16 @@ def _uses_library(systemd: Systemd, name: str) -> bool:
     return unit.serves and look(systemd, unit).ours
 
 
+def _use_replaced(systemd: Systemd, say: Say) -> Iterator[str]:
+    """The running units that have imported a library which is another one on disk now."""
+    for each in overview.read_all(systemd):
+        changed = each.instance.changed if each.instance else []
+        if replaced := [path for path in changed if path.startswith(_LIBRARIES)]:
+            more = f" and {len(replaced) - 1} more" if replaced[1:] else ""
+            say(f"{each.unit}: has imported what was replaced: {replaced[0]}{more}")
+            yield each.unit
+
+
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="upgrader-hook", description=__doc__)
     which = parser.add_mutually_exclusive_group()
@@ -284,6 +305,11 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     which.add_argument(
         "--installed", action="store_true", help="a new version of these units is on disk"
+    )
+    parser.add_argument(
+        "--libraries",
+        action="store_true",
+        help="libraries were replaced: upgrade the running units that have imported them as well",
     )
     parser.add_argument("units", nargs="*", metavar="UNIT")
     return parser.parse_args(arguments)
@@ -308,6 +334,10 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
             for name in desk.requests.units():
                 with desk.failure_of(name):
                     units |= dict.fromkeys(desk.expand(systemd, name))
+        if arguments.libraries:
+            for unit in _use_replaced(systemd, say):
+                desk.requests.file(unit, Origin.STALE)
+                units[unit] = None
     failed: dict[str, str] = {}
     for unit in units:
         template, _, instance = unit.partition("@")

@@ -15,8 +15,8 @@ _BUILD = (
     *("pybuild-plugin-pyproject", "python3-all", "python3-hatchling"),
 )
 _ONLY = {
-    # What the backport of python3-msgspec is built with.
-    "bookworm": ("python3-all-dev", "python3-setuptools"),
+    # What the backport of python3-msgspec is built with, and who restarts services.
+    "bookworm": ("python3-all-dev", "python3-setuptools", "needrestart"),
     # What the packages are tried with: other ways to upgrade than apt, and who restarts services.
     "trixie": (
         *("python3-msgspec", "apt-utils", "needrestart", "unattended-upgrades"),

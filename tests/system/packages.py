@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Packages for tests: the project's own, and versions of the example service; asserts nothing."""
 
+import contextlib
 import hashlib
 import importlib.util
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from types import ModuleType
 
-from upgrader.private_systemd import PrivateSystemd
+from tests.support import cannot_run
+from upgrader.private_systemd import PrivateSystemd, TreeError
 
+APT = ("apt-get", "-y", "--allow-downgrades", "-o", "Dpkg::Use-Pty=0")
+QUIET = {"DEBIAN_FRONTEND": "noninteractive"}
 ROOT = Path(__file__).resolve().parents[2]
 UNIT = "web.service"
 #: The folders that only the package upgrader-lab has.
@@ -156,3 +160,20 @@ def own_packages(suite: str, cache: Path) -> Path:
         packaging("build").build(suite, beside)
         beside.rename(place)
     return place
+
+
+@contextlib.contextmanager
+def booted(suite: str, cache: Path) -> Iterator[PrivateSystemd]:
+    """A machine with our own packages installed and nothing else of the project."""
+    try:
+        tree = packaging("trees").fetch(suite, lambda text: None)
+        debs = own_packages(suite, cache)
+    except TreeError as error:
+        cannot_run(str(error))
+    with PrivateSystemd.boot(tree) as machine:
+        machine.run(["rm", "-r", "/usr/lib/python3/dist-packages/upgrader", "/usr/bin/upgrader"])
+        own = [f"/debs/{deb.name}" for deb in debs.glob("*.deb") if "-lab_" not in deb.name]
+        for deb in debs.glob("*.deb"):
+            machine.copy_in(deb, f"/debs/{deb.name}")
+        machine.run([*APT, "install", *own], env=QUIET, timeout=120)
+        yield machine

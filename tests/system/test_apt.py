@@ -2,44 +2,24 @@
 """The whole story under apt, in a booted Debian 13: packages of a service, installed one over the other under load."""
 
 import concurrent.futures
-import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from subprocess import PIPE, STDOUT
 
 import pytest
 
-from tests.support import cannot_run
 from tests.system import packages
 from tests.system.clients import Clients, lost
 from tests.system.packages import UNIT
-from upgrader.private_systemd import PrivateSystemd, TreeError
+from tests.system.serving import PROGRAMS
+from upgrader.private_systemd import PrivateSystemd
 from upgrader.systemd.journal import MESSAGE_ID
-
-_APT = ["apt-get", "-y", "--allow-downgrades", "-o", "Dpkg::Use-Pty=0"]
-
-
-@contextlib.contextmanager
-def booted(suite: str, cache: Path) -> Iterator[PrivateSystemd]:
-    """A machine with our own packages installed and nothing else of the project."""
-    try:
-        tree = packages.packaging("trees").fetch(suite, lambda text: None)
-        debs = packages.own_packages(suite, cache)
-    except TreeError as error:
-        cannot_run(str(error))
-    with PrivateSystemd.boot(tree) as machine:
-        machine.run(["rm", "-r", "/usr/lib/python3/dist-packages/upgrader", "/usr/bin/upgrader"])
-        own = [f"/debs/{deb.name}" for deb in debs.glob("*.deb") if "-lab_" not in deb.name]
-        for deb in debs.glob("*.deb"):
-            machine.copy_in(deb, f"/debs/{deb.name}")
-        machine.run([*_APT, "install", *own], env=_QUIET, timeout=120)
-        yield machine
 
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateSystemd]:
     """Debian 13 with all versions of the service at hand."""
-    with booted("trixie", tmp_path_factory.getbasetemp()) as machine:
+    with packages.booted("trixie", tmp_path_factory.getbasetemp()) as machine:
         for version in "01234":
             packages.service_package(machine, version)
         yield machine
@@ -61,7 +41,7 @@ class Web:
 
     def apt(self, *arguments: str) -> str:
         """Run apt-get; what it said. An exit code other than 0 is an error."""
-        done = self.machine.run([*_APT, *arguments], env=_QUIET, timeout=120)
+        done = self.machine.run([*packages.APT, *arguments], env=packages.QUIET, timeout=120)
         return done.stdout + done.stderr
 
     def install(self, version: str) -> str:
@@ -92,6 +72,15 @@ class Web:
             again = self.machine.run(["dpkg", "--force-downgrade", "-i", deb])
             seen += [again.stdout, again.stderr]
         return "\n".join(seen)
+
+    def own_packages(self, revision: str) -> list[str]:
+        """The command and the library as packages of another revision; returns their paths."""
+        made = []
+        for name in ("python3-upgrader", "upgrader"):
+            (deb,) = self.machine.run(["sh", "-c", f"ls /debs/{name}_*.deb"]).stdout.split()
+            made.append(f"/debs/new_{name}.deb")
+            self.machine.run(["sh", "-c", _NEWER, "sh", deb, made[-1], revision])
+        return made
 
     def stale_library(self) -> str:
         """Replace a library that the service has loaded, and run needrestart; what it said."""
@@ -183,6 +172,31 @@ def test_removal_and_purge(web: Web) -> None:
     assert "" == web.machine.run(["sh", "-c", left], check=False).stdout
 
 
+def test_n6_a_purge_leaves_no_instance_and_no_hold(web: Web) -> None:
+    """Of a template, one instance that serves and one that has failed, with all it had parked: after
+    a removal nothing of them serves or is held by systemd, after a purge no hold is left."""
+    more = {
+        "debian/web.install": "web usr/lib/web\nroom.py usr/lib/web\nroom@.service usr/lib/systemd/system\n",
+        "room.py": (PROGRAMS / "holder.py").read_text(),
+        "room@.service": _ROOM,
+    }
+    packages.service_package(web.machine, "8", more=more)
+    web.install("8")
+    rooms = ["room@1.service", "room@2.service"]
+    shown = ["systemctl", "show", "-P", "ActiveState", "-P", "NFileDescriptorStore", *rooms]
+    web.machine.run(["systemctl", "start", *rooms])
+    web.machine.write("/run/room2.env", "MODE=exit\n")
+    web.machine.run(["upgrader", "upgrade", "--mode", "restart", rooms[1]], check=False)
+    assert ["1", "active", "2", "failed"] == web.machine.run(shown).stdout.split()
+    web.machine.write(f"/var/lib/upgrader/hold/{rooms[0]}", "{}")
+    web.apt("remove", "web")
+
+    assert ["0", "inactive"] * 2 == web.machine.run(shown).stdout.split()
+    web.apt("purge", "web")
+    assert "" == web.machine.run(["ls", "/var/lib/upgrader/hold"]).stdout
+    assert "" == web.machine.run(["upgrader", "list", "--names"]).stdout
+
+
 def test_who_does_not_want_it(web: Web) -> None:
     """A masked unit and a stopped one stay what they are, a policy is obeyed, and apt succeeds."""
     web.install("1")
@@ -206,17 +220,31 @@ def test_who_does_not_want_it(web: Web) -> None:
 def test_with_our_own_package_in_the_same_transaction(web: Web) -> None:
     """The command, the library and the service get new versions at once: one upgrade, at the end."""
     web.install("1")
-    debs = []
-    for name in ("python3-upgrader", "upgrader"):
-        (deb,) = web.machine.run(["sh", "-c", f"ls /debs/{name}_*.deb"]).stdout.split()
-        debs.append(f"/debs/new_{name}.deb")
-        web.machine.run(["sh", "-c", _NEWER, "sh", deb, debs[-1]])
+    debs = web.own_packages("2")
     with Clients(web.machine) as clients:
         window, said = clients.watch(lambda: web.apt("install", *debs, "/debs/web_2_all.deb"))
 
         assert {} == lost(window), said
         assert "2" == window.version, said
         assert 1 == said.count(f"upgrader: {UNIT}: upgraded"), said
+
+
+def test_n6_a_library_that_is_in_use_is_replaced(web: Web) -> None:
+    """Ours, by a package of its own: who has imported it is upgraded, once, if the policy says so."""
+    web.install("1")
+    with Clients(web.machine) as clients:
+        window, said = clients.watch(lambda: web.apt("install", *web.own_packages("3")))
+
+        assert {} == lost(window), said
+        assert 1 == said.count(f"upgrader: {UNIT}: upgraded"), said
+        assert f"{UNIT}: has imported what was replaced: /usr/lib/python3/" in said
+        assert 2 == window.generation
+    again = web.machine.run(["/usr/lib/upgrader/hook", "--pending", "--libraries"])
+    assert "" == again.stderr
+    web.machine.run(["rm", "-r", "/run/upgrader/hook"])
+    web.machine.write("/etc/upgrader/policy.d/web.conf", f"{UNIT} = never\n")
+    assert f"{UNIT}: left alone by the policy" in web.apt("install", *web.own_packages("4"))
+    web.machine.run(["rm", "/etc/upgrader/policy.d/web.conf"])
 
 
 def test_unattended_upgrades(web: Web) -> None:
@@ -256,7 +284,7 @@ def test_needrestart_asks_us(web: Web) -> None:
         def both() -> str:
             work = (
                 lambda: web.install("2"),
-                lambda: web.machine.run(["/etc/needrestart/restart.d/web.service"]).stderr,
+                lambda: web.machine.run([f"/run/upgrader/needrestart/{UNIT}"]).stderr,
             )
             with concurrent.futures.ThreadPoolExecutor() as pool:
                 told[:] = pool.map(lambda each: each(), work)
@@ -364,7 +392,7 @@ def test_no_service_gets_the_lab(machine: PrivateSystemd) -> None:
     # The other two as well: another test may have put a newer version of them in.
     same = "ls /debs/upgrader-lab_*.deb /debs/upgrader_*.deb /debs/python3-upgrader_*.deb"
     debs = machine.run(["sh", "-c", same]).stdout.split()
-    machine.run([*_APT, "install", *debs], env=_QUIET, timeout=120)
+    machine.run([*packages.APT, "install", *debs], env=packages.QUIET, timeout=120)
     try:
         assert packages.LAB == packages.folders(machine.run(["dpkg", "-L", "upgrader-lab"]).stdout)
         machine.copy_in(packages.ROOT / "packaging/deb/debian/tests/demo", "/build/demo")
@@ -387,7 +415,7 @@ def test_the_test_of_the_package(machine: PrivateSystemd) -> None:
 
 def test_debian_12(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Its packages, with the backport of msgspec: the same upgrade under load, live, on 252."""
-    with booted("bookworm", tmp_path_factory.getbasetemp()) as machine:
+    with packages.booted("bookworm", tmp_path_factory.getbasetemp()) as machine:
         asked = ["dpkg-query", "-f", "${Version}", "-W", "python3-msgspec"]
         version = machine.run(asked).stdout
         machine.run(["dpkg", "--compare-versions", version, "lt", "0.19.0-2"])
@@ -409,13 +437,23 @@ Backlog={backlog}
 [Install]
 WantedBy=sockets.target
 """
-_QUIET = {"DEBIAN_FRONTEND": "noninteractive"}
 #: More than dpkg reports; the last rounds are not interrupted.
 _STEPS = 14
+_ROOM = """\
+[Service]
+Type=notify
+NotifyAccess=exec
+FileDescriptorStoreMax=16
+FileDescriptorStorePreserve=yes
+RuntimeDirectory=room%i
+Environment=PORT=710%i
+EnvironmentFile=-/run/room%i.env
+ExecStart=/usr/bin/python3 /usr/lib/web/room.py
+"""
 _NEWER = """
 set -eu
 dpkg-deb -R "$1" /build/repacked
-sed -i 's/0\\.1\\.0-1/0.1.0-2/' /build/repacked/DEBIAN/control
+sed -i "s/0\\.1\\.0-1/0.1.0-$3/" /build/repacked/DEBIAN/control
 dpkg-deb -b /build/repacked "$2" >/dev/null
 rm -r /build/repacked
 """

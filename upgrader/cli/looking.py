@@ -23,9 +23,10 @@ _WIDTH = 11  # of the names of lines
 
 
 @cli.command("list", short_help="List the units that use upgrader.")
+@click.option("--names", is_flag=True, help="Print only the names of those that serve, one a line.")
 @json_option
 @user_option
-def list_units(as_json: bool, user: bool) -> None:
+def list_units(names: bool, as_json: bool, user: bool) -> None:
     """List every unit that uses the upgrader library.
 
     Shows which version runs, whether another one is on disk (because files of the program have
@@ -37,10 +38,10 @@ def list_units(as_json: bool, user: bool) -> None:
       upgrader list
       upgrader list --json
     """
-    show_list(as_json, user=user)
+    show_list(as_json, names=names, user=user)
 
 
-def show_list(as_json: bool, *, user: bool = False) -> None:
+def show_list(as_json: bool, *, names: bool = False, user: bool = False) -> None:
     """Print what `upgrader list` shows."""
     try:
         with Systemd(user=user) as systemd:
@@ -49,6 +50,10 @@ def show_list(as_json: bool, *, user: bool = False) -> None:
         give_up(Verb.LIST, "", error, as_json)
     if as_json:
         show(msgspec.json.encode([each.builtins() for each in units]).decode())
+    elif names:
+        for each in units:
+            if each.serves:
+                show(each.unit)
     elif units:
         head = ("UNIT", "STATE", "GENERATION", "RUNNING", "ON DISK", "LAST UPGRADE", "HOLD")
         show(table([head, *(_row(each) for each in units)]))

@@ -125,10 +125,14 @@ class Systemd:
         names = {each for each in names if "@." not in each and each != name}
         return tuple(difflib.get_close_matches(name, sorted(names), n=2, cutoff=0.7))
 
-    def running(self, pattern: str) -> tuple[str, ...]:
-        """The names of service units that match `pattern` (as with systemctl) and serve, sorted."""
+    def running(self, pattern: str, *, failed: bool = False) -> tuple[str, ...]:
+        """The names of service units that match `pattern` (as with systemctl) and serve, sorted.
+
+        `failed`: also of those that have failed, or are between two attempts to start.
+        """
+        states = ["active", "reloading", *(("failed", "activating") if failed else ())]
         with _translated(pattern, "list units"):
-            rows = self._call("ListUnitsByPatterns", b"asas", ["active", "reloading"], [pattern])
+            rows = self._call("ListUnitsByPatterns", b"asas", states, [pattern])
         return tuple(sorted(as_text(row[0]) for row in rows))
 
     def job(self, unit: Unit) -> Job | None:
