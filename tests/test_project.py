@@ -70,6 +70,25 @@ def test_what_tests_share_has_a_place_of_its_own() -> None:
     assert [] == wrong
 
 
+def test_unit_tests_wait_for_what_they_wait_for() -> None:
+    """None of them sleeps and hopes: a sleep is there only between two looks at a condition."""
+    wrong = []
+    for path in sorted((ROOT / "tests" / "unit").glob("*.py")):
+        tree = ast.parse(path.read_text())
+        looks = [node for node in ast.walk(tree) if isinstance(node, ast.While)]
+        polled = {id(inner) for loop in looks for inner in ast.walk(loop)}
+        wrong += [
+            f"{path.name}:{node.lineno}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call)
+            and getattr(node.func, "attr", "") == "sleep"
+            and ast.unparse(node.args[0]) != "0"
+            and id(node) not in polled
+        ]
+
+    assert [] == wrong
+
+
 def test_a_wheel_and_an_sdist(tmp_path: Path) -> None:
     """Both are built; the sdist has what the packages of distributions are made of, and all of them
     are of the same version."""

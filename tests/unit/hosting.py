@@ -2,11 +2,16 @@
 """One side of a migration of connections that libraries own, in this process, and clients of it."""
 
 import asyncio
+import fcntl
 import socket
 import ssl
+import struct
+import termios
 import time
+from collections.abc import Callable
 
 from upgrader.aio import Adapter
+from upgrader.aio.hosted import Hosted
 from upgrader.aio.hosting import Hosting
 from upgrader.arrival import Adopted
 from upgrader.backends.fd import HasFileno
@@ -31,14 +36,35 @@ class Side:
     async def collect(self) -> tuple[list[Frozen], list[LeftBehind]]:
         """What a migration does until the image is built."""
         self.hosting.hold(for_good=False)
-        await self.hosting.settle(time.monotonic() + 0.1, drained=True)
+        await self.hosting.settle(time.monotonic() + 0.5, drained=True)
         return self.hosting.freeze()
 
     async def drained(self) -> None:
         """What an instance does until nothing is left."""
-        async with asyncio.timeout(SECONDS):
-            while self.hosting.drain():
-                await asyncio.sleep(0.01)
+        await until(lambda: not self.hosting.drain())
+
+    async def accepted(self, client: "Client") -> Hosted:
+        """The connection of a client, once there is one."""
+        name = client.writer.get_extra_info("sockname")
+        found: list[Hosted] = []
+
+        def there() -> bool:
+            peers = {
+                each.transport.get_extra_info("peername"): each for each in self.hosting.connections
+            }
+            found.extend(each for peer, each in peers.items() if peer == name)
+            return bool(found)
+
+        await until(there)
+        return found[0]
+
+    async def has_read(self, client: "Client") -> None:
+        """Wait until all that a client has sent is out of the kernel, and with the library."""
+        there = await self.accepted(client)
+        sock = client.writer.get_extra_info("socket")
+        await until(
+            lambda: not (_pending(sock, termios.TIOCOUTQ) or _pending(there.sock, termios.FIONREAD))
+        )
 
     def commit(self, frozen: list[Frozen], to: "Side") -> None:
         """The same process on both sides: the destination has FDs of its own."""
@@ -51,6 +77,25 @@ class Side:
         self.hosting.close_copies()
         self.hosting.finish()
         to.hosting.open()
+
+
+def _pending(sock: HasFileno, which: int) -> int:
+    """Bytes that the kernel still has: sent and not acknowledged, or received and not read."""
+    (number,) = struct.unpack("i", fcntl.ioctl(sock.fileno(), which, bytes(4)))
+    return int(number)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what nobody announces."""
+    async with asyncio.timeout(SECONDS):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def turns(count: int = 5) -> None:
+    """Let everything go on that is about to."""
+    for _ in range(count):
+        await asyncio.sleep(0)
 
 
 def duplicate(sock: HasFileno) -> socket.socket:

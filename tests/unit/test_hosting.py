@@ -15,7 +15,7 @@ import uvicorn
 import uvloop
 from aiohttp import web
 
-from tests.unit.hosting import GET, SECONDS, Client, Side
+from tests.unit.hosting import GET, SECONDS, Client, Side, turns, until
 from upgrader.aio import Adapter
 from upgrader.arrival import Adopted
 from upgrader.backends import ConnectionState, Waiting, identify
@@ -35,10 +35,13 @@ class Application:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.asked = asyncio.Event()  # for /slow
         self.go = asyncio.Event()
+        self.answered = asyncio.Event()
 
     async def answer(self, path: str) -> bytes:
         if path == "/slow":
+            self.asked.set()
             await self.go.wait()
         return b"x" * LARGE if path == "/large" else self.name.encode()
 
@@ -54,6 +57,7 @@ class Application:
         headers = [(b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+        self.answered.set()
 
     async def aiohttp(self, request: web.Request) -> web.StreamResponse:
         if request.path == "/ws":
@@ -150,7 +154,7 @@ def test_a_resumed_connection(play: Callable[[Play], None]) -> None:
             frozen, left = await scene.a.collect()
             assert (1, []) == (len(frozen), left)
             client.send(GET)
-            await asyncio.sleep(0.02)
+            await scene.a.has_read(client)
             scene.a.hosting.resume()
             assert b"A" == (await client.receive())[1]
             assert "A" == await client.ask()
@@ -183,9 +187,10 @@ def test_a_request_that_comes_meanwhile(play: Callable[[Play], None]) -> None:
         client, slow = await scene.connect(), await scene.connect()
         assert ["A", "A"] == [await client.ask(), await slow.ask()]
         slow.send(GET.replace(b"/ ", b"/slow "))
-        await asyncio.sleep(0.02)
+        await scene.first.asked.wait()
         scene.a.hosting.hold(for_good=False)
         client.send(GET)
+        await scene.a.has_read(client)
         await scene.a.hosting.settle(time.monotonic() + 0.05, drained=True)
         frozen, left = scene.a.hosting.freeze()
         assert [GET] == [item.state.unread for item in frozen]
@@ -211,8 +216,7 @@ def test_requests_with_bodies(play: Callable[[Play], None]) -> None:
         assert "A" == await chunked.ask(head + b"Transfer-Encoding: chunked\r\n\r\n" + body)
         for byte in head + b"Content-Length: 5\r\n\r\nhell":
             split.send(bytes([byte]))
-            await asyncio.sleep(0)
-        await asyncio.sleep(0.02)
+            await scene.a.has_read(split)
         assert "A" == await split.ask(b"o")
 
         assert [] == await scene.migrate()
@@ -233,12 +237,12 @@ def test_half_a_request(play: Callable[[Play], None], before: bytes) -> None:
         client.send(before + GET[:-4])
         if before:
             assert b"A" == (await client.receive())[1]
-        await asyncio.sleep(0.02)
+        await scene.a.has_read(client)
 
         left = await scene.migrate()
 
         assert ["it is busy"] == [item.why for item in left]
-        await asyncio.sleep(0.02)
+        await turns()
         assert 1 == len(scene.a.hosting.drain())
         client.send(GET[-4:])
         assert b"A" == (await client.receive())[1]
@@ -254,7 +258,7 @@ def test_a_request_in_flight(play: Callable[[Play], None]) -> None:
     async def story(scene: Scene) -> None:
         client = await scene.connect()
         client.send(GET.replace(b"/ ", b"/slow "))
-        await asyncio.sleep(0.05)
+        await scene.first.asked.wait()
 
         (left,) = await scene.migrate()
 
@@ -284,7 +288,7 @@ def test_one_more_answer(play: Callable[[Play], None]) -> None:
         scene.a.hosting.close_copies()
         scene.a.hosting.finish(one_more=True)
         for _ in range(3):
-            await asyncio.sleep(0.02)
+            await turns()
             assert 1 == len(scene.a.hosting.drain())
         client.send(GET)
         head, body = await client.receive()
@@ -302,7 +306,7 @@ def test_nobody_waits_for_a_long_request(play: Callable[[Play], None]) -> None:
     async def story(scene: Scene) -> None:
         client = await scene.connect()
         client.send(GET.replace(b"/ ", b"/slow "))
-        await asyncio.sleep(0.05)
+        await scene.first.asked.wait()
         scene.a.hosting.hold(for_good=False)
         before = time.monotonic()
         await scene.a.hosting.settle(before + SECONDS, drained=True)
@@ -319,7 +323,8 @@ def test_an_answer_that_is_not_sent(play: Callable[[Play], None]) -> None:
         transport: Any = client.writer.transport
         transport.pause_reading()
         client.send(GET.replace(b"/ ", b"/large "))
-        await asyncio.sleep(0.1)
+        there = await scene.a.accepted(client)
+        await until(lambda: there.transport.get_write_buffer_size() > 0)
 
         left = await scene.migrate()
 
@@ -369,9 +374,10 @@ def test_a_client_that_goes_away(
     async def story(scene: Scene) -> None:
         client, other = await scene.connect(), await scene.connect()
         assert ["A", "A"] == [await client.ask(), await other.ask()]
+        there = await scene.a.accepted(client)
         scene.a.hosting.hold(for_good=False)
         client.writer.close()
-        await asyncio.sleep(0.05)
+        await until(lambda: there.gone)
         scene.a.hosting.resume()
         await scene.a.drained()
         assert await other.at_end()
@@ -389,10 +395,14 @@ def test_a_backend_that_is_switched_off(play: Callable[[Play], None], *, for_goo
         idle, slow = await scene.connect(), await scene.connect()
         assert ["A", "A"] == [await idle.ask(), await slow.ask()]
         slow.send(GET.replace(b"/ ", b"/slow "))
-        await asyncio.sleep(0.05)
+        await scene.first.asked.wait()
         scene.a.hosting.hold(for_good=for_good, crosses=False)
-        asyncio.get_running_loop().call_later(0.1, scene.first.go.set)
-        await scene.a.hosting.settle(time.monotonic() + SECONDS, for_good=for_good)
+        deadline = time.monotonic() + SECONDS
+        settling = asyncio.create_task(scene.a.hosting.settle(deadline, for_good=for_good))
+        await turns()
+        assert for_good != settling.done()
+        scene.first.go.set()
+        await settling
         frozen, left = scene.a.hosting.freeze()
         assert [] == frozen
         assert ["backend-transfer=no"] * 2 == [item.why for item in left]
@@ -441,7 +451,7 @@ def test_tls(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
             clients = [await connect() for _ in range(2)]
             assert ["A", "A"] == [await client.ask() for client in clients]
             clients[1].send(GET.replace(b"/ ", b"/slow "))
-            await asyncio.sleep(0.05)
+            await application.asked.wait()
 
             frozen, left = await side.collect()
 
@@ -450,8 +460,8 @@ def test_tls(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
             side.hosting.resume()
             assert "A" == await clients[0].ask()
             side.hosting.hold(for_good=True)
-            until = time.monotonic() + SECONDS
-            settling = asyncio.create_task(side.hosting.settle(until, for_good=True))
+            deadline = time.monotonic() + SECONDS
+            settling = asyncio.create_task(side.hosting.settle(deadline, for_good=True))
             assert await clients[0].at_end()
             application.go.set()
             head, body = await clients[1].receive()
@@ -473,7 +483,7 @@ def test_a_tls_handshake_under_way(
     async def story() -> None:
         async with over_tls(Application("A")) as (side, _):
             reader, writer = await asyncio.open_connection(*side.listener.socket.getsockname())
-            await asyncio.sleep(0.02)
+            await until(lambda: side.hosting.freeze() != ([], []))
             frozen, left = await side.collect()
             assert ([], 1) == (frozen, len(left))
             side.hosting.let_go()
@@ -500,16 +510,17 @@ def test_a_slow_reader_of_tls(loop_factory: Callable[[], asyncio.AbstractEventLo
     """What lies below TLS and is not sent holds the drain, although nobody sees it there."""
 
     async def story() -> None:
-        async with over_tls(Application("A")) as (side, connect):
+        application = Application("A")
+        async with over_tls(application) as (side, connect):
             client = await connect()
             transport = client.writer.transport
             transport.pause_reading()
             client.send(GET.replace(b"/ ", b"/large "))
-            await asyncio.sleep(0.1)
+            await application.answered.wait()
             side.hosting.hold(for_good=False)
             side.hosting.finish()
             for _ in range(5):
-                await asyncio.sleep(0.02)
+                await turns()
                 assert 1 == len(side.hosting.drain())
             transport.resume_reading()
             assert LARGE == len((await client.receive())[1])

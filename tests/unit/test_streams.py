@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import upgrader
-from tests.unit.hosting import Client, Side
+from tests.unit.hosting import Client, Side, turns
 from upgrader.aio import start_server, streams
 from upgrader.aio.streams import Connected, Reader, Streams
 
@@ -19,7 +19,15 @@ Story = Callable[[Side, Side, Client], Coroutine[Any, Any, None]]
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
 
 
-def lines(name: bytes, log: list[str]) -> Handler:
+class Log(list[str]):
+    """What handlers do: they begin and end, and take a line `slow` and wait until they may go on."""
+
+    def __init__(self) -> None:
+        self.taken = asyncio.Event()
+        self.go = asyncio.Event()
+
+
+def lines(name: bytes, log: Log) -> Handler:
     """Answers lines; notes when a handler begins, and when it ends, for whatever reason."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -27,7 +35,8 @@ def lines(name: bytes, log: list[str]) -> Handler:
         try:
             while line := await reader.readline():
                 if line == b"slow\n":
-                    await asyncio.sleep(0.2)
+                    log.taken.set()
+                    await log.go.wait()
                 writer.write(name + b" " + line)
         finally:
             log.append("ends")
@@ -36,7 +45,7 @@ def lines(name: bytes, log: list[str]) -> Handler:
     return handle
 
 
-def frames(name: bytes, log: list[str]) -> Handler:
+def frames(name: bytes, log: Log) -> Handler:
     """A header in one call, a body in another: what `stateless` forbids."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -59,18 +68,19 @@ def play(
     story: Story,
     *,
     stateless: bool,
-    handler: Callable[[bytes, list[str]], Handler] = lines,
-    log: list[str] | None = None,
+    handler: Callable[[bytes, Log], Handler] = lines,
+    log: Log | None = None,
 ) -> None:
     async def scene() -> None:
         with contextlib.ExitStack() as stack:
-            of_a: list[str] = [] if log is None else log
+            of_a = Log() if log is None else log
             a = await begin(handler(b"A", of_a), stateless=stateless, stack=stack)
-            b = await begin(handler(b"B", []), stateless=stateless, stack=stack)
+            b = await begin(handler(b"B", Log()), stateless=stateless, stack=stack)
             a.hosting.open()
             reader, writer = await asyncio.open_connection(*a.listener.socket.getsockname())
-            await asyncio.sleep(0.02)
-            await story(a, b, Client(reader, writer))
+            client = Client(reader, writer)
+            await a.accepted(client)
+            await story(a, b, client)
             writer.close()
             for side in (a, b):
                 side.hosting.hold(for_good=True)
@@ -87,11 +97,11 @@ async def line(client: Client, data: bytes) -> bytes:
 
 def test_a_handler_at_its_first_message() -> None:
     """It moves with half a line, and is called anew; the one here neither goes on nor ends."""
-    log: list[str] = []
+    log = Log()
 
     async def story(a: Side, b: Side, client: Client) -> None:
         client.send(b"he")
-        await asyncio.sleep(0.02)
+        await a.has_read(client)
         frozen, left = await a.collect()
         assert [(b"he", [])] == [(item.state.session, left) for item in frozen]
         a.commit(frozen, b)
@@ -124,10 +134,10 @@ def test_what_comes_while_it_is_collected() -> None:
 
     async def story(a: Side, b: Side, client: Client) -> None:
         client.send(b"he")
-        await asyncio.sleep(0.02)
+        await a.has_read(client)
         a.hosting.hold(for_good=False)
         client.send(b"llo\n")
-        await asyncio.sleep(0.02)
+        await a.has_read(client)
         frozen, _ = a.hosting.freeze()
         (state,) = [item.state for item in frozen]
         assert (b"he", b"llo\n") == (state.session, state.unread)
@@ -140,17 +150,20 @@ def test_what_comes_while_it_is_collected() -> None:
 def test_a_handler_at_work() -> None:
     """What it has taken is answered by it, and the connection ends once it asks for more."""
 
+    log = Log()
+
     async def story(a: Side, b: Side, client: Client) -> None:
         client.send(b"slow\n")
-        await asyncio.sleep(0.02)
+        await log.taken.wait()
         frozen, left = await a.collect()
         assert ([], ["it is busy"]) == (frozen, [item.why for item in left])
         a.commit(frozen, b)
+        log.go.set()
         assert b"A slow\n" == await line(client, b"")
         a.hosting.drain()
         assert await client.at_end()
 
-    play(story, stateless=True)
+    play(story, stateless=True, log=log)
 
 
 def test_a_handler_that_has_been_woken() -> None:
@@ -172,19 +185,24 @@ def test_a_handler_that_has_been_woken() -> None:
 def test_a_restart_ends_what_cannot_move() -> None:
     """The handler ends what it is at, and reads the end of the stream."""
 
+    log = Log()
+
     async def story(a: Side, b: Side, client: Client) -> None:
         assert b"A one\n" == await line(client, b"one\n")
         client.send(b"slow\n")
-        await asyncio.sleep(0.02)
+        await log.taken.wait()
         a.hosting.hold(for_good=True)
-        await a.hosting.settle(time.monotonic() + 10, for_good=True)
+        settling = asyncio.create_task(a.hosting.settle(time.monotonic() + 10, for_good=True))
+        await turns()
+        log.go.set()
+        await settling
         assert b"A slow\n" == await line(client, b"")
         assert await client.at_end()
         frozen, (left,) = a.hosting.freeze()
         assert [] == frozen
         assert "stream" in left.what
 
-    play(story, stateless=False)
+    play(story, stateless=False, log=log)
 
 
 def test_a_message_in_two_calls() -> None:
@@ -192,7 +210,7 @@ def test_a_message_in_two_calls() -> None:
 
     async def story(a: Side, b: Side, client: Client) -> None:
         client.send(b"\x05he")
-        await asyncio.sleep(0.02)
+        await a.has_read(client)
         frozen, left = await a.collect()
         assert ([], 1) == (frozen, len(left))
         a.commit(frozen, b)
@@ -220,11 +238,11 @@ def test_what_a_read_has_taken(
     async def story() -> None:
         reader = Reader(65536, b"")
         task = asyncio.create_task(read(reader))
-        await asyncio.sleep(0)
+        await turns()
         assert reader.waiting
         if data:
             reader.feed_data(data)
-        await asyncio.sleep(0.01)
+        await turns()
         assert waits == reader.waiting
         assert (data if waits else b"") == bytes(streams._buffered(reader))
         task.cancel()
