@@ -50,6 +50,7 @@ class Giving(Account):
         self._make_socket: Callable[[], None] | None = None
         self._negotiation: Negotiation | None = None
         self._insured: StoreName | None = None
+        self._forgetting: threading.Thread | None = None
         self._giver: Giver | None = None
         self._settled = threading.Event()  # PID 1 listens to this process
         self._watchdog = watchdog_span(environment, own_number(environment))
@@ -220,16 +221,17 @@ class Giving(Account):
 
         False while the source may still park it: then ask again later.
         """
-        if not self._settled.is_set():
-            return False
-        with contextlib.suppress(UpgradeError):
-            self._forget_insurance()
-        return True
+        if self._settled.is_set() and self._insured and not self._forgetting:
+            # In a thread: PID 1 may take its time, and clients do not wait for it.
+            self._forgetting = threading.Thread(target=self._forget_insurance, daemon=True)
+            self._forgetting.start()
+        return self._insured is None
 
     def _forget_insurance(self) -> None:
-        insured, self._insured = self._insured, None
-        if insured:
-            self._store.remove(insured)
+        if insured := self._insured:
+            with contextlib.suppress(UpgradeError):
+                self._store.remove(insured)
+            self._insured = None
 
 
 class _Steps:

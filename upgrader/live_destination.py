@@ -98,7 +98,7 @@ class Taker:
 
     def take(self, offer: dict[str, Any], load: Callable[[channel.Stream], None]) -> None:
         """Negotiate with `offer`, and have `load` take the image; raises why it cannot be had:
-        ChannelError, ProtocolError, TimeoutError, or whatever `load` raises."""
+        ChannelError, ProtocolError, or whatever `load` raises."""
         self.on_image = load
         self._run(self._negotiate(offer))
         while self.state is Destination.WAITING:
@@ -139,11 +139,13 @@ class Taker:
         if asking:
             return self._verdict(gone=bool(ready))
         if not ready:
-            return self._failed(Event.REFUSED, TimeoutError("the image did not come in time"))
+            return self._not_sent(Event.REFUSED, "the image did not come in time")
         try:
             self._image = channel.receive_image(self._sock)
         except (UpgradeError, OSError) as error:
-            return self._failed(Event.HANGUP if self._is_closed() else Event.REFUSED, error)
+            if self._is_closed():
+                return self._not_sent(Event.HANGUP, str(error))
+            return self._failed(Event.REFUSED, error)
         return Event.IMAGE
 
     def progress(self, loaded: int) -> None:
@@ -164,7 +166,7 @@ class Taker:
         try:
             self._send(wire.Go(), wait=True)
         except OSError as error:
-            return self._failed(Event.HANGUP, error)
+            return self._not_sent(Event.HANGUP, str(error))
         return None
 
     def load(self) -> Event | None:
@@ -246,8 +248,7 @@ class Taker:
             why = f"the running instance refuses: {error}"
             return self._failed(Event.REFUSED, ChannelError(why, code=code))
         except OSError as error:
-            why = f"the running instance cannot be asked: {error}"
-            return self._failed(Event.HANGUP, ChannelError(why, code=Code.SOURCE_FAILED))
+            return self._not_sent(Event.HANGUP, f"the running instance cannot be asked: {error}")
         stream = agreed.get("stream", 1)  # an instance of interface 1 knows one version
         if stream not in wire.VERSIONS:
             why = f"stream version {stream} was not offered"
@@ -279,6 +280,9 @@ class Taker:
     def _takeover_gone(self) -> Event:
         why = "takeover is gone, so nobody waits for this instance"
         return self._failed(Event.TAKEOVER_GONE, ChannelError(why, code=Code.TAKEOVER_GONE))
+
+    def _not_sent(self, event: Event, why: str) -> Event:
+        return self._failed(event, ChannelError(why, code=Code.SOURCE_FAILED))
 
     def _failed(self, event: Event, error: BaseException) -> Event:
         self._error = error

@@ -44,7 +44,7 @@ def test_reloads_move_everything(any_machine: PrivateSystemd, install: Install) 
     [
         ("exit", "has ended before it was ready"),
         ("refusing", "not with me"),
-        ("unreadable", "has version 2"),
+        ("unreadable", "saved as version 2"),
         ("lingering", "no progress within 0.3 s"),
         ("hang", "was not ready in time"),
     ],
