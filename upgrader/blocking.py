@@ -67,6 +67,8 @@ class Peer(Generic[S]):
         `frame` is a separator, or a function that gets the buffer and returns the length of the
         first whole message, or None. Raises MessageTooLong above `limit` bytes.
         """
+        if self._instance.beginning:  # the other adopted ones have not been called yet
+            return
         while (message := self.stream.inbox.take_message(frame, limit)) is not None:
             yield message
 
@@ -105,6 +107,7 @@ class Instance(BaseInstance):
             raise DeclarationError("serve()", "runs in the main thread only")
         self._signal = threading.Event()
         self._peers: dict[int, Peer[Any]] = {}
+        self.beginning = False  # adopted connections are handed to their handlers
         wake, waker = socket.socketpair()
         with wake, waker, selectors.DefaultSelector() as self._selector:
             waker.setblocking(False)
@@ -163,8 +166,13 @@ class Instance(BaseInstance):
             name: self.arguments(connections.handler, skip=1)
             for name, connections in self.declarations.connections.items()
         }
+        self.beginning = True
         for adopted in arrival.adopted:
             self._adopt(adopted)
+        self.beginning = False
+        for peer in list(self._peers.values()):
+            if peer.stream.inbox.buffer:
+                self._handle(peer)
         for connections in self.declarations.connections.values():
             door = connections.door
             while door.backlog:

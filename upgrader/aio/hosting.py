@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from upgrader.aio.door import Door
+from upgrader.aio.acceptor import Acceptor
 from upgrader.aio.hosted import Hosted, Newcomer
 from upgrader.arrival import Adopted
 from upgrader.backends import Identity, identify
@@ -52,7 +52,7 @@ class Hosting:
         self._name = declared.door.name
         self._adapter = declared.adapter
         self._tls = declared.tls
-        self._door = Door(loop, declared.door, self._accept)
+        self._acceptor = Acceptor(loop, declared.door, self._accept)
         self.connections: list[Hosted] = []
         self._sweep_at = _SPARE
         self._waiting: deque[_Waiting] = deque()
@@ -83,7 +83,7 @@ class Hosting:
     def open(self) -> None:
         """Serve: what has moved here, and whoever comes."""
         self._resume_adopting()
-        self._door.open()
+        self._acceptor.open()
 
     def _resume_adopting(self) -> None:
         if self._waiting and (self._adopting is None or self._adopting.done()):
@@ -154,7 +154,7 @@ class Hosting:
         end now, because nobody serves as long as they last. `crosses`: backend-transfer is on."""
         self._held = True
         self._crosses = crosses
-        self._door.close()
+        self._acceptor.close()
         for hosted in self.connections:
             if crosses and not hosted.stays:
                 hosted.hold()

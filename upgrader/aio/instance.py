@@ -8,31 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import inspect
 import logging
 import signal
-import socket
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from upgrader.aio.adapter import Adapter
-from upgrader.aio.door import Door
+from upgrader.aio.handled_listener import HandledListener
 from upgrader.aio.hosting import Hosting, end_all
 from upgrader.aio.peer import Peer
+from upgrader.aio.safe_points import SafePoints
 from upgrader.aio.streams import attached
-from upgrader.aio.waiting import cancel, first, next_event, until_deadline
-from upgrader.arrival import Adopted, Arrival
-from upgrader.backends import Waiting
-from upgrader.declarations import Connections, Listener, Protocols
+from upgrader.aio.waiting import cancel, next_event
+from upgrader.arrival import Arrival
+from upgrader.declarations import Listener, Protocols
 from upgrader.image import LeftBehind
 from upgrader.instance import Ended, refused_by_check
 from upgrader.instance import Instance as BaseInstance
 from upgrader.outgoing import Frozen
 from upgrader.process import no_collection, stop_signals
-from upgrader.stream import Stream
 from upgrader.switchover import Event, Source
 
 if TYPE_CHECKING:
@@ -74,11 +71,8 @@ class Instance(BaseInstance):
         the instance cannot be loaded (the image stays as it was), and whatever a task raises.
         """
         self.loop = asyncio.get_running_loop()
-        self._gate = asyncio.Event()
-        self._gate.set()
-        self._quiet = asyncio.Event()
-        self._peers: dict[Peer[Any], asyncio.Task[None] | None] = {}
-        self._busy: set[Peer[Any]] = set()
+        self._safe_points = SafePoints()
+        self._handled: dict[str, HandledListener] = {}
         self._hostings = {
             name: Hosting(self.loop, declared)
             for name, declared in self.declarations.protocols.items()
@@ -97,10 +91,11 @@ class Instance(BaseInstance):
             await self._verify()
             for number in stop_signals(self.supervised):
                 self._catch(number, stop)
-            self.commit(arrival, lambda: self._begin(arrival))
+            self.commit(arrival, lambda: self._adopt(arrival))
         except Exception as error:
             self.refuse(error)
             raise
+        await self._open()
         self.answer()
         self.loop.call_later(self.parameters.insurance, self._trust)
         running = [
@@ -129,33 +124,16 @@ class Instance(BaseInstance):
     @property
     def peers(self) -> Sequence[Peer[Any]]:
         """All open connections."""
-        return list(self._peers)
+        return [peer for handled in self._handled.values() for peer in handled.peers]
 
     def connections_open(self) -> Sequence[tuple[str, Open]]:
         """All open connections with their backend; called from any thread."""
-        open_here: list[tuple[str, Open]] = [peer.open_stream() for peer in list(self._peers)]
+        open_here: list[tuple[str, Open]] = []
+        for name, handled in self._handled.items():
+            open_here += [(name, connection.stream) for connection in handled.connections]
         for name, hosting in self._hostings.items():
             open_here += [(name, hosted) for hosted in hosting.connections if not hosted.gone]
         return open_here
-
-    # For peers
-
-    async def pass_gate(self) -> None:
-        """Wait while connections are being collected at their safe points."""
-        await self._gate.wait()
-
-    def mark(self, peer: Peer[Any], *, busy: bool) -> None:
-        """Note whether a peer is at a safe point."""
-        if busy:
-            self._busy.add(peer)
-            return
-        self._busy.discard(peer)
-        self._quiet.set()
-
-    def forget(self, peer: Peer[Any]) -> None:
-        """Note that a peer is closed."""
-        self._peers.pop(peer, None)
-        self.mark(peer, busy=False)
 
     # The beginning
 
@@ -192,42 +170,31 @@ class Instance(BaseInstance):
             if inspect.isawaitable(result):
                 await result
 
-    def _begin(self, arrival: Arrival) -> None:
-        self._handlers = {
-            name: (connections, self.arguments(connections.handler, skip=1))
+    def _adopt(self, arrival: Arrival) -> None:
+        self._handled = {
+            name: HandledListener(
+                connections, self.arguments(connections.handler, skip=1), self._safe_points
+            )
             for name, connections in self.declarations.connections.items()
         }
-        self._doors = [
-            Door(self.loop, connections.door, functools.partial(self._open, connections))
-            for connections, _ in self._handlers.values()
-        ]
         with no_collection():
             for adopted in arrival.adopted:
-                if adopted.door in self._handlers:
-                    self._adopt(adopted)
-        for door in self._doors:
-            door.open()
+                if adopted.door in self._handled:
+                    self._handled[adopted.door].adopt(adopted)
+
+    async def _open(self) -> None:
+        """Begin to serve, once all handlers of what was adopted wait for something."""
+        late = await self._safe_points.all_come(self.parameters.downtime_limit)
+        if late:
+            _log.warning(
+                "%d handlers of adopted connections have not come to their first wait within"
+                " downtime-limit: the others go on without them", late,
+            )  # fmt: skip
+        self._safe_points.open()
+        for handled in self._handled.values():
+            handled.open()
         for hosting in self._hostings.values():
             hosting.open()
-
-    def _adopt(self, adopted: Adopted) -> None:
-        stream = Stream(adopted.sock, adopted.state, adopted.identity)
-        peer = Peer(self, adopted.door, stream, adopted.session, adopted=True)
-        if stream.unsent:
-            peer.flush()
-        if adopted.state.waiting is Waiting.CLOSING:
-            self._peers[peer] = None  # its handler was done, only unsent bytes are left
-        else:
-            self._start(peer, adopted.door)
-
-    def _open(self, connections: Connections, sock: socket.socket) -> None:
-        state = connections.session() if connections.session else None
-        peer = Peer(self, connections.door.name, Stream(sock), state, adopted=False)
-        self._start(peer, connections.door.name)
-
-    def _start(self, peer: Peer[Any], door: str) -> None:
-        connections, arguments = self._handlers[door]
-        self._peers[peer] = self.loop.create_task(peer.run(connections.handler, arguments))
 
     # The end
 
@@ -250,22 +217,18 @@ class Instance(BaseInstance):
 
     def _hold(self, *, for_good: bool) -> None:
         """Accept no more, and let no connection leave its safe point."""
-        self._gate.clear()
-        for peer in self._peers:
-            peer.stopping()
-        for door in self._doors:
-            door.close()
+        self._safe_points.close()
+        for handled in self._handled.values():
+            handled.hold()
         for name, hosting in self._hostings.items():
             hosting.hold(for_good=for_good, crosses=self.crosses(name))
 
     def _resume(self) -> None:
         """As if nothing had happened."""
         self.turns.open()
-        for peer in self._peers:
-            peer.resume()
-        self._gate.set()
-        for door in self._doors:
-            door.open()
+        self._safe_points.open()
+        for handled in self._handled.values():
+            handled.resume()
         for hosting in self._hostings.values():
             hosting.resume()
 
@@ -290,9 +253,8 @@ class Instance(BaseInstance):
             await self._execute(request)
             return False
         self._hold(for_good=False)
-        moving = [peer for peer in self._peers if self.crosses(peer.door)]
         limit = time.monotonic() + self.parameters.downtime_limit
-        await self._collect(limit, moving, drained=True)
+        await self._collect(limit, drained=True)
         giver = self.give(request)  # nothing else runs meanwhile: the freeze
         if giver.state is Source.SERVING:
             return False
@@ -309,20 +271,19 @@ class Instance(BaseInstance):
 
     def _give_up(self) -> None:
         self.replaced = True
-        for peer in self._moving:
-            peer.let_go()
-            self.forget(peer)
+        for handled in self._handled.values():
+            handled.let_go()
         for hosting in self._hostings.values():
             hosting.let_go()
             # Our states are another instance's by now: no new request may write to them here.
             hosting.finish(one_more=not self.declarations.states)
-        self._gate.set()
-        for peer in self._peers:
-            peer.finish()
+        self._safe_points.open()
+        for handled in self._handled.values():
+            handled.finish()
 
     def _let_go(self) -> None:
-        for peer in self._moving:
-            peer.close_copy()
+        for handled in self._handled.values():
+            handled.close_copies()
         for hosting in self._hostings.values():
             hosting.close_copies()
         for bound in self.declarations.sockets.values():
@@ -334,40 +295,33 @@ class Instance(BaseInstance):
             self.drains()
         await cancel(tasks, self.deadline)
         await end_all(self._hostings.values(), self.deadline, stop)
-        while self._peers and not stop.is_set() and (left := self.deadline - time.monotonic()) > 0:
-            self._quiet.clear()
-            await first(left, self._quiet, stop)
+        for handled in self._handled.values():
+            await handled.all_ended(self.deadline, stop)
 
     async def _come_to_a_stop(self, deadline: float, *, for_good: bool) -> None:
         """Connections that do not move end while this instance still owns, the others come to
         their safe points, both until the deadline."""
-        staying = {peer for peer in self._peers if not self.crosses(peer.door)}
-        for peer in staying:
-            peer.finish()
-        moving = [peer for peer in self._peers if peer not in staying]
-        await self._collect(deadline, moving, for_good=for_good)
-        while staying & self._peers.keys() and (left := deadline - time.monotonic()) > 0:
-            self._quiet.clear()
-            await first(left, self._quiet)
+        staying = [h for name, h in self._handled.items() if not self.crosses(name)]
+        for handled in staying:
+            handled.finish()
+        await self._collect(deadline, for_good=for_good)
+        for handled in staying:
+            await handled.all_ended(deadline)
 
     async def _collect(
-        self,
-        deadline: float,
-        peers: Sequence[Peer[Any]],
-        *,
-        for_good: bool = False,
-        drained: bool = False,
+        self, deadline: float, *, for_good: bool = False, drained: bool = False
     ) -> None:
-        """Wait until these connections are at safe points and no turn runs, or for the deadline.
+        """Wait until all that moves is at safe points and no turn runs, or for the deadline.
         `drained`: what is not, may end here afterwards."""
+        moving = [
+            connection
+            for name, handled in self._handled.items()
+            if self.crosses(name)
+            for connection in handled.connections
+        ]
         # No grace here: PID 1 kills at the end of TimeoutStopSec=, and parking comes first.
-        left = max(deadline - time.monotonic(), 0)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(left * (1 - _FOR_TURNS)):
-                while not self._busy.isdisjoint(peers):
-                    self._quiet.clear()
-                    await self._quiet.wait()
-        settled = time.monotonic() + max(deadline - time.monotonic(), 0) * (1 - _FOR_TURNS)
+        await self._safe_points.all_safe(moving, _before_turns(deadline))
+        settled = _before_turns(deadline)
         for hosting in self._hostings.values():
             await hosting.settle(settled, for_good=for_good, drained=drained)
         # However long a handler is busy, no turn may begin from here on, or be cut in two.
@@ -378,14 +332,15 @@ class Instance(BaseInstance):
                 await idle.wait()
                 return
         for name in self.turns.running:
-            _log.error("%s did not end its turn within drain-timeout", name)
+            limit = "downtime-limit" if drained else "drain-timeout"
+            _log.error("%s did not end its turn within %s", name, limit)
 
     def _park(self) -> bool:
         # From here to the end of park() no other callback runs: this is the freeze.
         self.frozen = self.park(*self._freeze())
         if self.frozen:
-            for peer in self._peers:
-                peer.let_go()
+            for handled in self._handled.values():
+                handled.let_go()
             for hosting in self._hostings.values():
                 hosting.let_go()
         return self.frozen
@@ -393,17 +348,10 @@ class Instance(BaseInstance):
     def _freeze(self) -> tuple[list[Frozen], list[LeftBehind]]:
         frozen: list[Frozen] = []
         busy: list[LeftBehind] = []
-        self._moving = []
-        for peer in self._peers:
-            if not self.crosses(peer.door):
-                busy.append(LeftBehind(peer.door, peer.address, "backend-transfer=no"))
-                continue
-            match peer.freeze():
-                case Frozen() as item:
-                    frozen.append(item)
-                    self._moving.append(peer)
-                case LeftBehind() as item:
-                    busy.append(item)
+        for name, handled in self._handled.items():
+            moving, staying = handled.freeze(crosses=self.crosses(name))
+            frozen += moving
+            busy += staying
         for hosting in self._hostings.values():
             moving, staying = hosting.freeze()
             frozen += moving
@@ -413,19 +361,16 @@ class Instance(BaseInstance):
     async def _drain(self, tasks: list[asyncio.Task[object]], deadline: float) -> None:
         """End all handlers, with their `finally` blocks, and send what is unsent."""
         self.turns.open()
-        handlers = [task for task in self._peers.values() if task]
+        handlers = [task for handled in self._handled.values() for task in handled.tasks]
         for hosting in self._hostings.values():
             hosting.finish()
         await cancel([*tasks, *handlers], deadline)
         await end_all(self._hostings.values(), deadline)
-        with contextlib.suppress(TimeoutError):
-            async with until_deadline(deadline):
-                while any(peer.unsent for peer in self._peers):
-                    self._quiet.clear()
-                    await self._quiet.wait()
-        for door in self.declarations.sockets.values():
-            if isinstance(door, Listener):
-                door.close()
+        for handled in self._handled.values():
+            await handled.all_sent(deadline)
+        for bound in self.declarations.sockets.values():
+            if isinstance(bound, Listener):
+                bound.close()
 
     async def __aenter__(self) -> Instance:
         attached.set(self)
@@ -438,3 +383,9 @@ class Instance(BaseInstance):
         trace: TracebackType | None,
     ) -> None:
         self.end(error)
+
+
+def _before_turns(deadline: float) -> float:
+    """What is left until a deadline (of `time.monotonic`), but for a part in which turns end."""
+    now = time.monotonic()
+    return now + max(deadline - now, 0) * (1 - _FOR_TURNS)

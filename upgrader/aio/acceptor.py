@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Accepting on an asyncio loop: one listener, open or not; what becomes of a connection is not its job."""
+"""Accepts connections of one listener on an asyncio loop, while it is open; serves none of them."""
 
 import asyncio
 import logging
@@ -9,12 +9,12 @@ from collections.abc import Callable
 from upgrader.declarations import Listener
 from upgrader.stream import accept
 
-_ACCEPTS = 128  # connections accepted in one go, so that one door does not starve the others
+_ACCEPTS = 128  # connections accepted in one go, so that one listener does not starve the others
 _PATIENCE = 1.0  # seconds until accepting is tried again after an error
 _log = logging.getLogger("upgrader")
 
 
-class Door:
+class Acceptor:
     """Accepts connections of a listener while it is open."""
 
     def __init__(

@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""One connection with a handler on an asyncio loop: read, written, frozen, and let go or ended.
+
+What its author sees of it is a `Peer`; accepting and adopting it is `handled_listener`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from upgrader.aio.safe_points import SafePoints
+from upgrader.backends import Waiting
+from upgrader.errors import DeclarationError, Retired, UnsavableState
+from upgrader.image import LeftBehind
+from upgrader.inbox import Frame
+from upgrader.outgoing import Frozen
+from upgrader.state import encode
+from upgrader.stream import HIGH_WATER, Stream, show_peer
+
+#: Bytes that a handler may leave unsent while connections are being collected: what it has
+#: written moves along, and a client that reads slowly does not hold up the rest.
+_STOPPING_WATER = 64 << 20
+_log = logging.getLogger("upgrader")
+
+
+class HandledConnection:
+    """A connection between its handler and its socket."""
+
+    def __init__(
+        self,
+        backend: str,
+        stream: Stream,
+        session: Any,
+        safe_points: SafePoints,
+        on_end: Callable[[HandledConnection], object],
+        *,
+        adopted: bool,
+    ) -> None:
+        """`session`: the state that goes with it; `on_end` is called once it is closed."""
+        self.backend = backend
+        self.stream = stream
+        self.session = session
+        self.adopted = adopted
+        self._safe_points = safe_points
+        self._on_end = on_end
+        # asyncio gets the number: looked up as an object, a new socket is formatted into an error
+        # message first, which costs more than all the rest.
+        self._fd = stream.sock.fileno()
+        self._loop = asyncio.get_running_loop()
+        self._readable: asyncio.Future[None] | None = None
+        self._writable: asyncio.Future[None] | None = None
+        self._reading = False
+        self._in_safe = False
+        #: Its handler is called anew, and has not waited for anything yet.
+        self._coming = adopted and stream.waiting is not Waiting.CLOSING
+        if self._coming:
+            safe_points.expect(self)
+        self._moved = False
+        self._ending = False
+        self._high_water = HIGH_WATER
+        self._mark(stream.waiting if stream.waiting is Waiting.CLOSING else None)
+
+    @property
+    def address(self) -> str:
+        """The other end's address, as people write it."""
+        return show_peer(self.stream.sock)
+
+    @property
+    def unsent(self) -> int:
+        """Bytes written and not sent."""
+        return len(self.stream.unsent)
+
+    # For its handler
+
+    async def message(self, frame: Frame, limit: int) -> bytes | None:
+        """The next whole message; None once there is none to come. A safe point."""
+        self._forbid_in_safe()
+        self._mark(Waiting.MESSAGE)
+        self._arrive()
+        inbox = self.stream.inbox
+        while True:
+            if inbox.buffer or self.stream.eof:
+                await self._pass_gate()
+            message = inbox.take_message(frame, limit)
+            if message is not None or self.stream.eof or self._ending:
+                self._mark(None)
+                return message
+            await self._wait_readable()
+
+    async def read(self, size: int) -> bytes:
+        """Up to `size` more bytes of the message in hand; empty at the end."""
+        await self._begin_read()
+        while not self.stream.inbox.buffer and not self.stream.eof:
+            await self._wait_readable()
+        return self.stream.inbox.take(size)
+
+    async def read_exactly(self, size: int) -> bytes:
+        """So many more bytes of the message in hand; raises asyncio.IncompleteReadError."""
+        await self._begin_read()
+        while len(self.stream.inbox.buffer) < size:
+            if self.stream.eof:
+                raise asyncio.IncompleteReadError(self.stream.inbox.take(size), size)
+            await self._wait_readable()
+        return self.stream.inbox.take(size)
+
+    async def write(self, data: bytes) -> None:
+        """Queue data at once; wait while too much of it is unsent.
+
+        Raises ConnectionResetError when the peer is gone, Retired after a migration.
+        """
+        self.queue(data)
+        while len(self.stream.unsent) > self._high_water:
+            self._arrive()
+            if self._writable is None or self._writable.done():
+                self._writable = self._loop.create_future()
+            await asyncio.shield(self._writable)  # other handlers may wait for it, too
+
+    def queue(self, data: bytes) -> None:
+        """Queue data, however much of it is unsent; raises as `write`."""
+        if self._moved:
+            raise Retired(self.backend)
+        self.stream.queue(data)
+        if self.stream.unsent:
+            self.flush()
+
+    @contextlib.asynccontextmanager
+    async def safe(self) -> AsyncIterator[None]:
+        """Inside, the connection is at a safe point, whatever its handler waits for."""
+        self._in_safe = True
+        self._mark(Waiting.SAFE)
+        self._arrive()
+        try:
+            yield
+            await self._pass_gate()
+        finally:
+            self._in_safe = False
+            self._mark(None)
+
+    def close(self) -> None:
+        """Close the connection, after what is unsent has gone out."""
+        if self.stream.unsent and not self.stream.lost:
+            self.stream.eof = True
+            self._mark(Waiting.CLOSING)
+            self.flush()
+            return
+        self._end()
+
+    # For the listener it belongs to
+
+    async def run(self, handler: Callable[[], Awaitable[object]]) -> None:
+        """Run its handler to the end, then close."""
+        try:
+            await handler()
+        except (ConnectionError, Retired) as error:
+            _log.debug("%s: %s", self.address, error)
+        except Exception:
+            _log.exception("handler of %s failed", self.address)
+        finally:
+            self._arrive()
+            if not self._moved:
+                self.close()
+
+    def flush(self) -> None:
+        """Go on sending what is unsent."""
+        self._loop.add_writer(self._fd, self._on_writable)
+
+    def hold(self) -> None:
+        """Let the handler write all that it has, so that it comes to a safe point."""
+        self._high_water = _STOPPING_WATER
+        self._wake_writer()
+
+    def resume(self) -> None:
+        """Go on as before `hold`."""
+        self._high_water = HIGH_WATER
+
+    def finish(self) -> None:
+        """It does not move: its handler may end what it is at, and gets no further message."""
+        self._ending = True
+        if self._readable and not self._readable.done():
+            self._readable.set_result(None)
+
+    def freeze(self) -> Frozen | LeftBehind | None:
+        """What moves; why it stays; or None if it is gone anyway."""
+        if self.stream.lost:
+            return None
+        try:
+            moved = self.stream.freeze(encode(self.session))
+        except UnsavableState as error:
+            return LeftBehind(self.backend, self.address, str(error))
+        if moved is None:
+            return LeftBehind(self.backend, self.address, "its handler is busy")
+        return Frozen(self.backend, self.stream.sock, self.stream.identity, moved)
+
+    def let_go(self) -> None:
+        """It has moved: nothing here touches it any more, but our copy of its FD stays open."""
+        self._moved = True
+        self._stop_reading()
+        self._loop.remove_writer(self._fd)
+
+    # Inside
+
+    def _arrive(self) -> None:
+        if self._coming:
+            self._coming = False
+            self._safe_points.arrive(self)
+
+    async def _begin_read(self) -> None:
+        self._forbid_in_safe()
+        if self._coming:  # nothing is taken before the others have come as far
+            self._arrive()
+            await self._pass_gate()
+
+    async def _pass_gate(self) -> None:
+        if self._ending:
+            return
+        await self._safe_points.pass_gate()
+        if self._moved:  # frozen: this handler goes on in another process
+            await self._loop.create_future()
+
+    async def _wait_readable(self) -> None:
+        if self.stream.eof:
+            return
+        if not self._reading:
+            self._reading = True
+            self._loop.add_reader(self._fd, self._on_readable)
+        self._readable = self._loop.create_future()
+        try:
+            await self._readable
+        finally:
+            self._readable = None
+
+    def _on_readable(self) -> None:
+        if self._moved:
+            return  # the bytes belong to the next instance
+        self.stream.receive()
+        if self.stream.eof or (self._readable is None and self._crowded()):
+            self._stop_reading()
+        if self._readable and not self._readable.done():
+            self._readable.set_result(None)
+
+    def _on_writable(self) -> None:
+        if self._moved:
+            return
+        self.stream.flush()
+        if not self.stream.unsent:
+            self._loop.remove_writer(self._fd)
+            if self.stream.waiting is Waiting.CLOSING:
+                self._end()
+        if len(self.stream.unsent) <= HIGH_WATER:
+            self._wake_writer()
+
+    def _wake_writer(self) -> None:
+        if self._writable and not self._writable.done():
+            self._writable.set_result(None)
+
+    def _crowded(self) -> bool:
+        return len(self.stream.inbox.buffer) >= HIGH_WATER
+
+    def _stop_reading(self) -> None:
+        if self._reading:
+            self._reading = False
+            self._loop.remove_reader(self._fd)
+
+    def _mark(self, waiting: Waiting | None) -> None:
+        self.stream.waiting = waiting
+        self._safe_points.mark(self, busy=waiting is None)
+
+    def _end(self) -> None:
+        if self.stream.sock.fileno() >= 0:
+            self._stop_reading()
+            self._loop.remove_writer(self._fd)
+            self.stream.close(shared=self.adopted)
+        self.stream.lose()
+        self._wake_writer()
+        self._safe_points.mark(self, busy=False)
+        self._on_end(self)
+
+    def _forbid_in_safe(self) -> None:
+        if self._in_safe:
+            raise DeclarationError("peer.safe()", "nothing may be read inside: it would be lost")

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The connections of one listener that a handler of the program serves: accepted, adopted, frozen,
+and ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from upgrader.aio.acceptor import Acceptor
+from upgrader.aio.handled_connection import HandledConnection
+from upgrader.aio.peer import Peer
+from upgrader.aio.safe_points import SafePoints
+from upgrader.aio.waiting import first, until_deadline
+from upgrader.arrival import Adopted
+from upgrader.backends import Waiting
+from upgrader.declarations import Connections
+from upgrader.image import LeftBehind
+from upgrader.outgoing import Frozen
+from upgrader.stream import Stream
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """Who serves a connection: a task, unless its handler was done before it moved here."""
+
+    peer: Peer[Any]
+    task: asyncio.Task[None] | None
+
+
+class HandledListener:
+    """All connections of one declared `Connections`."""
+
+    def __init__(
+        self, declared: Connections, arguments: Mapping[str, Any], safe_points: SafePoints
+    ) -> None:
+        """`arguments`: the live states that the handler wants."""
+        self._loop = asyncio.get_running_loop()
+        self._name = declared.door.name
+        self._declared = declared
+        self._arguments = arguments
+        self._safe_points = safe_points
+        self._acceptor = Acceptor(self._loop, declared.door, self._accept)
+        self._served: dict[HandledConnection, _Served] = {}
+        self._moving: list[HandledConnection] = []
+        self._ended = asyncio.Event()  # one of them has
+
+    @property
+    def connections(self) -> Sequence[HandledConnection]:
+        """Those that are open; asked from any thread."""
+        return list(self._served)
+
+    @property
+    def peers(self) -> Iterator[Peer[Any]]:
+        """Those that are open, as their handlers see them."""
+        return (served.peer for served in self._served.values())
+
+    @property
+    def tasks(self) -> list[asyncio.Task[None]]:
+        """Their handlers."""
+        return [served.task for served in self._served.values() if served.task]
+
+    # The beginning
+
+    def adopt(self, adopted: Adopted) -> None:
+        """Call the handler anew for a connection that has moved here."""
+        stream = Stream(adopted.sock, adopted.state, adopted.identity)
+        connection = self._make(stream, adopted.session, adopted=True)
+        if stream.unsent:
+            connection.flush()
+        # If its handler was done, only unsent bytes are left.
+        self._serve(connection, handled=adopted.state.waiting is not Waiting.CLOSING)
+
+    def open(self) -> None:
+        """Accept whoever comes."""
+        self._acceptor.open()
+
+    def _accept(self, sock: socket.socket) -> None:
+        session = self._declared.session() if self._declared.session else None
+        self._serve(self._make(Stream(sock), session, adopted=False), handled=True)
+
+    def _make(self, stream: Stream, session: object, *, adopted: bool) -> HandledConnection:
+        return HandledConnection(
+            self._name, stream, session, self._safe_points, self._forget, adopted=adopted
+        )
+
+    def _serve(self, connection: HandledConnection, *, handled: bool) -> None:
+        peer: Peer[Any] = Peer(connection)
+        task = None
+        if handled:
+            handler = functools.partial(self._declared.handler, peer, **self._arguments)
+            task = self._loop.create_task(connection.run(handler))
+        self._served[connection] = _Served(peer, task)
+
+    def _forget(self, connection: HandledConnection) -> None:
+        self._served.pop(connection, None)
+        self._ended.set()
+
+    # The end of serving
+
+    def hold(self) -> None:
+        """Accept no more, and let handlers come to a safe point."""
+        for connection in self._served:
+            connection.hold()
+        self._acceptor.close()
+
+    def resume(self) -> None:
+        """Go on as before `hold`."""
+        for connection in self._served:
+            connection.resume()
+        self.open()
+
+    def freeze(self, *, crosses: bool) -> tuple[list[Frozen], list[LeftBehind]]:
+        """What moves, and what stays and why; nothing changes. `crosses`: backend-transfer is on."""
+        frozen: list[Frozen] = []
+        left: list[LeftBehind] = []
+        self._moving = []
+        for connection in self._served:
+            if not crosses:
+                left.append(LeftBehind(self._name, connection.address, "backend-transfer=no"))
+                continue
+            match connection.freeze():
+                case Frozen() as item:
+                    frozen.append(item)
+                    self._moving.append(connection)
+                case LeftBehind() as item:
+                    left.append(item)
+        return frozen, left
+
+    def let_go(self) -> None:
+        """All that was frozen last belongs to another instance, and stays open here for now."""
+        for connection in self._moving:
+            connection.let_go()
+            self._forget(connection)
+
+    def close_copies(self) -> None:
+        """Close our copies of all that was frozen last: else their clients would not see that the
+        next instance closes them."""
+        for connection in self._moving:
+            connection.stream.sock.close()
+
+    def finish(self) -> None:
+        """What is left ends here, each connection after what its handler is at."""
+        for connection in self._served:
+            connection.finish()
+
+    async def all_ended(self, deadline: float, stop: asyncio.Event | None = None) -> None:
+        """Wait until all have ended, for the deadline (of `time.monotonic`), or for `stop`."""
+        events = [self._ended, stop] if stop else [self._ended]
+        while self._served and not (stop and stop.is_set()):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return
+            self._ended.clear()
+            await first(left, *events)
+
+    async def all_sent(self, deadline: float) -> None:
+        """Wait until all that was written is sent, or for the deadline, but for a second at least."""
+        with contextlib.suppress(TimeoutError):
+            async with until_deadline(deadline):
+                while any(connection.unsent for connection in self._served):
+                    self._ended.clear()
+                    await self._ended.wait()

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Which connections with a handler are at a safe point, and whether they may leave it; knows no FD."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Collection
+
+
+class SafePoints:
+    """Those of one instance. A gate is before all that a handler could be given: it is closed while
+    an instance begins, and while its connections are collected."""
+
+    def __init__(self) -> None:
+        self._open = asyncio.Event()
+        self._busy: set[object] = set()
+        self._coming: set[object] = set()  # adopted; its handler has not waited for anything yet
+        self._changed = asyncio.Event()
+
+    # For connections
+
+    def mark(self, connection: object, *, busy: bool) -> None:
+        """Note whether a connection is at a safe point."""
+        if busy:
+            self._busy.add(connection)
+            return
+        self._busy.discard(connection)
+        self._changed.set()
+
+    def expect(self, connection: object) -> None:
+        """A handler is called anew for a connection that was adopted."""
+        self._coming.add(connection)
+
+    def arrive(self, connection: object) -> None:
+        """Its handler waits for something for the first time, or has ended."""
+        self._coming.discard(connection)
+        self._changed.set()
+
+    async def pass_gate(self) -> None:
+        """Wait while the gate is closed."""
+        await self._open.wait()
+
+    # For the instance
+
+    def open(self) -> None:
+        """Let handlers go on."""
+        self._open.set()
+
+    def close(self) -> None:
+        """Let no handler leave its safe point."""
+        self._open.clear()
+
+    async def all_come(self, limit: float) -> int:
+        """Wait until each handler that was called anew has come to its first wait, for at most
+        `limit` seconds; returns how many have not."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit):
+                while self._coming:
+                    await self.change()
+        return len(self._coming)
+
+    async def all_safe(self, connections: Collection[object], deadline: float) -> None:
+        """Wait until these are at safe points, or for the deadline (of `time.monotonic`)."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(deadline - time.monotonic(), 0)):
+                while not self._busy.isdisjoint(connections):
+                    await self.change()
+
+    async def change(self) -> None:
+        """Wait until something has changed for one of them: it has come to a safe point, or has
+        ended."""
+        self._changed.clear()
+        await self._changed.wait()
