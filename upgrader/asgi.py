@@ -62,21 +62,21 @@ def configuration(options: dict[str, Any]) -> uvicorn.Config:
 
 async def _serve(config: uvicorn.Config) -> None:
     async with attach("asgi") as instance:
-        door = instance.listener(LISTENER, bind=_address(config))
+        listener = instance.listener(LISTENER, bind=_address(config))
         if config.uds:
 
             @instance.verify
             def open_to_all() -> None:
-                if door.persistent:  # bound here, not by a .socket unit
+                if listener.persistent:  # bound here, not by a .socket unit
                     os.chmod(str(config.uds), 0o666)  # as uvicorn does: a proxy is another user
 
         adapter = await _start(instance, config)
-        instance.protocols(door, adapter, tls=config.ssl)
+        instance.protocols(listener, adapter, tls=config.ssl)
         try:
             await instance.serve()
         finally:
-            patience = instance.parameters.drain_timeout
-            await adapter.stop(min(instance.deadline, time.monotonic() + patience))
+            patience = instance._parts.report.parameters.drain_timeout
+            await adapter.stop(min(instance._runtime.deadline, time.monotonic() + patience))
 
 
 async def _start(instance: Instance, config: uvicorn.Config) -> Adapter:
@@ -87,12 +87,12 @@ async def _start(instance: Instance, config: uvicorn.Config) -> Adapter:
         raise _refused(instance, UpgradeError("the application cannot be loaded")) from error
     except Exception as error:
         raise _refused(instance, error) from error
-    instance.version = str(getattr(config.load_app(), "version", ""))
+    instance._parts.report.version = str(getattr(config.load_app(), "version", ""))
     return adapter
 
 
 def _refused(instance: Instance, error: Exception) -> Exception:
-    instance.refuse(error)
+    instance._parts.destination.refuse(error)
     return error
 
 

@@ -261,6 +261,16 @@ class Declarations:
         self._check_new(f"connections of {name!r}", name, self.connections | self.protocols)
         self.protocols[name] = protocols
 
+    def add_check(self, check: Callable[..., Any]) -> None:
+        """Declare a check; raises DeclarationError for a parameter that no state can fill."""
+        self.arguments(check)
+        self.checks.append(check)
+
+    def add_reload(self, callback: Callable[..., Any]) -> None:
+        """Declare what a reload does; raises DeclarationError like `add_check`."""
+        self.arguments(callback)
+        self.reloads.append(callback)
+
     def sessions(self) -> dict[str, SavedState]:
         """For each door whose connections have a state of their own: its name and versions."""
         own = {
@@ -294,6 +304,11 @@ class Declarations:
                     remedy="declare it with instance.state(...) first",
                 )
         return wanted
+
+    def values(self, function: Callable[..., Any], *, skip: int = 0) -> dict[str, Any]:
+        """The live states that a function wants, by parameter name."""
+        wanted = self.arguments(function, skip=skip)
+        return {name: declared.value for name, declared in wanted.items()}
 
     def _check_new(self, item: str, name: str, known: dict[str, Any]) -> None:
         if self.serving:

@@ -12,7 +12,7 @@ from upgrader import started
 from upgrader.backends.fd import identify
 from upgrader.description import VERSION, Backend, Connection, Description
 from upgrader.errors import UpgradeError
-from upgrader.host import Host, Open
+from upgrader.self_report import Open, SelfReport
 from upgrader.stream import show_peer
 
 _LISTED = 100  # connections that are described one by one, the busy and old first; and modules
@@ -21,7 +21,7 @@ _LISTED = 100  # connections that are described one by one, the busy and old fir
 class Describer:
     """One instance, and the files and modules that it was made of when it became ready."""
 
-    def __init__(self, host: Host, library: str) -> None:
+    def __init__(self, host: SelfReport, library: str) -> None:
         """`library`: the version of this one."""
         self._host = host
         self._library = library

@@ -27,11 +27,11 @@ from upgrader.describing import Describer
 from upgrader.description import Decision, Last, Phase, Refusal
 from upgrader.errors import BusError, IncompatibleState, ParameterError, UpgradeError
 from upgrader.execution import Execution
-from upgrader.host import Host
 from upgrader.live_source import Request, Successor
 from upgrader.outgoing import Readers
 from upgrader.parameters import FD_STORE_ONLY, Mechanism
 from upgrader.progress import News
+from upgrader.self_report import SelfReport
 from upgrader.state import check_readable
 from upgrader.systemd.activation import own_number
 from upgrader.systemd.bus import Bus, is_user_service
@@ -56,7 +56,7 @@ class Negotiation:
 
     def __init__(
         self,
-        host: Host,
+        host: SelfReport,
         library: str,
         on_request: Callable[[Request | Execution], object],
         on_reload: Callable[[], object],

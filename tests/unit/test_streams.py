@@ -268,6 +268,6 @@ def test_outside_of_an_instance() -> None:
             assert (False, ()) == (server.is_serving(), server.sockets)
             with pytest.raises(upgrader.DeclarationError, match="declared twice"):
                 await start_server(nobody, "127.0.0.1", 7000)
-            assert ["tcp-7000"] == list(instance.declarations.protocols)
+            assert ["tcp-7000"] == list(instance._parts.declarations.protocols)
 
     asyncio.run(story())

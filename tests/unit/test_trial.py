@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 import upgrader
-from upgrader.account import Account
 from upgrader.cli.looking import lines
 from upgrader.control import Caller
 from upgrader.description import Description, Trial
 from upgrader.negotiation import Negotiation
 from upgrader.overview import Overview
+from upgrader.self_report import SelfReport
 from upgrader.state import save
 from upgrader.trial import blame, measure
 from upgrader.varlink import VarlinkError
@@ -49,11 +49,11 @@ def table(size: int) -> Table:
     return Table("t", {name: Row(7) for name in names}, list(range(size)), set(names))
 
 
-def account(*values: object) -> Account:
-    account = Account("x", "1", {})
+def reporting(*values: object) -> SelfReport:
+    report = SelfReport("x", "1", {})
     for value in values:
-        account.declarations.add_state(type(value)).fill(value)
-    return account
+        report.declarations.add_state(type(value)).fill(value)
+    return report
 
 
 @pytest.mark.parametrize("size", [0, 1, 999, 1000, 1001, 5000])
@@ -69,7 +69,7 @@ def test_p5_a_state_is_measured_in_pieces(size: int) -> None:
 def test_p5_a_state_may_change_while_it_is_tried() -> None:
     """It belongs to another thread: no trial fails because of that."""
     value = table(20_000)
-    declared = account(value).declarations.states["table"]
+    declared = reporting(value).declarations.states["table"]
     over = threading.Event()
 
     def change() -> None:
@@ -92,7 +92,7 @@ def test_p5_a_state_may_change_while_it_is_tried() -> None:
 def test_p5_what_cannot_be_saved_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     """With its path, at priority err; again only when something else cannot be."""
     value = table(3)
-    instance = account(value, Old())
+    instance = reporting(value, Old())
     assert [("table", 3, ""), ("old", 2, "")] == [
         (trial.name, trial.version, trial.problem) for trial in instance.try_states()
     ]
@@ -117,11 +117,11 @@ def test_p5_what_cannot_be_saved_is_told_once(caplog: pytest.LogCaptureFixture) 
 def test_p5_converters_back_are_tried_as_well() -> None:
     """They run only when there is no way back."""
     old = Old(0)
-    (trial,) = account(old).try_states()
+    (trial,) = reporting(old).try_states()
 
     assert "cannot be converted back to version 1: ZeroDivisionError" in trial.problem
     old.value = 5
-    assert "" == account(old).try_states()[0].problem
+    assert "" == reporting(old).try_states()[0].problem
 
 
 def test_p5_nothing_is_blamed_that_can_be_saved() -> None:
@@ -132,7 +132,7 @@ def test_p5_nothing_is_blamed_that_can_be_saved() -> None:
 def test_p5_whoever_asks_is_told() -> None:
     """The last trial comes with what an instance says of itself, and a new one can be asked for."""
     value = table(1)
-    instance = account(value)
+    instance = reporting(value)
     negotiation = Negotiation(instance, "1", lambda request: None, lambda: None)
     value.rows["row 0"].note = object()
     tried = negotiation.try_states(Caller(1, 0))["trials"]
@@ -143,7 +143,7 @@ def test_p5_whoever_asks_is_told() -> None:
 
 def test_p5_only_who_may_steer_may_try() -> None:
     """It takes time of the service."""
-    negotiation = Negotiation(account(), "1", lambda request: None, lambda: None)
+    negotiation = Negotiation(reporting(), "1", lambda request: None, lambda: None)
 
     with pytest.raises(VarlinkError, match="PermissionDenied"):
         negotiation.try_states(Caller(1, 12345))

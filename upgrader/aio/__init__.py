@@ -5,8 +5,9 @@ Frozen handlers are neither resumed nor cancelled: the process ends without runn
 """
 
 from upgrader.aio.adapter import Adapter
-from upgrader.aio.instance import Instance, Task
+from upgrader.aio.instance import Instance
 from upgrader.aio.peer import Peer
+from upgrader.aio.runtime import Task
 from upgrader.aio.streams import Server, start_server, start_unix_server
 
 __all__ = ["Adapter", "Instance", "Peer", "Server", "Task", "start_server", "start_unix_server"]

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import typing
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from upgrader.aio.adapter import Adapter
-from upgrader.declarations import Declarations, Listener
+from upgrader.aio.instance import Instance, attached
+from upgrader.declarations import Listener
 from upgrader.errors import DeclarationError
 
 if TYPE_CHECKING:
@@ -24,27 +23,6 @@ if TYPE_CHECKING:
 
 Connected = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None] | None]
 
-
-class Home(typing.Protocol):
-    """What a server needs of its instance."""
-
-    declarations: Declarations
-    replaced: bool
-
-    def listener(self, name: str, *, bind: str | None = None) -> Listener:
-        """Declare a listener."""
-
-    def protocols(
-        self, door: Listener, adapter: Adapter, *, tls: ssl.SSLContext | None = None
-    ) -> None:
-        """Declare that a library owns the connections of a door."""
-
-    async def serve(self) -> object:
-        """Serve until this instance is stopped."""
-
-
-#: The instance whose `async with attach(...)` this code runs in.
-attached: ContextVar[Home] = ContextVar("upgrader.aio.attached")
 
 _LIMIT = 65536  # bytes, asyncio's own default
 #: What asyncio.start_server knows besides and an instance decides by itself.
@@ -114,31 +92,31 @@ def _declare(name: str, bind: str, adapter: Streams, tls: ssl.SSLContext | None)
         raise DeclarationError(
             "start_server()", "needs an instance", remedy="async with upgrader.attach(...) first"
         ) from None
-    door = instance.listener(name, bind=bind)
-    instance.protocols(door, adapter, tls=tls)
-    return Server(instance, door)
+    listener = instance.listener(name, bind=bind)
+    instance.protocols(listener, adapter, tls=tls)
+    return Server(instance, listener)
 
 
 class Server:
     """What programs do with an `asyncio.Server`."""
 
-    def __init__(self, instance: Home, door: Listener) -> None:
+    def __init__(self, instance: Instance, listener: Listener) -> None:
         self._instance = instance
-        self._door = door
+        self._listener = listener
 
     @property
     def sockets(self) -> tuple[Any, ...]:
         """The listener, once this instance serves."""
-        return (self._door.socket,) if self.is_serving() else ()
+        return (self._listener.socket,) if self.is_serving() else ()
 
     def is_serving(self) -> bool:
         """Whether connections are accepted."""
-        return self._instance.declarations.serving and not self._instance.replaced
+        return self._instance._runtime.begun and not self._instance._runtime.replaced
 
     async def serve_forever(self) -> None:
         """Serve until another instance has taken over, or this one is stopped: `instance.serve`.
         Raises DeclarationError where it serves already: once is enough for all servers."""
-        if self._instance.declarations.serving:
+        if self._instance._runtime.begun:
             raise DeclarationError(
                 "serve_forever()", "this instance serves already",
                 remedy="with several servers, await instance.serve() once",

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What an instance knows of itself and tells others: where it stands, its parameters, its phases.
 
-It owns no backend and moves nothing; `instance` does.
+It owns no backend and moves nothing; the two sides of an instance do.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import socket
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from upgrader.backends import Waiting
 from upgrader.declarations import Declarations
 from upgrader.description import Loaded, Migration, Phase, Refusal, Standing, Trial
 from upgrader.errors import ParameterError, UpgradeError
-from upgrader.labels import label_lines
 from upgrader.parameters import Parameters
 from upgrader.progress import Progress, fields
 from upgrader.systemd import journal
@@ -25,14 +26,31 @@ from upgrader.systemd.notify import Notifier, one_line
 from upgrader.systemd.settings import Settings
 from upgrader.systemd.status import Origin, Status
 
-if TYPE_CHECKING:  # loaded by the instances that can be asked
-    from upgrader.host import Open
-
 _log = logging.getLogger("upgrader")
 
 
-class Account:
-    """The part of an instance that others ask for, and that it reports."""
+class Open(Protocol):
+    """An open connection, of this library or of another one."""
+
+    @property
+    def sock(self) -> socket.socket:
+        """Its socket."""
+
+    @property
+    def since(self) -> float:
+        """When it was opened here, as of `time.monotonic`."""
+
+    @property
+    def waiting(self) -> Waiting | None:
+        """Its safe point; None while it is busy."""
+
+    @property
+    def what(self) -> str:
+        """What it is at, where that is known."""
+
+
+class SelfReport:
+    """The part of an instance that others ask for, and that it tells them."""
 
     def __init__(self, service: str, version: str, environment: Mapping[str, str]) -> None:
         self.service = service
@@ -48,26 +66,23 @@ class Account:
         self.refusal = Refusal()  #: the last version that did not take over, by its own fault
         self.settings = Settings()  #: of the unit at the start of this process
         self.declarations = Declarations(service)
-        self._notifier = Notifier.from_environment(environment)
-        self._supervised = self._notifier.connected
+        self.notifier = Notifier.from_environment(environment)
+        self.supervised = self.notifier.connected  #: systemd started this process
+        #: All open connections with their backend; called from any thread.
+        self.connections_open: Callable[[], Sequence[tuple[str, Open]]] = lambda: ()
         self._status = Status(0, Origin.COLD)
-        label_lines(self)
+        self._prefix = _Prefix(self)
+
+    def open(self) -> None:
+        """From now on, lines in the log are this instance's, and say so."""
+        _log.addFilter(self._prefix)
+
+    def close(self) -> None:
+        """Say nothing more."""
+        _log.removeFilter(self._prefix)
+        self.notifier.close()
 
     # What others ask for
-
-    @property
-    def said_generation(self) -> int:
-        """The generation that its lines in the log carry."""
-        return self.generation or self.declarations.generation
-
-    @property
-    def supervised(self) -> bool:
-        """Whether systemd started this process."""
-        return self._supervised
-
-    def connections_open(self) -> Sequence[tuple[str, Open]]:
-        """All open connections with their backend; called from any thread."""
-        return ()
 
     def override(self, parameters: Mapping[str, str]) -> None:
         """Set parameters until the service is stopped, whatever the unit says; an empty value takes
@@ -104,10 +119,16 @@ class Account:
         self.refusal = refusal or self.refusal
         self._status = replace(self._status, refused=one_line(why))
         with contextlib.suppress(UpgradeError):
-            self._notifier.send(f"STATUS={self._status}")
+            self.notifier.send(f"STATUS={self._status}")
+
+    def loaded(self, status: Status, upgrade: str) -> None:
+        """Say that this instance is the owner now, and what has brought it here: the upgrade with
+        the id `upgrade`, if any."""
+        self._status = status
+        self._remember(status, upgrade)
+        self.tell(Priority.INFO, "destination", "load", Outcome.DONE, str(status))
 
     def _remember(self, status: Status, upgrade: str) -> None:
-        """What brought this instance here, and the id of the upgrade that did."""
         pause = status.pause or 0.0
         loaded = Loaded(
             origin=status.origin,
@@ -148,9 +169,10 @@ class Account:
         else:
             _log.error("%s", message)
 
-    def _report(
+    def tell(
         self, priority: Priority, side: str, phase: str, outcome: Outcome, message: str
     ) -> None:
+        """Send a journal entry; at a desk, log what has failed."""
         if self.supervised:
             news, last = self.progress.now, self.progress.last
             details = {}
@@ -163,3 +185,20 @@ class Account:
             )  # fmt: skip
         elif priority is Priority.ERR:
             _log.error("%s", message)
+
+
+class _Prefix(logging.Filter):
+    """Says in each line that the library logs which generation says it: of two instances that run
+    side by side, both write to the journal of one unit."""
+
+    def __init__(self, report: SelfReport) -> None:
+        super().__init__()
+        self._report = report
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let everything pass, with the generation before it; 0 until it is known."""
+        generation = self._report.generation or self._report.declarations.generation
+        record.generation = generation
+        if generation:
+            record.msg = f"generation {generation}: {record.msg}"
+        return True

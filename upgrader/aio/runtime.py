@@ -1,0 +1,375 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""An instance on an asyncio loop: accepts, serves, freezes, and resumes or ends.
+
+asyncio is one thread, so a migration inside one callback suspends every task at its await point.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import logging
+import signal
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any
+
+from upgrader.aio.handled_listener import HandledListener
+from upgrader.aio.hosting import Hosting, end_all
+from upgrader.aio.safe_points import SafePoints
+from upgrader.aio.waiting import cancel, next_event
+from upgrader.arrival import Arrival
+from upgrader.declarations import Declared, Listener
+from upgrader.destination_side import refused_by_check
+from upgrader.image import LeftBehind
+from upgrader.instance import Ended
+from upgrader.instance_parts import InstanceParts
+from upgrader.outgoing import Frozen
+from upgrader.process import no_collection, stop_signals
+from upgrader.self_report import Open
+from upgrader.switchover import Event, Source
+
+if TYPE_CHECKING:
+    from upgrader.execution import Execution
+    from upgrader.live_source import Request
+
+Task = Callable[..., Coroutine[Any, Any, object]]
+
+_FOR_TURNS = 0.2  # of the time there is to come to a stop
+_log = logging.getLogger("upgrader")
+
+
+class AsyncioRuntime:
+    """Runs the parts of an instance on the running loop; implements `source_side.Loop`."""
+
+    def __init__(self, parts: InstanceParts) -> None:
+        self.handled: dict[str, HandledListener] = {}
+        self.hostings: dict[str, Hosting] = {}
+        self.replaced = False  #: another instance owns all that has moved; what is left is drained
+        #: Of `time.monotonic`: by then a process that was told to end should be gone.
+        self.deadline = float("inf")
+        self._parts = parts
+        self._declarations = parts.declarations
+        self._loop = asyncio.get_running_loop()
+        self._safe_points = SafePoints()
+        self._stop = asyncio.Event()
+        self._requests: asyncio.Queue[Request | Execution] = asyncio.Queue()
+        self._tasks: list[asyncio.Task[object]] = []
+        parts.report.connections_open = self._connections_open
+
+    @property
+    def begun(self) -> bool:
+        """Whether `serve` was called."""
+        return self._declarations.serving
+
+    async def serve(self, tasks: Sequence[Task]) -> Ended:
+        """Load, serve and end; see `Instance.serve`."""
+        parts = self._parts
+        wanted = [(task, self._declarations.arguments(task)) for task in tasks]
+        self.hostings = {
+            name: Hosting(self._loop, declared)
+            for name, declared in self._declarations.protocols.items()
+        }
+        parts.answering.prepare(
+            lambda request: self._loop.call_soon_threadsafe(self._requests.put_nowait, request),
+            lambda: asyncio.run_coroutine_threadsafe(self._reload(), self._loop).result(),
+            now=parts.destination.live,
+        )
+        signals = stop_signals(parts.report.supervised)
+        try:
+            arrival = parts.destination.load()
+            for name, hosting in self.hostings.items():
+                hosting.prepare([item for item in arrival.adopted if item.door == name])
+            await self._verify()
+            for number in signals:
+                self._catch(number)
+            parts.destination.commit(arrival, lambda: self._adopt(arrival))
+        except Exception as error:
+            parts.destination.refuse(error)
+            raise
+        await self._open()
+        parts.answering.open()
+        self._loop.call_later(parts.report.parameters.insurance, self._trust)
+        self._begin_tasks(wanted)
+        try:
+            return await self._until_the_end()
+        finally:
+            for number in signals:
+                self._loop.remove_signal_handler(number)
+
+    async def _until_the_end(self) -> Ended:
+        while True:
+            event = await next_event(self._stop, self._requests, self._tasks)
+            if event is None or isinstance(event, BaseException):
+                ended = await self._retire(event)
+                if event and ended is Ended.STOPPED:
+                    raise event
+                return ended
+            if await self._migrate(event):
+                return Ended.MIGRATED
+
+    def _connections_open(self) -> Sequence[tuple[str, Open]]:
+        open_here: list[tuple[str, Open]] = []
+        for name, handled in self.handled.items():
+            open_here += [(name, connection.stream) for connection in handled.connections]
+        for name, hosting in self.hostings.items():
+            open_here += [(name, hosted) for hosted in hosting.connections if not hosted.gone]
+        return open_here
+
+    # The beginning
+
+    async def _verify(self) -> None:
+        for check in self._declarations.checks:
+            try:
+                result = check(**self._declarations.values(check))
+                if inspect.isawaitable(result):
+                    await result
+            except Exception as error:
+                raise refused_by_check(check, error) from error
+
+    def _catch(self, number: signal.Signals) -> None:
+        """End at a signal; a handler that somebody else had for SIGTERM runs then, too."""
+        theirs = signal.getsignal(number) if number is signal.SIGTERM else None
+
+        def stopped() -> None:
+            self._stop.set()
+            if callable(theirs):
+                try:
+                    theirs(number, None)
+                except BaseException:  # SystemExit is what many of them raise
+                    _log.info("what a handler of SIGTERM raises ends nothing here", exc_info=True)
+
+        self._loop.add_signal_handler(number, stopped)
+
+    def _trust(self) -> None:
+        if not self._parts.destination.trust():
+            self._loop.call_later(1, self._trust)
+
+    async def _reload(self) -> None:
+        for callback in self._declarations.reloads:
+            result = callback(**self._declarations.values(callback))
+            if inspect.isawaitable(result):
+                await result
+
+    def _adopt(self, arrival: Arrival) -> None:
+        self.handled = {
+            name: HandledListener(
+                connections,
+                self._declarations.values(connections.handler, skip=1),
+                self._safe_points,
+            )
+            for name, connections in self._declarations.connections.items()
+        }
+        with no_collection():
+            for adopted in arrival.adopted:
+                if adopted.door in self.handled:
+                    self.handled[adopted.door].adopt(adopted)
+
+    async def _open(self) -> None:
+        """Begin to serve, once all handlers of what was adopted wait for something."""
+        limit = self._parts.report.parameters.downtime_limit
+        late = await self._safe_points.all_come(limit)
+        if late:
+            _log.warning(
+                "%d handlers of adopted connections have not come to their first wait within"
+                " downtime-limit: the others go on without them", late,
+            )  # fmt: skip
+        self._safe_points.open()
+        for handled in self.handled.values():
+            handled.open()
+        for hosting in self.hostings.values():
+            hosting.open()
+
+    def _begin_tasks(self, wanted: Sequence[tuple[Task, dict[str, Declared[Any]]]]) -> None:
+        self._tasks = [
+            self._loop.create_task(
+                task(**{name: declared.value for name, declared in arguments.items()}),
+                name=getattr(task, "__name__", None),
+            )
+            for task, arguments in wanted
+        ]
+
+    # The end
+
+    async def _retire(self, failure: BaseException | None) -> Ended:
+        source = self._parts.source
+        parks, deadline = source.told_to_stop(failed=failure is not None)
+        self.deadline = deadline
+        self._hold(for_good=True)
+        if not parks:
+            source.leave()
+        await self._come_to_a_stop(deadline, for_good=True)
+        if parks and self._park():
+            source.exit_status = 1 if failure else 0
+            await cancel(self._tasks, deadline)
+            return Ended.MIGRATED
+        source.leave()
+        await self._drain(deadline)
+        return Ended.STOPPED
+
+    def _hold(self, *, for_good: bool) -> None:
+        """Accept no more, and let no connection leave its safe point."""
+        self._safe_points.close()
+        for handled in self.handled.values():
+            handled.hold()
+        for name, hosting in self.hostings.items():
+            hosting.hold(for_good=for_good, crosses=self._crosses(name))
+
+    def _crosses(self, backend: str) -> bool:
+        return self._parts.answering.crosses(backend)
+
+    def resume(self) -> None:
+        """As if nothing had happened."""
+        self._parts.turns.open()
+        self._safe_points.open()
+        for handled in self.handled.values():
+            handled.resume()
+        for hosting in self.hostings.values():
+            hosting.resume()
+
+    async def _execute(self, execution: Execution) -> None:
+        """Become the new version; returns only if that fails, and this instance serves on."""
+        self._hold(for_good=False)
+        # Nobody could drain afterwards.
+        deadline = time.monotonic() + self._parts.report.parameters.drain_timeout
+        await self._come_to_a_stop(deadline, for_good=False)
+        self._parts.source.execute(execution, self)
+
+    async def _migrate(self, request: Request | Execution) -> bool:
+        """Give everything to a live destination; False if this instance serves on."""
+        from upgrader.live_source import Request  # since it answers, it has been loaded
+
+        if not isinstance(request, Request):
+            await self._execute(request)
+            return False
+        self._hold(for_good=False)
+        parameters = self._parts.report.parameters
+        await self._collect(time.monotonic() + parameters.downtime_limit, drained=True)
+        giver = self._parts.source.give(request, self)  # nothing else runs meanwhile: the freeze
+        if giver.state is Source.SERVING:
+            return False
+        self.deadline = time.monotonic() + parameters.drain_timeout
+        draining = self._loop.create_task(self._drain_rest())
+        while giver.state is Source.COMMITTED:
+            giver.side.feed(await asyncio.wrap_future(giver.told))
+        if giver.state is Source.PARKED:  # Restart= brings all back, once this process is gone
+            draining.cancel()
+            return True
+        await draining
+        giver.side.feed(Event.STOP if self._stop.is_set() else Event.DRAINED)
+        return True
+
+    def give_up(self) -> None:
+        """Nothing that has moved is touched any more; the rest is drained."""
+        self.replaced = True
+        for handled in self.handled.values():
+            handled.let_go()
+        for hosting in self.hostings.values():
+            hosting.let_go()
+            # Our states are another instance's by now: no new request may write to them here.
+            hosting.finish(one_more=not self._declarations.states)
+        self._safe_points.open()
+        for handled in self.handled.values():
+            handled.finish()
+
+    def let_go(self) -> None:
+        """Close our copies of what has moved."""
+        for handled in self.handled.values():
+            handled.close_copies()
+        for hosting in self.hostings.values():
+            hosting.close_copies()
+        for bound in self._declarations.sockets.values():
+            bound.close()
+
+    async def _drain_rest(self) -> None:
+        """What could not move ends after what it is at, by the deadline or `stop`."""
+        if self._connections_open():
+            self._parts.answering.drain()
+        await cancel(self._tasks, self.deadline)
+        await end_all(self.hostings.values(), self.deadline, self._stop)
+        for handled in self.handled.values():
+            await handled.all_ended(self.deadline, self._stop)
+
+    async def _come_to_a_stop(self, deadline: float, *, for_good: bool) -> None:
+        """Connections that do not move end while this instance still owns, the others come to
+        their safe points, both until the deadline."""
+        staying = [h for name, h in self.handled.items() if not self._crosses(name)]
+        for handled in staying:
+            handled.finish()
+        await self._collect(deadline, for_good=for_good)
+        for handled in staying:
+            await handled.all_ended(deadline)
+
+    async def _collect(
+        self, deadline: float, *, for_good: bool = False, drained: bool = False
+    ) -> None:
+        """Wait until all that moves is at safe points and no turn runs, or for the deadline.
+        `drained`: what is not, may end here afterwards."""
+        moving = [
+            connection
+            for name, handled in self.handled.items()
+            if self._crosses(name)
+            for connection in handled.connections
+        ]
+        # No grace here: PID 1 kills at the end of TimeoutStopSec=, and parking comes first.
+        await self._safe_points.all_safe(moving, _before_turns(deadline))
+        settled = _before_turns(deadline)
+        for hosting in self.hostings.values():
+            await hosting.settle(settled, for_good=for_good, drained=drained)
+        # However long a handler is busy, no turn may begin from here on, or be cut in two.
+        idle = asyncio.Event()
+        turns = self._parts.turns
+        turns.close(lambda: self._loop.call_soon_threadsafe(idle.set))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(deadline - time.monotonic(), 0)):
+                await idle.wait()
+                return
+        for name in turns.running:
+            limit = "downtime-limit" if drained else "drain-timeout"
+            _log.error("%s did not end its turn within %s", name, limit)
+
+    def _park(self) -> bool:
+        # From here to the end of park() no other callback runs: this is the freeze.
+        source = self._parts.source
+        source.frozen = source.park(*self.freeze())
+        if source.frozen:
+            for handled in self.handled.values():
+                handled.let_go()
+            for hosting in self.hostings.values():
+                hosting.let_go()
+        return source.frozen
+
+    def freeze(self) -> tuple[list[Frozen], list[LeftBehind]]:
+        """What moves, and what stays and why; nothing changes."""
+        frozen: list[Frozen] = []
+        busy: list[LeftBehind] = []
+        for name, handled in self.handled.items():
+            moving, staying = handled.freeze(crosses=self._crosses(name))
+            frozen += moving
+            busy += staying
+        for hosting in self.hostings.values():
+            moving, staying = hosting.freeze()
+            frozen += moving
+            busy += staying
+        return frozen, busy
+
+    async def _drain(self, deadline: float) -> None:
+        """End all handlers, with their `finally` blocks, and send what is unsent."""
+        self._parts.turns.open()
+        handlers = [task for handled in self.handled.values() for task in handled.tasks]
+        for hosting in self.hostings.values():
+            hosting.finish()
+        await cancel([*self._tasks, *handlers], deadline)
+        await end_all(self.hostings.values(), deadline)
+        for handled in self.handled.values():
+            await handled.all_sent(deadline)
+        for bound in self._declarations.sockets.values():
+            if isinstance(bound, Listener):
+                bound.close()
+
+
+def _before_turns(deadline: float) -> float:
+    """What is left until a deadline (of `time.monotonic`), but for a part in which turns end."""
+    now = time.monotonic()
+    return now + max(deadline - now, 0) * (1 - _FOR_TURNS)
