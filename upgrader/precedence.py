@@ -7,7 +7,9 @@ it can be taken back without privileges, and system call filters know nothing of
 
 from __future__ import annotations
 
-_PLACE = "/proc/self/autogroup"
+#: Seconds after which a process that gives way should have come far enough: on a machine that is
+#: busy with something else it would hardly run.
+COURTESY = 0.5
 #: Seconds between two changes on one machine without privileges.
 _PAUSE = 0.1
 
@@ -27,10 +29,15 @@ def claim() -> None:
         timer.start()
 
 
-def _set(nice: int) -> bool:
-    """False if it was changed too short a time ago."""
+def end(pid: int) -> None:
+    """Have another process of the same user go alike again."""
+    _set(0, pid)
+
+
+def _set(nice: int, pid: int | str = "self") -> bool:
+    """False if another one was set too short a time ago."""
     try:
-        with open(_PLACE, "w", encoding="ascii") as file:
+        with open(f"/proc/{pid}/autogroup", "w", encoding="ascii") as file:
             file.write(str(nice))
     except BlockingIOError:
         return False

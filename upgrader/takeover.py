@@ -19,6 +19,7 @@ import socket
 import sys
 import time
 
+from upgrader import precedence
 from upgrader.calling import call
 from upgrader.codes import Code
 from upgrader.command_line import Command, given_environment, main_process
@@ -241,11 +242,12 @@ class Takeover:
 
     def _follow(self, line: socket.socket, new: NewProcess) -> None:
         """Wait for the commit; raises TakeoverError with the reason if there is none."""
+        watched = [line.fileno(), new.fileno(), self._told]
+        if not select.select(watched, [], [], precedence.COURTESY)[0]:
+            precedence.end(new.pid)
         while True:
             # Its end is seen at its pidfd: what it has forked may hold the line open.
-            readable, _, _ = select.select(
-                [line.fileno(), new.fileno(), self._told], [], [], self._left
-            )
+            readable, _, _ = select.select(watched, [], [], self._left)
             if not readable:
                 why = "the new version was not ready in time (TimeoutStartSec=)"
                 raise TakeoverError(why, Code.NOT_READY_IN_TIME)

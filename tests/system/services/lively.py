@@ -17,6 +17,8 @@ FLAW = os.environ.get("FLAW", "")
 MARK = Path(os.environ["RUNTIME_DIRECTORY"], "mark")
 GO = Path(os.environ["RUNTIME_DIRECTORY"], "go")
 STARTED_WITH = dict(os.environ)
+WEIGHT = Path("/proc/self/autogroup")
+WEIGHTED = WEIGHT.read_text().split()[-1] if WEIGHT.exists() else ""
 
 
 def waits(step: str) -> bool:
@@ -66,6 +68,9 @@ async def main() -> None:
                         await peer.write(b"done\n")
                     case [b"environment"]:
                         await peer.write(json.dumps(STARTED_WITH).encode() + b"\n")
+                    case [b"weights"]:
+                        now = WEIGHT.read_text().split()[-1]
+                        await peer.write(f"{WEIGHTED} {now}\n".encode())
                     case [b"credential", name]:
                         there = Path(os.environ["CREDENTIALS_DIRECTORY"], name.decode())
                         told = there.read_bytes().strip() if there.exists() else b"missing"
