@@ -112,7 +112,7 @@ def test_takeover(tmp_path: Path) -> None:
 
         def asyncio() -> float:
             code = "import asyncio, time; print(time.time_ns())"
-            line = f"date +%s%N; exec {python} -c '{code}'"
+            line = f"date +%s%N; PYTHONPATH=/opt/watch exec {python} -c '{code}'"
             start, end = machine.run(["sh", "-c", line]).stdout.split()
             return (int(end) - int(start)) / 1e9
 

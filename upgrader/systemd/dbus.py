@@ -6,6 +6,7 @@ https://dbus.freedesktop.org/doc/dbus-specification.html#message-protocol-marsha
 
 from __future__ import annotations
 
+import functools
 import struct
 
 TYPE_CHECKING = False
@@ -13,8 +14,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 _FIXED = {
-    "y": ("<B", 1), "b": ("<I", 4), "n": ("<h", 2), "q": ("<H", 2), "i": ("<i", 4),
-    "u": ("<I", 4), "x": ("<q", 8), "t": ("<Q", 8), "d": ("<d", 8),
+    signature: struct.Struct(f"<{layout}")
+    for signature, layout in {
+        "y": "B", "b": "I", "n": "h", "q": "H", "i": "i", "u": "I", "x": "q", "t": "Q", "d": "d",
+    }.items()
 }  # fmt: skip
 
 
@@ -27,14 +30,15 @@ def read(signature: str, body: bytes, at: int = 0) -> list[Any]:
         raise ValueError(f"body does not match {signature!r}") from error
 
 
-def split(signature: str) -> list[str]:
+@functools.lru_cache(256)
+def split(signature: str) -> tuple[str, ...]:
     """The complete types of a signature."""
     parts, at = [], 0
     while at < len(signature):
         end = _end(signature, at)
         parts.append(signature[at:end])
         at = end
-    return parts
+    return tuple(parts)
 
 
 def _end(signature: str, at: int) -> int:
@@ -57,9 +61,8 @@ class _Reader:
 
     def value(self, signature: str) -> Any:
         kind = signature[0]
-        if kind in _FIXED:
-            layout, size = _FIXED[kind]
-            (number,) = struct.unpack_from(layout, self._body, self._skip(size, size))
+        if layout := _FIXED.get(kind):
+            (number,) = layout.unpack_from(self._body, self._skip(layout.size, layout.size))
             return bool(number) if kind == "b" else number
         match kind:
             case "s" | "o":
@@ -85,11 +88,12 @@ class _Reader:
         return values
 
     def _length(self) -> int:
-        (length,) = struct.unpack_from("<I", self._body, self._skip(4, 4))
+        (length,) = _FIXED["u"].unpack_from(self._body, self._skip(4, 4))
         return int(length)
 
     def _text(self, length: int) -> str:
-        return self._body[self._skip(1, length + 1) :][:length].decode()
+        at = self._skip(1, length + 1)
+        return self._body[at : at + length].decode()
 
     def _skip(self, alignment: int, size: int) -> int:
         """Align, then move past `size` bytes; returns where they begin."""
