@@ -9,9 +9,10 @@ import pytest
 
 from tests.unit.played import DestinationProcess, Here
 from upgrader import channel, image, interpreter, wire
+from upgrader.account import Account
 from upgrader.codes import Code
 from upgrader.live_source import Giver, Request
-from upgrader.negotiation import common_stream
+from upgrader.negotiation import Negotiation, common_stream
 from upgrader.switchover import DestinationAction, Event, Source, SourceAction
 from upgrader.varlink import VarlinkError
 
@@ -255,3 +256,32 @@ def test_every_action_is_performed_by_the_method_of_its_name() -> None:
         assert Event.STOP is interpreter.perform_destination(recorder, other)
 
     assert [each.name.lower() for each in (*SourceAction, *DestinationAction)] == recorder.performed
+
+
+# Before Go
+
+
+@pytest.mark.parametrize("way", ["closes", "junk", "ack", "silent"])
+def test_a_destination_that_never_says_go_is_ended(
+    way: str, make: Callable[[int], Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its takeover may be gone; the source serves on, and takes the next one."""
+    bench = make(2)
+    requests: list[object] = []
+    negotiation = Negotiation(Account("x", "1", {}), "1", requests.append, lambda: None)
+    negotiation._successor = bench.process
+    negotiation._migrating = True
+    match way:
+        case "closes":
+            bench.peer.close()
+        case "junk":
+            bench.peer.send(b"x" * wire.RECORD_SIZE)
+        case "ack":
+            bench.say(bench.expected())
+        case "silent":
+            monkeypatch.setattr("upgrader.negotiation._GO", 0.01)
+    negotiation.migrate(bench.source)
+
+    assert bench.process.killed
+    assert ([], False) == (requests, negotiation._migrating)
+    assert -1 == bench.source.fileno()
