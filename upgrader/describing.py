@@ -50,7 +50,7 @@ class Describer:
             since=round(host.since, 3),
             credentials=os.environ.get("CREDENTIALS_DIRECTORY", ""),
             changed=[path for path, seen in self._files.items() if _stamp(path) != seen],
-            late=sorted(sys.modules.keys() - self._modules)[:_LISTED],
+            late=self._late(),
             expected=bool(expected),
             upgrade=expected,
             preflight=preflight,
@@ -72,6 +72,11 @@ class Describer:
             loaded=host.progress.origin,
             refused=host.refusal,
         )
+
+    def _late(self) -> list[str]:
+        # A codec comes when a text is first read in it, and is nobody's code of two versions.
+        late = (name for name in sys.modules.keys() - self._modules)
+        return sorted(name for name in late if not name.startswith("encodings."))[:_LISTED]
 
     def _backend(self, name: str, connections: Sequence[tuple[str, Open]]) -> Backend:
         bound = self._host.declarations.sockets[name]

@@ -128,6 +128,8 @@ def _judge(attempt: Attempt, verdict: Verdict) -> Outcome:
         who = f"process {now.main_pid}, the main one now, does not answer"
         if now.main_pid == attempt.unit.main_pid:
             who = "the running instance does not say, or has not decided"
+            if attempt.before and attempt.before.interface == 1:
+                who = f"unknown (library {attempt.before.library})"
         return attempt.failed(Result.UNDECIDED, who, see)
     if verdict.decision is Decision.NONE:
         cause = f"another instance was started, which does not go on from the one before: {after}"
