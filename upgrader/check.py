@@ -154,11 +154,13 @@ def _findings(systemd: Systemd, unit: Unit, present: Presence) -> Iterator[Findi
     yield from _about_systemd(systemd, unit)
     values = systemd.properties(unit)
     yield from _about_settings(unit, values)
-    if held := hold.read(unit.id, user=systemd.user):
+    if held := hold.standing(unit, present.said, user=systemd.user):
+        remedies = {
+            hold.Kind.ADMIN: f"when that is over: upgrader unhold {unit.id}",
+            hold.Kind.FAILED: "put a good version in place and upgrade",
+        }
         yield Finding(
-            Severity.WARNING,
-            f"a failed upgrade has put it on hold: hooks leave it alone ({held})",
-            "put a good version in place and upgrade",
+            Severity.WARNING, f"it is on hold: hooks leave it alone ({held})", remedies[held.kind]
         )
     if unit.serves and present.said:
         yield from _about_instance(unit, present.said, values)

@@ -71,6 +71,7 @@ class Describer:
             last=host.progress.last,
             loaded=host.progress.origin,
             refused=host.refusal,
+            fingerprint=self.fingerprint(),
         )
 
     def _late(self) -> list[str]:

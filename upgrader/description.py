@@ -188,7 +188,8 @@ class Description(msgspec.Struct, frozen=True):
     """One instance. `since`: seconds since the epoch at which it began to serve; `changed`: files
     of the program that are others now; `late`: modules that were imported after it was ready;
     `expected`: the next reload is an upgrade, with the id `upgrade`, or its `preflight` (`rehearsal`,
-    to takeovers of interface 1); `overrides`: what was set at run time."""
+    to takeovers of interface 1); `overrides`: what was set at run time;
+    `fingerprint` names the files of the program as they are on disk now."""
 
     service: str
     version: str = ""
@@ -218,3 +219,4 @@ class Description(msgspec.Struct, frozen=True):
     last: Last = Last()
     loaded: Loaded = Loaded()
     refused: Refusal = Refusal()
+    fingerprint: str = ""

@@ -54,9 +54,7 @@ def restart_cold(
 
     Raises nothing that is expected. `timeout` as for an upgrade. A hold is lifted if it is done.
     """
-    return lift_or_place(
-        _carry_out(Verb.RESTART, _restart_cold, unit, timeout, user, progress), user=user
-    )
+    return _carry_out(Verb.RESTART, _restart_cold, unit, timeout, user, progress)
 
 
 def _carry_out(
@@ -125,7 +123,7 @@ def _restart_cold(
     before = instances.status(found.said) if found.said else None
     with startable(systemd, unit), drop_in(systemd, unit, DROP_IN, _DISCARD.format("all")):
         outcome = _start(systemd, unit, Verb.RESTART, "image", timeout, progress)
-    return replace(outcome, before=before)
+    return lift_or_place(systemd, replace(outcome, before=before))
 
 
 def _start(

@@ -18,7 +18,7 @@ from pathlib import PurePath
 
 from upgrader import hold, overview, policy
 from upgrader.errors import UpgradeError
-from upgrader.hold import Hold
+from upgrader.hold import Hold, Kind
 from upgrader.outcome import Outcome, Result
 from upgrader.parameters import Mode
 from upgrader.policy import Policy, Rule
@@ -126,21 +126,21 @@ class Desk:
             return self._tell(why, rule.complaint, bad=True)
         if rule.policy is Policy.NEVER:
             return self._tell(f"{name}: left alone by the policy of this machine")
-        if not installed and (held := hold.read(name) or _sister(name)):
-            remedy = f"once a good version is in place: upgrader upgrade {name}"
-            whose = "" if held.unit == name else f"because {held.unit} is "
-            return self._tell(f"{name}: left alone, {whose}{held}", remedy)
-        if _forbidden(name):
-            return self._tell(f"{name}: left alone, {_POLICY_RC_D} forbids a restart")
         with Systemd() as systemd:
             unit = systemd.unit(name)
+            if held := _held(systemd, unit, installed):
+                whose = "" if held.unit == unit.id else f"because {held.unit} is "
+                remedy = _REMEDIES[held.kind].format(unit=held.unit)
+                return self._tell(f"{name}: left alone, {whose}{held}", remedy)
+            if _forbidden(name):
+                return self._tell(f"{name}: left alone, {_POLICY_RC_D} forbids a restart")
             if unit.need_daemon_reload:
                 systemd.daemon_reload(unit.id)
                 unit = systemd.unit(name)
             if installed and has_failed(unit):
                 # What PID 1 holds is for the next good version, which may be this.
                 outcome = start_again(systemd, unit, TIMEOUT, lambda text: None)
-                return self._report(lift_or_place(outcome))
+                return self._report(lift_or_place(systemd, outcome))
             if unit.load_state == "masked" or not unit.serves:
                 # Not running, it starts with the new version; nobody wants it started from here.
                 return self._tell(f"{name}: nothing to upgrade, it is {_word(unit)}")
@@ -195,11 +195,29 @@ class Desk:
         self.say(f"{unit}: {why}; once more in {wait:.0f}s, for all")
 
 
-def _sister(unit: str) -> Hold | None:
-    """The hold on another instance of the same template, which runs the same version on disk."""
-    template, at, _ = unit.partition("@")
-    held = hold.held() if at else []
-    return next((each for each in held if each.unit.startswith(f"{template}@")), None)
+def _held(systemd: Systemd, unit: Unit, installed: bool) -> Hold | None:
+    """The hold that keeps a unit from being upgraded: its own, or of another instance of its template,
+    which is of the same version on disk. One that a failure has left is no match for a new version."""
+    if installed:
+        return hold.by_admin(unit.id)
+    names = [unit.id]
+    template, at, _ = unit.id.partition("@")
+    if at:
+        sisters = (*hold.on_file(), *systemd.running(f"{template}@*.service", failed=True))
+        names += sorted({name for name in sisters if name.startswith(f"{template}@")} - {unit.id})
+    for name in names:
+        with contextlib.suppress(NoSuchUnit):
+            each = unit if name == unit.id else systemd.unit(name)
+            held = hold.standing(each, look(systemd, each, patient=False).said)
+            if held and (each is unit or held.kind is Kind.FAILED):
+                return held
+    return None
+
+
+_REMEDIES = {
+    Kind.FAILED: "once a good version is in place: upgrader upgrade {unit}",
+    Kind.ADMIN: "when that is over: upgrader unhold {unit}",
+}
 
 
 _MODES = {Policy.AUTO: None, Policy.LIVE: Mode.LIVE, Policy.RESTART: Mode.RESTART}

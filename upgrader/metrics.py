@@ -7,6 +7,7 @@ https://prometheus.io/docs/instrumenting/exposition_formats/
 from collections.abc import Iterator, Sequence
 
 from upgrader.description import Phase
+from upgrader.hold import Kind
 from upgrader.overview import Overview
 
 Sample = tuple[str, dict[str, str], float]
@@ -17,7 +18,7 @@ _HELP = {
     "upgrader_generation": "Migrations of the running service, and one.",
     "upgrader_start_time_seconds": "When the running instance took over.",
     "upgrader_changed_on_disk": "Whether files of the program have changed since it was started.",
-    "upgrader_held": "Whether a failed upgrade has put the unit on hold.",
+    "upgrader_held": "Whether the unit is on hold: by a failed upgrade, or by an admin.",
     "upgrader_last_upgrade_success": "Whether the last upgrade of the running service was done.",
     "upgrader_last_upgrade_time_seconds": "When it began.",
     "upgrader_last_upgrade_pause_seconds": "How long nobody served.",
@@ -44,7 +45,9 @@ def _samples(found: Overview) -> Iterator[Sample]:
     unit = {"unit": found.unit}
     instance, status = found.instance, found.status
     yield "upgrader_serving", unit, found.serves
-    yield "upgrader_held", unit, found.hold is not None
+    for kind in (Kind.FAILED, Kind.ADMIN):
+        held = found.hold is not None and found.hold.kind is kind
+        yield "upgrader_held", unit | {"kind": kind}, held
     drained = sum(each.connections for each in found.draining)
     yield "upgrader_draining_connections", unit, drained
     if found.parked is not None:

@@ -75,6 +75,7 @@ class Result(StrEnum):
     NO_SUCH_UNIT = "no-such-unit"
     NO_PERMISSION = "no-permission"
     UNREACHABLE = "systemd-unreachable"
+    HELD = "held"  #: an admin wants no upgrade of it
     BUSY = "busy"
     USAGE = "usage"
 
@@ -89,6 +90,7 @@ _EXIT_CODES = {
     Result.NO_SUCH_UNIT: ExitCode.NOTHING_DONE,
     Result.NO_PERMISSION: ExitCode.NOTHING_DONE,
     Result.UNREACHABLE: ExitCode.NOTHING_DONE,
+    Result.HELD: ExitCode.NOTHING_DONE,
     Result.BUSY: ExitCode.BUSY,
     Result.USAGE: ExitCode.USAGE,
 }
@@ -107,6 +109,7 @@ class Verb(StrEnum):
     UPGRADE = "upgrade"
     RESTART = "restart"
     DISCARD = "discard"
+    HOLD = "hold"
     UNHOLD = "unhold"
     LIST = "list"
     STATUS = "status"
@@ -121,6 +124,7 @@ _FAILED = {
     Verb.RESTART: "not restarted",
     Verb.UPGRADE: "not upgraded",
     Verb.DISCARD: "nothing discarded",
+    Verb.HOLD: "no hold was put on it",
     Verb.UNHOLD: "the hold stays",
     Verb.LIST: "nothing shown",
     Verb.STATUS: "nothing shown",

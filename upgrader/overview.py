@@ -64,7 +64,7 @@ def read(systemd: Systemd, name: str, *, patient: bool = True) -> Overview:
     """
     unit = systemd.unit(name)
     found = look(systemd, unit, patient=patient)
-    held, parked = hold.read(unit.id, user=systemd.user), _parked(systemd, unit)
+    held, parked = hold.standing(unit, found.said, user=systemd.user), _parked(systemd, unit)
     return Overview(
         unit=unit.id,
         active=f"{unit.active_state} ({unit.sub_state})",
@@ -84,7 +84,7 @@ def read(systemd: Systemd, name: str, *, patient: bool = True) -> Overview:
 def read_all(systemd: Systemd) -> list[Overview]:
     """Every unit that uses the library: running, held, or with something parked."""
     found = []
-    held = {each.unit for each in hold.held(user=systemd.user)}
+    held = hold.on_file(user=systemd.user)
     for name in sorted({*systemd.services(), *held}):
         try:
             if not systemd.keeps(name) and name not in held:

@@ -4,6 +4,7 @@
 `migration` is the transfer between two instances; this is what an operator asks for around it.
 """
 
+import contextlib
 import time
 import uuid
 from collections.abc import Sequence
@@ -64,7 +65,8 @@ def upgrade(
 ) -> Outcome:
     """Upgrade one unit and wait for the outcome; nothing that can go wrong is raised.
 
-    `user`: a unit of this user's own service manager. A unit that has failed, and for which PID 1
+    `user`: a unit of this user's own service manager. A unit that an admin has put on hold is left
+    alone. A unit that has failed, and for which PID 1
     holds what an instance left, is started with that. An upgrade that failed by the fault of the new
     version leaves a hold on the unit, and one that is done lifts it.
     """
@@ -75,9 +77,9 @@ def upgrade(
         unit = unit_name(unit)
         with Systemd(user=user) as systemd:
             outcome = replace(_upgrade(systemd, unit, wish, progress), systemd=systemd.version)
+            outcome = outcome if wish.dry_run else lift_or_place(systemd, outcome)
     except UnitError as error:
         outcome = Outcome.of_error(Verb.UPGRADE, unit, error)
-    outcome = outcome if wish.dry_run else lift_or_place(outcome, user=user)
     return replace(outcome, seconds=round(time.monotonic() - begin, 6))
 
 
@@ -102,6 +104,9 @@ def expand(names: Sequence[str], *, user: bool = False) -> tuple[str, ...]:
 
 def _upgrade(systemd: Systemd, name: str, wish: Wish, progress: Progress) -> Outcome:
     unit = systemd.unit(name)
+    if held := hold.by_admin(unit.id, user=systemd.user):
+        remedy = f"when that is over: upgrader unhold {unit.id}"
+        return Outcome.failed(Verb.UPGRADE, unit.id, Result.HELD, str(held), remedy)
     if unit.job_id and (job := systemd.job(unit)):
         if wish.dry_run or not wish.wait:
             raise JobConflict(unit.id, _holder(unit, job))
@@ -189,21 +194,6 @@ def _is_newer(unit: Unit, status: Status, asked: float) -> bool:
         return False
 
 
-def unhold(unit: str, *, user: bool = False) -> Outcome:
-    """Lift the hold on one unit by hand; nothing that can go wrong is raised."""
-    try:
-        unit = unit_name(unit)
-        lifted = hold.lift(unit, user=user)
-    except UnitError as error:
-        return Outcome.of_error(Verb.UNHOLD, unit, error)
-    except HoldError as error:
-        return Outcome.failed(
-            Verb.UNHOLD, unit, Result.NO_PERMISSION, error.message, error.remedy
-        )  # fmt: skip
-    done = "the hold is lifted" if lifted else "there is no hold on it"
-    return Outcome.done(Verb.UNHOLD, unit, done)
-
-
 def _usual_mode(said: Description | None) -> Mode:
     """What the parameter `mode` of the running instance says."""
     text = said.parameters.get("mode", "") if said else ""
@@ -244,16 +234,27 @@ def _follow(
     return wait(Attempt(systemd, unit, said, mode, name, timeout, progress, since), job.id)
 
 
-def lift_or_place(outcome: Outcome, *, user: bool = False) -> Outcome:
+def lift_or_place(systemd: Systemd, outcome: Outcome) -> Outcome:
     """The outcome, after putting a hold on the unit or lifting it."""
+    user = systemd.user
     try:
         if outcome.result is Result.DONE:
             hold.lift(outcome.unit, user=user)
         elif outcome.bad_version:
-            hold.place(Hold.now(outcome.unit, outcome.cause), user=user)
+            failed = _fingerprint(systemd, outcome.unit)
+            hold.place(Hold.now(outcome.unit, outcome.cause, failed), user=user)
     except HoldError as error:
-        return replace(outcome, warnings=(*outcome.warnings, str(error)))
+        remedy = "\n".join(filter(None, (outcome.remedy, f"warning: {error}")))
+        return replace(outcome, remedy=remedy, warnings=(*outcome.warnings, str(error)))
     return outcome
+
+
+def _fingerprint(systemd: Systemd, name: str) -> str:
+    """What lies on disk now, by the instance that serves on; empty if none can say."""
+    with contextlib.suppress(UnitError):
+        if said := look(systemd, systemd.unit(name), patient=False).said:
+            return said.fingerprint
+    return ""
 
 
 def _nothing_done(unit: Unit, before: Status | None, obstacle: Obstacle) -> Outcome:

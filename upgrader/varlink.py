@@ -122,7 +122,8 @@ type Trial (
 
 # What runs: generation, version, process, the program on disk, what it holds, and its upgrades.
 # upgrade is the id of the one that the next reload is. rehearsal is preflight, in the word of
-# interface 1; an instance that does not say its interface has that
+# interface 1; an instance that does not say its interface has that. fingerprint names the files of
+# the program as they are on disk now
 method Describe() -> (
   service: string,
   version: string,
@@ -151,7 +152,8 @@ method Describe() -> (
   interface: int,
   last: Last,
   loaded: Loaded,
-  refused: Refusal
+  refused: Refusal,
+  fingerprint: string
 )
 
 # The migration under way, or the last one. With "more": now, and then once for each phase, until

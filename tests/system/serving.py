@@ -8,6 +8,7 @@ import json
 import os
 import resource
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,11 @@ class Service:
         """Whether the new instance is up; without `check` it may fail."""
         done = self.machine.run(["systemctl", "restart", self.unit], check=check)
         return done.returncode == 0
+
+    def hold(self, cause: str) -> None:
+        """Put a hold on it, as an upgrade that fails now does."""
+        text = json.dumps({"unit": self.unit, "since": time.time(), "cause": cause})
+        self.machine.write(f"/var/lib/upgrader/hold/{self.unit}", text)
 
     def signal(self, name: str) -> None:
         """Send a signal to the main process."""

@@ -2,6 +2,8 @@
 """The whole story under apt, in a booted Debian 13: packages of a service, installed one over the other under load."""
 
 import concurrent.futures
+import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from subprocess import PIPE, STDOUT
@@ -272,7 +274,8 @@ def test_needrestart_asks_us(web: Web) -> None:
         assert window.generation == 2
 
         web.machine.run(["rm", "-r", "/run/upgrader/hook"])
-        web.machine.write(f"/var/lib/upgrader/hold/{UNIT}", '{"unit":"","since":1,"cause":"bad"}')
+        hold = json.dumps({"unit": UNIT, "since": time.time(), "cause": "bad"})
+        web.machine.write(f"/var/lib/upgrader/hold/{UNIT}", hold)
         window, said = clients.watch(web.stale_library, upgraded=False)
         assert f"{UNIT}: left alone, held since" in said
         assert window.generation == 2

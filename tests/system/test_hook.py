@@ -76,7 +76,7 @@ def test_who_may_say_no(clean: PrivateSystemd, install: Install) -> None:
     clean.write(_POLICY_RC_D, "#!/bin/sh\nexit 101\n", mode=0o755)
     assert "policy-rc.d forbids" in left_alone("--installed")
     clean.run(["rm", _POLICY_RC_D])
-    clean.write(f"/var/lib/upgrader/hold/{name}", '{"unit":"","since":1,"cause":"it was bad"}')
+    service.hold("it was bad")
     assert "left alone, held since" in (said := left_alone())
     assert "it was bad" in said
 

@@ -61,7 +61,7 @@ def test_n2_a_hold_on_one_instance_keeps_all_of_them_serving(
     """A bad version lies on disk, and one instance is on hold for it: none is restarted into it."""
     for room in rooms:
         room.environment(MODE="exit")
-    machine.write(f"/var/lib/upgrader/hold/{rooms[0].unit}", '{"unit":"","since":1,"cause":"bad"}')
+    rooms[0].hold("bad")
     listed = needrestart(machine, "l")
     said = needrestart(machine, "a")
 

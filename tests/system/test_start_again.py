@@ -88,7 +88,7 @@ def test_a_bad_version_started_again_is_a_failure(clean: PrivateSystemd, install
         assert 3 == done.returncode
         assert "the image of generation 1 is kept" in done.stderr
         assert service.inside(f"/var/lib/upgrader/hold/{service.unit}").exists()
-        service.until(ActiveState="failed")  # an attempt of systemd's own would be in the way
+        service.until(ActiveState="failed", SubState="failed")
         service.environment()
 
         assert 0 == cli(service, "upgrade").returncode

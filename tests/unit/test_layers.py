@@ -131,6 +131,7 @@ OPERATOR = [
     "reloading",
     "preflight",
     "upgrade",
+    "holding",
     "discard",
     "check",
     "dump",

@@ -37,6 +37,7 @@ _HEALTHY = Unit(
     timeout_stop_usec=90_000_000,
     start_limit_usec=10_000_000,
     active_enter_usec=0,
+    active_enter_time=0,
     active_exit_usec=0,
     state_change_usec=0,
     control_pid=0,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The commands `upgrade`, `restart`, `discard` and `unhold`."""
+"""The commands `upgrade`, `restart`, `hold`, `unhold` and `discard`."""
 
 import functools
 import os
@@ -182,23 +182,45 @@ def restart(
     finish(run(unit, wish, user=user, progress=progress), as_json)
 
 
-@cli.command(short_help="Lift the hold that a failed upgrade left.")
+@cli.command("hold", short_help="Have a unit left alone until its hold is lifted.")
+@unit_argument
+@click.option(
+    "--why", metavar="TEXT", required=True, help="The reason; it is shown to all who ask."
+)
+@json_option
+@user_option
+def hold_(unit: str, why: str, as_json: bool, user: bool) -> None:
+    """Put UNIT on hold: no hook and no `upgrader upgrade` changes it until `upgrader unhold`.
+
+    For a change freeze, say. systemctl does not know of holds, and obeys none.
+
+    \b
+    Example:
+      upgrader hold web.service --why 'no changes before the fair'
+    """
+    from upgrader.holding import put
+
+    finish(put(unit, why, user=user), as_json)
+
+
+@cli.command(short_help="Lift the hold on a unit.")
 @unit_argument
 @json_option
 @user_option
 def unhold(unit: str, as_json: bool, user: bool) -> None:
     """Lift the hold on UNIT, so that package hooks and needrestart upgrade it again.
 
-    A failed upgrade leaves a hold, and the next one that succeeds lifts it. Run this command if you
-    know that the version on disk is good after all.
+    A failed upgrade leaves a hold, which is over as soon as another version is on disk, or a newer
+    instance serves. Run this command if you know that the version on disk is good after all, or to
+    end a hold of `upgrader hold`, which lasts until then.
 
     \b
     Example:
       upgrader unhold web.service
     """
-    from upgrader.upgrade import unhold as lift
+    from upgrader.holding import release
 
-    finish(lift(unit, user=user), as_json)
+    finish(release(unit, user=user), as_json)
 
 
 @cli.command(short_help="Start a unit without its parked image.")

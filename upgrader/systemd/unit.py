@@ -208,6 +208,8 @@ class Unit(Value):
     timeout_stop_usec: int
     start_limit_usec: int
     active_enter_usec: int
+    active_enter_time: int
+    """The same instant in microseconds since the Unix epoch."""
     active_exit_usec: int
     state_change_usec: int
     control_pid: int
@@ -282,6 +284,7 @@ class Unit(Value):
             timeout_stop_usec=number("TimeoutStopUSec"),
             start_limit_usec=number("StartLimitIntervalUSec"),
             active_enter_usec=number("ActiveEnterTimestampMonotonic"),
+            active_enter_time=number("ActiveEnterTimestamp"),
             active_exit_usec=number("ActiveExitTimestampMonotonic"),
             state_change_usec=number("StateChangeTimestampMonotonic"),
             control_pid=number("ControlPID"),
