@@ -90,7 +90,7 @@ class Attempt:
         """It is done; `pause`: seconds in which nobody served."""
         return Outcome.done(
             Verb.UPGRADE, self.unit.id, text, mode=self.mode, upgrade=self.id, before=self._before,
-            after=after, pause_seconds=pause, warnings=_left_behind(after),
+            after=after, pause_seconds=pause, warnings=_left_behind(after), changed=True,
         )  # fmt: skip
 
     def failed(

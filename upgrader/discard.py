@@ -161,4 +161,5 @@ def _start(
             after=after,
         )
     says = f": {after}" if after else ""
-    return Outcome.done(verb, unit.id, f"started without the {image}{says}", after=after)
+    done = f"started without the {image}{says}"
+    return Outcome.done(verb, unit.id, done, after=after, changed=True)

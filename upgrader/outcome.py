@@ -94,6 +94,8 @@ _EXIT_CODES = {
     Result.BUSY: ExitCode.BUSY,
     Result.USAGE: ExitCode.USAGE,
 }
+#: Of an attempt that was made, which instance serves is not as it was before.
+_CHANGED = (Result.WITHOUT_IMAGE, Result.NOT_SERVING)
 _STANDS = {
     Result.OLD_SERVES: "it serves as before",
     Result.WITHOUT_IMAGE: "serving, but started without the image",
@@ -142,7 +144,8 @@ class Outcome:
 
     `mode` is the one that was used, None if none was; `upgrade` is the id. `bad_version`: it
     failed because of the version on disk, so nothing should start that one; `code` says why, where
-    the instances know.
+    the instances know. `changed`: another instance serves than before, or none, or would, where that
+    was all that was asked.
 
     `before` and `after` are what the instances say of themselves; `text` completes the line of a
     success, `cause` and `remedy` that of a failure. `seconds` is the whole request; `pause_seconds`
@@ -166,6 +169,7 @@ class Outcome:
     seconds: float = 0.0
     pause_seconds: float | None = None
     systemd: str = ""
+    changed: bool = False
 
     @classmethod
     def done(
@@ -180,11 +184,12 @@ class Outcome:
         before: Status | None = None,
         after: Status | None = None,
         pause_seconds: float | None = None,
+        changed: bool = False,
     ) -> Self:
         """What was asked for is done."""
         return cls(
             verb, unit, Result.DONE, mode=mode, upgrade=upgrade, text=text, warnings=warnings,
-            before=before, after=after, pause_seconds=pause_seconds,
+            before=before, after=after, pause_seconds=pause_seconds, changed=changed,
         )  # fmt: skip
 
     @classmethod
@@ -211,7 +216,7 @@ class Outcome:
         return cls(
             verb, unit, result, mode=mode, upgrade=upgrade, cause=cause, remedy=remedy, code=code,
             bad_version=bad_version, warnings=warnings, before=before, after=after,
-            pause_seconds=pause_seconds,
+            pause_seconds=pause_seconds, changed=mode is not None and result in _CHANGED,
         )  # fmt: skip
 
     @classmethod

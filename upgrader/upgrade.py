@@ -10,8 +10,9 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from upgrader import hold, instances
+from upgrader import hold, instances, overview
 from upgrader.attempt import Attempt
+from upgrader.changed import changes
 from upgrader.description import Decision, Description
 from upgrader.executing import execute
 from upgrader.hold import Hold, HoldError
@@ -38,8 +39,9 @@ class Wish:
     Without a `mode` it is the one that the instance has as its parameter; AUTO is live, or restart
     where something forbids live, which the outcome then says among its warnings. In mode exec,
     `command` is executed instead of what ExecStart= says. An upgrade that is under way is refused,
-    or followed with `wait`. With `preflight`, a live one is tried first; with `dry_run` nothing is
-    done but to find out what would be. `timeout` in seconds bounds the wait for the new instance;
+    or followed with `wait`. With `preflight`, a live one is tried first; with `if_changed`, nothing
+    is done if nothing has changed since the service was started; with `dry_run`, nothing is done but
+    to find out what would be. `timeout` in seconds bounds the wait for the new instance;
     without it, systemd's own TimeoutStopSec= and TimeoutStartSec= do. When it is over, systemd's job
     goes on.
 
@@ -51,6 +53,7 @@ class Wish:
     command: Sequence[str] = ()
     wait: bool = False
     preflight: bool = False
+    if_changed: bool = False
     dry_run: bool = False
     timeout: float | None = None
     asked: float | None = None
@@ -83,22 +86,31 @@ def upgrade(
     return replace(outcome, seconds=round(time.monotonic() - begin, 6))
 
 
-def expand(names: Sequence[str], *, user: bool = False) -> tuple[str, ...]:
+def expand(
+    names: Sequence[str], *, everything: bool = False, user: bool = False
+) -> tuple[str, ...]:
     """The units that are named, patterns such as `web@*` replaced by those that serve, in order.
 
-    Raises NoSuchUnit for a pattern that none matches, and UnitError where PID 1 cannot be asked.
+    With `everything` instead, all that use the library and serve, or have something parked. Raises
+    NoSuchUnit for a name or a pattern that is of none, and UnitError if PID 1 cannot be asked.
     """
+    if len(names) == 1 and not _PATTERN.intersection(names[0]):
+        return tuple(names)  # `upgrade` itself says what is wrong with it
     found: dict[str, None] = {}
-    for name in names:
-        if not _PATTERN.intersection(name):
-            found[name] = None
-            continue
-        pattern = name if name.endswith(".service") else f"{name}.service"
-        with Systemd(user=user) as systemd:
+    with Systemd(user=user) as systemd:
+        if everything:
+            known = overview.read_all(systemd)
+            return tuple(each.unit for each in known if each.serves or each.parked)
+        for name in names:
+            if not _PATTERN.intersection(name):
+                systemd.unit(name)
+                found[name] = None
+                continue
+            pattern = name if name.endswith(".service") else f"{name}.service"
             matching = systemd.running(pattern)
-        if not matching:
-            raise NoSuchUnit(name)
-        found.update(dict.fromkeys(matching))
+            if not matching:
+                raise NoSuchUnit(name)
+            found.update(dict.fromkeys(matching))
     return tuple(found)
 
 
@@ -116,7 +128,7 @@ def _upgrade(systemd: Systemd, name: str, wish: Wish, progress: Progress) -> Out
     if is_kept(systemd, unit):
         if wish.dry_run:
             done = "would be started, with what systemd holds for it"
-            return Outcome.done(Verb.UPGRADE, unit.id, done)
+            return Outcome.done(Verb.UPGRADE, unit.id, done, changed=True)
         return start_again(systemd, unit, wish.timeout, progress)
     found = look(systemd, unit)
     if found.error and found.denied:
@@ -137,6 +149,9 @@ def _upgrade(systemd: Systemd, name: str, wish: Wish, progress: Progress) -> Out
     if before and not wish.dry_run and not outdated and _is_newer(unit, before, wish.asked or 0.0):
         done = f"already upgraded since this was asked for: {before}"
         return Outcome.done(Verb.UPGRADE, unit.id, done, after=before)
+    if wish.if_changed and not outdated and not any(changes(systemd, unit, found.said)):
+        done = f"nothing has changed since it was started: {before}"
+        return Outcome.done(Verb.UPGRADE, unit.id, done, before=before, after=before)
     mode = wish.mode or _usual_mode(found.said)
     warnings: tuple[str, ...] = ()
     if mode in (Mode.AUTO, Mode.LIVE):
@@ -154,7 +169,9 @@ def _upgrade(systemd: Systemd, name: str, wish: Wish, progress: Progress) -> Out
     if wish.dry_run:
         reload_first = ", after a daemon-reload" if unit.need_daemon_reload else ""
         done = f"would be upgraded in mode {mode}{reload_first}; it runs {runs}"
-        return Outcome.done(Verb.UPGRADE, unit.id, done, warnings=warnings, before=before)
+        return Outcome.done(
+            Verb.UPGRADE, unit.id, done, warnings=warnings, before=before, changed=True
+        )
     progress(f"{unit.id}: runs {runs}")
     attempt = Attempt(
         systemd, unit, found.said, mode, uuid.uuid4().hex, wish.timeout, progress

@@ -48,7 +48,7 @@ def outcome(monkeypatch: pytest.MonkeyPatch) -> list[Outcome]:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["upgrade"], "Missing argument 'UNIT...'"),
+        (["upgrade"], "name units, or give --all"),
         (["upgrade", "web", "--mode", "warm"], "'warm' is not one of 'auto', 'live', 'restart'"),
         (["upgrade", "web", "--timeout", "5x"], "'5x' is not a time span"),
         (["upgrade", "web", "--timeout", "0"], "not a time to wait"),

@@ -122,6 +122,7 @@ OPERATOR = [
     "metrics",
     "steer",
     "obstacles",
+    "changed",
     "startable",
     "attempt",
     "verdict",

@@ -20,13 +20,20 @@ from upgrader.cli.options import (
     user_option,
 )
 from upgrader.cli.output import finish, give_up, progress_to, say, show, tell
-from upgrader.outcome import Result, Verb
+from upgrader.outcome import ExitCode, Result, Verb
 from upgrader.parameters import Mode
 from upgrader.systemd.unit import UnitError
 
 
 @cli.command(short_help="Upgrade units to the version now on disk.")
-@click.argument("units", metavar="UNIT...", nargs=-1, required=True, shell_complete=complete_units)
+@click.argument("units", metavar="[UNIT...]", nargs=-1, shell_complete=complete_units)
+@click.option("--all", "everything", is_flag=True, help="Upgrade all units that use upgrader.")
+@click.option(
+    "--if-changed",
+    is_flag=True,
+    help="Do nothing if nothing has changed since the service was started: files of the program, its"
+    " unit, its environment files.",
+)
 @click.option(
     "--mode",
     type=click.Choice([mode.value for mode in Mode]),
@@ -71,6 +78,8 @@ from upgrader.systemd.unit import UnitError
 @user_option
 def upgrade(
     units: Sequence[str],
+    everything: bool,
+    if_changed: bool,
     mode: str | None,
     exec_command: str | None,
     wait: bool,
@@ -103,6 +112,7 @@ def upgrade(
     Example:
       upgrader upgrade web.service
       upgrader upgrade 'web@*' --dry-run
+      upgrader upgrade --all --if-changed
       upgrader upgrade web --mode restart --timeout 30s --json
     """
     from upgrader.process import process_started
@@ -117,15 +127,18 @@ def upgrade(
         command = shlex.split(exec_command or "")
     except ValueError as error:
         raise click.UsageError(f"--exec-command: {error}") from error
+    if everything == bool(units):
+        raise click.UsageError("name units, or give --all")
     try:
-        names = expand(units, user=user)
+        names = expand(units, everything=everything, user=user)
     except UnitError as error:
-        give_up(Verb.UPGRADE, units[0], error, as_json)
+        give_up(Verb.UPGRADE, error.unit, error, as_json)
     wish = Wish(
         Mode(mode) if mode else None,
         command,
         wait=wait,
         preflight=preflight,
+        if_changed=if_changed,
         dry_run=dry_run,
         timeout=timeout,
         # An upgrade that began while this command was starting up counts as this one.
@@ -142,12 +155,14 @@ def upgrade(
         if outcome.result is not Result.DONE:
             break
     if as_json and names == tuple(units) and len(units) == 1:
-        show(outcome.json().decode())
+        show(outcomes[0].json().decode())
     elif as_json:
         show(f"[{','.join(each.json().decode() for each in outcomes)}]")
     elif left := names[len(outcomes) :]:
         say(f"not begun: {', '.join(left)}")
-    raise click.exceptions.Exit(outcome.exit_code)
+    elif not names:
+        say("no unit in memory uses upgrader; nothing to do")
+    raise click.exceptions.Exit(outcomes[-1].exit_code if outcomes else ExitCode.DONE)
 
 
 @cli.command(short_help="Restart a unit.")
