@@ -2,9 +2,12 @@
 """Units and jobs over D-Bus, against the real PID 1 of each release."""
 
 import json
-import textwrap
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
+
+from tests.system.serving import PROGRAMS
 from upgrader.private_systemd import PrivateSystemd
 
 UNIT = """
@@ -16,39 +19,42 @@ ExecStart=sleep infinity
 FileDescriptorStoreMax=7
 Environment=A=1 "B=two words"
 """
+SOCKET = """
+[Socket]
+ListenStream=7000
+ListenDatagram=/run/asked
+FileDescriptorName=door
+"""
+Ask = Callable[[str], Any]
 
 
-def ask(machine: PrivateSystemd, code: str) -> Any:
-    """Run code inside that has a connection `systemd` and leaves its findings in `found`."""
-    machine.write("/run/systemd/system/asked.service", UNIT)
-    machine.run(["ln", "-sf", "asked.service", "/run/systemd/system/alias.service"])
+@pytest.fixture
+def ask(any_machine: PrivateSystemd) -> Iterator[Ask]:
+    """Asks a question of services/asking.py inside, about a unit that has an alias and a socket."""
+    machine = any_machine
+    place = "/run/systemd/system"
+    machine.write(f"{place}/asked.service", UNIT)
+    machine.write(f"{place}/asked.socket", SOCKET)
+    machine.run(["ln", "-sf", "asked.service", f"{place}/alias.service"])
+    machine.run(["systemctl", "mask", "--runtime", "never.service"])
     machine.run(["systemctl", "daemon-reload"])
-    begin = "import json\nfrom upgrader.systemd.units import *\nfound = {}\n"
-    body = f"with Systemd() as systemd:\n{textwrap.indent(textwrap.dedent(code), '    ')}\n"
-    text = f"{begin}{body}print(json.dumps(found))"
-    try:
-        return json.loads(machine.run([*machine.python, "-c", text]).stdout)
-    finally:
-        machine.run(["systemctl", "stop", "asked.service"])
-        machine.run(["rm", "-f", "/run/systemd/system/alias.service"])
-        machine.run(["rm", "-f", "/run/systemd/system/asked.service"])
-        machine.run(["systemctl", "daemon-reload"])
+    machine.copy_in(PROGRAMS / "asking.py", "/srv/asking.py")
 
+    def answer(question: str) -> Any:
+        return json.loads(machine.run([*machine.python, "/srv/asking.py", question]).stdout)
 
-def test_a_unit_is_what_systemctl_says(any_machine: PrivateSystemd) -> None:
-    """Values read over D-Bus are systemd's, through an alias, and None without a setting."""
-    found = ask(
-        any_machine,
-        """
-        unit = systemd.unit("alias")
-        found = {name: getattr(unit, name) for name in (
-            "id", "load_state", "active_state", "type", "fd_store_max",
-            "fd_store_preserve", "environment", "fragment_path", "need_daemon_reload", "job_id",
-            "restart", "stored_fds", "invocation_id", "serves", "settled")}
-        found["names"] = sorted(unit.names)
-        found["release"] = systemd.release
-        """,
+    yield answer
+    machine.run(["systemctl", "stop", "asked.socket", "asked.service"])
+    machine.run(["systemctl", "unmask", "--runtime", "never.service"])
+    machine.run(
+        ["rm", *(f"{place}/{name}" for name in ("alias.service", "asked.service", "asked.socket"))]
     )
+    machine.run(["systemctl", "daemon-reload"])
+
+
+def test_a_unit_is_what_systemctl_says(any_machine: PrivateSystemd, ask: Ask) -> None:
+    """Values read over D-Bus are systemd's, through an alias, and None without a setting."""
+    found = ask("properties")
     newer = any_machine.systemd_version >= 254
 
     assert found == {
@@ -72,19 +78,9 @@ def test_a_unit_is_what_systemctl_says(any_machine: PrivateSystemd) -> None:
     }
 
 
-def test_jobs_are_waited_for_by_signals(any_machine: PrivateSystemd) -> None:
+def test_jobs_are_waited_for_by_signals(ask: Ask) -> None:
     """Start, restart and stop give a job, its end is waited for, and the unit has changed."""
-    found = ask(
-        any_machine,
-        """
-        found["states"] = []
-        for submit in (systemd.start, systemd.restart, systemd.stop):
-            unit = systemd.unit("asked")
-            word = systemd.wait_job(unit, submit(unit), timeout=30)
-            unit = systemd.unit("asked")
-            found["states"].append((word, unit.active_state, unit.main_pid > 0))
-        """,
-    )
+    found = ask("jobs")
 
     assert found["states"] == [
         ["done", "active", True],
@@ -93,90 +89,33 @@ def test_jobs_are_waited_for_by_signals(any_machine: PrivateSystemd) -> None:
     ]
 
 
-def test_waiting_ends_with_its_time(any_machine: PrivateSystemd) -> None:
+def test_waiting_ends_with_its_time(ask: Ask) -> None:
     """Where nothing happens, waiting raises WaitTimeout after the time given."""
-    found = ask(
-        any_machine,
-        """
-        try:
-            systemd.wait_job(systemd.unit("asked"), 1, timeout=0.1)
-        except WaitTimeout as error:
-            found = {"unit": error.unit, "seconds": error.seconds}
-        """,
-    )
+    found = ask("nothing")
 
     assert found == {"unit": "asked.service", "seconds": 0.1}
 
 
-def test_a_masked_unit_is_refused_in_systemd_s_words(any_machine: PrivateSystemd) -> None:
+def test_a_masked_unit_is_refused_in_systemd_s_words(ask: Ask) -> None:
     """What PID 1 refuses is told in its own words, with the unit and the operation."""
-    any_machine.run(["systemctl", "mask", "--runtime", "never.service"])
-    found = ask(
-        any_machine,
-        """
-        try:
-            systemd.start(systemd.unit("never"))
-        except JobRefused as error:
-            found = {"unit": error.unit, "operation": error.operation, "reason": error.reason}
-        """,
-    )
-    any_machine.run(["systemctl", "unmask", "--runtime", "never.service"])
+    found = ask("masked")
 
     assert found["unit"] == "never.service"
     assert found["operation"] == "start it"
     assert "masked" in found["reason"]
 
 
-def test_a_lost_connection_is_an_error_of_ours(any_machine: PrivateSystemd) -> None:
+def test_a_lost_connection_is_an_error_of_ours(ask: Ask) -> None:
     """When the bus goes away in the middle of a wait, BusUnreachable is raised, at once."""
-    found = ask(
-        any_machine,
-        """
-        import subprocess
-        unit = systemd.unit("asked")
-        systemd.watch(unit)
-        subprocess.run(["systemctl", "kill", "-s", "KILL", "dbus.service"], check=True)
-        try:
-            systemd.wait_job(unit, 1, timeout=30)
-        except BusUnreachable as error:
-            found = {"unit": error.unit, "reason": error.reason}
-        """,
-    )
+    found = ask("lost")
 
     assert found["unit"] == "asked.service"
     assert found["reason"] == "Connection reset by peer"
 
 
-def test_both_ways_of_asking_say_the_same(any_machine: PrivateSystemd) -> None:
+def test_both_ways_of_asking_say_the_same(ask: Ask) -> None:
     """The library, which has no D-Bus package, reads what pystemd reads: a unit and its sockets."""
-    any_machine.write(
-        "/run/systemd/system/asked.socket",
-        "[Socket]\nListenStream=7000\nListenDatagram=/run/asked\nFileDescriptorName=door\n",
-    )
-    found = ask(
-        any_machine,
-        """
-        import subprocess
-        from upgrader.systemd.bus import Bus
-        subprocess.run(["systemctl", "start", "asked.socket"], check=True)
-        unit = systemd.unit("asked")
-        sockets = systemd.sockets(unit)
-        with Bus(10) as bus:
-            again = Unit.from_properties(unit.path, bus.properties(unit.id))
-            others = tuple(
-                SocketUnit.from_properties(bus.properties(name)) for name in again.triggered_by
-            )
-        found = {
-            "same": unit == again and sockets == others,
-            "start": unit.exec_start[0].arguments,
-            "limits": [unit.kill_mode, unit.oom_policy, unit.uid, unit.user],
-            "sockets": [[s.id, s.active, s.name, s.listens] for s in sockets],
-        }
-        """,
-    )
-    any_machine.run(["systemctl", "stop", "asked.socket"])
-    any_machine.run(["rm", "/run/systemd/system/asked.socket"])
-    any_machine.run(["systemctl", "daemon-reload"])
+    found = ask("both")
 
     assert found == {
         "same": True,
