@@ -102,6 +102,14 @@ class Chat:
     def connect(self) -> Client:
         return Client(self.path)
 
+    def reachable(self) -> bool:
+        """Whether somebody listens: the file of the socket is there a moment before."""
+        try:
+            self.connect().close()
+        except OSError:
+            return False
+        return True
+
     @property
     def stored(self) -> list[str]:
         return sorted(name for name, _ in self.service.store)

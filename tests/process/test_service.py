@@ -168,7 +168,7 @@ def at_a_desk(chat: Chat) -> Iterator[subprocess.Popen[bytes]]:
     environment = {n: v for n, v in os.environ.items() if n != "NOTIFY_SOCKET"}
     process = subprocess.Popen(chat.command(), env=environment, stderr=subprocess.PIPE)
     try:
-        assert eventually(chat.path.exists)
+        assert eventually(chat.reachable)
         yield process
     finally:
         process.kill()

@@ -16,9 +16,8 @@ from typing import Any
 import pytest
 
 from tests.support import cannot_run, eventually
-from tests.system.conftest import Install
 from tests.system.reloading import live
-from tests.system.serving import Service
+from tests.system.serving import Install, Service
 from upgrader.private_systemd import PrivateSystemd
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,10 +9,10 @@ import pytest
 
 from tests.unit.played import DestinationProcess, Here
 from upgrader import channel, image, interpreter, wire
-from upgrader.account import Account
 from upgrader.codes import Code
 from upgrader.live_source import Giver, Request
 from upgrader.negotiation import Negotiation, common_stream
+from upgrader.self_report import SelfReport
 from upgrader.switchover import DestinationAction, Event, Source, SourceAction
 from upgrader.varlink import VarlinkError
 
@@ -268,7 +268,7 @@ def test_a_destination_that_never_says_go_is_ended(
     """Its takeover may be gone; the source serves on, and takes the next one."""
     bench = make(2)
     requests: list[object] = []
-    negotiation = Negotiation(Account("x", "1", {}), "1", requests.append, lambda: None)
+    negotiation = Negotiation(SelfReport("x", "1", {}), "1", requests.append, lambda: None)
     negotiation._successor = bench.process
     negotiation._migrating = True
     match way:
