@@ -7,6 +7,8 @@ only by those who use it.
 
 import sys
 
+from upgrader._version import VERSION
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from upgrader.aio import Peer
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from upgrader.instance import Ended
     from upgrader.state import convert, convert_back, since, state
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 _PLACES = {
     "aio": ("Peer",),

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from upgrader._version import VERSION
 from upgrader.rendezvous import DRAINING, socket_name, socket_path
 from upgrader.self_report import SelfReport
 
@@ -55,17 +56,17 @@ class Answering:
             # All that is needed now, because the files on disk may be another version's by then.
             from pathlib import Path
 
-            from upgrader import __version__, live_source  # noqa: F401
+            from upgrader import live_source  # noqa: F401
             from upgrader.control import Control
             from upgrader.negotiation import Negotiation
             from upgrader.started import ask_settings
 
             report = self._report
             report.settings = ask_settings(report.unit)
-            self.negotiation = Negotiation(report, __version__, on_request, on_reload)
+            self.negotiation = Negotiation(report, VERSION, on_request, on_reload)
             try:
                 place = Path(path) if path else name
-                self._control = control = Control(place, self.negotiation, __version__)
+                self._control = control = Control(place, self.negotiation, VERSION)
             except OSError as error:
                 _log.error("%s: %s: nobody can ask this instance", path or name, error.strerror)
                 return

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from upgrader.description import Description
 from upgrader.errors import BusError
-from upgrader.process import process_started
+from upgrader.process_start import process_started
 from upgrader.systemd.bus import Bus
 from upgrader.systemd.settings import settings
 from upgrader.systemd.unit import Unit, as_text

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from upgrader import hold, instances
+from upgrader._version import VERSION
 from upgrader.attempt import Attempt
 from upgrader.description import Description
 from upgrader.obstacles import all_settings, kept_only_while, not_ours, not_running
@@ -209,12 +210,11 @@ def _about_instance(
     unit: Unit, instance: Description, values: Mapping[str, Any]
 ) -> Iterator[Finding]:
     """What the instance says of itself."""
-    from upgrader import __version__
 
-    if instance.library != __version__:
+    if instance.library != VERSION:
         yield Finding(
             Severity.WARNING,
-            f"it runs upgrader {instance.library}, and this command is of {__version__}",
+            f"it runs upgrader {instance.library}, and this command is of {VERSION}",
             "the next upgrade of the service brings them together",
         )
     if instance.late:

@@ -21,7 +21,7 @@ import msgspec
 
 from upgrader.description import Description
 from upgrader.errors import UpgradeError
-from upgrader.process import process_started
+from upgrader.process_start import process_started
 from upgrader.systemd.unit import Unit
 
 _SYSTEM = Path("/var/lib/upgrader/hold")

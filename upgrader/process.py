@@ -69,13 +69,3 @@ def no_collection() -> Iterator[None]:
             gc.unfreeze()  # into the oldest generation
         if enabled:
             gc.enable()
-
-
-def process_started(pid: int) -> float:
-    """When a process was started, in seconds of CLOCK_BOOTTIME, to the clock tick before.
-
-    proc_pid_stat(5); raises OSError for a process that is not there.
-    """
-    with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
-        fields = file.read().rpartition(")")[2].split()
-    return int(fields[19]) / os.sysconf("SC_CLK_TCK")

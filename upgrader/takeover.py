@@ -27,6 +27,7 @@ from upgrader.errors import BusError, NotifyError, UpgradeError
 from upgrader.fd import Fd
 from upgrader.launch import NewProcess
 from upgrader.line import LIMIT, Said, Word, decode
+from upgrader.process_start import process_started
 from upgrader.rendezvous import PREFLIGHT, PREFLIGHT_1, TAKEOVER, UPGRADE, socket_path
 from upgrader.running_instance import Limited, RunningInstance, TakeoverError
 from upgrader.systemd import cgroup, journal
@@ -320,10 +321,7 @@ class Takeover:
 
 def _age() -> float:
     """Seconds since this process was started, which is longer than since it runs this code."""
-    with open("/proc/self/stat", encoding="ascii", errors="replace") as file:
-        ticks = int(file.read().rpartition(")")[2].split()[19])
-    now = time.clock_gettime(time.CLOCK_BOOTTIME)
-    return max(now - ticks / os.sysconf("SC_CLK_TCK"), 0.0)
+    return max(time.clock_gettime(time.CLOCK_BOOTTIME) - process_started(os.getpid()), 0.0)
 
 
 def _limited(limits: Sequence[Limit]) -> TakeoverError:

@@ -21,7 +21,7 @@ from upgrader.outcome import Outcome, Progress, Result, Verb
 from upgrader.parameters import Mode
 from upgrader.preflight import objection, preflight
 from upgrader.presence import look
-from upgrader.process import process_started
+from upgrader.process_start import process_started
 from upgrader.reloading import await_reload, limits, reload
 from upgrader.restarting import await_restart, restart
 from upgrader.starting import is_kept, start_again

@@ -13,6 +13,8 @@ import upgrader
 ROOT = Path(upgrader.__file__).parent
 
 CORE = [
+    "_version",
+    "process_start",
     "values",
     "codes",
     "errors",

@@ -3,6 +3,7 @@
 
 import click
 
+from upgrader._version import VERSION
 from upgrader.cli.output import show
 from upgrader.outcome import ExitCode
 
@@ -22,9 +23,7 @@ class _Group(click.Group):
 
 def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
-        from upgrader import __version__
-
-        show(f"upgrader {__version__}")
+        show(f"upgrader {VERSION}")
         ctx.exit()
 
 

@@ -115,7 +115,7 @@ def upgrade(
       upgrader upgrade --all --if-changed
       upgrader upgrade web --mode restart --timeout 30s --json
     """
-    from upgrader.process import process_started
+    from upgrader.process_start import process_started
     from upgrader.steer import for_one_call
     from upgrader.upgrade import Wish, expand
     from upgrader.upgrade import upgrade as run
