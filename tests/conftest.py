@@ -16,7 +16,7 @@ import pytest
 
 from tests.isolation import OWN
 from tests.support import cannot_run, eventually, is_abandoned
-from upgrader.private_systemd import PrivateSystemd, PrivateSystemdError, TreeError
+from upgrader.lab.private_systemd import PrivateSystemd, PrivateSystemdError, TreeError
 
 _PR_SET_CHILD_SUBREAPER = 36
 

@@ -7,7 +7,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from upgrader.private_systemd import cgroups, linux
+from upgrader.lab.private_systemd import cgroups, linux
 
 
 class Isolation:

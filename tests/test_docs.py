@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.pages import PAGES, ROOT, blocks
-from upgrader import varlink
+from upgrader.protocol import varlink
 from upgrader.testing import Service
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -12,7 +12,7 @@ import pytest
 
 from tests.isolation import OWN
 from tests.support import cannot_run, eventually
-from upgrader.private_systemd import cgroups, linux
+from upgrader.lab.private_systemd import cgroups, linux
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -23,7 +23,7 @@ LEAKS = {
         "left running: {.*sleep 30",
     ),
     "mount": (
-        "from upgrader.private_systemd.linux import mount\ndef test(tmp_path): mount('tmpfs', str(tmp_path))\n",
+        "from upgrader.lab.private_systemd.linux import mount\ndef test(tmp_path): mount('tmpfs', str(tmp_path))\n",
         r"left mounted: \['.*/test0 \(tmpfs\)'\]",
     ),
     "cgroup": (

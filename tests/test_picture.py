@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.support import cannot_run
-from upgrader.history import Event
-from upgrader.plot import plot
+from upgrader.tool.history import Event
+from upgrader.tool.history_svg import plot
 
 #: Where each label has been drawn, in the units of the picture.
 _MEASURE = """

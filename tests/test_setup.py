@@ -12,7 +12,7 @@ import pytest
 
 from tests.isolation import OWN
 from tests.support import cannot_run, eventually
-from upgrader.private_systemd import linux
+from upgrader.lab.private_systemd import linux
 
 ROOT = Path(__file__).resolve().parent.parent
 #: All that it finds on a machine without anything.

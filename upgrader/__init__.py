@@ -13,8 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from upgrader.aio import Peer
     from upgrader.attach import attach
-    from upgrader.blocking import Instance
-    from upgrader.declarations import Datagrams, Declared, Listener
+    from upgrader.blocking.instance import Instance
     from upgrader.errors import (
         ChannelError,
         DeclarationError,
@@ -24,9 +23,10 @@ if TYPE_CHECKING:
         UpgradeError,
         VerifyError,
     )
-    from upgrader.inbox import Frame, MessageTooLong
-    from upgrader.instance import Ended
-    from upgrader.state import convert, convert_back, since, state
+    from upgrader.instance.base import Ended
+    from upgrader.instance.declarations import Datagrams, Declared, Listener
+    from upgrader.instance.inbox import Frame, MessageTooLong
+    from upgrader.protocol.state import convert, convert_back, since, state
 
 __version__ = VERSION
 
@@ -34,7 +34,7 @@ _PLACES = {
     "aio": ("Peer",),
     "attach": ("attach",),
     "blocking": ("Instance",),
-    "declarations": ("Datagrams", "Declared", "Listener"),
+    "instance.declarations": ("Datagrams", "Declared", "Listener"),
     "errors": (
         "ChannelError",
         "DeclarationError",
@@ -44,9 +44,9 @@ _PLACES = {
         "UpgradeError",
         "VerifyError",
     ),
-    "inbox": ("Frame", "MessageTooLong"),
-    "instance": ("Ended",),
-    "state": ("convert", "convert_back", "since", "state"),
+    "instance.inbox": ("Frame", "MessageTooLong"),
+    "instance.base": ("Ended",),
+    "protocol.state": ("convert", "convert_back", "since", "state"),
 }
 _PLACE = {name: module for module, names in _PLACES.items() for name in names}
 
@@ -87,10 +87,9 @@ def __dir__() -> list[str]:
 
 
 class _Package(type(sys)):  # type: ignore[misc]
-    """Keeps two names for what they mean here: the import of a module would take them for itself."""
+    """Keeps a name for what it means here: the import of the module would take it for itself."""
 
     attach = property(lambda _: __getattr__("attach"), lambda _, module: None)
-    state = property(lambda _: __getattr__("state"), lambda _, module: None)
 
 
 sys.modules[__name__].__class__ = _Package

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from upgrader import blocking
+from upgrader.blocking import instance
 from upgrader.errors import UpgradeError
 from upgrader.systemd import journal
 from upgrader.systemd.cgroup import own_unit
@@ -27,12 +27,12 @@ class attach:  # noqa: N801, it reads as a function
     def __init__(self, service: str, *, version: str = "") -> None:
         self._service = service
         self._version = version
-        self._blocking: blocking.Instance | None = None
+        self._blocking: instance.Instance | None = None
         self._aio: aio.Instance | None = None
 
-    def __enter__(self) -> blocking.Instance:
+    def __enter__(self) -> instance.Instance:
         with _explained(self._service):
-            self._blocking = blocking.Instance(self._service, self._version, os.environ)
+            self._blocking = instance.Instance(self._service, self._version, os.environ)
         return self._blocking
 
     def __exit__(

@@ -22,13 +22,13 @@ from typing import Self, TypeVar
 
 import msgspec
 
-from upgrader.backends import Fd
-from upgrader.channel import ParkedChannel
 from upgrader.errors import UpgradeError
-from upgrader.image import unseal
-from upgrader.state import SavedState, load, save
+from upgrader.protocol.channel import ParkedChannel
+from upgrader.protocol.fd import Fd
+from upgrader.protocol.image import unseal
+from upgrader.protocol.state import SavedState, load, save
+from upgrader.protocol.status_text import FACTS, Origin, Status
 from upgrader.systemd.fdstore import Stored, StoreName
-from upgrader.systemd.status import FACTS, Origin, Status
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from upgrader.private_systemd import PrivateSystemd, TreeError, suites
+from upgrader.lab.private_systemd import PrivateSystemd, TreeError, suites
 
 _SUITE = "bookworm"
 _VERSION = "0.19.0"

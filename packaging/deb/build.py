@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import backport
 import trees
 
-from upgrader.private_systemd import PrivateSystemd, PrivateSystemdError
+from upgrader.lab.private_systemd import PrivateSystemd, PrivateSystemdError
 
 ROOT = Path(__file__).resolve().parents[2]
 _SOURCE = ("LICENSE", "README.md", "pyproject.toml", "docs", "packaging", "units", "upgrader")

@@ -4,7 +4,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from upgrader.private_systemd import suites
+from upgrader.lab.private_systemd import suites
 
 #: Debian 12 and 13, by the end of the version that a package built there gets.
 SUITES = {"bookworm": "~deb12u1", "trixie": ""}

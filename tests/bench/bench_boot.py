@@ -7,7 +7,7 @@ import time
 import pytest
 
 from tests.support import cannot_run
-from upgrader.private_systemd import PrivateSystemd, TreeError
+from upgrader.lab.private_systemd import PrivateSystemd, TreeError
 
 RUNS = 10
 

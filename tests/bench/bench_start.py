@@ -18,7 +18,7 @@ import upgrader
 from tests.support import eventually
 from tests.system.reloading import live, reload
 from tests.system.serving import Service
-from upgrader.private_systemd import PrivateSystemd
+from upgrader.lab.private_systemd import PrivateSystemd
 
 ROUNDS = 15
 README = Path(__file__).parents[2] / "README.md"

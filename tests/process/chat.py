@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import pytest
 
-from upgrader.systemd.status import Status
+from upgrader.protocol.status_text import Status
 from upgrader.testing import Service, ServiceError
 
 PROGRAM = Path(__file__).with_name("program.py")

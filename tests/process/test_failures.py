@@ -4,7 +4,7 @@
 import pytest
 
 from tests.process.chat import Chat, Client
-from upgrader.systemd.status import Origin
+from upgrader.protocol.status_text import Origin
 
 #: Where a version can break, in order, and what of it can be seen.
 PLACES = ["start", "attach", "state", "session", "verify"]

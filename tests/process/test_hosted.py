@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.process.chat import DEADLINE, Client
-from upgrader.systemd.status import Origin
+from upgrader.protocol.status_text import Origin
 from upgrader.testing import Service, ServiceError
 
 HERE = Path(__file__).parent

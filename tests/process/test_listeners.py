@@ -11,8 +11,9 @@ import pytest
 
 from tests.process.chat import Chat, Client
 from tests.support import eventually
-from upgrader.backends import Fd, identify
-from upgrader.systemd.status import Origin
+from upgrader.protocol.fd import Fd
+from upgrader.protocol.identity import identify
+from upgrader.protocol.status_text import Origin
 
 INBOX = """
 import os, sys, upgrader

@@ -14,7 +14,7 @@ import pytest
 
 from tests.process.chat import DEADLINE, Chat, Client
 from tests.support import eventually
-from upgrader.systemd.status import Origin
+from upgrader.protocol.status_text import Origin
 
 ROUNDS = 5
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.process.chat import DEADLINE, Client
 from tests.support import eventually
-from upgrader.systemd.status import Origin, Status
+from upgrader.protocol.status_text import Origin, Status
 from upgrader.testing import Service, ServiceError
 
 PROGRAM = Path(__file__).with_name("kv.py")

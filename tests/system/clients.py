@@ -4,9 +4,9 @@
 import time
 from collections.abc import Callable
 
-from upgrader.demo.loading import LoadProcess
-from upgrader.demo.orders import Begin, End, Ready, Result, Start, Stop, Window
-from upgrader.private_systemd import PrivateSystemd
+from upgrader.lab.demo.loading import LoadProcess
+from upgrader.lab.demo.orders import Begin, End, Ready, Result, Start, Stop, Window
+from upgrader.lab.private_systemd import PrivateSystemd
 
 
 class Clients:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.system.serving import Install, Service
-from upgrader.private_systemd import PrivateSystemd
+from upgrader.lab.private_systemd import PrivateSystemd
 
 
 @pytest.fixture

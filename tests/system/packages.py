@@ -13,15 +13,15 @@ from pathlib import Path
 from types import ModuleType
 
 from tests.support import cannot_run
-from upgrader.private_systemd import PrivateSystemd, TreeError
+from upgrader.lab.private_systemd import PrivateSystemd, TreeError
 
 APT = ("apt-get", "-y", "--allow-downgrades", "-o", "Dpkg::Use-Pty=0")
 QUIET = {"DEBIAN_FRONTEND": "noninteractive"}
 ROOT = Path(__file__).resolve().parents[2]
 UNIT = "web.service"
 #: The folders that only the package upgrader-lab has.
-LAB = {"demo", "private_systemd"}
-_EXAMPLE = resources.files("upgrader.demo.example")
+LAB = {"lab"}
+_EXAMPLE = resources.files("upgrader.lab.demo.example")
 _BUILD = """
 set -eu
 cd /build/web

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 
 from tests.support import SETTLE, eventually
 from tests.system.serving import Client, Install, Service
-from upgrader.private_systemd import PrivateSystemd
-from upgrader.private_systemd.command import Command
+from upgrader.lab.private_systemd import PrivateSystemd
+from upgrader.lab.private_systemd.command import Command
 
 
 def live(machine: PrivateSystemd, name: str) -> list[str]:

@@ -16,13 +16,13 @@ from typing import Any
 import msgspec
 
 from tests.support import SETTLE, eventually
-from upgrader.calling import call
-from upgrader.description import Description
-from upgrader.instances import status
-from upgrader.private_systemd import PrivateSystemd
-from upgrader.rendezvous import socket_name
-from upgrader.systemd.status import Status
-from upgrader.varlink import INTERFACE
+from upgrader.lab.private_systemd import PrivateSystemd
+from upgrader.protocol.rendezvous import socket_name
+from upgrader.protocol.status_text import Status
+from upgrader.protocol.varlink import INTERFACE
+from upgrader.protocol.varlink_client import call
+from upgrader.protocol.varlink_types import Description
+from upgrader.tool.instance_client import status
 
 PROGRAMS = Path(__file__).parent / "services"
 _PLACE = "/opt/upgrader-tests"
@@ -237,7 +237,9 @@ class Service:
 
 def hook(machine: PrivateSystemd, *arguments: str) -> str:
     """What the hook of package managers said; it must end with 0."""
-    return machine.run([*machine.python, "-m", "upgrader.hook", *arguments], timeout=120).stderr
+    return machine.run(
+        [*machine.python, "-m", "upgrader.hooks.package_hook", *arguments], timeout=120
+    ).stderr
 
 
 class Client:

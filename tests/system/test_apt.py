@@ -14,7 +14,7 @@ from tests.system import packages
 from tests.system.clients import Clients, lost
 from tests.system.packages import UNIT
 from tests.system.serving import PROGRAMS
-from upgrader.private_systemd import PrivateSystemd
+from upgrader.lab.private_systemd import PrivateSystemd
 from upgrader.systemd.journal import MESSAGE_ID
 
 

@@ -18,9 +18,9 @@ from websockets.sync.client import ClientConnection, connect
 from tests.support import SETTLE, eventually
 from tests.system.reloading import live, processes, reload
 from tests.system.serving import Install, Service, network_of
-from upgrader.private_systemd import PrivateSystemd
-from upgrader.private_systemd.command import Command
-from upgrader.systemd.status import Origin
+from upgrader.lab.private_systemd import PrivateSystemd
+from upgrader.lab.private_systemd.command import Command
+from upgrader.protocol.status_text import Origin
 
 CERTIFICATE = Path(__file__).parents[1] / "unit" / "tls.pem"
 TLS = "/opt/upgrader-tests/tls.pem"

@@ -7,7 +7,7 @@ import pytest
 
 from tests.support import eventually
 from tests.system.serving import PROGRAMS, Client, Install, Service, allow_many_fds
-from upgrader.private_systemd import PrivateSystemd
+from upgrader.lab.private_systemd import PrivateSystemd
 
 # Start attempts of a bad version go on while the store must live (252), slowly enough to see them.
 _PATIENT = ("Environment=UPGRADER_LOAD_ATTEMPTS=1000", "RestartSec=100ms")

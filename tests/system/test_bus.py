@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from upgrader.private_systemd import PrivateSystemd
+from upgrader.lab.private_systemd import PrivateSystemd
 
 #: A unit with a digit in front, an instance and an escape: the object path is the hard part.
 UNIT = "9-web\\x2d@1.service"
@@ -42,7 +42,7 @@ def unit(any_machine: PrivateSystemd) -> Iterator[PrivateSystemd]:
     any_machine.write(
         "/run/store.py",
         "import os, signal\n"
-        "from upgrader.backends import Fd\n"
+        "from upgrader.protocol.fd import Fd\n"
         "from upgrader.systemd.fdstore import FdStore, Stored, StoreName\n"
         "from upgrader.systemd.notify import Notifier\n"
         "notifier = Notifier.from_environment(os.environ)\n"

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 
 from tests.system.serving import Client, Install, Service
-from upgrader.private_systemd import PrivateSystemd
+from upgrader.lab.private_systemd import PrivateSystemd
 
 MEMBERS = 20
 RESTARTS = 20

@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import pytest
 
-from upgrader import demo
-from upgrader.demo import stage
-from upgrader.demo.faults import FAULTS
-from upgrader.demo.loading import LoadProcess
-from upgrader.demo.orders import Ready, Result, Start, Stop
-from upgrader.demo.stage import SERVICE, Stage
-from upgrader.outcome import Mode
+from upgrader.lab import demo
+from upgrader.lab.demo import stage
+from upgrader.lab.demo.faults import FAULTS
+from upgrader.lab.demo.loading import LoadProcess
+from upgrader.lab.demo.orders import Ready, Result, Start, Stop
+from upgrader.lab.demo.stage import SERVICE, Stage
+from upgrader.tool.outcome import Mode
 
 pytestmark = pytest.mark.system
 

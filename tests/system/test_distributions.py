@@ -12,7 +12,7 @@ from tests.support import cannot_run
 from tests.system import packages
 from tests.system.clients import Clients, lost
 from tests.system.packages import ROOT, UNIT
-from upgrader.private_systemd import CommandError, PrivateSystemd, TreeError
+from upgrader.lab.private_systemd import CommandError, PrivateSystemd, TreeError
 
 #: What Fedora's packages define, and Debian's rpm does not have.
 _MACROS = """\
@@ -135,7 +135,7 @@ def test_the_lab_is_an_rpm_of_its_own(machine: PrivateSystemd) -> None:
         ).stdout
         for name in ("python3-upgrader", "upgrader-lab")
     }
-    assert "/upgrader/takeover.py" in listed["python3-upgrader"]
+    assert "/upgrader/takeover/__main__.py" in listed["python3-upgrader"]
     modules = {name: packages.folders(text) for name, text in listed.items()}
     assert packages.LAB == modules["upgrader-lab"]
     assert not packages.LAB & modules["python3-upgrader"]
@@ -153,7 +153,8 @@ def test_the_macro_wants_a_unit(machine: PrivateSystemd) -> None:
 def test_upgrades_by_pacman(machine: PrivateSystemd, tmp_path: Path) -> None:
     """The hook upgrades what runs in upgraded packages; PKGBUILD is one that makepkg reads."""
     machine.copy_in(
-        ROOT / "packaging/arch/upgrader.hook", "/usr/share/libalpm/hooks/35-upgrader.hook"
+        ROOT / "packaging/arch/upgrader.hooks.package_hook",
+        "/usr/share/libalpm/hooks/35-upgrader.hooks.package_hook",
     )
     machine.write("/etc/pacman.conf", "[options]\nArchitecture = auto\nSigLevel = Never\n")
     machine.run(["mkdir", "-p", "/var/lib/pacman"])

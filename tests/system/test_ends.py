@@ -9,8 +9,8 @@ import pytest
 
 from tests.support import eventually
 from tests.system.serving import Install, Service
-from upgrader.private_systemd import PrivateSystemd
-from upgrader.systemd.status import Origin
+from upgrader.lab.private_systemd import PrivateSystemd
+from upgrader.protocol.status_text import Origin
 
 
 def test_stop_leaves_nothing(any_machine: PrivateSystemd, install: Install) -> None:

@@ -8,8 +8,8 @@ import pytest
 from tests.system.reloading import installed
 from tests.system.serving import Client, Install, Service
 from tests.system.tool import upgrade
-from upgrader.private_systemd import PrivateSystemd
-from upgrader.systemd.status import Origin
+from upgrader.lab.private_systemd import PrivateSystemd
+from upgrader.protocol.status_text import Origin
 
 
 def execute(service: Service, *more: str) -> dict[str, object]:

@@ -9,7 +9,7 @@ import pytest
 from tests.system.reloading import installed, reload
 from tests.system.serving import PROGRAMS, Install, Service, hook
 from tests.system.tool import status, upgrader
-from upgrader.private_systemd import PrivateSystemd
+from upgrader.lab.private_systemd import PrivateSystemd
 
 GOOD = (PROGRAMS / "holder.py").read_text()
 BAD = "raise SystemExit('this version ends at once')\n"

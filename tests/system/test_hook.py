@@ -9,8 +9,8 @@ import pytest
 
 from tests.support import eventually
 from tests.system.serving import Install, hook
-from upgrader.hook import WINDOW
-from upgrader.private_systemd import PrivateSystemd
+from upgrader.hooks.package_hook import WINDOW
+from upgrader.lab.private_systemd import PrivateSystemd
 
 _POLICY = "/etc/upgrader/policy.d/test.conf"
 _POLICY_RC_D = "/usr/sbin/policy-rc.d"
@@ -112,7 +112,14 @@ def test_without_a_systemd(
     """In a chroot, in a container without systemd, and for another root: nothing is touched."""
     service = install(clean, "outside", "holder")
     pid = service.pid
-    command = [*enter, *clean.python, "-m", "upgrader.hook", "--installed", service.unit]
+    command = [
+        *enter,
+        *clean.python,
+        "-m",
+        "upgrader.hooks.package_hook",
+        "--installed",
+        service.unit,
+    ]
 
     assert said in clean.run(command).stderr
     assert pid == service.pid
@@ -203,7 +210,7 @@ def test_files_of_packages(clean: PrivateSystemd, install: Install) -> None:
     """As pacman lists them: what uses the library is upgraded, all else is not even mentioned."""
     service = install(clean, "listed", "holder")
     paths = f"usr/lib/systemd/system/{service.unit}\nusr/lib/systemd/system/dbus.service\nusr/a\n"
-    command = [*clean.python, "-m", "upgrader.hook", "--files"]
+    command = [*clean.python, "-m", "upgrader.hooks.package_hook", "--files"]
     said = clean.run(command, input=paths).stderr
 
     assert f"upgrader: {service.unit}: upgraded in" in said

@@ -7,7 +7,7 @@ from typing import Any
 from tests.system.reloading import installed
 from tests.system.serving import Install, Service
 from tests.system.tool import upgrader
-from upgrader.private_systemd import PrivateSystemd
+from upgrader.lab.private_systemd import PrivateSystemd
 
 
 def upgrade(service: Service, *arguments: str) -> Any:

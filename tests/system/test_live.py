@@ -8,8 +8,8 @@ import pytest
 from tests.support import eventually
 from tests.system.reloading import live, processes, reload, socket_there
 from tests.system.serving import Install
-from upgrader.private_systemd import PrivateSystemd
-from upgrader.systemd.status import Origin
+from upgrader.lab.private_systemd import PrivateSystemd
+from upgrader.protocol.status_text import Origin
 
 CONNECTIONS = 3
 
@@ -108,8 +108,8 @@ def test_who_is_not_registered_gets_nothing(any_machine: PrivateSystemd, install
     assert socket_there(service)
     program = (
         "import socket, json\n"
-        "from upgrader.calling import call\n"
-        "from upgrader.varlink import VarlinkError\n"
+        "from upgrader.protocol.varlink_client import call\n"
+        "from upgrader.protocol.varlink import VarlinkError\n"
         "sock = socket.socket(socket.AF_UNIX)\n"
         "sock.connect('/run/guarded/upgrader.sock')\n"
         "print(json.dumps(call(sock, 'io.upgrader.Instance.Describe', {})))\n"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from tests.support import eventually
 from tests.system.reloading import installed, paused
 from tests.system.serving import Install, Service
-from upgrader.private_systemd import PrivateSystemd
+from upgrader.lab.private_systemd import PrivateSystemd
 
 #: Seconds that a request takes, and what may be added to that: a tenth of it is usual.
 TAKES, LATE = 8.0, 3.0

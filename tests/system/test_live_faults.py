@@ -9,8 +9,8 @@ import pytest
 from tests.support import eventually
 from tests.system.reloading import Crowd, alone, crowd, live, paused, reload, socket_there
 from tests.system.serving import Install, Service
-from upgrader.private_systemd import PrivateSystemd
-from upgrader.systemd.status import Origin
+from upgrader.lab.private_systemd import PrivateSystemd
+from upgrader.protocol.status_text import Origin
 
 #: Time to play with while the source is frozen.
 PATIENT = "Environment=UPGRADER_DOWNTIME_LIMIT=20s"

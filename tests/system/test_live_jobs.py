@@ -9,7 +9,7 @@ import pytest
 from tests.support import SETTLE, eventually
 from tests.system.reloading import alone, crowd, live, paused, processes, reload, socket_there
 from tests.system.serving import Install, Service
-from upgrader.private_systemd import PrivateSystemd
+from upgrader.lab.private_systemd import PrivateSystemd
 
 PATIENT = "Environment=UPGRADER_DOWNTIME_LIMIT=20s"
 

@@ -12,8 +12,8 @@ import pytest
 from tests.support import eventually
 from tests.system.reloading import alone, crowd, live, paused, reload, socket_there
 from tests.system.serving import Install, Service
-from upgrader.private_systemd import PrivateSystemd
-from upgrader.systemd.status import Origin
+from upgrader.lab.private_systemd import PrivateSystemd
+from upgrader.protocol.status_text import Origin
 
 #: What is another one in each process.
 OWN = {"SYSTEMD_EXEC_PID", "WATCHDOG_PID", "JOURNAL_STREAM", "CREDENTIALS_DIRECTORY", "ROUND"}

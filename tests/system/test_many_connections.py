@@ -11,7 +11,7 @@ import pytest
 
 from tests.support import eventually
 from tests.system.serving import PROGRAMS, Client, Install, Service, allow_many_fds
-from upgrader.private_systemd import PrivateSystemd
+from upgrader.lab.private_systemd import PrivateSystemd
 
 MANY = 5000
 ROUNDS = 3

@@ -6,8 +6,8 @@ from tests.support import eventually
 from tests.system.reloading import live, reload, socket_there
 from tests.system.serving import PROGRAMS, Install, Service
 from tests.system.tool import found, status, upgrader
-from upgrader.private_systemd import PrivateSystemd
-from upgrader.systemd.status import Origin
+from upgrader.lab.private_systemd import PrivateSystemd
+from upgrader.protocol.status_text import Origin
 
 STORE = "Environment=UPGRADER_BACKEND_TRANSFER_MECHANISM=fd-store"
 

@@ -9,7 +9,7 @@ import pytest
 from tests.system import packages
 from tests.system.reloading import installed
 from tests.system.serving import Client, Install, Service
-from upgrader.private_systemd import PrivateSystemd
+from upgrader.lab.private_systemd import PrivateSystemd
 
 _LINKS = "/run/upgrader/needrestart"
 _REPLACE = """

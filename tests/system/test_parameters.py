@@ -10,8 +10,8 @@ from tests.support import eventually
 from tests.system.reloading import live, reload, socket_there
 from tests.system.serving import Install, Service
 from tests.system.tool import described, status, upgrader
-from upgrader.private_systemd import PrivateSystemd
-from upgrader.systemd.status import Origin
+from upgrader.lab.private_systemd import PrivateSystemd
+from upgrader.protocol.status_text import Origin
 
 
 def upgraded(service: Service, how: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 from tests.system.reloading import live, socket_there
 from tests.system.serving import Install, Service
 from tests.system.tool import described, status, upgrader
-from upgrader.private_systemd import PrivateSystemd
+from upgrader.lab.private_systemd import PrivateSystemd
 
 BAD = [
     ("exit", "has ended before it was ready"),

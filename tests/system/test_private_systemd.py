@@ -17,7 +17,7 @@ import pytest
 
 from tests.isolation import OWN
 from tests.support import SETTLE
-from upgrader.private_systemd import (
+from upgrader.lab.private_systemd import (
     BootError,
     CommandError,
     PrivateSystemd,
@@ -111,7 +111,7 @@ def test_two_machines_know_nothing_of_each_other() -> None:
 
 
 NESTED = """
-from upgrader.private_systemd import PrivateSystemd
+from upgrader.lab.private_systemd import PrivateSystemd
 with PrivateSystemd.boot("host") as machine:
     print(machine.run(["systemctl", "is-system-running"]).stdout)
 """
@@ -297,7 +297,7 @@ def test_no_soft_reboot_before_254(host_machine: PrivateSystemd) -> None:
 # Boots two commands inside, says who is who, and waits.
 HOLDER = """
 import sys
-from upgrader.private_systemd import PrivateSystemd
+from upgrader.lab.private_systemd import PrivateSystemd
 machine = PrivateSystemd.boot("host")
 inside = machine.popen(["sleep", "infinity"])
 outside = machine.popen(["sleep", "infinity"], network_only=True)

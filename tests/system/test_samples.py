@@ -10,7 +10,7 @@ import pytest
 from tests.pages import ROOT, blocks
 from tests.support import SETTLE
 from tests.system.serving import Client, network_of
-from upgrader.private_systemd import PrivateSystemd
+from upgrader.lab.private_systemd import PrivateSystemd
 
 _UNITS = sorted((ROOT / "units").glob("*.service"))
 _SHOWN = {"chat.service": 7000, "chat@.service": 7001}

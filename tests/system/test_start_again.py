@@ -7,7 +7,7 @@ from subprocess import CompletedProcess
 import pytest
 
 from tests.system.serving import Install, Service, hook
-from upgrader.private_systemd import PrivateSystemd
+from upgrader.lab.private_systemd import PrivateSystemd
 
 _POLICY = "/etc/upgrader/policy.d/test.conf"
 #: Lines of the unit that has PID 1 give up after the second attempt.

@@ -6,8 +6,8 @@ import threading
 from tests.support import eventually
 from tests.system.reloading import live, reload
 from tests.system.serving import Client, Install
-from upgrader.private_systemd import PrivateSystemd
-from upgrader.systemd.status import Origin
+from upgrader.lab.private_systemd import PrivateSystemd
+from upgrader.protocol.status_text import Origin
 
 #: Two interpreters on a busy CI machine are slow; what is waited for is not longer than otherwise.
 PATIENT = "Environment=UPGRADER_DOWNTIME_LIMIT=5s"

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support import eventually
 from tests.system.serving import Client, Install, Service
-from upgrader.private_systemd import PrivateSystemd
+from upgrader.lab.private_systemd import PrivateSystemd
 
 HARDENED = (
     "DynamicUser=yes",

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.system.serving import PROGRAMS
-from upgrader.private_systemd import PrivateSystemd
+from upgrader.lab.private_systemd import PrivateSystemd
 
 UNIT = """
 [Unit]

@@ -10,7 +10,7 @@ import pytest
 from tests.support import eventually
 from tests.system.serving import Client, Install, Service
 from tests.system.tool import NOBODY, NOWHERE, upgrader
-from upgrader.private_systemd import PrivateSystemd
+from upgrader.lab.private_systemd import PrivateSystemd
 
 #: A start limit that upgrades must not run into; systemd tries again after the test has looked.
 SETTINGS = ("[Unit]", "StartLimitIntervalSec=10s", "[Service]", "RestartSec=60s")

@@ -9,8 +9,8 @@ from tests.support import eventually
 from tests.system.reloading import installed
 from tests.system.serving import Client, Install, Service
 from tests.system.tool import upgrade
-from upgrader.private_systemd import PrivateSystemd
-from upgrader.takeover import ENDED
+from upgrader.lab.private_systemd import PrivateSystemd
+from upgrader.takeover.__main__ import ENDED
 
 
 def running(service: Service, *more: str) -> Any:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support import eventually
 from tests.system.serving import PROGRAMS, Client, network_of
-from upgrader.private_systemd import PrivateSystemd
+from upgrader.lab.private_systemd import PrivateSystemd
 
 UID = 1234
 RUNTIME = f"/run/user/{UID}"

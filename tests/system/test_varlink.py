@@ -11,8 +11,8 @@ from tests.support import eventually
 from tests.system.reloading import live, reload, socket_there
 from tests.system.serving import Install, Service
 from tests.system.tool import NOBODY
-from upgrader import varlink
-from upgrader.private_systemd import PrivateSystemd
+from upgrader.lab.private_systemd import PrivateSystemd
+from upgrader.protocol import varlink
 
 INSTANCE = varlink.INTERFACE
 DESCRIPTIONS = {INSTANCE: varlink.DESCRIPTION, varlink.SERVICE: varlink.SERVICE_DESCRIPTION}
@@ -152,7 +152,7 @@ def varlinkctl_as_nobody(service: Service, method: str, parameters: str = "{}") 
     """What an unprivileged user is told: the answer, or the error."""
     program = (
         "import json, socket\n"
-        "from upgrader.calling import call\n"
+        "from upgrader.protocol.varlink_client import call\n"
         "try:\n"
         "    with socket.socket(socket.AF_UNIX) as sock:\n"
         f"        sock.connect('/run/{service.name}/upgrader.sock')\n"

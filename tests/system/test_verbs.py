@@ -14,7 +14,7 @@ from tests.support import eventually
 from tests.system.reloading import live, paused, reload, socket_there
 from tests.system.serving import Install, Service
 from tests.system.tool import NOBODY, NOWHERE, described, found, status, upgrader
-from upgrader.private_systemd import PrivateSystemd
+from upgrader.lab.private_systemd import PrivateSystemd
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -18,7 +18,7 @@ import pytest
 from tests.support import cannot_run, eventually
 from tests.system.reloading import live
 from tests.system.serving import Install, Service
-from upgrader.private_systemd import PrivateSystemd
+from upgrader.lab.private_systemd import PrivateSystemd
 
 ROOT = Path(__file__).resolve().parents[2]
 _COMMIT = "e073940"

@@ -8,9 +8,9 @@ from typing import Any
 
 from tests.support import SETTLE
 from tests.system.serving import Service
-from upgrader.calling import call
-from upgrader.private_systemd import PrivateSystemd
-from upgrader.varlink import INTERFACE
+from upgrader.lab.private_systemd import PrivateSystemd
+from upgrader.protocol.varlink import INTERFACE
+from upgrader.protocol.varlink_client import call
 
 #: As nobody, but able to read a Python that lies in a private directory.
 NOBODY = (

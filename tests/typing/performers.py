@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A side that cannot perform all that its table names, for `mypy --strict`; never run."""
 
-from upgrader import interpreter
-from upgrader.live_destination import Taker
-from upgrader.live_source import Giver
-from upgrader.switchover import Event
+from upgrader.instance.live_destination import Taker
+from upgrader.instance.live_source import Giver
+from upgrader.protocol import interpreter
+from upgrader.protocol.switchover import Event
 
 
 class LoadsOnly:

@@ -8,36 +8,37 @@ import os
 import stat
 from pathlib import Path
 
-from upgrader import wire
-from upgrader.backends import ConnectionState, Identity, Kind, Waiting
 from upgrader.codes import Code
-from upgrader.image import Entry, LeftBehind, Manifest, seal
-from upgrader.state import SavedState
+from upgrader.protocol import records
+from upgrader.protocol.connection_state import ConnectionState, Waiting
+from upgrader.protocol.identity import Identity, Kind
+from upgrader.protocol.image import Entry, LeftBehind, Manifest, seal
+from upgrader.protocol.state import SavedState
 
 STREAMS = Path(__file__).with_name("streams")
 
 #: By the version of the stream.
-FRAMES: dict[int, dict[str, wire.Record]] = {
+FRAMES: dict[int, dict[str, records.Record]] = {
     1: {
-        "hello": wire.Hello(generation=3, fds=300),
-        "fds-first": wire.Fds(first=0, count=253),
-        "fds-last": wire.Fds(first=253, count=47),
-        "end-complete": wire.End(sent=300, reason=wire.EndReason.COMPLETE),
-        "end-in-flight": wire.End(sent=253, reason=wire.EndReason.TOO_MANY_IN_FLIGHT),
-        "end-full": wire.End(sent=253, reason=wire.EndReason.CHANNEL_FULL),
-        "go": wire.Go(),
-        "progress": wire.Progress(loaded=253),
-        "ack": wire.Ack(),
-        "abort": wire.Abort("VerifyError: no"),
+        "hello": records.Hello(generation=3, fds=300),
+        "fds-first": records.Fds(first=0, count=253),
+        "fds-last": records.Fds(first=253, count=47),
+        "end-complete": records.End(sent=300, reason=records.EndReason.COMPLETE),
+        "end-in-flight": records.End(sent=253, reason=records.EndReason.TOO_MANY_IN_FLIGHT),
+        "end-full": records.End(sent=253, reason=records.EndReason.CHANNEL_FULL),
+        "go": records.Go(),
+        "progress": records.Progress(loaded=253),
+        "ack": records.Ack(),
+        "abort": records.Abort("VerifyError: no"),
     },
     2: {
-        "hello": wire.Hello(generation=3, fds=300),
-        "fds": wire.Fds(first=0, count=253),
-        "end": wire.End(sent=300, reason=wire.EndReason.COMPLETE),
-        "go": wire.Go(),
-        "progress": wire.Progress(loaded=253),
-        "ack": wire.Ack(generation=3, image=0xDEADBEEF),
-        "abort": wire.abort(Code.STATE_INCOMPATIBLE, "IncompatibleState: state 'counters'"),
+        "hello": records.Hello(generation=3, fds=300),
+        "fds": records.Fds(first=0, count=253),
+        "end": records.End(sent=300, reason=records.EndReason.COMPLETE),
+        "go": records.Go(),
+        "progress": records.Progress(loaded=253),
+        "ack": records.Ack(generation=3, image=0xDEADBEEF),
+        "abort": records.abort(Code.STATE_INCOMPATIBLE, "IncompatibleState: state 'counters'"),
     },
 }
 #: (version, name of the file without its end, record)
@@ -94,5 +95,5 @@ def image_bytes(manifest: Manifest = MANIFEST) -> bytes:
 if __name__ == "__main__":
     STREAMS.mkdir(exist_ok=True)
     for version, name, record in ALL_FRAMES:
-        (STREAMS / f"{name}.bin").write_bytes(wire.encode(record, version))
+        (STREAMS / f"{name}.bin").write_bytes(records.encode(record, version))
     (STREAMS / f"{IMAGE}.bin").write_bytes(image_bytes())

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from upgrader.aio import Adapter
 from upgrader.aio.hosted import Hosted
 from upgrader.aio.hosting import Hosting
-from upgrader.arrival import Adopted
-from upgrader.backends.fd import HasFileno
-from upgrader.declarations import Listener, Protocols
-from upgrader.image import LeftBehind
-from upgrader.outgoing import Frozen
+from upgrader.instance.declarations import Listener, Protocols
+from upgrader.instance.loaded import Adopted
+from upgrader.instance.save import Frozen
+from upgrader.protocol.identity import HasFileno
+from upgrader.protocol.image import LeftBehind
 
 SECONDS = 10.0
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -20,15 +20,15 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 from tests.unit.protocol import EARLY_ACK, Channel, Model, Op, Process, Rules, Unit, World, owns
-from upgrader import channel, image, interpreter, wire
-from upgrader.backends import ConnectionState, Kind, Waiting, identify
-from upgrader.backends.fd import HasFileno
-from upgrader.channel import Stream
 from upgrader.codes import Code
 from upgrader.errors import NotifyError, UpgradeError, VerifyError
-from upgrader.live_destination import Taker
-from upgrader.live_source import Built, Giver, Request
-from upgrader.switchover import (
+from upgrader.instance.live_destination import Taker
+from upgrader.instance.live_source import Built, Giver, Request
+from upgrader.protocol import channel, image, interpreter, records
+from upgrader.protocol.channel import Stream
+from upgrader.protocol.connection_state import ConnectionState, Waiting
+from upgrader.protocol.identity import HasFileno, Kind, identify
+from upgrader.protocol.switchover import (
     DESTINATION,
     SOURCE,
     Destination,
@@ -269,8 +269,8 @@ class There:
 class Credulous(Giver):
     """A source that takes any Ack for the commit."""
 
-    def _read(self, record: wire.Record) -> Event:
-        return Event.ACK if isinstance(record, wire.Ack) else super()._read(record)
+    def _read(self, record: records.Record) -> Event:
+        return Event.ACK if isinstance(record, records.Ack) else super()._read(record)
 
 
 class Play:
@@ -361,7 +361,7 @@ class Play:
             case Event.GO:
                 item = channel.receive(self._a, peek=False)
                 assert item is not None
-                assert item[0] == wire.Go()
+                assert item[0] == records.Go()
                 return event
             case Event.DRAINED | Event.STOP:
                 return event
@@ -412,9 +412,9 @@ class Play:
 
     def _send(self, what: str) -> None:
         data = {
-            "progress": wire.encode(wire.Progress(1), 2),
-            "junk": b"x" * wire.RECORD_SIZE,
-            EARLY_ACK: wire.encode(wire.Ack(3, 1), 2),
+            "progress": records.encode(records.Progress(1), 2),
+            "junk": b"x" * records.RECORD_SIZE,
+            EARLY_ACK: records.encode(records.Ack(3, 1), 2),
         }
         self._b.send(data[what])
 

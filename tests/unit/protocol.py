@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A model of a live migration with all four who take part: source, destination, takeover, PID 1.
 
-Source and destination do what the tables of `upgrader.switchover` say; what is written down here
+Source and destination do what the tables of `upgrader.protocol.switchover` say; what is written down here
 is only what an action does to the world, how takeover and PID 1 behave, and how an owner ends that
 is stopped outside of a switchover. `successors` gives everything that can happen next: in a world
 of tuples, so that all of it can be explored.
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from upgrader.switchover import (
+from upgrader.protocol.switchover import (
     DESTINATION,
     SOURCE,
     Destination,

@@ -12,7 +12,7 @@ import pytest
 SCRIPT = """
 import json, os, sys
 from upgrader.errors import DeclarationError
-from upgrader.systemd.activation import take
+from upgrader.systemd.listen_fds import take
 environment = {name: value.replace("PID", str(os.getpid())) for name, value in json.loads(sys.argv[1]).items()}
 for number in range(int(sys.argv[2])):
     os.dup2(0, 3 + number, inheritable=True)

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from upgrader.backends import Address, Fd, Identity, bind, identify, path_inode
-from upgrader.backends.fd import show_address
+from upgrader.backends.listener import Address, bind, path_inode
 from upgrader.errors import DeclarationError
+from upgrader.protocol.fd import Fd
+from upgrader.protocol.identity import Identity, identify, show_address
 
 STREAM, DATAGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
 

@@ -16,10 +16,10 @@ import pytest
 
 from tests.support import SETTLE
 from upgrader.errors import BusError
-from upgrader.systemd import bus, stop
+from upgrader.systemd import bus, own_unit
 from upgrader.systemd.bus import Bus, Job
 from upgrader.systemd.cgroup import unit_of
-from upgrader.systemd.stop import StopReason, judge
+from upgrader.systemd.own_unit import StopReason, judge
 
 RECORDED = json.loads(Path(__file__).with_name("recorded").joinpath("bus.json").read_text())
 UIDS = {"private": 0, "system": 65534}
@@ -144,7 +144,7 @@ def test_no_answer_means_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(bus, "PRIVATE", "/no/such/socket")
     monkeypatch.setattr(bus, "SYSTEM_BUS", "/no/such/socket")
 
-    assert StopReason.UNKNOWN is stop.ask("web.service").reason
+    assert StopReason.UNKNOWN is own_unit.ask("web.service").reason
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from tests.unit.units import unit
-from upgrader.systemd.cause import Entry, Source, cause, parse, reported
+from upgrader.tool.failure_cause import Entry, Source, cause, parse, reported
 
 OLD, NEW = "0" * 32, "1" * 32
 EXIT = "98e322203f7a4ed290d09fe03c09fe15"

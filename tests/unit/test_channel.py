@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.support import cannot_run
-from upgrader import channel, wire
-from upgrader.backends import Fd, Identity, identify
-from upgrader.channel import Parked, ParkedChannel, Stream, park
 from upgrader.errors import ChannelBusy, ChannelError, ProtocolError
-from upgrader.image import seal, unseal
-from upgrader.wire import RECORD_SIZE, End, EndReason, Fds, Hello
+from upgrader.protocol import channel, records
+from upgrader.protocol.channel import Parked, ParkedChannel, Stream, park
+from upgrader.protocol.fd import Fd
+from upgrader.protocol.identity import Identity, identify
+from upgrader.protocol.image import seal, unseal
+from upgrader.protocol.records import RECORD_SIZE, End, EndReason, Fds, Hello
 
 from .golden import MANIFEST
 
@@ -199,14 +200,14 @@ def test_half_spent_is_spent(
 # Streams that end early
 
 
-def written(*records: tuple[wire.Record, list[socket.socket | Fd]]) -> Callable[[], Store]:
+def written(*sent: tuple[records.Record, list[socket.socket | Fd]]) -> Callable[[], Store]:
     def write() -> Store:
         store = Store()
         reader, writer = channel.pair()
         with reader, writer:
             store(reader)
-            for record, fds in records:
-                channel.send(writer, record, fds, version=wire.PARKED)
+            for record, fds in sent:
+                channel.send(writer, record, fds, version=records.PARKED)
         return store
 
     return write
@@ -248,13 +249,13 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(("records", "message"), BAD.values(), ids=BAD.keys())
+@pytest.mark.parametrize(("bad", "message"), BAD.values(), ids=BAD.keys())
 def test_bad_streams(
-    records: list[tuple[wire.Record, int]], message: str, image: Fd, sockets: list[socket.socket]
+    bad: list[tuple[records.Record, int]], message: str, image: Fd, sockets: list[socket.socket]
 ) -> None:
     """The record is named, and nothing is consumed."""
-    rest: list[tuple[wire.Record, list[socket.socket | Fd]]] = [
-        (record, [*sockets[:fds]]) for record, fds in records
+    rest: list[tuple[records.Record, list[socket.socket | Fd]]] = [
+        (record, [*sockets[:fds]]) for record, fds in bad
     ]
     store = written((Hello(3, 5), [image, image]), *rest)()
     with opened(store) as parked:
@@ -275,7 +276,7 @@ def test_a_hello_without_its_fds(fds: int, sockets: list[socket.socket]) -> None
     store.kept[0].close()
 
 
-@pytest.mark.parametrize("data", [b"x", b"x" * RECORD_SIZE, wire.encode(Hello(1, 0), 1)[:-1]])
+@pytest.mark.parametrize("data", [b"x", b"x" * RECORD_SIZE, records.encode(Hello(1, 0), 1)[:-1]])
 def test_what_is_no_record(data: bytes) -> None:
     """Foreign bytes, and a record that ends in the middle."""
     reader, writer = channel.pair()
@@ -331,8 +332,8 @@ def test_a_full_channel_ends_the_list(
 
 CHILD = """
 import os, resource, socket, sys
-from upgrader import channel
-from upgrader.backends import Fd
+from upgrader.protocol import channel
+from upgrader.protocol.fd import Fd
 {setup}
 """
 
@@ -363,7 +364,7 @@ print(parked.sent, parked.reason)
 
     assert EndReason.TOO_MANY_IN_FLIGHT == reason
     assert 0 < int(sent) < 2000
-    assert 0 == int(sent) % wire.MAX_FDS
+    assert 0 == int(sent) % records.MAX_FDS
 
 
 def test_no_room_for_the_image_is_an_error() -> None:

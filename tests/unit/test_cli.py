@@ -10,12 +10,12 @@ from pathlib import Path
 import click
 import pytest
 
-import upgrader.upgrade
+import upgrader.tool.upgrade
 from upgrader import cli
-from upgrader.outcome import ExitCode, Outcome, Result, Verb
-from upgrader.systemd.status import Origin, Status
+from upgrader.protocol.status_text import Origin, Status
 from upgrader.systemd.unit import InvalidUnitName, MissingPackage, NoSuchUnit, unit_name
-from upgrader.upgrade import Wish
+from upgrader.tool.outcome import ExitCode, Outcome, Result, Verb
+from upgrader.tool.upgrade import Wish
 
 ROOT = Path(__file__).resolve().parents[2]
 DONE = Outcome.done(
@@ -41,7 +41,7 @@ def outcome(monkeypatch: pytest.MonkeyPatch) -> list[Outcome]:
     def upgrade(unit: str, wish: Wish, **options: object) -> Outcome:
         return outcomes[-1]
 
-    monkeypatch.setattr(upgrader.upgrade, "upgrade", upgrade)
+    monkeypatch.setattr(upgrader.tool.upgrade, "upgrade", upgrade)
     return outcomes
 
 
@@ -162,7 +162,7 @@ def test_interruption_is_130(
     def interrupted(*arguments: object, **options: object) -> Outcome:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(upgrader.upgrade, "upgrade", interrupted)
+    monkeypatch.setattr(upgrader.tool.upgrade, "upgrade", interrupted)
 
     assert cli.main(["upgrade", "web"]) == 130
     assert "if systemd was given a job, it goes on" in capfd.readouterr().err
@@ -176,7 +176,7 @@ def test_an_unexpected_error_is_one_line(
     def broken(*arguments: object, **options: object) -> Outcome:
         raise ZeroDivisionError("one\ntwo")
 
-    monkeypatch.setattr(upgrader.upgrade, "upgrade", broken)
+    monkeypatch.setattr(upgrader.tool.upgrade, "upgrade", broken)
     monkeypatch.delenv("UPGRADER_DEBUG", raising=False)
 
     assert cli.main(["upgrade", "web"]) == ExitCode.NOT_SERVING
@@ -217,9 +217,9 @@ def test_a_missing_package_is_named(package: str) -> None:
 def test_a_closed_pipe_changes_no_exit_code() -> None:
     """Neither a closed stdout nor a closed stderr changes the outcome or shows a traceback."""
     code = (
-        "import sys, upgrader.upgrade; from tests.unit.test_cli import DONE\n"
+        "import sys, upgrader.tool.upgrade; from tests.unit.test_cli import DONE\n"
         "def upgrade(unit, mode, progress, **more): progress('going'); return DONE\n"
-        "upgrader.upgrade.upgrade = upgrade\n"
+        "upgrader.tool.upgrade.upgrade = upgrade\n"
         "from upgrader import cli; sys.exit(cli.main(['upgrade', 'web']))"
     )
     read, write = os.pipe()

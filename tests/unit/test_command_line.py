@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import pytest
 
 from tests.unit.units import unit
-from upgrader.command_line import Command as Process
-from upgrader.command_line import expand, main_process
+from upgrader.systemd.main_command import Command as Process
+from upgrader.systemd.main_command import expand, main_process
 from upgrader.systemd.unit import UNSET, Command, Unit
 
 ENVIRONMENT = {
@@ -117,7 +117,7 @@ def test_what_the_running_process_was_passed() -> None:
 
 def test_the_environment_that_was_given() -> None:
     """Not what Python has made of it: LC_CTYPE in a C locale, for one."""
-    code = "import os; from upgrader.command_line import given_environment as given;"
+    code = "import os; from upgrader.systemd.main_command import given_environment as given;"
     code += "print(given() == {'A': 'b=\\udcff'}, len(os.environ))"
     shown = subprocess.run(
         [sys.executable, "-c", code],

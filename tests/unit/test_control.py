@@ -16,11 +16,16 @@ import msgspec
 import pytest
 
 from tests.support import SETTLE, eventually
-from upgrader import control, varlink
-from upgrader.calling import call, watch
 from upgrader.codes import Code
-from upgrader.control import Caller, Control, remove_dead
-from upgrader.description import (
+from upgrader.instance import control_socket
+from upgrader.instance.control_socket import Caller, Control, remove_dead
+from upgrader.instance.phases import News, Progress
+from upgrader.protocol import varlink
+from upgrader.protocol.rendezvous import socket_name
+from upgrader.protocol.varlink import INTERFACE, VarlinkError
+from upgrader.protocol.varlink_client import call, watch
+from upgrader.protocol.varlink_messages import Call, encode
+from upgrader.protocol.varlink_types import (
     Backend,
     Connection,
     Description,
@@ -32,10 +37,6 @@ from upgrader.description import (
     Started,
     Trial,
 )
-from upgrader.progress import News, Progress
-from upgrader.rendezvous import socket_name
-from upgrader.varlink import INTERFACE, VarlinkError
-from upgrader.varlink_messages import Call, encode
 
 DESCRIBE = f"{INTERFACE}.Describe"
 
@@ -230,7 +231,7 @@ def test_an_abstract_name_is_for_this_user(
     instance: Instance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Anybody can connect to it, and is told that he may not ask."""
-    monkeypatch.setattr(control, "_caller", lambda sock: Caller(1, os.geteuid() + 1))
+    monkeypatch.setattr(control_socket, "_caller", lambda sock: Caller(1, os.geteuid() + 1))
     name = socket_name(os.urandom(16).hex())
     answering = Control(name, instance, "1.0")
     answering.open()
@@ -282,7 +283,7 @@ def test_answers_that_nobody_reads(
     path: Path, instance: Instance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are not kept without a limit."""
-    monkeypatch.setattr(control, "MAX_UNREAD", 100_000)
+    monkeypatch.setattr(control_socket, "MAX_UNREAD", 100_000)
     instance.big = "x" * 300_000
     with connected(path) as sock:
         with contextlib.suppress(OSError):
@@ -315,7 +316,7 @@ def test_a_slow_call_holds_up_nobody(path: Path, instance: Instance) -> None:
 
 def test_one_connection_too_many(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The one that has been silent for longest goes, so that nobody can keep others out."""
-    monkeypatch.setattr(control, "MAX_CLIENTS", 3)
+    monkeypatch.setattr(control_socket, "MAX_CLIENTS", 3)
     with contextlib.ExitStack() as clients:
         first, *_ = [clients.enter_context(connected(path)) for _ in range(3)]
         assert "x" == call(first, DESCRIBE, {})["service"]
@@ -326,7 +327,7 @@ def test_one_connection_too_many(path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_silent_connection(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is closed after a while; one that waits for the phases of a migration is not."""
-    monkeypatch.setattr(control, "IDLE", 0.05)
+    monkeypatch.setattr(control_socket, "IDLE", 0.05)
     with connected(path) as watching, connected(path) as silent:
         phases = watch(watching, f"{INTERFACE}.QueryMigration")
         assert next(phases)

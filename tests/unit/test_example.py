@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from upgrader.demo.bad_versions import Bad, make
-from upgrader.demo.example import http11
-from upgrader.demo.responses import Chunk, Response, ResponseReader
-from upgrader.systemd.status import Origin
+from upgrader.lab.demo.bad_versions import Bad, make
+from upgrader.lab.demo.example import http11
+from upgrader.lab.demo.responses import Chunk, Response, ResponseReader
+from upgrader.protocol.status_text import Origin
 from upgrader.testing import Service
 
-WEB1 = [sys.executable, "-m", "upgrader.demo.example.web1"]
-WEB2 = [sys.executable, "-m", "upgrader.demo.example.web2"]
+WEB1 = [sys.executable, "-m", "upgrader.lab.demo.example.web1"]
+WEB2 = [sys.executable, "-m", "upgrader.lab.demo.example.web2"]
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST /a HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc"

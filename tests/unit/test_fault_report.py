@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from upgrader.demo.fault_report import FaultRow, table, to_json
+from upgrader.lab.demo.fault_report import FaultRow, table, to_json
 
 
 def row(**changes: Any) -> FaultRow:

@@ -6,10 +6,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from upgrader.description import Migration, Phase
-from upgrader.history import Event, parse
-from upgrader.plot import plot
-from upgrader.progress import Progress, fields
+from upgrader.instance.phases import Progress, fields
+from upgrader.protocol.varlink_types import Migration, Phase
+from upgrader.tool.history import Event, parse
+from upgrader.tool.history_svg import plot
 
 ENTRY = {
     "__REALTIME_TIMESTAMP": "1700000000000000",

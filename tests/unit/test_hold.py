@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from upgrader import hold
-from upgrader.hold import Hold, HoldError, Kind
+from upgrader.tool import hold
+from upgrader.tool.hold import Hold, HoldError, Kind
 
 
 @pytest.fixture(autouse=True)

@@ -17,12 +17,13 @@ from aiohttp import web
 
 from tests.unit.hosting import GET, SECONDS, Client, Side, turns, until
 from upgrader.aio import Adapter
-from upgrader.arrival import Adopted
-from upgrader.backends import ConnectionState, Waiting, identify
 from upgrader.errors import UnreadableState
-from upgrader.image import LeftBehind
+from upgrader.instance.loaded import Adopted
 from upgrader.integrations import aiohttp as our_aiohttp
 from upgrader.integrations import uvicorn as our_uvicorn
+from upgrader.protocol.connection_state import ConnectionState, Waiting
+from upgrader.protocol.identity import identify
+from upgrader.protocol.image import LeftBehind
 
 LARGE = 8 << 20
 

@@ -16,10 +16,10 @@ import msgspec
 import pytest
 
 from tests.unit.golden import IMAGE, MANIFEST, STREAMS, image_bytes
-from upgrader import image
-from upgrader.backends import Fd
 from upgrader.errors import ImageError
-from upgrader.image import FORMAT, MAGIC, SEALS, Manifest, seal, unseal
+from upgrader.protocol import image
+from upgrader.protocol.fd import Fd
+from upgrader.protocol.image import FORMAT, MAGIC, SEALS, Manifest, seal, unseal
 
 HEADER = struct.Struct("!8sIIQ")
 

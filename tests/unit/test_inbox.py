@@ -6,7 +6,7 @@ import time
 import pytest
 
 from upgrader.errors import DeclarationError
-from upgrader.inbox import Inbox, MessageTooLong
+from upgrader.instance.inbox import Inbox, MessageTooLong
 
 
 def length_first(buffer: bytearray) -> int | None:

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from upgrader.codes import Code
-from upgrader.line import LIMIT, Said, Word, decode, encode, encode_1
+from upgrader.protocol.takeover_line import LIMIT, Said, Word, decode, encode, encode_1
 
 WORDS = [
     Word(Said.PREPARED),

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.unit.played import DestinationProcess, Here
-from upgrader import channel, image, interpreter, wire
 from upgrader.codes import Code
-from upgrader.live_source import Giver, Request
-from upgrader.negotiation import Negotiation, common_stream
-from upgrader.self_report import SelfReport
-from upgrader.switchover import DestinationAction, Event, Source, SourceAction
-from upgrader.varlink import VarlinkError
+from upgrader.instance.control_answers import Negotiation, common_stream
+from upgrader.instance.live_source import Giver, Request
+from upgrader.instance.self_report import SelfReport
+from upgrader.protocol import channel, image, interpreter, records
+from upgrader.protocol.switchover import DestinationAction, Event, Source, SourceAction
+from upgrader.protocol.varlink import VarlinkError
 
 LIMIT = 20.0
 
@@ -34,14 +34,14 @@ class Bench:
             limit=LIMIT, timeout=10 * LIMIT, clock=lambda: self.clock,
         )  # fmt: skip
 
-    def say(self, *records: wire.Record) -> None:
+    def say(self, *records: records.Record) -> None:
         for record in records:
             channel.send(self.peer, record, version=self.stream)
 
-    def expected(self) -> wire.Ack:
+    def expected(self) -> records.Ack:
         """The Ack for the image that will be sent."""
         with image.seal(self.here.freeze().manifest) as memfd:
-            return wire.Ack(3, image.checksum(memfd))
+            return records.Ack(3, image.checksum(memfd))
 
     def close(self) -> None:
         if self.giver._telling:
@@ -73,16 +73,16 @@ def test_the_ack_of_what_was_sent_commits(make: Callable[[int], Bench]) -> None:
     assert not bench.here.serving
 
 
-WRONG: list[Callable[[wire.Ack], wire.Ack]] = [
-    lambda right: wire.Ack(right.generation + 1, right.image),
-    lambda right: wire.Ack(right.generation, right.image ^ 1),
-    lambda right: wire.Ack(),
+WRONG: list[Callable[[records.Ack], records.Ack]] = [
+    lambda right: records.Ack(right.generation + 1, right.image),
+    lambda right: records.Ack(right.generation, right.image ^ 1),
+    lambda right: records.Ack(),
 ]
 
 
 @pytest.mark.parametrize("change", WRONG, ids=["generation", "checksum", "bare"])
 def test_the_ack_of_something_else_does_not(
-    change: Callable[[wire.Ack], wire.Ack], make: Callable[[int], Bench]
+    change: Callable[[records.Ack], records.Ack], make: Callable[[int], Bench]
 ) -> None:
     """The source takes its image back, serves on, and says why."""
     bench = make(2)
@@ -94,7 +94,7 @@ def test_the_ack_of_something_else_does_not(
     assert bench.process.killed
 
 
-@pytest.mark.parametrize("stream", wire.VERSIONS)
+@pytest.mark.parametrize("stream", records.VERSIONS)
 @pytest.mark.parametrize("way", ["closes", "shuts"])
 def test_an_ack_sent_too_early_does_not_commit(
     stream: int, way: str, make: Callable[[int], Bench]
@@ -119,13 +119,13 @@ def test_an_ack_of_an_image_sent_in_part_does_not_commit(make: Callable[[int], B
     assert Source.SERVING is bench.giver.give()
     record = channel.receive(bench.peer, peek=False)
     assert record is not None
-    assert isinstance(record[0], wire.Hello)
+    assert isinstance(record[0], records.Hello)
     for fd in record[1]:
         fd.close()
 
 
-@pytest.mark.parametrize("record", [wire.Ack(), wire.Ack(3, 1)])
-def test_a_bare_ack_counts_in_version_1(record: wire.Ack, make: Callable[[int], Bench]) -> None:
+@pytest.mark.parametrize("record", [records.Ack(), records.Ack(3, 1)])
+def test_a_bare_ack_counts_in_version_1(record: records.Ack, make: Callable[[int], Bench]) -> None:
     """Once all is sent; what it may say besides was not known then."""
     bench = make(1)
     bench.say(record)
@@ -136,14 +136,14 @@ def test_a_bare_ack_counts_in_version_1(record: wire.Ack, make: Callable[[int], 
 def test_a_record_of_version_1_where_2_was_agreed(make: Callable[[int], Bench]) -> None:
     """It has an old Ack, which names nothing."""
     bench = make(2)
-    channel.send(bench.peer, wire.Ack(), version=1)
+    channel.send(bench.peer, records.Ack(), version=1)
 
     assert Source.SERVING is bench.giver.give()
 
 
 def test_an_abort_has_a_code(make: Callable[[int], Bench]) -> None:
     bench = make(2)
-    bench.say(wire.abort(Code.VERIFY_FAILED, "no"))
+    bench.say(records.abort(Code.VERIFY_FAILED, "no"))
 
     assert Source.SERVING is bench.giver.give()
     assert (Code.VERIFY_FAILED, "no") == (bench.giver.code, bench.giver.reason)
@@ -153,7 +153,7 @@ def test_an_abort_has_a_code(make: Callable[[int], Bench]) -> None:
 def test_a_code_that_is_not_known(code: str, make: Callable[[int], Bench]) -> None:
     """Version 1 has none, and a later one may have more."""
     bench = make(2)
-    bench.say(wire.Abort("no", code))
+    bench.say(records.Abort("no", code))
 
     assert Source.SERVING is bench.giver.give()
     assert (Code.UNKNOWN, "no") == (bench.giver.code, bench.giver.reason)
@@ -165,10 +165,10 @@ def test_a_silent_destination_has_a_limit(make: Callable[[int], Bench]) -> None:
     side = bench.giver.side
     side.feed(Event.GO)
     bench.clock += LIMIT - 1
-    bench.say(wire.Progress(1))
+    bench.say(records.Progress(1))
     side.feed(bench.giver.next_event())
     bench.clock += LIMIT - 1
-    bench.say(wire.Progress(2))
+    bench.say(records.Progress(2))
     side.feed(bench.giver.next_event())
     bench.clock += LIMIT
 
@@ -200,7 +200,7 @@ def test_fds_for_a_source_are_closed(make: Callable[[int], Bench]) -> None:
     bench = make(2)
     bench.giver.side.feed(Event.GO)
     before = len(os.listdir("/proc/self/fd"))
-    channel.send(bench.peer, wire.Progress(1), [bench.client] * 5, version=2)
+    channel.send(bench.peer, records.Progress(1), [bench.client] * 5, version=2)
 
     assert Event.PROGRESS is bench.giver.next_event()
     assert before == len(os.listdir("/proc/self/fd"))
@@ -275,11 +275,11 @@ def test_a_destination_that_never_says_go_is_ended(
         case "closes":
             bench.peer.close()
         case "junk":
-            bench.peer.send(b"x" * wire.RECORD_SIZE)
+            bench.peer.send(b"x" * records.RECORD_SIZE)
         case "ack":
             bench.say(bench.expected())
         case "silent":
-            monkeypatch.setattr("upgrader.negotiation._GO", 0.01)
+            monkeypatch.setattr("upgrader.instance.control_answers._GO", 0.01)
     negotiation.migrate(bench.source)
 
     assert bench.process.killed

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from upgrader.demo.ledger import Kind, Ledger
-from upgrader.demo.load import Load
-from upgrader.demo.orders import (
+from upgrader.lab.demo.ledger import Kind, Ledger
+from upgrader.lab.demo.load import Load
+from upgrader.lab.demo.orders import (
     Begin,
     End,
     Event,
@@ -26,7 +26,7 @@ from upgrader.demo.orders import (
     event_decoder,
     line,
 )
-from upgrader.demo.responses import BadResponseError, Chunk, Response, ResponseReader
+from upgrader.lab.demo.responses import BadResponseError, Chunk, Response, ResponseReader
 
 #: Each run goes on until the service has counted so many requests.
 ENOUGH = 80
@@ -210,7 +210,7 @@ class TestHonest:
 
     def test_no_new_generation_is_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """An upgrade after which the old generation answers has no time to new code."""
-        monkeypatch.setattr("upgrader.demo.load.NEW_CODE_WAIT", 0.05)
+        monkeypatch.setattr("upgrader.lab.demo.load.NEW_CODE_WAIT", 0.05)
 
         async def body() -> Window:
             async with loaded(Service()) as load:
@@ -577,7 +577,7 @@ def test_as_a_process() -> None:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "upgrader.demo.load",
+            "upgrader.lab.demo.load",
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )

@@ -12,11 +12,6 @@ import msgspec
 import pytest
 
 import upgrader
-from upgrader import channel, wire
-from upgrader.arrival import Arrival
-from upgrader.backends import ConnectionState, Fd, Identity, Kind, Waiting, identify
-from upgrader.channel import park
-from upgrader.declarations import Connections, Datagrams, Declarations, Listener
 from upgrader.errors import (
     ImageError,
     MismatchError,
@@ -25,15 +20,22 @@ from upgrader.errors import (
     UnclaimedError,
     UnsavableState,
 )
-from upgrader.image import Entry, Manifest, seal
-from upgrader.incoming import Loader
-from upgrader.outgoing import Frozen, Readers, build, insurance
-from upgrader.parameters import Parameters
-from upgrader.state import SavedState, encode, save
-from upgrader.systemd.activation import Passed
+from upgrader.instance.declarations import Connections, Datagrams, Declarations, Listener
+from upgrader.instance.load import Loader
+from upgrader.instance.loaded import Arrival
+from upgrader.instance.save import Frozen, Readers, build, insurance
+from upgrader.protocol import channel, records
+from upgrader.protocol.channel import park
+from upgrader.protocol.connection_state import ConnectionState, Waiting
+from upgrader.protocol.fd import Fd
+from upgrader.protocol.identity import Identity, Kind, identify
+from upgrader.protocol.image import Entry, Manifest, seal
+from upgrader.protocol.parameters import Parameters
+from upgrader.protocol.state import SavedState, encode, save
+from upgrader.protocol.status_text import Origin
 from upgrader.systemd.fdstore import FdStore
+from upgrader.systemd.listen_fds import Passed
 from upgrader.systemd.notify import Notifier
-from upgrader.systemd.status import Origin
 
 
 @upgrader.state("counters", version=2, readable_from=1)
@@ -494,9 +496,9 @@ def test_a_cut_list_is_left_behind(bench: Bench, caplog: pytest.LogCaptureFixtur
         writer,
     ):
         bench.keep("upgrader-channel-3", reader)
-        channel.send(writer, wire.Hello(3, 4), [memfd, ledger], version=wire.PARKED)
-        channel.send(writer, wire.Fds(0, 3), fds, version=wire.PARKED)
-        channel.send(writer, wire.End(3, wire.EndReason.CHANNEL_FULL), version=wire.PARKED)
+        channel.send(writer, records.Hello(3, 4), [memfd, ledger], version=records.PARKED)
+        channel.send(writer, records.Fds(0, 3), fds, version=records.PARKED)
+        channel.send(writer, records.End(3, records.EndReason.CHANNEL_FULL), version=records.PARKED)
     arrival = bench.load()
 
     assert (3, 1) == (arrival.status.fds, arrival.status.left_behind)

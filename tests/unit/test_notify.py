@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from upgrader.backends import Fd, identify
 from upgrader.errors import NotifyError
+from upgrader.protocol.fd import Fd
+from upgrader.protocol.identity import identify
 from upgrader.systemd import notify
 from upgrader.systemd.fdstore import FdStore, Stored, StoreName, removal
 from upgrader.systemd.notify import Notifier, one_line

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from tests.unit.units import unit
-from upgrader.description import Description
-from upgrader.instances import InstanceError
-from upgrader.obstacles import not_ours, parked_image, settings
-from upgrader.presence import Presence
+from upgrader.protocol.varlink_types import Description
 from upgrader.systemd.unit import FdStore
+from upgrader.tool.blockers import not_ours, parked_image, settings
+from upgrader.tool.instance_client import InstanceError
+from upgrader.tool.presence import Presence
 
 
 def test_a_healthy_unit_has_no_obstacle() -> None:

@@ -68,7 +68,7 @@ def test_everything_else_is_imported_without_the_lab(without: Path) -> None:
     done = run(without, "-c", _ALL, str(without))
 
     assert 0 == done.returncode, done.stderr
-    assert "upgrader.cli.demonstration" in done.stdout.split()
+    assert "upgrader.cli.demo" in done.stdout.split()
 
 
 def test_the_demo_names_the_package_it_lacks(without: Path) -> None:

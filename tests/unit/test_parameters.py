@@ -8,8 +8,8 @@ import pytest
 
 from tests.support import cannot_run
 from upgrader.errors import DeclarationError, ParameterError
-from upgrader.parameters import SETTABLE, Parameters
-from upgrader.systemd.syntax import boolean, show_span, time_span
+from upgrader.protocol.parameters import SETTABLE, Parameters
+from upgrader.protocol.systemd_syntax import boolean, show_span, time_span
 
 SPANS = {
     "5": 5.0,

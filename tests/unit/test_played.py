@@ -12,7 +12,7 @@ import pytest
 
 from tests.unit.played import Credulous, Path, Play, paths, walk
 from tests.unit.protocol import Rules
-from upgrader.switchover import (
+from upgrader.protocol.switchover import (
     DESTINATION,
     SOURCE,
     Destination,

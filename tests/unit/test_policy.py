@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from upgrader import policy
-from upgrader.policy import Policy
+from upgrader.hooks import policy
+from upgrader.hooks.policy import Policy
 
 
 def test_where_nothing_is_said(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from upgrader.process import no_collection
+from upgrader.instance.process import no_collection
 
 
 class Cycle:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from upgrader.requests import Origin, Requests, TurnTaken
+from upgrader.hooks.queue import Origin, Requests, TurnTaken
 
 UNIT = "web.service"
 

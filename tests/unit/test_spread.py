@@ -7,10 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from upgrader import image, spread, wire
-from upgrader.backends import Fd, Kind, identify
-from upgrader.channel import new_ledger
-from upgrader.image import Entry, Manifest
+from upgrader.instance import image_in_fd_store
+from upgrader.protocol import image, records
+from upgrader.protocol.channel import new_ledger
+from upgrader.protocol.fd import Fd
+from upgrader.protocol.identity import Kind, identify
+from upgrader.protocol.image import Entry, Manifest
 from upgrader.systemd.fdstore import Stored, StoreName
 
 Store = dict[StoreName, Fd]
@@ -40,12 +42,16 @@ def stored() -> Iterator[Store]:
 
 def test_the_fds_are_found_by_what_they_are(stored: Store) -> None:
     """Whatever their names and the order in which PID 1 passes them; nothing is consumed."""
-    (found,) = spread.find(stored)
+    (found,) = image_in_fd_store.find(stored)
     stream = found.peek()
     expected = [StoreName(Stored.LISTENER, "door"), StoreName(Stored.ENTRY, "7.1"),
                 StoreName(Stored.ENTRY, "7.2")]  # fmt: skip
 
-    assert (7, 3, wire.EndReason.COMPLETE) == (stream.generation, stream.announced, stream.reason)
+    assert (7, 3, records.EndReason.COMPLETE) == (
+        stream.generation,
+        stream.announced,
+        stream.reason,
+    )
     assert [identify(stored[name]) for name in expected] == [identify(fd) for fd in stream.fds]
     assert "upgrader-image-7" == found.name
     assert {*expected[1:], StoreName(Stored.LEDGER, "7")} == set(found.others)
@@ -58,7 +64,7 @@ def test_the_fds_are_found_by_what_they_are(stored: Store) -> None:
 def test_attempts_are_counted_for_all_copies(stored: Store) -> None:
     """The count outlives whoever has counted."""
     for attempt in range(3):
-        (found,) = spread.find(stored)
+        (found,) = image_in_fd_store.find(stored)
         assert attempt == found.count_attempt()
         found.close()
 
@@ -66,10 +72,10 @@ def test_attempts_are_counted_for_all_copies(stored: Store) -> None:
 def test_one_fd_is_missing(stored: Store) -> None:
     """What comes after it is cut, and never taken for another."""
     stored.pop(StoreName(Stored.ENTRY, "7.1")).close()
-    (found,) = spread.find(stored)
+    (found,) = image_in_fd_store.find(stored)
     stream = found.peek()
 
-    assert [1, wire.EndReason.CHANNEL_FULL] == [len(stream.fds), stream.reason]
+    assert [1, records.EndReason.CHANNEL_FULL] == [len(stream.fds), stream.reason]
     stream.fds[0].close()
     found.close()
 
@@ -79,4 +85,4 @@ def test_parts_are_no_image(stored: Store, missing: Stored) -> None:
     """Of a parking that was killed half-way there is nothing to load."""
     stored.pop(StoreName(missing, "7")).close()
 
-    assert [] == spread.find(stored)
+    assert [] == image_in_fd_store.find(stored)

@@ -27,7 +27,6 @@ import msgspec
 import pytest
 
 import upgrader
-from upgrader.declarations import Connections, Declarations, Declared, Listener
 from upgrader.errors import (
     DeclarationError,
     IncompatibleState,
@@ -35,7 +34,8 @@ from upgrader.errors import (
     UnreadableState,
     UnsavableState,
 )
-from upgrader.state import (
+from upgrader.instance.declarations import Connections, Declarations, Declared, Listener
+from upgrader.protocol.state import (
     SavedState,
     check_readable,
     convert_for,

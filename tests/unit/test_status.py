@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from upgrader.protocol.status_text import Origin, Status
 from upgrader.systemd import journal
 from upgrader.systemd.journal import Outcome, Priority, report
-from upgrader.systemd.status import Origin, Status
 
 LOADED = "generation 3, loaded by restart from generation 2: {}, {} left behind"
 

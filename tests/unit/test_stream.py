@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from upgrader.backends import ConnectionState, Waiting, identify
-from upgrader.stream import Stream
+from upgrader.instance.connection import Stream
+from upgrader.protocol.connection_state import ConnectionState, Waiting
+from upgrader.protocol.identity import identify
 
 LARGE = b"x" * 8_000_000
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from upgrader.private_systemd import TreeError, suites
+from upgrader.lab.private_systemd import TreeError, suites
 
 # Stands in for mmdebstrap: its second last argument but for a mirror is the place of the tree.
 FAKE = """#!/bin/sh

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.unit.protocol import Model, Rules, Unit, World, verdict, verdict_at_rest
-from upgrader.switchover import (
+from upgrader.protocol.switchover import (
     DESTINATION,
     SOURCE,
     Destination,

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 
 import upgrader
-from upgrader.cli.looking import lines
-from upgrader.control import Caller
-from upgrader.description import Description, Trial
-from upgrader.negotiation import Negotiation
-from upgrader.overview import Overview
-from upgrader.self_report import SelfReport
-from upgrader.state import save
-from upgrader.trial import blame, measure
-from upgrader.varlink import VarlinkError
+from upgrader.cli.list_status import lines
+from upgrader.instance.control_answers import Negotiation
+from upgrader.instance.control_socket import Caller
+from upgrader.instance.self_report import SelfReport
+from upgrader.protocol.state import save
+from upgrader.protocol.state_trial import blame, measure
+from upgrader.protocol.varlink import VarlinkError
+from upgrader.protocol.varlink_types import Description, Trial
+from upgrader.tool.overview import Overview
 
 
 @dataclasses.dataclass

@@ -6,15 +6,23 @@ from typing import Any
 import pytest
 
 from tests.unit.units import unit
-from upgrader.attempt import Attempt
 from upgrader.codes import Code
-from upgrader.description import Decision, Description, Last, Loaded, Migration, Phase, Refusal
-from upgrader.instances import status
-from upgrader.outcome import Outcome, Result, Verb
-from upgrader.parameters import Mode
-from upgrader.systemd import cause
-from upgrader.systemd.status import Origin, Status
-from upgrader.verdict import _of_migration, is_newer
+from upgrader.protocol.parameters import Mode
+from upgrader.protocol.status_text import Origin, Status
+from upgrader.protocol.varlink_types import (
+    Decision,
+    Description,
+    Last,
+    Loaded,
+    Migration,
+    Phase,
+    Refusal,
+)
+from upgrader.tool import failure_cause
+from upgrader.tool.attempt import Attempt
+from upgrader.tool.instance_client import status
+from upgrader.tool.outcome import Outcome, Result, Verb
+from upgrader.tool.verdict import _of_migration, is_newer
 
 ID = "0" * 31 + "1"
 
@@ -121,6 +129,6 @@ def test_how_a_main_process_ended() -> None:
     """As PID 1 has it."""
     killed = unit(exec_main_code=2, exec_main_status=9)
 
-    assert "the main process was killed by SIGKILL meanwhile" == cause.ended(killed)
+    assert "the main process was killed by SIGKILL meanwhile" == failure_cause.ended(killed)
     exited = unit(exec_main_code=1, exec_main_status=3)
-    assert "the main process ended meanwhile, with status 3" == cause.ended(exited)
+    assert "the main process ended meanwhile, with status 3" == failure_cause.ended(exited)

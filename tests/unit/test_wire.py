@@ -12,8 +12,8 @@ import pytest
 from tests.unit.golden import ALL_FRAMES, STREAMS
 from upgrader.codes import Code
 from upgrader.errors import ProtocolError
-from upgrader.migration import TRANSITIONS, Incoming, Phase, batches
-from upgrader.wire import (
+from upgrader.protocol.record_order import TRANSITIONS, Incoming, Phase, batches
+from upgrader.protocol.records import (
     HELLO_FDS,
     MAGIC,
     MAX_FDS,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from upgrader.parameters import Mode
+from upgrader.protocol.parameters import Mode
 from upgrader.systemd.fdstore import Stored
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,7 +35,7 @@ FOREIGN = re.compile(r"(service|package|context) managers?|saxutils", re.IGNOREC
 #: Files that speak of another library's own name for a thing, or of the name in an older interface.
 ELSEWHERE = {
     "payload": {"upgrader/integrations/aiohttp.py"},
-    "rehearsal": {"upgrader/description.py"},
+    "rehearsal": {"upgrader/protocol/varlink_types.py"},
 }
 
 

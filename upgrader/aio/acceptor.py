@@ -6,8 +6,8 @@ import logging
 import socket
 from collections.abc import Callable
 
-from upgrader.declarations import Listener
-from upgrader.stream import accept
+from upgrader.instance.connection import accept
+from upgrader.instance.declarations import Listener
 
 _ACCEPTS = 128  # connections accepted in one go, so that one listener does not starve the others
 _PATIENCE = 1.0  # seconds until accepting is tried again after an error

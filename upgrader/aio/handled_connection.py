@@ -13,13 +13,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from upgrader.aio.safe_points import SafePoints
-from upgrader.backends import Waiting
 from upgrader.errors import DeclarationError, Retired, UnsavableState
-from upgrader.image import LeftBehind
-from upgrader.inbox import Frame
-from upgrader.outgoing import Frozen
-from upgrader.state import encode
-from upgrader.stream import HIGH_WATER, Stream, show_peer
+from upgrader.instance.connection import HIGH_WATER, Stream, show_peer
+from upgrader.instance.inbox import Frame
+from upgrader.instance.save import Frozen
+from upgrader.protocol.connection_state import Waiting
+from upgrader.protocol.image import LeftBehind
+from upgrader.protocol.state import encode
 
 #: Bytes that a handler may leave unsent while connections are being collected: what it has
 #: written moves along, and a client that reads slowly does not hold up the rest.

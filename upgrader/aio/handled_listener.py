@@ -18,12 +18,12 @@ from upgrader.aio.handled_connection import HandledConnection
 from upgrader.aio.peer import Peer
 from upgrader.aio.safe_points import SafePoints
 from upgrader.aio.waiting import first, until_deadline
-from upgrader.arrival import Adopted
-from upgrader.backends import Waiting
-from upgrader.declarations import Connections
-from upgrader.image import LeftBehind
-from upgrader.outgoing import Frozen
-from upgrader.stream import Stream
+from upgrader.instance.connection import Stream
+from upgrader.instance.declarations import Connections
+from upgrader.instance.loaded import Adopted
+from upgrader.instance.save import Frozen
+from upgrader.protocol.connection_state import Waiting
+from upgrader.protocol.image import LeftBehind
 
 
 @dataclass(frozen=True, slots=True)

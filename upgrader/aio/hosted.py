@@ -14,10 +14,10 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from upgrader.aio.adapter import Adapter
-from upgrader.backends import ConnectionState, Identity, Waiting
-from upgrader.backends.fd import show_address
-from upgrader.image import LeftBehind
-from upgrader.outgoing import Frozen
+from upgrader.instance.save import Frozen
+from upgrader.protocol.connection_state import ConnectionState, Waiting
+from upgrader.protocol.identity import Identity, show_address
+from upgrader.protocol.image import LeftBehind
 
 _log = logging.getLogger("upgrader")
 

@@ -14,13 +14,12 @@ from dataclasses import dataclass
 
 from upgrader.aio.acceptor import Acceptor
 from upgrader.aio.hosted import Hosted, Newcomer
-from upgrader.arrival import Adopted
-from upgrader.backends import Identity, identify
-from upgrader.backends.fd import HasFileno
-from upgrader.declarations import Protocols
 from upgrader.errors import UnreadableState
-from upgrader.image import LeftBehind
-from upgrader.outgoing import Frozen
+from upgrader.instance.declarations import Protocols
+from upgrader.instance.loaded import Adopted
+from upgrader.instance.save import Frozen
+from upgrader.protocol.identity import HasFileno, Identity, identify
+from upgrader.protocol.image import LeftBehind
 
 _BATCH = 20  # connections adopted in one go; clients that have sent something come first
 _SPARE = 64  # closed connections that are remembered at least, before they are looked for

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from upgrader.aio.adapter import Adapter
 from upgrader.aio.peer import Peer
 from upgrader.aio.runtime import AsyncioRuntime, Task
-from upgrader.declarations import Listener, Protocols
-from upgrader.instance import BaseInstance, Ended
-from upgrader.instance_parts import InstanceParts
+from upgrader.instance.base import BaseInstance, Ended
+from upgrader.instance.declarations import Listener, Protocols
+from upgrader.instance.parts import InstanceParts
 
 if TYPE_CHECKING:
     import ssl

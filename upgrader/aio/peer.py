@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Generic, TypeVar, cast
 
 from upgrader.aio.handled_connection import HandledConnection
-from upgrader.inbox import Frame
+from upgrader.instance.inbox import Frame
 
 S = TypeVar("S")
 

@@ -19,20 +19,20 @@ from upgrader.aio.handled_listener import HandledListener
 from upgrader.aio.hosting import Hosting, end_all
 from upgrader.aio.safe_points import SafePoints
 from upgrader.aio.waiting import cancel, next_event
-from upgrader.arrival import Arrival
-from upgrader.declarations import Declared, Listener
-from upgrader.destination_side import refused_by_check
-from upgrader.image import LeftBehind
-from upgrader.instance import Ended
-from upgrader.instance_parts import InstanceParts
-from upgrader.outgoing import Frozen
-from upgrader.process import no_collection, stop_signals
-from upgrader.self_report import Open
-from upgrader.switchover import Event, Source
+from upgrader.instance.base import Ended
+from upgrader.instance.declarations import Declared, Listener
+from upgrader.instance.destination_side import refused_by_check
+from upgrader.instance.loaded import Arrival
+from upgrader.instance.parts import InstanceParts
+from upgrader.instance.process import no_collection, stop_signals
+from upgrader.instance.save import Frozen
+from upgrader.instance.self_report import Open
+from upgrader.protocol.image import LeftBehind
+from upgrader.protocol.switchover import Event, Source
 
 if TYPE_CHECKING:
-    from upgrader.execution import Execution
-    from upgrader.live_source import Request
+    from upgrader.instance.exec_mode import Execution
+    from upgrader.instance.live_source import Request
 
 Task = Callable[..., Coroutine[Any, Any, object]]
 
@@ -238,7 +238,7 @@ class AsyncioRuntime:
 
     async def _migrate(self, request: Request | Execution) -> bool:
         """Give everything to a live destination; False if this instance serves on."""
-        from upgrader.live_source import Request  # since it answers, it has been loaded
+        from upgrader.instance.live_source import Request  # since it answers, it has been loaded
 
         if not isinstance(request, Request):
             await self._execute(request)

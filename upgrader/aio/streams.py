@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 from upgrader.aio.adapter import Adapter
 from upgrader.aio.instance import Instance, attached
-from upgrader.declarations import Listener
 from upgrader.errors import DeclarationError
+from upgrader.instance.declarations import Listener
 
 if TYPE_CHECKING:
     import ssl

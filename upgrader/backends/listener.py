@@ -9,8 +9,8 @@ import stat
 from dataclasses import dataclass
 from typing import Self
 
-from upgrader.backends.fd import show_address
 from upgrader.errors import DeclarationError
+from upgrader.protocol.identity import show_address
 
 #: What systemd's Backlog= defaults to since 251 is "the kernel's limit"; so is this.
 BACKLOG = 2**31 - 1

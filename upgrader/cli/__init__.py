@@ -14,16 +14,16 @@ from typing import Any
 import click
 
 # Imported in the order in which the help lists the commands.
-from upgrader.cli import looking  # noqa: F401  # isort: skip
-from upgrader.cli import checking  # noqa: F401  # isort: skip
-from upgrader.cli import upgrading  # noqa: F401  # isort: skip
-from upgrader.cli import steering  # noqa: F401  # isort: skip
-from upgrader.cli import past  # noqa: F401  # isort: skip
-from upgrader.cli import demonstration  # noqa: F401  # isort: skip
+from upgrader.cli import list_status  # noqa: F401  # isort: skip
+from upgrader.cli import check  # noqa: F401  # isort: skip
+from upgrader.cli import upgrade_restart  # noqa: F401  # isort: skip
+from upgrader.cli import set_cancel  # noqa: F401  # isort: skip
+from upgrader.cli import history_dump  # noqa: F401  # isort: skip
+from upgrader.cli import demo  # noqa: F401  # isort: skip
 from upgrader.cli.group import EXIT_CODES, cli
 from upgrader.cli.output import say
 from upgrader.errors import UpgradeError
-from upgrader.outcome import ExitCode
+from upgrader.tool.outcome import ExitCode
 
 __all__ = ["DEBUG", "EXIT_CODES", "cli", "main"]
 

@@ -5,7 +5,7 @@ import click
 
 from upgrader._version import VERSION
 from upgrader.cli.output import show
-from upgrader.outcome import ExitCode
+from upgrader.tool.outcome import ExitCode
 
 EXIT_CODES = {code.value: code.meaning for code in ExitCode}
 

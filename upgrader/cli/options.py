@@ -7,10 +7,10 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from upgrader.parameters import SETTABLE
-from upgrader.systemd.syntax import time_span
+from upgrader.protocol.parameters import SETTABLE
+from upgrader.protocol.systemd_syntax import time_span
 from upgrader.systemd.unit import UnitError
-from upgrader.systemd.units import Systemd
+from upgrader.tool.systemd_client import Systemd
 
 
 class TimeSpan(click.ParamType):  # type: ignore[type-arg]  # a generic from click 8.2 on

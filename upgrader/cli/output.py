@@ -9,8 +9,8 @@ from typing import NoReturn
 
 import click
 
-from upgrader.outcome import Outcome, Progress, Result, Verb
 from upgrader.systemd.unit import UnitError
+from upgrader.tool.outcome import Outcome, Progress, Result, Verb
 
 
 def finish(outcome: Outcome, as_json: bool) -> NoReturn:

@@ -15,8 +15,8 @@ import struct
 import time
 
 from upgrader.errors import BusError
-from upgrader.systemd.dbus import read
-from upgrader.values import Value
+from upgrader.protocol.values import Value
+from upgrader.systemd.bus_values import read
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self
 
-from upgrader.backends.fd import HasFileno
 from upgrader.errors import NotifyError
+from upgrader.protocol.identity import HasFileno
 from upgrader.systemd.notify import Notifier
 
 

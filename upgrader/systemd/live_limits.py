@@ -10,8 +10,8 @@ from __future__ import annotations
 import pwd
 from enum import StrEnum
 
+from upgrader.protocol.values import Value
 from upgrader.systemd.unit import UNSET, UNSET_ID, SocketUnit, Unit, show_socket
-from upgrader.values import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

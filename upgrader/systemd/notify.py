@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Self
 
-    from upgrader.backends.fd import HasFileno
+    from upgrader.protocol.identity import HasFileno
 
 #: Longest wait for PID 1 to take a datagram, and to answer a barrier, in seconds. PID 1 may be
 #: busy with a daemon-reload; TimeoutStartSec= and TimeoutStopSec= default to 90 s.

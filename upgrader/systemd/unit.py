@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 
 from upgrader.errors import UpgradeError
-from upgrader.values import Value
+from upgrader.protocol.values import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from upgrader.systemd.bus import Bus
 from upgrader.systemd.unit import BusUnreachable, JobRefused, SocketUnit, Unit, WaitTimeout
-from upgrader.systemd.units import Systemd
+from upgrader.tool.systemd_client import Systemd
 
 Answer = dict[str, object]
 

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What an author sees of an instance without asyncio: `for backend in instance.serve(inbox):`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, MutableMapping, Sequence
+from types import TracebackType
+from typing import Any, Generic, TypeVar, cast
+
+from upgrader.blocking.runtime import BlockingConnection, BlockingRuntime
+from upgrader.errors import DeclarationError
+from upgrader.instance.base import BaseInstance
+from upgrader.instance.declarations import Bound
+from upgrader.instance.inbox import Frame
+from upgrader.instance.parts import InstanceParts
+
+S = TypeVar("S")
+
+__all__ = ["Instance", "Peer"]
+
+
+class Peer(Generic[S]):
+    """One connection, accepted or adopted. Its handler is called once at first, and again whenever
+    more has come; every return is a safe point."""
+
+    def __init__(self, connection: BlockingConnection) -> None:
+        self._connection = connection
+
+    @property
+    def state(self) -> S:
+        """The state that goes with the connection, of the class that `connections` was given; None
+        if it was given none."""
+        return cast(S, self._connection.session)
+
+    @state.setter
+    def state(self, state: S) -> None:
+        self._connection.session = state
+
+    @property
+    def adopted(self) -> bool:
+        """Whether it came from another instance, so that its handler is called anew."""
+        return self._connection.adopted
+
+    @property
+    def address(self) -> str:
+        """The other end's address, as people write it: `192.0.2.1:4711`, `unix peer`."""
+        return self._connection.address
+
+    def messages(self, frame: Frame, limit: int = 65536) -> Iterator[bytes]:
+        """Take the whole messages that are here; an incomplete one stays unread until more comes.
+
+        `frame` is a separator, or a function that gets the buffer and returns the length of the
+        first whole message, or None. Raises MessageTooLong above `limit` bytes. In the first call
+        of the handler of an adopted connection there is none; it is called again if there are.
+        """
+        while (message := self._connection.message(frame, limit)) is not None:
+            yield message
+
+    def lines(self, limit: int = 65536) -> Iterator[bytes]:
+        """Take the whole lines that are here, without their end. Raises MessageTooLong above
+        `limit` bytes."""
+        for line in self.messages(b"\n", limit):
+            yield line.rstrip(b"\r\n")
+
+    def write(self, data: bytes) -> None:
+        """Queue data and return; the handler is not called again while over 64 KiB are unsent.
+
+        Raises ConnectionResetError when the peer is gone, Retired after a migration.
+        """
+        self._connection.write(data)
+
+    def close(self) -> None:
+        """Close the connection once this call of the handler is over and all is sent."""
+        self._connection.close()
+
+
+class Instance(BaseInstance):
+    """An instance whose loop is the `for` loop of the program."""
+
+    def __init__(self, service: str, version: str, environment: MutableMapping[str, str]) -> None:
+        super().__init__(InstanceParts(service, version, environment))
+        self._runtime: BlockingRuntime | None = None  # while it serves
+
+    @property
+    def peers(self) -> Sequence[Peer[Any]]:
+        """All open connections that handlers of `connections` serve."""
+        return self._runtime.peers if self._runtime else []
+
+    def serve(self, *backends: Bound) -> Iterator[Bound]:
+        """Load, verify, tell PID 1 READY=1; then yield each of `backends` that has something to
+        read, until this instance is stopped.
+
+        Raises UpgradeError if the instance cannot be loaded (the image stays as it was), and
+        DeclarationError outside of the main thread, where no signal arrives.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            raise DeclarationError("serve()", "runs in the main thread only")
+        with BlockingRuntime(self._parts, backends, Peer) as self._runtime:
+            yield from self._runtime.serve()
+
+    def __enter__(self) -> Instance:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._parts.end(error)

@@ -1,0 +1,423 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Runs an instance without asyncio: one selector, one thread, and migrations between two turns.
+
+Handlers of connections run to their end each time something has come, and never wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import selectors
+import signal
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from upgrader.errors import Retired, UnsavableState
+from upgrader.instance.connection import HIGH_WATER, Stream, accept, show_peer
+from upgrader.instance.declarations import Bound, Connections
+from upgrader.instance.destination_side import refused_by_check
+from upgrader.instance.inbox import Frame
+from upgrader.instance.loaded import Adopted, Arrival
+from upgrader.instance.parts import InstanceParts
+from upgrader.instance.process import stop_signals
+from upgrader.instance.save import Frozen
+from upgrader.instance.self_report import Open
+from upgrader.protocol.connection_state import Waiting
+from upgrader.protocol.image import LeftBehind
+from upgrader.protocol.state import encode
+from upgrader.protocol.switchover import Event, Source
+
+if TYPE_CHECKING:
+    from upgrader.instance.exec_mode import Execution
+    from upgrader.instance.live_source import Request
+
+_log = logging.getLogger("upgrader")
+
+
+class BlockingConnection:
+    """A connection between its handler and its socket."""
+
+    def __init__(
+        self, runtime: BlockingRuntime, declared: Connections, stream: Stream, session: Any,
+        *, adopted: bool,
+    ) -> None:  # fmt: skip
+        """`session`: the state that goes with it."""
+        self.declared = declared
+        self.stream = stream
+        self.session = session
+        self.adopted = adopted
+        self._runtime = runtime
+
+    @property
+    def backend(self) -> str:
+        """The name of its listener."""
+        return self.declared.door.name
+
+    @property
+    def address(self) -> str:
+        """The other end's address, as people write it."""
+        return show_peer(self.stream.sock)
+
+    def message(self, frame: Frame, limit: int) -> bytes | None:
+        """The next whole message that is here; None while other adopted connections have not been
+        given to their handlers yet."""
+        if self._runtime.beginning:
+            return None
+        return self.stream.inbox.take_message(frame, limit)
+
+    def write(self, data: bytes) -> None:
+        """Queue data; raises ConnectionResetError when the peer is gone, Retired after a migration."""
+        if self._runtime.frozen:
+            raise Retired(self.address)
+        self.stream.queue(data)
+        if self.stream.unsent:
+            self._runtime.watch(self)  # it may not be the one whose handler runs
+
+    def close(self) -> None:
+        """Close the connection once this call of the handler is over and all is sent."""
+        self.stream.waiting = Waiting.CLOSING
+
+    def freeze(self) -> Frozen | LeftBehind:
+        """What moves, or why it stays."""
+        try:
+            moved = self.stream.freeze(encode(self.session))
+        except UnsavableState as error:
+            return LeftBehind(self.backend, self.address, str(error))
+        if moved is None:
+            return LeftBehind(self.backend, self.address, "its handler is busy")
+        return Frozen(self.backend, self.stream.sock, self.stream.identity, moved)
+
+
+class BlockingRuntime:
+    """Runs the parts of an instance from load to end; implements `source_side.Loop`."""
+
+    def __init__(
+        self,
+        parts: InstanceParts,
+        backends: Sequence[Bound],
+        make_peer: Callable[[BlockingConnection], Any],
+    ) -> None:
+        """`backends`: which the program reads itself; `make_peer`: what handlers get."""
+        self.frozen = False  #: nothing here touches what has moved any more
+        self.beginning = True  #: not every handler of an adopted connection has been called yet
+        self._parts = parts
+        self._declarations = parts.declarations
+        self._backends = backends
+        self._make_peer = make_peer
+        self._stopped = threading.Event()
+        self._served: dict[int, tuple[BlockingConnection, Any]] = {}  # with its peer, by FD
+        self._staying: list[BlockingConnection] = []
+        self._arguments: dict[str, dict[str, Any]] = {}
+        self._requests: deque[Request | Execution] = deque()
+        self._reloads: deque[Future[None]] = deque()
+        self._trusted = float("inf")  # when it is; of `time.monotonic`
+        self._selector = selectors.DefaultSelector()
+        self._wake, self._waker = socket.socketpair()
+        self._waker.setblocking(False)
+        self._selector.register(self._wake, selectors.EVENT_READ)
+        parts.report.connections_open = self._connections_open
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._selector.close()
+        self._waker.close()
+        self._wake.close()
+
+    @property
+    def peers(self) -> list[Any]:
+        """All open connections, as their handlers see them."""
+        return [peer for _, peer in list(self._served.values())]
+
+    def serve(self) -> Iterator[Bound]:
+        """Load, serve and end; see `Instance.serve`."""
+        parts = self._parts
+        before = self._listen_to_signals()
+        parts.answering.prepare(self._want, self._want_reload, now=parts.destination.live)
+        try:
+            self._load()
+            parts.answering.open()
+            self._trusted = time.monotonic() + parts.report.parameters.insurance
+            yield from self._turns()
+            if not self.frozen:
+                self._retire()
+        finally:
+            signal.set_wakeup_fd(-1)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _connections_open(self) -> Sequence[tuple[str, Open]]:
+        return [(each.backend, each.stream) for each, _ in list(self._served.values())]
+
+    # The beginning
+
+    def _load(self) -> None:
+        destination = self._parts.destination
+        try:
+            arrival = destination.load()
+            for check in self._declarations.checks:
+                try:
+                    check(**self._declarations.values(check))
+                except Exception as error:
+                    raise refused_by_check(check, error) from error
+            destination.commit(arrival, lambda: self._begin(arrival))
+        except Exception as error:
+            destination.refuse(error)
+            raise
+
+    def _listen_to_signals(self) -> dict[signal.Signals, Any]:
+        def stop(number: int, frame: FrameType | None) -> None:
+            if not self._parts.destination.committing:
+                raise SystemExit(128 + number)  # not the owner yet: nothing to park, somebody waits
+            self._stopped.set()
+
+        signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
+        return {n: signal.signal(n, stop) for n in stop_signals(self._parts.report.supervised)}
+
+    def _begin(self, arrival: Arrival) -> None:
+        for backend in self._backends:
+            backend.socket.setblocking(False)
+            self._selector.register(backend, selectors.EVENT_READ, backend)
+        self._arguments = {
+            name: self._declarations.values(connections.handler, skip=1)
+            for name, connections in self._declarations.connections.items()
+        }
+        for adopted in arrival.adopted:
+            self._adopt(adopted)
+        self.beginning = False
+        for connection, _ in list(self._served.values()):
+            if connection.stream.inbox.buffer:
+                self._handle(connection)
+        for connections in self._declarations.connections.values():
+            listener = connections.door
+            while listener.backlog:
+                self._open(connections, listener.backlog.popleft())
+            self._selector.register(listener, selectors.EVENT_READ, connections)
+
+    def _adopt(self, adopted: Adopted) -> None:
+        declared = self._declarations.connections[adopted.door]
+        stream = Stream(adopted.sock, adopted.state, adopted.identity)
+        self._add(BlockingConnection(self, declared, stream, adopted.session, adopted=True))
+
+    def _open(self, declared: Connections, sock: socket.socket) -> None:
+        session = declared.session() if declared.session else None
+        self._add(BlockingConnection(self, declared, Stream(sock), session, adopted=False))
+
+    def _add(self, connection: BlockingConnection) -> None:
+        sock = connection.stream.sock
+        self._served[sock.fileno()] = connection, self._make_peer(connection)
+        self._selector.register(sock, selectors.EVENT_READ, connection)
+        self._handle(connection)
+
+    # One turn after the other
+
+    def _turns(self) -> Iterator[Bound]:
+        destination = self._parts.destination
+        for backend in self._backends:
+            for _ in range(backend.waiting):
+                yield backend
+        while True:
+            left = max(self._trusted - time.monotonic(), 0) if destination.insurance else None
+            for key, events in self._selector.select(left):
+                if self._stopped.is_set():
+                    return
+                match key.data:
+                    case Bound() as bound:
+                        yield bound
+                    case Connections() as connections:
+                        self._accept(connections)
+                    case BlockingConnection() as connection:
+                        self._serve(connection, events)
+                    case _:
+                        self._wake.recv(4096)
+                        self._reload()
+                        while self._requests:
+                            if self._migrate(self._requests.popleft()):
+                                return
+            due = destination.insurance and time.monotonic() >= self._trusted
+            if due and not destination.trust():
+                self._trusted += 1
+
+    def _want_reload(self) -> None:
+        """In the control thread: have the callbacks run between two turns, and wait for them."""
+        done: Future[None] = Future()
+        self._reloads.append(done)
+        self._wake_up()
+        done.result()
+
+    def _reload(self) -> None:
+        while self._reloads:
+            done = self._reloads.popleft()
+            try:
+                for callback in self._declarations.reloads:
+                    callback(**self._declarations.values(callback))
+            except Exception as error:
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+    def _want(self, request: Request | Execution) -> None:
+        self._requests.append(request)
+        self._wake_up()
+
+    def _wake_up(self) -> None:
+        with contextlib.suppress(OSError):
+            self._waker.send(b"\0")
+
+    def _accept(self, connections: Connections) -> None:
+        try:
+            sock = accept(connections.door.socket)
+        except OSError as error:
+            _log.error("%s: cannot accept: %s", connections.door.name, error)
+            time.sleep(0.1)  # out of FDs or memory: the backlog holds them meanwhile
+            return
+        if sock is not None:
+            self._open(connections, sock)
+
+    def _serve(self, connection: BlockingConnection, events: int) -> None:
+        if events & selectors.EVENT_WRITE:
+            connection.stream.flush()
+        if events & selectors.EVENT_READ:
+            connection.stream.receive()
+        self._handle(connection)
+
+    def _handle(self, connection: BlockingConnection) -> None:
+        """Call the handler unless it must wait, then see what the connection waits for."""
+        stream = connection.stream
+        if stream.waiting is not Waiting.CLOSING and len(stream.unsent) <= HIGH_WATER:
+            stream.waiting = None
+            _, peer = self._served[stream.sock.fileno()]
+            try:
+                connection.declared.handler(peer, **self._arguments[connection.backend])
+            except ConnectionError as error:
+                _log.debug("%s: %s", connection.address, error)
+                stream.lose()
+            except Exception:
+                _log.exception("handler of %s failed", connection.address)
+                connection.close()
+            if stream.waiting is None:
+                stream.waiting = Waiting.CLOSING if stream.eof else Waiting.MESSAGE
+        if stream.lost or (stream.waiting is Waiting.CLOSING and not stream.unsent):
+            self._forget(connection)
+            return
+        self.watch(connection)
+
+    def watch(self, connection: BlockingConnection) -> None:
+        """See to it that the loop wakes up for what the connection waits for."""
+        stream = connection.stream
+        known = self._served.get(stream.sock.fileno())
+        if known is None or known[0] is not connection:
+            return
+        wanted = selectors.EVENT_WRITE if stream.unsent else 0
+        if stream.waiting is Waiting.MESSAGE and len(stream.unsent) <= HIGH_WATER:
+            wanted |= selectors.EVENT_READ
+        if self._selector.get_key(stream.sock).events != wanted:
+            self._selector.modify(stream.sock, wanted, connection)
+
+    def _forget(self, connection: BlockingConnection) -> None:
+        del self._served[connection.stream.sock.fileno()]
+        self._selector.unregister(connection.stream.sock)
+        connection.stream.close(shared=connection.adopted)
+
+    # The end
+
+    def _migrate(self, request: Request | Execution) -> bool:
+        """Give everything to a live destination, or become it; False if this instance serves on."""
+        from upgrader.instance.live_source import Request  # since it answers, it has been loaded
+
+        source, parameters = self._parts.source, self._parts.report.parameters
+        self._close_turns(parameters.downtime_limit, "downtime-limit")
+        if not isinstance(request, Request):
+            source.execute(request, self)
+            return False
+        giver = source.give(request, self)
+        if giver.state is Source.SERVING:
+            return False
+        self._flush(self._staying, time.monotonic() + parameters.drain_timeout)
+        giver.settle()
+        if giver.state is Source.RETIRED:
+            giver.side.feed(Event.DRAINED)
+        return True
+
+    def _close_turns(self, patience: float, limit: str) -> None:
+        """Wait until no turn runs, for as long as `limit` says."""
+        idle = threading.Event()
+        turns = self._parts.turns
+        turns.close(idle.set)
+        if not idle.wait(min(patience, threading.TIMEOUT_MAX)):
+            for name in turns.running:
+                _log.error("%s did not end its turn within %s", name, limit)
+
+    def _retire(self) -> None:
+        source = self._parts.source
+        parks, deadline = source.told_to_stop()
+        if not parks:
+            source.leave()
+        self._close_turns(max(deadline - time.monotonic(), 0), "drain-timeout")
+        if parks:
+            self.frozen = source.frozen = source.park(*self.freeze())
+        if self.frozen:
+            self._flush(self._staying, deadline)
+        else:
+            self._parts.turns.open()
+            source.leave()
+            self._flush([connection for connection, _ in self._served.values()], deadline)
+
+    def freeze(self) -> tuple[list[Frozen], list[LeftBehind]]:
+        """What moves, and what stays and why; nothing changes."""
+        frozen: list[Frozen] = []
+        left: list[LeftBehind] = []
+        self._staying = []
+        for connection, _ in self._served.values():
+            if connection.stream.lost:
+                continue
+            item: Frozen | LeftBehind
+            if self._parts.answering.crosses(connection.backend):
+                item = connection.freeze()
+            else:
+                why = "backend-transfer=no"
+                item = LeftBehind(connection.backend, connection.address, why)
+            if isinstance(item, Frozen):
+                frozen.append(item)
+            else:
+                left.append(item)
+                self._staying.append(connection)
+        return frozen, left
+
+    def resume(self) -> None:
+        """As if nothing had happened."""
+        self._parts.turns.open()
+
+    def give_up(self) -> None:
+        """Nothing that has moved is touched any more; the rest is drained."""
+        self.frozen = True
+
+    def let_go(self) -> None:
+        """Close our copies of what has moved."""
+        for connection, _ in self._served.values():
+            if connection not in self._staying:
+                connection.stream.sock.close()
+        for bound in self._declarations.sockets.values():
+            bound.close()
+
+    def _flush(self, connections: Sequence[BlockingConnection], deadline: float) -> None:
+        """Send what is unsent until the deadline, and close."""
+        for connection in connections:
+            stream = connection.stream
+            while stream.unsent and (left := deadline - time.monotonic()) > 0:
+                stream.sock.settimeout(left)
+                stream.flush()
+            stream.sock.close()

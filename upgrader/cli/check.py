@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The command `check`: shows what prevents an upgrade, and writes the drop-in that mends it."""
+
+import click
+
+from upgrader.cli.group import cli
+from upgrader.cli.options import json_option, unit_argument, user_option
+from upgrader.cli.output import finish, give_up, plain, say, show
+from upgrader.systemd.unit import UnitError
+from upgrader.tool.outcome import ExitCode, Outcome, Result, Verb
+from upgrader.tool.systemd_client import Systemd
+
+
+@cli.command(short_help="Say what prevents an upgrade.")
+@unit_argument
+@click.option(
+    "--fix",
+    is_flag=True,
+    help="Write the settings that are missing into a drop-in of the unit, show it, and have systemd"
+    " read it. Nothing is restarted.",
+)
+@click.option(
+    "--preflight",
+    is_flag=True,
+    help="Also start the version on disk: it loads everything that the running one holds, is checked,"
+    " and ends; the running one serves on. This runs the program's own start-up code, with"
+    " UPGRADER_PREFLIGHT=1 in its environment.",
+)
+@json_option
+@user_option
+def check(unit: str, fix: bool, preflight: bool, as_json: bool, user: bool) -> ExitCode:
+    """Say whether and how UNIT can be upgraded. Changes nothing without --fix.
+
+    A blocker prevents every upgrade, restart-only prevents a live one. A warning names what may
+    surprise you: sockets that were not declared, settings that a live upgrade ignores, too little
+    room for two instances, what this version of systemd cannot do. Each comes with its remedy.
+
+    The exit code is 0 if the unit can be upgraded live, 1 if not, 3 if it does not serve.
+
+    \b
+    Example:
+      upgrader check web.service
+      upgrader check web --fix
+      upgrader check web --preflight
+    """
+    from upgrader.tool.check import check as run
+    from upgrader.tool.check import drop_in
+    from upgrader.tool.check import fix as mend
+
+    try:
+        with Systemd(user=user) as systemd:
+            report = run(systemd, unit)
+            if fix and report.settings:
+                path, text = mend(systemd, report)
+                say(f"{path} is now:\n{plain(text)}".rstrip())
+                say(f"for settings that need a new start, run: systemctl restart {report.unit}")
+                report = run(systemd, unit)
+            if preflight:
+                report = run(systemd, unit, preflight=True)
+    except UnitError as error:
+        give_up(Verb.CHECK, unit, error, as_json)
+    except OSError as error:
+        cause = f"cannot write {drop_in(report.unit, user=user)}: {error.strerror}"
+        remedy = "run the command as root, with sudo for instance"
+        finish(
+            Outcome.failed(Verb.CHECK, report.unit, Result.NO_PERMISSION, cause, remedy),
+            as_json,
+        )
+    if as_json:
+        show(report.json().decode())
+        return report.exit_code
+    show(report.line)
+    for finding in report.findings:
+        show(plain(f"  {finding.severity}: {finding.what}"))
+        if finding.remedy:
+            show(plain(f"    {finding.remedy}"))
+    if report.settings:
+        show(
+            f"to write the missing settings into a drop-in, run: upgrader check --fix {report.unit}"
+        )
+    return report.exit_code

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The commands `history` and `dump`, which change nothing."""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from upgrader.cli.group import cli
+from upgrader.cli.options import complete_units, json_option, unit_argument, user_option
+from upgrader.cli.output import finish, give_up, plain, show, table
+from upgrader.errors import UpgradeError
+from upgrader.systemd.unit import UnitError
+from upgrader.tool.history import Event, encode, read
+from upgrader.tool.outcome import ExitCode, Outcome, Result, Verb, duration
+from upgrader.tool.systemd_client import Systemd
+
+if TYPE_CHECKING:
+    from upgrader.tool.dump_image import Dump
+
+
+@cli.command(short_help="Show the past upgrades of a unit.")
+@unit_argument
+@click.option(
+    "-n", "--lines", metavar="N", type=click.IntRange(1, 10000), default=50, show_default=True,
+    help="How many of the newest entries.",
+)  # fmt: skip
+@click.option("--svg", is_flag=True, help="Print a picture: one row for each upgrade, its phases.")
+@json_option
+@user_option
+def history(unit: str, lines: int, svg: bool, as_json: bool, user: bool) -> ExitCode:
+    """Show the past upgrades of UNIT from the journal: when, how, and how long nobody served.
+
+    Each upgrade has entries of the old instance (source), of the new one (destination), and of
+    takeover, which starts the new one. The journal itself finds them by UPGRADER_UNIT=.
+
+    \b
+    Example:
+      upgrader history web.service
+      upgrader history web --svg > web.svg
+    """
+    if svg and as_json:
+        raise click.UsageError("--svg and --json cannot be combined")
+    try:
+        with Systemd(user=user) as systemd:
+            name = systemd.unit(unit).id
+    except UnitError as error:
+        give_up(Verb.HISTORY, unit, error, as_json)
+    events = read(name, lines, user=user)
+    if not events:
+        _nothing(name, as_json)
+    if svg:
+        from upgrader.tool.history_svg import plot
+
+        show(plot(name, events).rstrip())
+    elif as_json:
+        show(encode(events).decode())
+    else:
+        head = ("TIME", "SIDE", "GENERATION", "PHASE", "OUTCOME", "TOOK", "PAUSE", "WHAT")
+        show(plain(table([head, *map(_row, events)])))
+    return ExitCode.DONE
+
+
+def _row(event: Event) -> Sequence[str]:
+    stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.time))
+    return (
+        stamp,
+        event.side,
+        str(event.generation) if event.generation else "-",
+        event.phase,
+        event.outcome,
+        duration(event.seconds) if event.seconds else "-",
+        f"{event.pause * 1000:.1f} ms" if event.pause else "-",
+        event.message.partition("\n")[0],
+    )
+
+
+def _nothing(unit: str, as_json: bool) -> None:
+    if os.geteuid() != 0:
+        result, cause = Result.NO_PERMISSION, "the journal shows this user no entry of it"
+        remedy = "run the command as root, with sudo for instance"
+    else:
+        result, cause = (
+            Result.OLD_SERVES,
+            "the journal has no entry of it: it does not use upgrader",
+        )
+        remedy = f"look at its own entries: journalctl -u {unit}"
+    finish(Outcome.failed(Verb.HISTORY, unit, result, cause, remedy), as_json)
+
+
+@cli.command(short_help="Show what is in an image.")
+@click.argument("target", metavar="UNIT|FILE", shell_complete=complete_units)
+@json_option
+@user_option
+def dump(target: str, as_json: bool, user: bool) -> ExitCode:
+    """Show what is in the images that systemd holds for UNIT, or in the image in FILE.
+
+    Shows names, versions and sizes of states, backends, and what was left behind; never the state
+    itself, which may be secret. The image stays as it is: the next start loads it. For a service
+    that serves, systemd holds at most its insurance and images that were set aside.
+
+    FILE is a path with a slash in it. UNIT needs root, and systemd 254 or later.
+
+    \b
+    Example:
+      upgrader dump web.service
+      upgrader dump ./image.bin --json
+    """
+    from upgrader.tool.dump_image import DumpError, NotAllowed, of_file, of_unit
+
+    unit = "" if "/" in target else target
+    result = Result.USAGE
+    try:
+        if not unit:
+            found = [of_file(target)]
+        else:
+            with Systemd(user=user) as systemd:
+                there = systemd.unit(unit)
+                unit = there.id
+                result = Result.OLD_SERVES if there.serves else Result.NOT_SERVING
+                found = of_unit(systemd, there)
+            if not found:
+                raise DumpError(
+                    "systemd holds no image for it: it does not use upgrader, or serves"
+                )
+    except UnitError as error:
+        give_up(Verb.DUMP, unit, error, as_json)
+    except UpgradeError as error:
+        if isinstance(error, NotAllowed):
+            result = Result.NO_PERMISSION
+        outcome = Outcome.failed(Verb.DUMP, unit, result, error.message, error.remedy)
+        finish(outcome, as_json)
+    if as_json:
+        show(msgspec.json.encode(found).decode())
+    else:
+        show(plain("\n\n".join("\n".join(_image(each)) for each in found)))
+    return ExitCode.DONE
+
+
+def _image(each: "Dump") -> Iterator[str]:
+    version = f" (version {each.program})" if each.program else ""
+    yield f"{each.where}: generation {each.generation} of {each.service}{version}, {each.bytes} bytes"
+    rows = [("STATE", "VERSION", "READABLE FROM", "BYTES")]
+    rows += [(s.name, str(s.version), str(s.readable_from), str(s.bytes)) for s in each.states]
+    yield table(rows)
+    rows = [("BACKEND", "KIND", "COUNT", "ADDRESS")]
+    rows += [(e["backend"], e["kind"], str(e["count"]), e["address"] or "-") for e in each.entries]
+    yield table(rows)
+    for left in each.left_behind:
+        yield f"left behind: {left['what']} of {left['backend']}: {left['why']}"
+    if each.parameters:
+        yield "set: " + " ".join(f"{name}={value}" for name, value in each.parameters.items())

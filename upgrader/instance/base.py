@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What an author declares on an instance, whatever its loop; what becomes of it is not its job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from upgrader.backends.listener import Address
+from upgrader.instance.declarations import Connections, Datagrams, Declared, Listener
+from upgrader.instance.parts import InstanceParts
+from upgrader.instance.turns import Turn
+
+T = TypeVar("T")
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Ended(StrEnum):
+    """Why `serve` has returned."""
+
+    STOPPED = "stopped"  #: for good: everything was drained
+    MIGRATED = "migrated"  #: another instance goes on with all that was here
+
+
+class BaseInstance:
+    """One running process of a service. Use `upgrader.attach`; this is what both faces share.
+
+    One instance is one process: run several as template units (`web@1`, `web@2`) on one `.socket`.
+    """
+
+    def __init__(self, parts: InstanceParts) -> None:
+        self._parts = parts
+
+    @property
+    def service(self) -> str:
+        """The name that `attach` was given."""
+        return self._parts.report.service
+
+    @property
+    def version(self) -> str:
+        """The version of the program that `attach` was given, for people."""
+        return self._parts.report.version
+
+    @property
+    def generation(self) -> int:
+        """The number of this instance: 1 on a cold start, one more with each migration; 0 before
+        `serve` has loaded it."""
+        return self._parts.report.generation
+
+    def state(self, cls: type[T]) -> Declared[T]:
+        """Declare application state: loaded from the image, or made new on a cold start.
+
+        Raises DeclarationError if `cls` is no state or is declared twice.
+        """
+        return self._parts.declarations.add_state(cls)
+
+    def listener(self, name: str, *, bind: str | None = None) -> Listener:
+        """Declare a stream listener, taken from the image, the FD store, a `.socket` unit with
+        `FileDescriptorName=name`, or else bound to `bind` (`host:port`, `unix:/path`).
+
+        Raises DeclarationError for a bad name or address.
+        """
+        listener = Listener(name, Address.parse(bind) if bind else None)
+        self._parts.declarations.add_socket(listener)
+        return listener
+
+    def datagrams(self, name: str, *, bind: str | None = None) -> Datagrams:
+        """Declare a datagram socket, found in the same places as a listener.
+
+        Raises DeclarationError for a bad name or address.
+        """
+        datagrams = Datagrams(name, Address.parse(bind) if bind else None)
+        self._parts.declarations.add_socket(datagrams)
+        return datagrams
+
+    def connections(
+        self, listener: Listener, *, state: type | None = None
+    ) -> Callable[[Function], Function]:
+        """Declare who handles the connections of a listener, accepted and adopted ones alike.
+
+        The handler gets the peer, and each declared state by the annotation of a parameter.
+        `state` is a state class of which every connection has its own object (`peer.state`).
+        Raises DeclarationError for a listener that somebody handles already, and for a parameter
+        that no declared state can fill.
+        """
+
+        def register(handler: Function) -> Function:
+            self._parts.declarations.add_connections(Connections(listener, state, handler))
+            return handler
+
+        return register
+
+    def verify(self, check: Function) -> Function:
+        """Declare a check of the loaded instance, run before it becomes the owner.
+
+        Whatever it raises refuses the upgrade: the image stays as it was. It gets each declared
+        state by the annotation of a parameter.
+        """
+        self._parts.declarations.add_check(check)
+        return check
+
+    def reload(self, callback: Function) -> Function:
+        """Declare what `systemctl reload` does when there is nothing to upgrade (logrotate asks
+        for it every night); what it raises fails the reload, and the instance serves on.
+
+        It gets each declared state by the annotation of a parameter.
+        """
+        self._parts.declarations.add_reload(callback)
+        return callback
+
+    def drop(self, name: str) -> None:
+        """Declare that this program no longer has the state or backend `name`: an image with it is
+        accepted."""
+        self._parts.declarations.dropped.add(name)
+
+    def turn(self) -> Turn:
+        """Make a context manager for work that no migration cuts in two: `with` in a thread,
+        `async with` in a task. Entering it waits while a migration is under way."""
+        return self._parts.turns.turn()

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""One connection without a loop: its socket, what came and was not read, what was written and
+did not go out; never blocks and calls nobody back."""
+
+import contextlib
+import socket
+import time
+
+from upgrader.instance.inbox import Inbox
+from upgrader.protocol.connection_state import ConnectionState, Waiting
+from upgrader.protocol.identity import Identity, identify, show_address
+
+#: Above so many bytes of unread or unsent data, reading or writing waits.
+HIGH_WATER = 65536
+
+
+class Stream:
+    """Both directions of a connection. `waiting` is its safe point, None while it is busy."""
+
+    __slots__ = ("eof", "identity", "inbox", "lost", "since", "sock", "unsent", "waiting")
+
+    what = ""  # only its handler knows
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        moved: ConnectionState | None = None,
+        identity: Identity | None = None,
+    ) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+        self.since = time.monotonic()
+        # Asked once, when there is time: thousands of them would make a pause of it.
+        self.identity = identity or identify(sock)
+        self.inbox = Inbox(moved.unread if moved else b"")
+        self.unsent = bytearray(moved.unsent if moved else b"")
+        self.waiting: Waiting | None = moved.waiting if moved else None
+        self.eof = False
+        self.lost = False  #: the peer is gone; nothing can be sent any more
+
+    def receive(self) -> None:
+        """Take what has come."""
+        try:
+            data = self.sock.recv(HIGH_WATER)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self.lose()
+            return
+        self.inbox.buffer += data
+        self.eof = not data
+
+    def queue(self, data: bytes) -> None:
+        """Send what goes out at once, keep the rest; raises ConnectionResetError if it is lost."""
+        if self.lost:
+            raise ConnectionResetError(f"{show_peer(self.sock)}: the peer is gone")
+        if self.unsent:
+            self.unsent += data
+            return
+        sent = self._send(data)
+        if sent < len(data):
+            self.unsent += memoryview(data)[sent:]
+
+    def flush(self) -> None:
+        """Send more of what is kept."""
+        if self.unsent:
+            with memoryview(self.unsent) as view:
+                sent = self._send(view)
+            if self.lost:
+                self.unsent.clear()
+            else:
+                del self.unsent[:sent]
+
+    def freeze(self, session: bytes) -> ConnectionState | None:
+        """What moves along; None if the connection is busy or gone."""
+        if self.waiting is None or self.lost:
+            return None
+        return ConnectionState(self.waiting, bytes(self.inbox.buffer), bytes(self.unsent), session)
+
+    def close(self, *, shared: bool) -> None:
+        """Close the connection; one that is `shared` ends for its client although another process
+        still has a copy, as the instance before may for some milliseconds."""
+        if shared:
+            with contextlib.suppress(OSError):
+                self.sock.shutdown(socket.SHUT_RDWR)
+        self.sock.close()
+
+    def lose(self) -> None:
+        """The peer is gone: nothing more comes and nothing more goes."""
+        self._mark_lost()
+        self.unsent.clear()
+
+    def _mark_lost(self) -> None:
+        self.lost = self.eof = True
+
+    def _send(self, data: bytes | memoryview) -> int:
+        try:
+            return self.sock.send(data)
+        except (BlockingIOError, InterruptedError):
+            return 0
+        except OSError:
+            self._mark_lost()  # `data` may be a view of `unsent`, which cannot be cleared then
+            return len(data)
+
+
+def accept(listener: socket.socket) -> socket.socket | None:
+    """Accept one connection for interactive traffic; None when there is none. Raises OSError."""
+    try:
+        sock, _ = listener.accept()
+    except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+        return None
+    if sock.family in (socket.AF_INET, socket.AF_INET6):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+def show_peer(sock: socket.socket) -> str:
+    """The address of the other end, for people."""
+    try:
+        return show_address(sock.getpeername()) or "unix peer"
+    except OSError:
+        return "gone peer"

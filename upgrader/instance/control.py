@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The socket of one instance, if it has one: made, opened, named anew and closed.
+
+What is answered there is `negotiation`'s, and how is `control`'s.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from upgrader._version import VERSION
+from upgrader.instance.self_report import SelfReport
+from upgrader.protocol.rendezvous import DRAINING, socket_name, socket_path
+
+if TYPE_CHECKING:  # loaded by the instances that can be asked
+    from upgrader.instance.control_answers import Negotiation
+    from upgrader.instance.control_socket import Control
+    from upgrader.instance.exec_mode import Execution
+    from upgrader.instance.live_source import Request
+
+_log = logging.getLogger("upgrader")
+
+
+class Answering:
+    """An instance as it is asked by others; not at all without systemd."""
+
+    def __init__(self, report: SelfReport, environment: Mapping[str, str]) -> None:
+        self._report = report
+        self._path = socket_path(environment)
+        invocation = environment.get("INVOCATION_ID", "")
+        self._name = socket_name(invocation) if invocation else ""
+        self._control: Control | None = None
+        self._make: Callable[[], None] = lambda: None
+        self.negotiation: Negotiation | None = None  #: who may migrate, once it can be asked
+
+    def prepare(
+        self,
+        on_request: Callable[[Request | Execution], object],
+        on_reload: Callable[[], object],
+        *,
+        now: bool,
+    ) -> None:
+        """Say what the socket calls, in another thread. `now`: make it at once, because the source
+        still serves; later, clients would wait for that."""
+        if not self._report.supervised:
+            return
+        path, name = self._path, self._name
+        if not path and not name:
+            _log.info("no RuntimeDirectory=: this instance has no socket, and no live upgrade")
+            return
+
+        def make() -> None:
+            # All that is needed now, because the files on disk may be another version's by then.
+            from pathlib import Path
+
+            from upgrader.instance import live_source  # noqa: F401
+            from upgrader.instance.control_answers import Negotiation
+            from upgrader.instance.control_socket import Control
+            from upgrader.systemd.start_record import ask_settings
+
+            report = self._report
+            report.settings = ask_settings(report.unit)
+            self.negotiation = Negotiation(report, VERSION, on_request, on_reload)
+            try:
+                place = Path(path) if path else name
+                self._control = control = Control(place, self.negotiation, VERSION)
+            except OSError as error:
+                _log.error("%s: %s: nobody can ask this instance", path or name, error.strerror)
+                return
+            report.progress.on_change(control.announce)
+
+        if now:
+            make()
+        else:
+            self._make = make
+
+    def open(self) -> None:
+        """Answer from now on; made in a thread if it is not there yet: clients wait."""
+
+        def opening() -> None:
+            self._make()
+            if self._control:
+                self._control.open()
+            self._report.try_states()
+
+        threading.Thread(target=opening, name="upgrader-opening", daemon=True).start()
+
+    def drain(self) -> None:
+        """Be found beside the new instance, until this process ends."""
+        if self._control and self._path:
+            from pathlib import Path
+
+            path = Path(self._path).with_name(DRAINING.format(self._report.generation))
+            try:
+                self._control.also_at(path)
+            except OSError as error:
+                _log.warning("%s: %s: nobody sees what is drained here", path, error.strerror)
+
+    def close(self) -> None:
+        """Answer no more."""
+        if self._control:
+            self._control.close()
+
+    def crosses(self, backend: str) -> bool:
+        """Whether the connections of a backend move, as far as this side knows."""
+        if self.negotiation:
+            return self.negotiation.crosses(backend)
+        return self._report.parameters.transfers(backend)

@@ -1,0 +1,453 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What an instance answers on its socket, and to whom: decides who may migrate, and whether.
+
+FDs and state go only to the one process that takeover has registered, and takeover is whoever
+PID 1 says is the control process of this unit; root may do both. Nobody else of the uid can.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import socket
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+import msgspec
+
+from upgrader.codes import Code
+from upgrader.errors import BusError, IncompatibleState, ParameterError, UpgradeError
+from upgrader.instance.control_socket import Caller
+from upgrader.instance.exec_mode import Execution
+from upgrader.instance.live_source import Request, Successor
+from upgrader.instance.phases import News
+from upgrader.instance.save import Readers
+from upgrader.instance.self_description import Describer
+from upgrader.instance.self_report import SelfReport
+from upgrader.protocol import channel, image, records
+from upgrader.protocol.parameters import FD_STORE_ONLY, Mechanism
+from upgrader.protocol.state import check_readable
+from upgrader.protocol.varlink import INTERFACE, VarlinkError, denied, invalid
+from upgrader.protocol.varlink_types import Decision, Last, Phase, Refusal
+from upgrader.systemd.bus import Bus, is_user_service
+from upgrader.systemd.cgroup import unit_of
+from upgrader.systemd.listen_fds import own_number
+from upgrader.systemd.main_command import Command, given_environment, main_process
+from upgrader.systemd.unit import Unit
+
+_GO = 10.0  # seconds that a destination may take between its negotiation and Go
+_BUS = 1.0
+_PREFLIGHT = 10.0  # seconds in which the reload must begin that is to be a preflight
+_DECIDED = 5.0  # seconds that Cancel and Withdraw wait for the decision
+_REMEMBERED = 16  # upgrades that were withdrawn before they began
+_PHASES = {Code.CANCELLED: Phase.CANCELLED, Code.PREFLIGHT_PASSED: Phase.PREFLIGHT}
+_NEVER_REGISTERED = "takeover has ended, and had not started a new version"
+_PASSED = "preflight passed: all was loaded and checked"
+_GONE = "takeover has ended, so nobody waited for the new version"
+
+
+class Negotiation:
+    """Implements `control.Answers`. `on_request` is called, in a thread of its own, for a
+    destination that is ready."""
+
+    def __init__(
+        self,
+        host: SelfReport,
+        library: str,
+        on_request: Callable[[Request | Execution], object],
+        on_reload: Callable[[], object],
+    ) -> None:
+        self._host = host
+        self._describer = Describer(host, library)
+        self._on_request = on_request
+        self._on_reload = on_reload
+        self._expected = ""  # the id of the upgrade that the next reload is
+        self._withdrawn: deque[str] = deque(maxlen=_REMEMBERED)
+        self._preflight_until = 0.0  # of `time.monotonic`
+        self._preflight = False  # the migration under way, or the last one, is only a preflight
+        self._lock = threading.Lock()
+        self._successor: Successor | None = None
+        self._since = 0.0
+        self._migrating = False
+        self._channel: socket.socket | None = None
+        self._decided = threading.Event()
+        self._cancelled = False
+        self._withheld: frozenset[str] = frozenset()
+        self.readers = Readers()  #: what the destination has said that it can read
+        self._stream = records.VERSIONS[0]  # of the channel, as agreed
+
+    def describe(self) -> dict[str, Any]:
+        """All there is to know."""
+        told: dict[str, Any] = msgspec.to_builtins(
+            self._describer.describe(self._expected, self._preflight_due)
+        )
+        return told
+
+    def query(self) -> News:
+        """The migration under way, or the last one."""
+        return self._host.progress.news
+
+    def set_parameters(self, caller: Caller, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Set some, and say what holds then."""
+        _require_root(caller)
+        wanted = parameters.get("parameters")
+        if not isinstance(wanted, dict):
+            raise invalid("parameters")
+        for name, value in wanted.items():
+            if not isinstance(value, str):
+                raise invalid(name)
+        try:
+            self._host.override(wanted)
+        except ParameterError as error:
+            raise invalid(f"{error.name}: {error.reason}") from error
+        return {"parameters": self._host.parameters.shown()}
+
+    def cancel(self, caller: Caller) -> dict[str, Any]:
+        """Call off the migration under way: the source serves on, unless it is too late.
+
+        As when it gives up by itself: an Ack that is already queued still counts, and a later one
+        fails at the destination.
+        """
+        _require_root(caller)
+        with self._lock:
+            if self._successor is None or not self._successor.alive:
+                raise VarlinkError(f"{INTERFACE}.NothingToCancel", {})
+            self._cancelled = True
+            if self._channel is None:  # it has not said Go, and now it never will
+                self._successor.kill()
+                self._migrating = False
+                self._successor = None
+                self._abort(Code.CANCELLED, Phase.CANCELLED.value)
+                return {"migration": msgspec.to_builtins(self._host.progress.now)}
+            self._decided.clear()
+            with contextlib.suppress(OSError):  # it has ended by itself
+                self._channel.shutdown(socket.SHUT_RD)
+        self._decided.wait(_DECIDED)
+        now = self._host.progress.now
+        if now.phase is not Phase.CANCELLED:
+            raise VarlinkError(f"{INTERFACE}.TooLate", {"phase": now.phase})
+        return {"migration": msgspec.to_builtins(now)}
+
+    def expect(self, caller: Caller, upgrade: str) -> None:
+        """An operator has asked for an upgrade, not for a reload."""
+        _require_root(caller)
+        self._expected = upgrade or uuid.uuid4().hex
+        self._preflight_until = 0.0
+
+    def preflight(self, caller: Caller, upgrade: str) -> None:
+        """An operator wants to know whether the new version would take over."""
+        _require_root(caller)
+        self._expected = upgrade or uuid.uuid4().hex
+        self._preflight_until = time.monotonic() + _PREFLIGHT
+
+    @property
+    def _preflight_due(self) -> bool:
+        return time.monotonic() < self._preflight_until
+
+    def withdraw(self, caller: Caller, upgrade: str) -> dict[str, Any]:
+        """Have an upgrade decided: whoever waited for it has gone, or has heard that it is over.
+
+        One that was not registered cannot be any more; one that migrates is waited for, for some
+        seconds, and may be undecided after that. Raises VarlinkError for one without an id.
+        """
+        _require_root(caller)
+        if not upgrade:
+            raise invalid("upgrade")
+        with self._lock:
+            progress = self._host.progress
+            if progress.last.id != upgrade:
+                self._withdrawn.append(upgrade)
+                if self._expected == upgrade:
+                    self._expected, self._preflight_until = "", 0.0
+                gone = Last(
+                    upgrade, "source", Decision.ABORTED, Code.TAKEOVER_GONE, _NEVER_REGISTERED,
+                    source=self._host.generation, destination=self._host.generation + 1,
+                )  # fmt: skip
+                return {"last": msgspec.to_builtins(gone)}
+            if self._successor and not self._migrating:
+                self._successor.kill()
+                self._successor = None
+                self._abort(Code.TAKEOVER_GONE, _GONE)
+        return {"last": msgspec.to_builtins(progress.wait_decided(upgrade, _DECIDED))}
+
+    def try_states(self, caller: Caller) -> dict[str, Any]:
+        """Find out which states can be saved as they are now."""
+        _require_root(caller)
+        return {"trials": msgspec.to_builtins(self._host.try_states())}
+
+    def reload(self, caller: Caller) -> None:
+        """Run what the author wants at a reload, and wait for it."""
+        self._require_takeover(caller)
+        try:
+            self._on_reload()
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+            raise VarlinkError(f"{INTERFACE}.ReloadFailed", {"why": why}) from error
+
+    def register(self, caller: Caller, pid: int, upgrade: str) -> None:
+        """Only takeover, and only one process at a time, which must belong to this unit."""
+        self._require_takeover(caller)
+        if not self._host.parameters.enabled:
+            raise refused("UPGRADER=off: it is a plain service, and can only be restarted")
+        if self._host.parameters.mechanism is Mechanism.FD_STORE:
+            raise refused(FD_STORE_ONLY, Code.LIMIT)
+        with self._lock:
+            if upgrade in self._withdrawn:
+                raise refused("nobody waits for this upgrade any more", Code.TAKEOVER_GONE)
+            if self._migrating:
+                age = time.monotonic() - self._since
+                holder = self._successor.pid if self._successor else os.getpid()
+                raise _busy(f"process {holder}, since {age:.1f} s")
+            if self._successor:  # left behind by a takeover that was killed
+                self._successor.kill()
+                self._successor = None
+            try:
+                successor = Successor(pid)
+                with open(f"/proc/{pid}/cgroup", encoding="ascii", errors="replace") as file:
+                    group = file.read()
+            except OSError as error:
+                raise refused(f"process {pid}: {error.strerror}") from error
+            if not self._is_ours(group):
+                raise refused(f"process {pid} belongs to {unit_of(group) or 'no unit'}")
+            self._successor = successor
+            self._since = time.monotonic()
+            self._cancelled = False
+            self._preflight, self._preflight_until = self._preflight_due, 0.0
+            # A takeover of interface 1 does not say for which upgrade it was started.
+            upgrade = upgrade or self._expected or uuid.uuid4().hex
+            self._expected = ""
+            host = self._host
+            host.progress.begin(
+                "live", host.generation, destination=host.generation + 1, pid=pid, upgrade=upgrade
+            )
+
+    def revoke(self, caller: Caller, pid: int, why: str, code: Code) -> None:
+        """Withdraw the registration of a process; raises Busy if it has begun to migrate."""
+        self._require_takeover(caller)
+        with self._lock:
+            if self._successor is not None and self._successor.pid == pid:
+                if self._migrating:
+                    raise _busy(f"process {pid}, which migrates")
+                self._successor = None
+                self._abort(code, why)
+
+    def _abort(self, code: Code, reason: str) -> None:
+        """Decide that this instance serves on; what was decided before stays."""
+        progress = self._host.progress
+        if progress.last.decision is not Decision.NONE:
+            return
+        progress.enter(_PHASES.get(code, Phase.FAILED), code=code, reason=reason)
+        if self._preflight:
+            return
+        refusal = None
+        if code.suspects_version:
+            refusal = Refusal(
+                progress.last.id, code, reason, self._describer.fingerprint(),
+                round(time.time(), 3),
+            )  # fmt: skip
+        self._host.refused(reason, refusal)
+
+    def negotiate(self, caller: Caller, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Agree to a migration before anything is disturbed, or say what does not fit."""
+        with self._lock:
+            successor = self._successor
+            # Held by pidfd: while it lives, its number is not given to another process.
+            if (
+                successor is None
+                or successor.pid != caller.pid
+                or caller.gone
+                or not successor.alive
+            ):
+                raise refused(f"process {caller.pid} was not registered by takeover")
+            if parameters.get("upgrade") not in (None, self._host.progress.last.id):
+                raise refused(f"process {caller.pid} was started for another upgrade")
+            try:
+                self._stream = common_stream(parameters)
+                self._withheld = self._check(parameters)
+            except VarlinkError as error:
+                code = Code(error.parameters.get("code", Code.REFUSED))
+                self._abort(code, str(error.parameters.get("why", error)))
+                raise
+            self._migrating = True
+            return {"generation": self._host.generation, "stream": self._stream}
+
+    def migrate(self, sock: socket.socket) -> None:
+        """Wait for Go, then hand the channel to the loop that serves."""
+        successor = self._successor
+        sock.settimeout(_GO)
+        try:
+            item = channel.receive(sock, peek=False, wait=True)
+        except (UpgradeError, OSError):
+            item = None
+        with self._lock:
+            current = successor is not None and self._successor is successor
+            goes = current and item is not None and isinstance(item[0], records.Go)
+            if goes:
+                self._channel = sock
+        if successor is None or not goes:
+            sock.close()
+            if successor and current:
+                successor.kill()  # cleaning up, as takeover may be gone by now
+                self.over(Code.ENDED_EARLY, "the new version never said that it is ready")
+            return
+        self._host.progress.enter(Phase.COLLECTING)
+        self._on_request(Request(sock, successor, self._stream))
+
+    def over(self, code: Code, reason: str) -> tuple[Code, str]:
+        """The migration has ended, and this instance serves on; returns why, as it is told."""
+        if code is Code.PREFLIGHT_PASSED:
+            reason = _PASSED
+        with self._lock:
+            successor, self._successor = self._successor, None
+            self._migrating = False
+            self._channel = None
+            self._withheld = frozenset()
+            if self._cancelled:
+                if successor:
+                    successor.kill()
+                code, reason = Code.CANCELLED, Phase.CANCELLED.value
+            self._abort(code, reason)
+        self._decided.set()
+        return code, reason
+
+    def execute(self, caller: Caller, parameters: Mapping[str, Any], upgrade: str) -> NoReturn:
+        """Become another program; answers only if that fails."""
+        _require_root(caller)
+        words = parameters.get("command") or []
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise invalid("command")
+        try:
+            execution = Execution(self._command(words), upgrade)
+            execution.check()
+        except (UpgradeError, OSError) as error:
+            raise refused(str(error)) from error
+        with self._lock:
+            if self._successor and self._successor.alive:
+                raise _busy(f"process {self._successor.pid}")
+            if self._migrating:
+                raise _busy("another execution")
+            self._migrating = True
+            self._since = time.monotonic()
+            self._cancelled = self._preflight = False
+            host = self._host
+            host.progress.begin(
+                "exec", host.generation, destination=host.generation + 1, pid=os.getpid(),
+                upgrade=upgrade or uuid.uuid4().hex,
+            )  # fmt: skip
+        host.progress.enter(Phase.COLLECTING)
+        self._on_request(execution)
+        raise VarlinkError(f"{INTERFACE}.ExecFailed", {"why": execution.failed.result()})
+
+    def _command(self, words: Sequence[str]) -> Command:
+        """What is executed: these words, or else what ExecStart= says now."""
+        if words:
+            path = words[0] if "/" in words[0] else shutil.which(words[0])
+            return Command(path or words[0], words, os.environ)
+        with Bus(_BUS) as bus:
+            unit = Unit.from_properties("", bus.properties(self._host.unit))
+        return main_process(unit, os.environ, int(own_number(os.environ)), given_environment())
+
+    def committed(self) -> None:
+        """The migration can no longer be called off."""
+        self._decided.set()
+
+    def crosses(self, backend: str) -> bool:
+        """Whether both sides want the connections of a backend to move."""
+        return self._host.parameters.transfers(backend) and backend not in self._withheld
+
+    def _check(self, parameters: Mapping[str, Any]) -> frozenset[str]:
+        offered = parameters.get("image")
+        if offered != image.FORMAT:
+            raise refused(f"image version {offered}, the running one has {image.FORMAT}")
+        states, backends = parameters.get("states"), parameters.get("backends")
+        if not isinstance(states, dict) or not isinstance(backends, list):
+            raise refused("states and backends are missing")
+        sessions = parameters.get("sessions") or {}  # version 0.1.0 does not say
+        self.readers = Readers(_versions("states", states), _versions("sessions", sessions))
+        for name, declared in self._host.declarations.states.items():
+            mine = declared.description
+            theirs = self.readers.states.get(name)
+            if theirs is None and name not in backends:
+                raise _undeclared(mine.item)
+            if theirs is not None:
+                try:
+                    check_readable(name, mine.version, mine.readable_from, own=theirs)
+                except IncompatibleState as error:
+                    raise refused(error.message, error.code) from error
+        for name, bound in self._host.declarations.sockets.items():
+            if name not in backends:
+                raise _undeclared(f"{bound.kind} {name!r}")
+        withheld = parameters.get("withheld") or []
+        if not isinstance(withheld, list):
+            raise invalid("withheld")
+        return frozenset(str(name) for name in withheld)
+
+    def _is_ours(self, group: str) -> bool:
+        """Whether a /proc/PID/cgroup lies in the cgroup of this unit, or below (Delegate=)."""
+        with contextlib.suppress(BusError), Bus(_BUS) as bus:
+            root = bus.text(self._host.unit, "ControlGroup")
+            with open("/proc/self/cgroup", encoding="ascii", errors="replace") as file:
+                mine = file.read()
+            if root and _below(mine, root):  # else in a cgroup namespace, where names are others
+                return _below(group, root)
+        return unit_of(group) == self._host.unit
+
+    def _require_takeover(self, caller: Caller) -> None:
+        try:
+            with Bus(_BUS) as bus:
+                control = bus.get(self._host.unit, "ControlPID")
+        except BusError as error:
+            raise refused(f"systemd does not say who takeover is: {error}") from error
+        if caller.pid != control and caller.uid != 0:
+            raise refused(f"process {caller.pid} is not the control process of this unit")
+
+
+def common_stream(parameters: Mapping[str, Any]) -> int:
+    """The newest version of the stream that both sides speak; raises VarlinkError for none."""
+    offered = parameters.get("streams") or [parameters.get("stream")]
+    if not isinstance(offered, list):
+        raise invalid("streams")
+    common = [version for version in records.VERSIONS if version in offered]
+    if not common:
+        raise refused(f"stream version {offered}, the running one has {list(records.VERSIONS)}")
+    return common[-1]
+
+
+def _require_root(caller: Caller) -> None:
+    """Root steers; below a user's own service manager, that user."""
+    if caller.uid != 0 and not (is_user_service() and caller.uid == os.geteuid()):
+        raise denied()
+
+
+def _versions(name: str, said: object) -> dict[str, int]:
+    """Versions of states, as a destination says them; raises VarlinkError for anything else."""
+    try:
+        return msgspec.convert(said, dict[str, int])
+    except msgspec.ValidationError as error:
+        raise invalid(name) from error
+
+
+def _below(group: str, root: str) -> bool:
+    """Whether a /proc/PID/cgroup names `root` or something below it, in systemd's hierarchy."""
+    return any(
+        re.match(r"(0:|\d+:name=systemd):", line)
+        and (line.split(":", 2)[2] + "/").startswith(root.rstrip("/") + "/")
+        for line in group.splitlines()
+    )
+
+
+def refused(why: str, code: Code = Code.REFUSED) -> VarlinkError:
+    """The error for whatever is not allowed or does not fit."""
+    return VarlinkError(f"{INTERFACE}.Refused", {"why": why, "code": code})
+
+
+def _undeclared(what: str) -> VarlinkError:
+    return refused(f"{what} is not declared by the new version", Code.BACKEND_UNDECLARED)
+
+
+def _busy(holder: str) -> VarlinkError:
+    return VarlinkError(f"{INTERFACE}.Busy", {"holder": holder})

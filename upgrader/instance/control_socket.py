@@ -1,0 +1,523 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The instance's own socket: speaks Varlink from a thread, so that a busy service still answers.
+
+It decides nothing: every call goes to `Answers`. A connection that becomes a migration channel is
+given away whole, before a single byte of the stream has been read.
+"""
+
+import contextlib
+import logging
+import os
+import re
+import select
+import selectors
+import socket
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+import msgspec
+
+from upgrader.codes import Code
+from upgrader.instance.phases import News
+from upgrader.protocol import varlink
+from upgrader.protocol.fd import Fd
+from upgrader.protocol.rendezvous import DRAINING
+from upgrader.protocol.varlink import INTERFACE, SERVICE, VarlinkError
+from upgrader.protocol.varlink_messages import Call, Reply, encode
+
+#: Connections at a time; for one more, the one that has been silent for longest goes.
+MAX_CLIENTS = 32
+#: Seconds that a connection may be silent; one that is told about a migration may for longer.
+IDLE = 30.0
+#: Bytes of answers that a client may leave unread.
+MAX_UNREAD = 4 << 20
+#: Seconds for clients to be told the last news before this process ends.
+_LAST_WORDS = 0.2
+
+#: The place of a socket before its place is free, by the name of that and a PID.
+_BESIDE = ".{}.{}"
+_PEERCRED = struct.Struct("3i")  # struct ucred: pid, uid, gid
+_SO_PEERPIDFD = 77  # Linux 6.5
+_ID = re.compile(r"[0-9a-f]{32}")
+_log = logging.getLogger("upgrader")
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who is at the other end: SO_PEERCRED, and a pidfd where the kernel gives one (6.5)."""
+
+    pid: int
+    uid: int
+    pidfd: Fd | None = None
+
+    @property
+    def gone(self) -> bool:
+        """Whether that process has ended, so that another one may have its number by now."""
+        if self.pidfd is None:
+            return False
+        poll = select.poll()
+        poll.register(self.pidfd.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
+
+
+class Answers(Protocol):
+    """What an instance answers; called from threads of the control socket. Raises VarlinkError."""
+
+    def describe(self) -> dict[str, Any]:
+        """Describe."""
+
+    def query(self) -> News:
+        """QueryMigration."""
+
+    def set_parameters(self, caller: Caller, parameters: dict[str, Any]) -> dict[str, Any]:
+        """SetParameters."""
+
+    def cancel(self, caller: Caller) -> dict[str, Any]:
+        """Cancel."""
+
+    def expect(self, caller: Caller, upgrade: str) -> None:
+        """Expect; `upgrade` is the id of one, here and below, and may be empty."""
+
+    def preflight(self, caller: Caller, upgrade: str) -> None:
+        """Preflight."""
+
+    def withdraw(self, caller: Caller, upgrade: str) -> dict[str, Any]:
+        """Withdraw."""
+
+    def reload(self, caller: Caller) -> None:
+        """Reload."""
+
+    def register(self, caller: Caller, pid: int, upgrade: str) -> None:
+        """Register."""
+
+    def revoke(self, caller: Caller, pid: int, why: str, code: Code) -> None:
+        """Revoke."""
+
+    def try_states(self, caller: Caller) -> dict[str, Any]:
+        """TryStates."""
+
+    def execute(self, caller: Caller, parameters: Mapping[str, Any], upgrade: str) -> None:
+        """Execute: only its failure is answered."""
+
+    def negotiate(self, caller: Caller, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Migrate: agree, or refuse."""
+
+    def migrate(self, sock: socket.socket) -> None:
+        """Take over the connection on which `negotiate` has been answered."""
+
+
+class Control:
+    """The listening socket and its thread. Nobody can reach it before `open`."""
+
+    def __init__(self, place: Path | str, answers: Answers, version: str) -> None:
+        """`place`: a path, or an abstract name, which begins with a NUL; `version` of the library.
+
+        Raises OSError if it cannot listen there.
+        """
+        self._path = place if isinstance(place, Path) else None
+        self._answers = answers
+        self._version = version
+        self._selector = selectors.DefaultSelector()
+        self._wake, self._waker = socket.socketpair()
+        self._waker.setblocking(False)
+        self._wake.setblocking(False)
+        self._todo: deque[Callable[[], object]] = deque()
+        self._clients: dict[socket.socket, _Client] = {}
+        self._paths: dict[Path, int] = {}
+        if isinstance(place, Path):
+            listener, beside = _listen_beside(place)
+            self._paths[beside] = beside.stat().st_ino
+        else:
+            listener = _listen(place)
+        self._listeners = [listener]
+        self._selector.register(listener, selectors.EVENT_READ)
+        self._selector.register(self._wake, selectors.EVENT_READ)
+        self._thread: threading.Thread | None = None
+
+    def open(self) -> None:
+        """Take the place of the instance before, and answer; raises OSError."""
+        if self._path:
+            ((beside, inode),) = self._paths.items()
+            self._paths = {self._path: inode}
+            os.rename(beside, self._path)
+            for pattern in (DRAINING.format("*"), _BESIDE.format(self._path.name, "*")):
+                remove_dead(self._path.parent, pattern)
+        self._thread = threading.Thread(target=self._run, name="upgrader-control", daemon=True)
+        self._thread.start()
+
+    def also_at(self, path: Path) -> None:
+        """Answer at a second path, too; raises OSError."""
+        listener, beside = _listen_beside(path)
+        os.rename(beside, path)
+        self._paths[path] = path.stat().st_ino
+        self._listeners.append(listener)
+        self._later(lambda: self._selector.register(listener, selectors.EVENT_READ))
+
+    def announce(self, news: News) -> None:
+        """Tell those who have asked for it that a migration has gone on; from any thread."""
+        self._later(lambda: self._tell_watchers(news))
+
+    def close(self) -> None:
+        """Tell the last news, and stop answering; a path goes only if no other instance has it."""
+        self._later(self._stop)
+        if self._thread:
+            self._thread.join(_LAST_WORDS * 5)
+        else:
+            self._end()
+        for path, inode in self._paths.items():
+            with contextlib.suppress(OSError):
+                _remove_own(path, inode)
+
+    # The thread
+
+    def _run(self) -> None:
+        with contextlib.suppress(_Stopped):
+            while True:
+                for key, events in self._selector.select(IDLE):
+                    if key.fileobj is self._wake:
+                        self._do_what_is_due()
+                    elif isinstance(key.data, _Client):
+                        self._serve(key.data, events)
+                    elif isinstance(key.fileobj, socket.socket):
+                        self._accept(key.fileobj)
+                now = time.monotonic()
+                for client in [c for c in self._clients.values() if c.since + IDLE < now]:
+                    if not client.watching and not client.waits:
+                        self._drop(client)
+        self._end()
+
+    def _later(self, call: Callable[[], object]) -> None:
+        """Have it done by the thread."""
+        self._todo.append(call)
+        with contextlib.suppress(OSError):
+            self._waker.send(b"\0")
+
+    def _do_what_is_due(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._wake.recv(4096)
+        while self._todo:
+            self._todo.popleft()()
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            sock, _ = listener.accept()
+        except OSError as error:
+            _log.debug("control socket: %s", error)
+            return
+        if len(self._clients) >= MAX_CLIENTS:
+            self._drop(min(self._clients.values(), key=lambda client: client.since))
+        sock.setblocking(False)
+        client = _Client(sock, _caller(sock))
+        self._clients[sock] = client
+        self._selector.register(sock, selectors.EVENT_READ, client)
+
+    def _serve(self, client: "_Client", events: int) -> None:
+        if self._clients.get(client.sock) is not client:
+            return  # dropped in the meantime
+        try:
+            if events & selectors.EVENT_WRITE:
+                self._flush(client)
+            if events & selectors.EVENT_READ:
+                # recvmsg with no room for FDs: any that come are closed by the kernel.
+                data = client.sock.recvmsg(65536)[0]
+                client.buffer += data
+                client.since = time.monotonic()
+                self._answer_all(client)
+                if len(client.buffer) > varlink.LIMIT:
+                    raise ValueError("more calls than answers")
+                if not data:
+                    raise ConnectionResetError("closed")
+        except BlockingIOError:
+            return
+        except (OSError, ValueError, msgspec.MsgspecError) as error:
+            _log.debug("control socket: %s", error)
+            self._drop(client)
+
+    def _answer_all(self, client: "_Client") -> None:
+        """Answer what has come, one call after the other."""
+        while not client.waits and self._clients.get(client.sock) is client:
+            message = varlink.take(client.buffer)
+            if message is None:
+                return
+            self._answer(client, msgspec.json.decode(message, type=Call))
+
+    def _answer(self, client: "_Client", call: Call) -> None:
+        if self._path is None and client.caller.uid not in (0, os.geteuid()):
+            # A path has a mode; a name in the abstract has none.
+            error = varlink.denied()
+            self._send(client, Reply(error.parameters, error.name))
+            return
+        if call.method == f"{INTERFACE}.QueryMigration" and call.more and not call.oneway:
+            news = self._answers.query()
+            client.watching = client.waits = True
+            client.seen = news.number
+            self._send(client, Reply(_told(news), continues=True))
+            return
+        if call.method in _SLOW:  # it waits for the service, and others have questions meanwhile
+            client.waits = True
+
+            def work() -> None:
+                reply = self._reply(client.caller, call)
+                self._later(lambda: self._answered(client, call, reply))
+
+            threading.Thread(target=work, name="upgrader-call", daemon=True).start()
+            return
+        self._answered(client, call, self._reply(client.caller, call))
+
+    def _reply(self, caller: Caller, call: Call) -> Reply:
+        try:
+            return Reply(self._call(caller, call))
+        except VarlinkError as error:
+            return Reply(error.parameters, error.name)
+
+    def _answered(self, client: "_Client", call: Call, reply: Reply) -> None:
+        if self._clients.get(client.sock) is not client:
+            return
+        try:
+            if call.method == f"{INTERFACE}.Migrate" and not reply.error:
+                self._give_away(client, reply)
+                return
+            if not call.oneway:
+                self._send(client, reply)
+            if client.waits:
+                client.waits = False
+                self._answer_all(client)
+        except (OSError, ValueError, msgspec.MsgspecError) as error:
+            _log.debug("control socket: %s", error)
+            self._drop(client)
+
+    def _tell_watchers(self, news: News) -> None:
+        last = news.migration.phase.ended
+        # Who has asked in the meantime knows it already.
+        for client in [c for c in self._clients.values() if c.watching and c.seen < news.number]:
+            try:
+                client.since = time.monotonic()
+                client.watching = client.waits = not last
+                self._send(client, Reply(_told(news), continues=not last))
+                self._answer_all(client)
+            except (OSError, ValueError, msgspec.MsgspecError) as error:
+                _log.debug("control socket: %s", error)
+                self._drop(client)
+
+    def _give_away(self, client: "_Client", reply: Reply) -> None:
+        self._selector.unregister(client.sock)
+        del self._clients[client.sock]
+        client.sock.sendall(encode(reply))
+        # What follows is waited for, and others have questions meanwhile.
+        threading.Thread(
+            target=self._answers.migrate, args=(client.sock,), name="upgrader-go", daemon=True
+        ).start()
+
+    def _send(self, client: "_Client", reply: Reply) -> None:
+        client.unsent += encode(reply)
+        self._flush(client)
+        if len(client.unsent) > MAX_UNREAD:
+            raise ValueError("answers are not read")
+
+    def _flush(self, client: "_Client") -> None:
+        with contextlib.suppress(BlockingIOError):
+            while client.unsent:
+                del client.unsent[: client.sock.send(client.unsent)]
+        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if client.unsent else 0)
+        self._selector.modify(client.sock, wanted, client)
+
+    def _call(self, caller: Caller, call: Call) -> dict[str, Any]:
+        answers = self._answers
+        interface, _, method = call.method.rpartition(".")
+        match interface, method:
+            case varlink.SERVICE, "GetInfo":
+                return {
+                    "vendor": "upgrader",
+                    "product": "upgrader",
+                    "version": self._version,
+                    "url": "",
+                    "interfaces": [INTERFACE, SERVICE],
+                }
+            case varlink.SERVICE, "GetInterfaceDescription":
+                return {"description": _description(call.parameters.get("interface"))}
+            case varlink.INTERFACE, "Describe":
+                return answers.describe()
+            case varlink.INTERFACE, "QueryMigration":
+                return _told(answers.query())
+            case varlink.INTERFACE, "SetParameters":
+                return answers.set_parameters(caller, call.parameters)
+            case varlink.INTERFACE, "Cancel":
+                return answers.cancel(caller)
+            case varlink.INTERFACE, "TryStates":
+                return answers.try_states(caller)
+            case varlink.INTERFACE, "Withdraw":
+                return answers.withdraw(caller, _upgrade(call))
+            case varlink.INTERFACE, "Execute":
+                answers.execute(caller, call.parameters, _upgrade(call))
+            case varlink.INTERFACE, "Expect":
+                answers.expect(caller, _upgrade(call))
+            case varlink.INTERFACE, "Preflight" | "Rehearse":
+                answers.preflight(caller, _upgrade(call))
+            case varlink.INTERFACE, "Reload":
+                answers.reload(caller)
+            case varlink.INTERFACE, "Register":
+                answers.register(caller, _pid(call), _upgrade(call))
+            case varlink.INTERFACE, "Revoke":
+                why, code = (_text(call, name) for name in ("why", "code"))
+                answers.revoke(caller, _pid(call), why, Code(code))
+            case varlink.INTERFACE, "Migrate":
+                if not call.upgrade or call.oneway:
+                    raise varlink.invalid("upgrade")
+                return answers.negotiate(caller, call.parameters)
+            case varlink.INTERFACE | varlink.SERVICE, _:
+                raise VarlinkError(f"{SERVICE}.MethodNotFound", {"method": call.method})
+            case _:
+                raise VarlinkError(f"{SERVICE}.InterfaceNotFound", {"interface": interface})
+        return {}
+
+    def _drop(self, client: "_Client") -> None:
+        if self._clients.pop(client.sock, None) is not None:
+            self._selector.unregister(client.sock)
+            client.sock.close()
+
+    def _stop(self) -> NoReturn:
+        """Give those who wait for the end of a migration the time to be told."""
+        deadline = time.monotonic() + _LAST_WORDS
+        for client in [c for c in self._clients.values() if c.unsent]:
+            with contextlib.suppress(OSError):
+                client.sock.settimeout(max(deadline - time.monotonic(), 0.001))
+                client.sock.sendall(client.unsent)
+        raise _Stopped
+
+    def _end(self) -> None:
+        for client in list(self._clients.values()):
+            self._drop(client)
+        self._selector.close()
+        for listener in self._listeners:
+            listener.close()
+        self._wake.close()
+        self._waker.close()
+        self._todo.clear()
+
+
+class _Stopped(Exception):
+    pass
+
+
+@dataclass(slots=True, eq=False)
+class _Client:
+    sock: socket.socket
+    caller: Caller
+    buffer: bytearray = field(default_factory=bytearray)
+    unsent: bytearray = field(default_factory=bytearray)
+    since: float = field(default_factory=time.monotonic)
+    watching: bool = False  # has asked for every phase
+    seen: int = 0  # the number of the news that it has
+    waits: bool = False  # its last call is not answered yet
+
+
+#: Calls that wait for the service, or for PID 1.
+_SLOW = frozenset(
+    f"{INTERFACE}.{name}"
+    for name in ("Reload", "Cancel", "Withdraw", "Execute", "TryStates", "Register", "Revoke")
+)
+
+
+def _listen(name: str) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(name)
+        listener.listen(16)
+        listener.setblocking(False)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _listen_beside(path: Path) -> tuple[socket.socket, Path]:
+    """Listen beside a place, to be renamed: the old instance's socket works until then, and there
+    is no moment without one."""
+    beside = path.with_name(_BESIDE.format(path.name, os.getpid()))
+    with contextlib.suppress(FileNotFoundError):
+        beside.unlink()
+    listener = _listen(str(beside))
+    try:
+        os.chmod(beside, 0o600)
+    except BaseException:
+        listener.close()
+        raise
+    return listener, beside
+
+
+def _remove_own(path: Path, inode: int) -> None:
+    """Remove the socket with this inode, and no other that takes its path meanwhile; raises OSError.
+
+    Between a look at the path and unlink(2) a new instance may take it, so the path is moved first.
+    """
+    if path.stat().st_ino != inode:
+        return
+    taken = path.with_name(_BESIDE.format(path.name, f"{os.getpid()}.old"))
+    os.rename(path, taken)
+    try:
+        if taken.stat().st_ino != inode:
+            os.link(taken, path)  # fails if one that is newer still has come
+    finally:
+        taken.unlink()
+
+
+def _told(news: News) -> dict[str, Any]:
+    return {"migration": msgspec.to_builtins(news.migration)}
+
+
+def remove_dead(directory: Path, pattern: str) -> None:
+    """Remove sockets that nobody listens on: left by processes that were killed."""
+    for path in directory.glob(pattern):
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as sock:
+            sock.setblocking(False)
+            try:
+                sock.connect(str(path))
+            except ConnectionRefusedError:
+                path.unlink()
+
+
+def _caller(sock: socket.socket) -> Caller:
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
+    pid, uid, _ = _PEERCRED.unpack(credentials)
+    try:
+        pidfd = Fd(sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD))
+    except OSError:  # an older kernel, or it has ended already
+        return Caller(pid, uid)
+    return Caller(pid, uid, pidfd)
+
+
+def _pid(call: Call) -> int:
+    pid = call.parameters.get("pid")
+    if not isinstance(pid, int) or isinstance(pid, bool) or pid < 1:
+        raise varlink.invalid("pid")
+    return pid
+
+
+def _text(call: Call, name: str) -> str:
+    text = call.parameters.get(name) or ""
+    if not isinstance(text, str):
+        raise varlink.invalid(name)
+    return text
+
+
+def _upgrade(call: Call) -> str:
+    """The id of an upgrade, empty if none is named; each method says whether it needs one."""
+    text = _text(call, "upgrade")
+    if text and not _ID.fullmatch(text):
+        raise varlink.invalid("upgrade")
+    return text
+
+
+def _description(interface: object) -> str:
+    if not isinstance(interface, str):
+        raise varlink.invalid("interface")
+    known = {INTERFACE: varlink.DESCRIPTION, SERVICE: varlink.SERVICE_DESCRIPTION}
+    if interface not in known:
+        raise VarlinkError(f"{SERVICE}.InterfaceNotFound", {"interface": interface})
+    return known[interface]

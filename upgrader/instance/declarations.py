@@ -1,0 +1,327 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What a program declares before it serves: states, sockets, connections, checks; loads nothing.
+
+Declarations come before `serve`, live objects only as arguments: handlers, tasks and checks get
+each state by the annotation of a parameter. So the wrong order cannot be written.
+"""
+
+import inspect
+import re
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from socket import SOCK_DGRAM, SOCK_STREAM, SocketKind
+from socket import socket as Socket
+from typing import Any, Generic, TypeVar
+
+from upgrader.backends.listener import Address
+from upgrader.errors import DeclarationError, UnsavableState
+from upgrader.protocol.identity import Kind
+from upgrader.protocol.state import SavedState, convert_for, describe, header, retire, save
+from upgrader.protocol.state_trial import Measured, blame, measure
+from upgrader.protocol.varlink_types import Trial
+
+T = TypeVar("T")
+
+#: Bytes of a state up to which its converters are tried as well: they copy all of it.
+_CONVERTED = 1 << 20
+
+#: A name is part of an FDNAME: at most 255 bytes, no colon, with our prefix before it.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+class Declared(Generic[T]):
+    """A declared state; `value` is the live object, once this instance is loaded."""
+
+    def __init__(self, cls: type[T]) -> None:
+        self.cls = cls
+        self.description = describe(cls)
+        try:
+            self.description.shape  # noqa: B018
+        except NameError as error:
+            raise _unreadable(self.description.item, error) from error
+        self.trial: Trial | None = None  #: the last one
+        self._value: T | None = None
+
+    @property
+    def value(self) -> T:
+        """The live state; raises DeclarationError before `serve` has loaded it."""
+        if self._value is None:
+            raise DeclarationError(self.description.item, "is not loaded before serve() has begun")
+        return self._value
+
+    @property
+    def filled(self) -> bool:
+        """Whether the live object is there."""
+        return self._value is not None
+
+    def fill(self, value: T | None) -> None:
+        """Set the live object; None makes the one of a cold start."""
+        if value is None:
+            try:
+                value = self.cls()
+            except TypeError as error:
+                why = f"every field needs a default: {error}"
+                raise DeclarationError(self.description.item, why) from error
+        self._value = value
+
+    def try_saving(self) -> Trial:
+        """Find out whether the live state can be saved as it is now, from any thread."""
+        d = self.description
+        problem, measured = "", Measured(0, 0.0)
+        try:
+            measured = measure(self.value)
+            if d.backward and measured.bytes <= _CONVERTED:
+                convert_for(self.cls, save(self.value), None)
+        except UnsavableState as error:
+            problem = error.reason
+        except Exception:
+            problem = blame(self.value)  # nothing, if it has changed in the meantime
+        self.trial = Trial(
+            d.name, d.version, measured.bytes, round(measured.seconds, 6), round(time.time(), 3),
+            problem,
+        )  # fmt: skip
+        return self.trial
+
+    def retire(self) -> None:
+        """Make the live object read-only: another instance owns it."""
+        if self._value is not None:
+            retire(self._value)
+
+
+class Bound:
+    """A declared socket: a listener or a datagram socket, live once this instance is loaded."""
+
+    kind: Kind
+    socket_type: SocketKind
+
+    def __init__(self, name: str, address: Address | None) -> None:
+        self.name = name
+        self.address = address
+        self.persistent = False  # bound by the service itself, so kept in the FD store
+        self._sock: Socket | None = None
+
+    @property
+    def socket(self) -> Socket:
+        """The live, non-blocking socket; raises DeclarationError before `serve` has loaded it."""
+        if self._sock is None:
+            raise DeclarationError(self.name, "is not open before serve() has begun")
+        return self._sock
+
+    @property
+    def waiting(self) -> int:
+        """How many connections or datagrams came over from a socket that this one replaces."""
+        return 0
+
+    def open(self, sock: Socket) -> None:
+        """Set the live socket."""
+        self._sock = sock
+
+    def fileno(self) -> int:
+        """The number of the live FD, for selectors."""
+        return self.socket.fileno()
+
+    def close(self) -> None:
+        """Close the live socket, if any."""
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
+
+
+class Listener(Bound):
+    """A declared listener. `accept` is for programs that take connections themselves."""
+
+    kind = Kind.LISTENER
+    socket_type = SOCK_STREAM
+
+    def __init__(self, name: str, address: Address | None) -> None:
+        super().__init__(name, address)
+        #: Connections accepted from the backlog of a listener that this one replaces.
+        self.backlog: deque[Socket] = deque()
+
+    @property
+    def waiting(self) -> int:
+        """How many connections came over from a listener that this one replaces."""
+        return len(self.backlog)
+
+    def accept(self) -> tuple[Socket, Any]:
+        """Accept one connection: (socket, address); raises BlockingIOError when there is none."""
+        if self.backlog:
+            sock = self.backlog.popleft()
+            return sock, sock.getpeername()
+        return self.socket.accept()
+
+
+class Datagrams(Bound):
+    """A declared datagram socket."""
+
+    kind = Kind.DATAGRAMS
+    socket_type = SOCK_DGRAM
+
+    def __init__(self, name: str, address: Address | None) -> None:
+        super().__init__(name, address)
+        #: Datagrams, and where they came from, of a socket that this one replaces.
+        self.backlog: deque[tuple[bytes, Any]] = deque()
+
+    @property
+    def waiting(self) -> int:
+        """How many datagrams came over from a socket that this one replaces."""
+        return len(self.backlog)
+
+    def recv(self, size: int = 65536) -> bytes:
+        """Receive one datagram; raises BlockingIOError when there is none."""
+        return self.recvfrom(size)[0]
+
+    def recvfrom(self, size: int = 65536) -> tuple[bytes, Any]:
+        """Receive one datagram and the address it came from."""
+        if self.backlog:
+            data, address = self.backlog.popleft()
+            return data[:size], address
+        return self.socket.recvfrom(size)
+
+    def sendto(self, data: bytes, address: Any) -> int:
+        """Send one datagram; returns the number of bytes sent."""
+        return self.socket.sendto(data, address)
+
+
+@dataclass(frozen=True, slots=True)
+class Connections:
+    """The connections of a door: who handles them, and the state that goes with each one."""
+
+    door: Listener
+    session: type | None
+    handler: Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Protocols:
+    """The connections of a door that another library owns: its adapter (an `aio.Adapter`), and the
+    SSLContext of those that speak TLS."""
+
+    door: Listener
+    adapter: Any
+    tls: Any = None
+
+    @property
+    def header(self) -> SavedState:
+        """What goes with each connection, without data."""
+        adapter = self.adapter
+        name = f"protocol {adapter.speaks}"
+        return SavedState(name, adapter.version, adapter.readable_from, b"")
+
+
+@dataclass(slots=True)
+class Declarations:
+    """All that one program declares, by name. `drop` names items it lets go of."""
+
+    service: str
+    states: dict[str, Declared[Any]] = field(default_factory=dict)
+    sockets: dict[str, Bound] = field(default_factory=dict)
+    connections: dict[str, Connections] = field(default_factory=dict)
+    protocols: dict[str, Protocols] = field(default_factory=dict)
+    checks: list[Callable[..., Any]] = field(default_factory=list)
+    reloads: list[Callable[..., Any]] = field(default_factory=list)
+    dropped: set[str] = field(default_factory=set)
+    serving: bool = False
+    generation: int = 0  # of the instance that loads them, once an image says so
+    activated: list[str] = field(default_factory=list)  # what `.socket` units passed, in words
+
+    def add_state(self, cls: type[T]) -> Declared[T]:
+        """Declare a state; raises DeclarationError for a second one of that name."""
+        declared = Declared(cls)
+        self._check_new(declared.description.item, declared.description.name, self.states)
+        self.states[declared.description.name] = declared
+        return declared
+
+    def add_socket(self, bound: Bound) -> None:
+        """Declare a socket; raises DeclarationError for a bad name or a second one of it."""
+        item = f"{bound.kind} {bound.name!r}"
+        if not _NAME.fullmatch(bound.name):
+            raise DeclarationError(item, "a name has letters, digits, dots, dashes, at most 100")
+        self._check_new(item, bound.name, self.sockets)
+        self.sockets[bound.name] = bound
+
+    def add_connections(self, connections: Connections) -> None:
+        """Declare who handles a door; raises DeclarationError for a second handler."""
+        name = connections.door.name
+        self._check_new(f"connections of {name!r}", name, self.connections | self.protocols)
+        if connections.session is not None:
+            declared: Declared[Any] = Declared(connections.session)
+            declared.fill(None)
+            try:
+                save(declared.value)
+            except UnsavableState as error:
+                raise DeclarationError(error.item, f"cannot be saved: {error.reason}") from error
+        self.arguments(connections.handler, skip=1)
+        self.connections[name] = connections
+
+    def add_protocols(self, protocols: Protocols) -> None:
+        """Declare whose library owns the connections of a door; raises DeclarationError."""
+        name = protocols.door.name
+        self._check_new(f"connections of {name!r}", name, self.connections | self.protocols)
+        self.protocols[name] = protocols
+
+    def add_check(self, check: Callable[..., Any]) -> None:
+        """Declare a check; raises DeclarationError for a parameter that no state can fill."""
+        self.arguments(check)
+        self.checks.append(check)
+
+    def add_reload(self, callback: Callable[..., Any]) -> None:
+        """Declare what a reload does; raises DeclarationError like `add_check`."""
+        self.arguments(callback)
+        self.reloads.append(callback)
+
+    def sessions(self) -> dict[str, SavedState]:
+        """For each door whose connections have a state of their own: its name and versions."""
+        own = {
+            name: header(connections.session)
+            for name, connections in self.connections.items()
+            if connections.session is not None
+        }
+        return own | {name: protocols.header for name, protocols in self.protocols.items()}
+
+    def arguments(self, function: Callable[..., Any], *, skip: int = 0) -> dict[str, Declared[Any]]:
+        """Which declared state each parameter wants; the first `skip` parameters are ours.
+
+        Raises DeclarationError for a parameter that nothing declared can fill.
+        """
+        item = getattr(function, "__qualname__", repr(function))
+        try:
+            signature = inspect.signature(function, eval_str=True)
+        except NameError as error:
+            raise _unreadable(item, error) from error
+        wanted = {}
+        for parameter in list(signature.parameters.values())[skip:]:
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                continue
+            for declared in self.states.values():
+                if declared.cls is parameter.annotation:
+                    wanted[parameter.name] = declared
+            if parameter.name not in wanted and parameter.default is parameter.empty:
+                raise DeclarationError(
+                    f"{item}({parameter.name})",
+                    "is annotated with no state declared before it",
+                    remedy="declare it with instance.state(...) first",
+                )
+        return wanted
+
+    def values(self, function: Callable[..., Any], *, skip: int = 0) -> dict[str, Any]:
+        """The live states that a function wants, by parameter name."""
+        wanted = self.arguments(function, skip=skip)
+        return {name: declared.value for name, declared in wanted.items()}
+
+    def _check_new(self, item: str, name: str, known: dict[str, Any]) -> None:
+        if self.serving:
+            raise DeclarationError(item, "declared after serve() has begun")
+        if name in known:
+            raise DeclarationError(item, "is declared twice")
+
+
+def _unreadable(item: str, error: NameError) -> DeclarationError:
+    """The error for an annotation with a name that is not to be found."""
+    return DeclarationError(
+        item,
+        f"annotation cannot be read: {error}",
+        remedy="define what it names at the top level of the module, and import it there",
+    )

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""An instance as the destination: it loads, becomes the owner or says why not, and is trusted then.
+
+It gives nothing away; `source_side` does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, MutableMapping
+from typing import TYPE_CHECKING, Any
+
+from upgrader.errors import PreflightPassed, UpgradeError, VerifyError
+from upgrader.instance.control import Answering
+from upgrader.instance.load import Loader
+from upgrader.instance.loaded import Arrival
+from upgrader.instance.process import is_main, no_collection, reserve
+from upgrader.instance.self_report import SelfReport
+from upgrader.protocol.fd import Fd
+from upgrader.protocol.rendezvous import EXECUTED, PREFLIGHT, PREFLIGHT_1, TAKEOVER, UPGRADE
+from upgrader.systemd.fdstore import FdStore, Stored, StoreName
+from upgrader.systemd.journal import Outcome, Priority
+from upgrader.systemd.listen_fds import forget, take
+from upgrader.systemd.notify import one_line
+
+if TYPE_CHECKING:  # loaded by the instances that migrate live
+    from upgrader.instance.live_destination import Taker
+
+#: Seconds that a new owner waits for PID 1 to take it for the main process.
+NAMED = 2.0
+#: FDs that parking opens at once (channel, image, ledger, barrier, bus, journal), and some.
+_RESERVED = 16
+
+_log = logging.getLogger("upgrader")
+
+
+class DestinationSide:
+    """The part of an instance that comes from another one."""
+
+    def __init__(
+        self,
+        report: SelfReport,
+        store: FdStore,
+        answering: Answering,
+        environment: MutableMapping[str, str],
+    ) -> None:
+        self.committing = False  #: from here on it owns, or knows that it must not
+        self._report = report
+        self._store = store
+        self._answering = answering
+        self._passed = take(environment)
+        self._executed = EXECUTED in environment
+        self._preflight = not {PREFLIGHT, PREFLIGHT_1}.isdisjoint(environment)
+        if self._executed:
+            from upgrader.instance.exec_mode import carried
+
+            self._passed += carried(environment)
+        self._upgrade = environment.pop(UPGRADE, "")  # the id of the one that it is started in
+        self._reserve: list[Fd] = []
+        self._settled = threading.Event()  # PID 1 listens to this process
+        self._insured: StoreName | None = None
+        self._forgetting: threading.Thread | None = None
+        self._taker = self._destined(environment)
+
+    def _destined(self, environment: MutableMapping[str, str]) -> Taker | None:
+        """The migration that takeover has started this process for, if any."""
+        if TAKEOVER not in environment:
+            return None
+        from upgrader.instance.live_destination import Taker
+
+        forget(environment)
+        return Taker.from_line(
+            environment.pop(TAKEOVER), self._upgrade,
+            self._report.parameters.migration_timeout, self._report_failure,
+        )  # fmt: skip
+
+    @property
+    def live(self) -> bool:
+        """Whether takeover has started this process for a live migration."""
+        return self._taker is not None
+
+    # Loading
+
+    def load(self) -> Arrival:
+        """Load everything; raises UpgradeError, and nothing is consumed."""
+        report = self._report
+        report.declarations.serving = True
+        loader = Loader(
+            report.declarations, report.parameters, self._store, self._passed, self._taker,
+            executed=self._executed,
+        )  # fmt: skip
+        self._passed = []
+        with no_collection():
+            arrival = loader.load()
+        report.generation = arrival.status.generation
+        report.inherit(arrival.overrides)
+        return arrival
+
+    def commit(self, arrival: Arrival, serve: Callable[[], None]) -> None:
+        """Become the owner and say so: `serve` runs as soon as it is. Raises NotifyError or
+        ChannelError, PreflightPassed where this is as far as it may go, and whatever `serve` raises."""
+        if self._taker and self._preflight:
+            raise PreflightPassed
+        report = self._report
+
+        def own() -> None:
+            report.since = time.time()
+            serve()
+
+        self.committing = True
+        arrival.commit(report.notifier, self._store, own)
+        self._settled.set()
+        if self._taker:
+            self._settled.clear()
+            self._taker.become_ordinary()
+            self._taker.release_takeover()
+            source = str(arrival.status.source_generation)
+            self._insured = StoreName(Stored.INSURANCE, source)
+            threading.Thread(
+                target=self._settle, args=(self._taker, arrival), name="upgrader-settling",
+                daemon=True,
+            ).start()  # fmt: skip
+        self._reserve = reserve(_RESERVED + len(report.declarations.sockets))
+        report.loaded(arrival.status, self._upgrade)
+
+    def refuse(self, error: BaseException) -> None:
+        """Say why this instance could not be loaded, or did not have to be; an owner has been."""
+        if self._report.since:
+            return
+        if self._taker:
+            self._taker.refuse(error)
+        else:
+            self._report_failure(error)
+
+    def _report_failure(self, error: BaseException) -> None:
+        if isinstance(error, PreflightPassed):
+            return
+        text = f"{type(error).__name__}: {error}"
+        with contextlib.suppress(UpgradeError):
+            self._report.notifier.send(
+                f"STATUS=failed to load: {one_line(text)}", "ERRNO=71"
+            )  # EPROTO
+        self._report.tell(
+            Priority.ERR, "destination", "load", Outcome.FAILED, f"failed to load: {text}"
+        )
+        self._answering.close()
+
+    # The first seconds of an owner
+
+    def _settle(self, taker: Taker, arrival: Arrival) -> None:
+        """In a thread: wait until PID 1 listens to this process, and tell it the rest."""
+        taker.wait_for_source()
+        taker.close()
+        unit = self._report.unit
+        if not is_main(unit):
+            # The source has died, and takeover names this process.
+            deadline = time.monotonic() + NAMED
+            while not is_main(unit) and time.monotonic() < deadline:
+                time.sleep(0.01)
+        try:
+            arrival.settle(self._report.notifier, self._store)
+        except UpgradeError as error:
+            _log.warning("%s", error)
+        self._settled.set()
+
+    @property
+    def insurance(self) -> StoreName | None:
+        """What the source has left in the FD store for this instance."""
+        return self._insured
+
+    def trust(self) -> bool:
+        """This instance has lived through its first seconds: the insurance is not needed.
+
+        False while the source may still park it: then ask again later.
+        """
+        if self._settled.is_set() and self._insured and not self._forgetting:
+            # In a thread: PID 1 may take its time, and clients do not wait for it.
+            self._forgetting = threading.Thread(target=self.forget_insurance, daemon=True)
+            self._forgetting.start()
+        return self._insured is None
+
+    def forget_insurance(self) -> None:
+        """Take it out of the FD store, if PID 1 can be told."""
+        if insured := self._insured:
+            with contextlib.suppress(UpgradeError):
+                self._store.remove(insured)
+            self._insured = None
+
+    def wait_settled(self) -> None:
+        """Before the end: give back the numbers that were kept for it, and wait until PID 1 listens
+        to this process, but not for long."""
+        self._reserve.clear()
+        if not self._settled.wait(NAMED):
+            _log.warning("systemd has not said that this is the main process by now")
+
+    def abandon(self, error: BaseException | None) -> None:
+        """`attach` is left: tell the source why this never came as far as `serve`."""
+        if self._taker and error is not None and not self._report.since:
+            self._taker.refuse(error)
+
+
+def refused_by_check(check: Callable[..., Any], error: Exception) -> VerifyError:
+    """The error for a check that raised."""
+    if isinstance(error, VerifyError):
+        return error
+    return VerifyError(f"{check.__qualname__} refused: {type(error).__name__}: {error}")

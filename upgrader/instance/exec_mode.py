@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Mode exec: this process becomes the new version, and its image waits for it in a channel.
+
+Nothing is started and nobody else is needed. PID 1 holds a copy of the channel as it does in a
+restart, so that a version which fails after the execve(2) loses nothing if Restart= follows.
+"""
+
+import logging
+import os
+import socket
+import sys
+from collections.abc import MutableMapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from upgrader.codes import Code
+from upgrader.errors import ChannelError, NotifyError, UpgradeError
+from upgrader.instance import save
+from upgrader.protocol import image
+from upgrader.protocol.channel import ParkedChannel
+from upgrader.protocol.fd import Fd
+from upgrader.protocol.identity import HasFileno
+from upgrader.protocol.rendezvous import EXECUTED, UPGRADE
+from upgrader.systemd.fdstore import FdStore, StoreName
+from upgrader.systemd.listen_fds import Passed
+from upgrader.systemd.main_command import Command
+
+_log = logging.getLogger("upgrader")
+
+
+class ExecutionError(UpgradeError):
+    """This process could not become the new version, and serves on as it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """A request to execute `command`, in the upgrade of that id; if it fails, `failed` gets the
+    reason."""
+
+    command: Command
+    upgrade: str = ""
+    failed: Future[str] = field(default_factory=Future)
+
+    def check(self) -> None:
+        """Raise ExecutionError for what is no program; asked before anything is disturbed."""
+        path = self.command.path
+        if not os.path.isfile(path):
+            raise ExecutionError(f"{path}: there is no such file")
+        if not os.access(path, os.X_OK):
+            raise ExecutionError(f"{path}: not executable for this user")
+
+
+def become(
+    execution: Execution,
+    manifest: image.Manifest,
+    fds: Sequence[HasFileno],
+    name: StoreName,
+    store: FdStore | None,
+    unit: str,
+) -> None:
+    """Become the new version with this image; returns never, or raises ExecutionError.
+
+    `store` is None where there is none. Then, and where PID 1 does not take the channel, a version
+    that fails takes everything with it.
+    """
+    carried: list[socket.socket] = []
+
+    def keep(reader: socket.socket) -> None:
+        carried.append(reader.dup())
+        if store is None:
+            return
+        try:
+            save.push(store, unit, name, reader)
+        except (ChannelError, NotifyError) as error:
+            _log.warning("a version that fails would lose everything: %s", error)
+
+    try:
+        save.carry(manifest, fds, keep)
+        carried[0].set_inheritable(True)
+        environment = {
+            **execution.command.environment,
+            EXECUTED: f"{carried[0].fileno()}:{name}",
+            UPGRADE: execution.upgrade,
+        }
+        _flush()
+        os.execve(execution.command.path, list(execution.command.arguments), environment)
+    except (UpgradeError, OSError) as error:
+        # PID 1's copy must not be loaded one day: what was in it goes on here.
+        for sock in carried:
+            ParkedChannel(sock, str(name)).spend()
+        if store is not None:
+            store.remove(name)
+        if isinstance(error, OSError):
+            why, code = f"{error.strerror}", Code.LOAD_FAILED
+        else:
+            why, code = str(error), Code.SOURCE_FAILED
+        raise ExecutionError(f"{execution.command.path}: {why}", code=code) from error
+
+
+def carried(environment: MutableMapping[str, str]) -> list[Passed]:
+    """The channel that this process has brought along through an execve(2), if it has."""
+    line = environment.pop(EXECUTED, "")
+    if not line:
+        return []
+    number, _, name = line.partition(":")
+    os.set_inheritable(int(number), False)
+    return [Passed(name, Fd(int(number)))]
+
+
+def _flush() -> None:
+    """Nothing that was written may be lost: an execve(2) runs no clean-up."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()

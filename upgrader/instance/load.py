@@ -1,0 +1,396 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Loading an instance: finds the image, checks all of it against the declarations, claims it.
+
+Nothing is consumed and no received FD is touched before `Arrival.commit`: until then a failure of
+any kind, this process killed included, leaves the image as it was for the next attempt.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from upgrader.backends.listener import bind, path_inode
+from upgrader.errors import (
+    BindError,
+    DeclarationError,
+    ImageError,
+    MismatchError,
+    UnclaimedError,
+    UnreadableState,
+)
+from upgrader.instance.choose_image import ParkedImages, origin
+from upgrader.instance.declarations import Bound, Declarations, Protocols
+from upgrader.instance.image_in_fd_store import SpreadImage
+from upgrader.instance.loaded import Adopted, Arrival, others
+from upgrader.protocol import image, records
+from upgrader.protocol.channel import ParkedChannel, Stream
+from upgrader.protocol.connection_state import ConnectionState, Waiting
+from upgrader.protocol.fd import Fd
+from upgrader.protocol.identity import identify, is_socket
+from upgrader.protocol.parameters import Parameters
+from upgrader.protocol.state import SavedState, check_readable, load
+from upgrader.protocol.state_shape import name_some
+from upgrader.protocol.status_text import Origin, Status
+from upgrader.systemd.fdstore import FdStore, Stored, StoreName
+from upgrader.systemd.listen_fds import Passed
+
+_NAMED = 20  # items of one kind that are named in the log before only their number is
+if TYPE_CHECKING:
+    from upgrader.instance.live_destination import Taker
+
+_log = logging.getLogger("upgrader")
+
+
+class Loader:
+    """Loads one instance from what PID 1 passed."""
+
+    def __init__(
+        self,
+        declarations: Declarations,
+        parameters: Parameters,
+        store: FdStore,
+        passed: Sequence[Passed],
+        taker: Taker | None = None,
+        *,
+        executed: bool = False,
+    ) -> None:
+        """`executed`: what was passed has come through an execve(2), not from PID 1."""
+        self._declarations = declarations
+        self._parameters = parameters
+        self._store = store
+        self._taker = taker
+        self._executed = executed
+        self._channels: list[Passed] = []
+        self._stored: dict[StoreName, Fd] = {}
+        self._activated: list[Passed] = []
+        for item in passed:
+            name = StoreName.parse(item.name)
+            if name is None:
+                self._activated.append(item)
+            elif name.what in (Stored.CHANNEL, Stored.INSURANCE):
+                self._channels.append(item)
+            else:
+                self._stored[name] = item.fd
+        declarations.activated = [str(item) for item in self._activated]
+        self._arrival = Arrival()
+        self._was_passed: frozenset[str] = frozenset()
+        self._dropped: dict[str, set[str]] = {}  # unknown fields, by the state that they are of
+        self._opened: list[
+            ParkedChannel | SpreadImage | socket.socket
+        ] = []  # to be closed by a refusal
+
+    def load(self) -> Arrival:
+        """Load everything; raises UpgradeError, consuming nothing and leaving nothing open."""
+        try:
+            return self._load()
+        except BaseException:
+            for owner in self._opened:
+                owner.close()
+            raise
+
+    def _load(self) -> Arrival:
+        parked = ParkedImages(
+            self._parameters, self._store, self._channels, self._stored, self._opened
+        )
+        channel = parked.choose()
+        self._arrival.status = parked.status
+        received: dict[str, tuple[image.Entry, socket.socket]] = {}
+        if self._taker:
+            self._taker.take(
+                self._offer(), lambda stream: received.update(self._load_image(stream, Origin.LIVE))
+            )
+            self._arrival.taker = self._taker
+        elif channel:
+            came_by = Origin.EXEC if self._executed else origin(channel)
+            received = self._load_image(channel.peek(), came_by)
+            self._arrival.channel = channel
+        for declared in self._declarations.states.values():
+            if not declared.filled:
+                declared.fill(None)
+        for bound in self._declarations.sockets.values():
+            self._open(bound, received.get(bound.name))
+        # Nobody would accept from what is still there: clients would hang instead of being refused.
+        for item in self._activated:
+            _log.warning("FD %r that PID 1 passed is not declared: it is closed", item.name)
+        # What belongs to an image goes with it.
+        kept = {str(n) for n in others(channel)} | {channel.name} if channel else set()
+        self._arrival.unwanted += [
+            n for n in self._stored if n.what is not Stored.ASIDE and str(n) not in kept
+        ]
+        return self._arrival
+
+    @property
+    def _unpassed(self) -> bool:
+        """PID 1 has passed nothing to this process: the source's word counts for what it had."""
+        return self._executed or self._taker is not None
+
+    # Loading an image
+
+    def _offer(self) -> dict[str, Any]:
+        """What this program can load: asked before the source is disturbed."""
+        declared = self._declarations
+        return {
+            "stream": records.VERSIONS[0],  # the only one that an instance of interface 1 takes
+            "streams": list(records.VERSIONS),
+            "image": image.FORMAT,
+            "states": {name: known.description.version for name, known in declared.states.items()},
+            "sessions": {door: header.version for door, header in declared.sessions().items()},
+            "backends": sorted({*declared.sockets, *declared.dropped}),
+            "withheld": [n for n in declared.sockets if not self._parameters.transfers(n)],
+        }
+
+    def _load_image(
+        self, stream: Stream, origin: Origin
+    ) -> dict[str, tuple[image.Entry, socket.socket]]:
+        manifest = image.unseal(stream.image)
+        self._declarations.generation = manifest.generation + 1
+        self._check(manifest, stream)
+        self._arrival.overrides = manifest.parameters or {}
+        self._load_states(manifest)
+        if self._unpassed:
+            self._declarations.activated = list(manifest.activated or ())
+            self._was_passed = frozenset(manifest.passed or ())
+        bound: dict[str, tuple[image.Entry, socket.socket]] = {}
+        withheld: list[image.LeftBehind] = []
+        for index, (entry, fd) in enumerate(zip(manifest.entries, stream.fds, strict=False)):
+            sock = _as_socket(entry, fd)
+            self._opened.append(sock)
+            if self._taker:
+                self._taker.fence.add(sock)
+                self._taker.progress(index)
+            if entry.backend in self._declarations.dropped:
+                sock.close()
+                if self._unpassed and entry.connection is None:
+                    # What PID 1 keeps of it is a door behind which clients would wait for nobody.
+                    stored = StoreName(Stored(entry.kind.value), entry.backend)
+                    self._arrival.unwanted.append(stored)
+                continue
+            if entry.connection is None:
+                bound[entry.backend] = entry, sock
+            elif not self._parameters.transfers(entry.backend):
+                # The source had it on: no more could be drained there.
+                withheld.append(
+                    image.LeftBehind(entry.backend, "connection", "backend-transfer=no")
+                )
+                sock.close()
+            else:
+                self._adopt(manifest, index, sock)
+        self._tell_dropped()
+        left = (
+            manifest.left_behind
+            + withheld
+            + [
+                image.LeftBehind(e.backend, str(e), stream.reason or "the source was killed")
+                for e in manifest.entries[len(stream.fds) :]
+            ]
+        )
+        for item in left[:_NAMED]:
+            _log.warning("left behind: %s of %r: %s", item.what, item.backend, item.why)
+        if len(left) > _NAMED:
+            _log.warning("%d were left behind in all", len(left))
+        if origin is not Origin.INSURANCE:  # there, somebody else has served since
+            self._arrival.frozen_at = manifest.frozen_at
+        self._arrival.status = Status(
+            manifest.generation + 1,
+            origin,
+            manifest.generation,
+            len(stream.fds),
+            os.fstat(stream.image.fileno()).st_size,
+            len(left),
+        )
+        return bound
+
+    def _check(self, manifest: image.Manifest, stream: Stream) -> None:
+        """Raise for a manifest that does not fit the stream or the declarations."""
+        if manifest.generation != stream.generation:
+            raise ImageError("image", f"generation {manifest.generation}, not {stream.generation}")
+        if manifest.service != self._declarations.service:
+            raise ImageError(
+                "image", f"of service {manifest.service!r}, this is {self._declarations.service!r}"
+            )
+        if len(manifest.entries) != stream.announced:
+            raise ImageError("image", f"{len(manifest.entries)} entries, {stream.announced} FDs")
+        _check_unique([f"state {saved.name!r}" for saved in manifest.states])
+        _check_unique([str(entry) for entry in manifest.entries if entry.connection is None])
+        declared = self._declarations
+        unclaimed = {  # what it is called in messages: the name it is declared under
+            f"state {saved.name!r}": saved.name
+            for saved in manifest.states
+            if saved.name not in declared.states
+        }
+        for entry in manifest.entries:
+            if entry.connection is not None:
+                name = entry.backend
+                known = name in declared.connections or name in declared.protocols
+            else:
+                bound = declared.sockets.get(entry.backend)
+                known = bound is not None and bound.kind is entry.kind
+            if not known:
+                unclaimed[str(entry)] = entry.backend
+        for backend, saved in manifest.sessions.items():
+            connections = declared.connections.get(backend)
+            if connections is not None and connections.session is None:
+                unclaimed[f"state {saved.name!r} of connections of {backend!r}"] = saved.name
+        left = sorted(item for item, name in unclaimed.items() if name not in declared.dropped)
+        if left:
+            raise UnclaimedError(left)
+
+    def _load_states(self, manifest: image.Manifest) -> None:
+        for saved in manifest.states:
+            if self._taker:
+                self._taker.progress(0)
+            if declared := self._declarations.states.get(saved.name):
+                value, unknown = load(declared.cls, saved)
+                declared.fill(value)
+                if unknown:
+                    self._dropped.setdefault(declared.description.item, set()).update(unknown)
+
+    def _tell_dropped(self) -> None:
+        for item, fields in self._dropped.items():
+            names = sorted(fields)
+            self._arrival.dropped += [f"{item}: {name}" for name in names]
+            _log.warning("%s: dropped, unknown to this version: %s", item, name_some(names))
+
+    def _adopt(self, manifest: image.Manifest, index: int, sock: socket.socket) -> None:
+        entry = manifest.entries[index]
+        connection = entry.connection
+        assert connection is not None
+        session: object | None = None
+        header = manifest.sessions.get(entry.backend)
+        if protocols := self._declarations.protocols.get(entry.backend):
+            _check_protocol(protocols, header, connection)
+            self._arrival.adopted.append(
+                Adopted(entry.backend, sock, entry.identity, connection, None)
+            )
+            return
+        cls = self._declarations.connections[entry.backend].session
+        if cls is not None and header is None:
+            session = cls()  # as a new field would: the source had none
+        elif cls is not None and header is not None:
+            earlier = manifest.earlier.get(index) if manifest.earlier else None
+            saved = msgspec.structs.replace(
+                header, data=connection.session, earlier=earlier or msgspec.UNSET
+            )
+            session, unknown = load(cls, saved)
+            if unknown:
+                item = f"state {header.name!r} of connections of {entry.backend!r}"
+                self._dropped.setdefault(item, set()).update(unknown)
+        self._arrival.adopted.append(
+            Adopted(entry.backend, sock, entry.identity, connection, session)
+        )
+
+    # Sockets: image, then FD store, then socket activation, then bind
+
+    def _open(self, bound: Bound, received: tuple[image.Entry, socket.socket] | None) -> None:
+        stored_name = StoreName(Stored(bound.kind.value), bound.name)
+        activated = self._activated_socket(bound)
+        stored = self._stored.pop(stored_name, None)
+        current = activated
+        inode = 0
+        passed = activated is not None
+        if received:
+            entry, sock = received
+            inode = entry.path_inode
+            passed = passed or bound.name in self._was_passed
+            if activated and identify(activated) != entry.identity:
+                self._replace(bound, sock)  # the .socket unit has changed
+            else:
+                current = sock
+        elif stored and not activated:
+            current = stored.socket()
+        if current and not passed and not _fits(bound, current, inode):
+            self._replace(bound, current)
+            self._arrival.unwanted.append(stored_name)
+            current = None
+        if current is None:
+            if bound.address is None:
+                raise DeclarationError(
+                    f"{bound.kind} {bound.name!r}",
+                    "PID 1 passed none of that name, and there is no bind= address",
+                    remedy=f"add a .socket unit with FileDescriptorName={bound.name}",
+                )
+            try:
+                current = bind(bound.address, bound.socket_type)
+            except OSError as error:
+                raise BindError(f"{bound.kind} {bound.name!r}", str(error.strerror)) from error
+            stored = None
+            passed = False
+        self._opened.append(current)
+        bound.open(current)
+        bound.persistent = not passed
+        if bound.persistent and stored is None:
+            self._arrival.persistent.append((stored_name, current))
+        elif passed and stored:
+            self._arrival.unwanted.append(stored_name)
+
+    def _replace(self, bound: Bound, old: socket.socket) -> None:
+        self._arrival.replaced.append((bound, old))
+
+    def _activated_socket(self, bound: Bound) -> socket.socket | None:
+        """The socket of a .socket unit by name, or the only one if only one is declared."""
+        named = [item for item in self._activated if item.name == bound.name]
+        if not named and len(self._activated) == 1 == len(self._declarations.sockets):
+            named = self._activated
+        for item in named[:1]:
+            self._activated.remove(item)
+            sock = item.fd.socket()
+            self._opened.append(sock)
+            if sock.type != bound.socket_type:
+                raise MismatchError(f"{bound.kind} {bound.name!r}", bound.socket_type.name, sock)
+            sock.setblocking(False)
+            return sock
+        return None
+
+
+def _as_socket(entry: image.Entry, fd: Fd) -> socket.socket:
+    """The socket of an entry; raises MismatchError unless it is the one that the manifest says."""
+    said = entry.identity
+    # Told what it is, the socket object asks the kernel nothing; `identify` does, once.
+    try:
+        sock = socket.socket(said.family, said.type, 0, fileno=fd.fileno())
+    except OSError:
+        raise MismatchError(str(entry), said, identify(fd)) from None
+    fd.detach()
+    if not is_socket(sock, said):
+        with Fd(sock.detach()) as found_fd:
+            found = identify(found_fd)
+        raise MismatchError(str(entry), said, found)
+    return sock
+
+
+def _check_protocol(
+    protocols: Protocols, found: SavedState | None, connection: ConnectionState
+) -> None:
+    """Raise unless a connection can go on under the library that owns this door here."""
+    own = protocols.header
+    item = f"connections of {protocols.door.name!r}"
+    if found is None or found.name != own.name:
+        what = found.name if found else "connections of a handler"
+        raise UnreadableState(item, f"the image has {what} in place of {own.name}")
+    check_readable(own.name, found.version, found.readable_from, own=own.version)
+    if connection.unsent or connection.waiting is not Waiting.MESSAGE:
+        raise UnreadableState(item, "one of them is in the middle of something")
+
+
+def _fits(bound: Bound, sock: socket.socket, inode: int) -> bool:
+    """Whether a socket is still what the program wants, and can still be reached."""
+    if bound.address is not None and not bound.address.matches(sock):
+        return False
+    name = sock.getsockname()
+    if sock.family != socket.AF_UNIX or not isinstance(name, str) or not name:
+        return True
+    found = path_inode(sock)
+    return found != 0 and inode in (0, found)
+
+
+def _check_unique(items: Sequence[str]) -> None:
+    for item, times in Counter(items).items():
+        if times > 1:
+            raise ImageError(item, f"is in the image {times} times")

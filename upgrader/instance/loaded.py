@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A loaded instance between its loading and its commit, and the commit itself; loads nothing."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from upgrader.errors import NotifyError
+from upgrader.instance.declarations import Bound, Datagrams, Listener
+from upgrader.instance.image_in_fd_store import SpreadImage
+from upgrader.protocol.channel import ParkedChannel
+from upgrader.protocol.connection_state import ConnectionState
+from upgrader.protocol.identity import Identity
+from upgrader.protocol.status_text import FACTS, Origin, Status
+from upgrader.systemd.fdstore import FdStore, StoreName, removal
+from upgrader.systemd.notify import Notifier
+
+if TYPE_CHECKING:
+    from upgrader.instance.live_destination import Taker
+
+_LARGEST_DATAGRAM = 1 << 20  # bytes; UNIX ones are bounded by the sender's buffer only
+
+_log = logging.getLogger("upgrader")
+
+
+class Adopted(msgspec.Struct, frozen=True):
+    """One connection that has moved here, with what moved along."""
+
+    door: str
+    sock: socket.socket
+    identity: Identity
+    state: ConnectionState
+    session: object | None
+
+
+@dataclass(slots=True)
+class Arrival:
+    """A loaded instance before its commit."""
+
+    status: Status = field(default_factory=lambda: Status(1, Origin.COLD))
+    adopted: list[Adopted] = field(default_factory=list)
+    channel: ParkedChannel | SpreadImage | None = None
+    taker: Taker | None = None
+    frozen_at: int | None = None  # CLOCK_MONOTONIC in nanoseconds: nobody serves since
+    overrides: Mapping[str, str] = field(default_factory=dict)  # set at run time, inherited
+    replaced: list[tuple[Bound, socket.socket]] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)  # fields that this version does not know
+    unwanted: list[StoreName] = field(default_factory=list)  # to leave the FD store
+    persistent: list[tuple[StoreName, socket.socket]] = field(default_factory=list)  # to enter it
+
+    def commit(self, notifier: Notifier, store: FdStore, serve: Callable[[], None]) -> None:
+        """Become the owner: tell PID 1 in one datagram, then mark the channel as spent. `serve` runs
+        as soon as this instance owns everything.
+
+        In a live migration it is the Ack that counts: PID 1 has long been told READY=1, and
+        listens to its main process only, which is another one for some milliseconds: `settle`
+        does the rest. Raises NotifyError if PID 1 cannot be told, ChannelError if the source has
+        given up waiting; the image is not consumed then.
+        """
+
+        def own() -> None:
+            if self.taker:
+                self._note_pause()
+            for bound, old in self.replaced:
+                _take_backlog(bound, old)
+            serve()
+
+        if self.taker:
+            self.taker.acknowledge(own)
+        else:
+            self._commit(notifier, store)
+            own()
+
+    def settle(self, notifier: Notifier, store: FdStore) -> None:
+        """Tell PID 1 what it takes from its main process only; raises NotifyError."""
+        self._tidy(store)
+        # From here on WatchdogSec= counts for this process.
+        notifier.send("WATCHDOG=1", f"STATUS={self.status}")
+
+    def _tidy(self, store: FdStore) -> None:
+        store.remove(*self.unwanted)
+        for name, sock in self.persistent:
+            try:
+                store.push(name, sock)
+            except NotifyError as error:  # with too many FDs of this user in flight, none can go
+                _log.warning("%s would not survive a crash: %s", name, error)
+
+    def _note_pause(self) -> None:
+        if self.frozen_at is not None:
+            pause = time.clock_gettime_ns(time.CLOCK_MONOTONIC) - self.frozen_at
+            self.status = replace(self.status, pause=max(0, round(pause / 1e9, 4)))
+
+    def _commit(self, notifier: Notifier, store: FdStore) -> None:
+        self._tidy(store)
+        self._note_pause()
+        removed = removal(self.channel.name) if self.channel else ()
+        # PID 1 takes no notice of the last one; `upgrader.testing`, which plays its part, does.
+        told = msgspec.json.encode(self.status).decode()
+        notifier.send("READY=1", f"STATUS={self.status}", *removed, f"{FACTS}={told}")
+        # The datagram is queued, and PID 1 will get to it: from here on there is no way back.
+        try:
+            notifier.barrier()
+        except NotifyError as error:
+            _log.warning("%s", error)
+        if self.channel:
+            store.remove(*others(self.channel))
+            self.channel.spend()
+
+
+def others(channel: ParkedChannel | SpreadImage) -> tuple[StoreName, ...]:
+    """What PID 1 holds for an image besides the one FD that stands for it."""
+    return channel.others if isinstance(channel, SpreadImage) else ()
+
+
+def _take_backlog(bound: Bound, old: socket.socket) -> None:
+    """Take what already waits on a socket that is replaced, then let it go."""
+    old.setblocking(False)
+    try:
+        while True:
+            if isinstance(bound, Listener):
+                bound.backlog.append(old.accept()[0])
+            elif isinstance(bound, Datagrams):
+                bound.backlog.append(old.recvfrom(_LARGEST_DATAGRAM))
+    except OSError:
+        _log.info("%s %r: %d came from the one it replaces", bound.kind, bound.name, bound.waiting)
+    old.close()

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What an instance is made of, whatever its loop; does nothing but put it together, and end it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import MutableMapping
+
+from upgrader.errors import DeclarationError, UpgradeError
+from upgrader.instance.control import Answering
+from upgrader.instance.destination_side import DestinationSide
+from upgrader.instance.process import raise_fd_limit
+from upgrader.instance.self_report import SelfReport
+from upgrader.instance.source_side import SourceSide
+from upgrader.instance.turns import Turns
+from upgrader.protocol.parameters import Parameters
+from upgrader.systemd.cgroup import own_unit
+from upgrader.systemd.fdstore import FdStore
+from upgrader.systemd.listen_fds import own_number
+
+_log = logging.getLogger("upgrader")
+
+
+class InstanceParts:
+    """The parts of one instance; each knows those that are made before it."""
+
+    def __init__(self, service: str, version: str, environment: MutableMapping[str, str]) -> None:
+        """Raises DeclarationError in a forked process, ParameterError for a variable that makes no
+        sense."""
+        main = environment.get("SYSTEMD_EXEC_PID")
+        own = own_number(environment)
+        if main and environment.get("NOTIFY_SOCKET") and main != own:
+            raise DeclarationError(
+                service,
+                f"attach() in process {own}, but systemd started process {main}",
+                remedy="one instance is one process: use template units instead of forking",
+            )
+        self.report = report = SelfReport(service, version, environment)
+        self.declarations = report.declarations
+        self.turns = Turns()
+        store = FdStore(report.notifier)
+        self.answering = Answering(report, environment)
+        self.destination = DestinationSide(report, store, self.answering, environment)
+        self.source = SourceSide(report, store, self.answering, self.destination, environment)
+        if report.supervised:
+            report.unit = own_unit()
+            for variable in Parameters.unknown(environment):
+                _log.warning("%s is not a parameter of upgrader", variable)
+        elif main == own:
+            _log.warning(
+                "%s: systemd gives it no NOTIFY_SOCKET, so nothing outlives a restart;"
+                " set Type=notify, NotifyAccess=exec and FileDescriptorStoreMax= in the unit", service,
+            )  # fmt: skip
+        else:
+            _log.info("%s: not started by systemd, so nothing outlives this process", service)
+        raise_fd_limit()
+        report.open()
+
+    def end(self, error: BaseException | None) -> None:
+        """Leave `attach`; ends the process if all of it has moved.
+
+        Without destructors then: no `finally` may say goodbye to a peer that is served elsewhere.
+        """
+        self.source.stop_giving()
+        self.answering.close()
+        if self.source.frozen:
+            if error is not None:
+                _log.error("after serve()", exc_info=error)
+                self.source.exit_status = 1
+            logging.shutdown()
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(Exception):
+                    stream.flush()
+            os._exit(self.source.exit_status)
+        self.destination.abandon(error)
+        self.report.close()
+        if isinstance(error, UpgradeError) and self.report.supervised:
+            raise SystemExit(f"{self.report.service}: {error}")

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""This process itself: its signals, its FDs, its watchdog, its collector; knows no backend."""
+
+import contextlib
+import gc
+import os
+import resource
+import signal
+from collections.abc import Iterator, Mapping
+
+from upgrader.errors import BusError
+from upgrader.protocol.fd import Fd
+from upgrader.systemd.bus import Bus
+
+_BUS = 2.0  # seconds for PID 1 to answer
+
+
+def stop_signals(supervised: bool) -> tuple[signal.Signals, ...]:
+    """The signals that stop an instance: SIGTERM, and Ctrl-C at a desk."""
+    return (signal.SIGTERM,) if supervised else (signal.SIGTERM, signal.SIGINT)
+
+
+def is_main(unit: str) -> bool:
+    """Whether PID 1 takes this process for the main one; what it does not say counts as yes."""
+    try:
+        with Bus(_BUS) as bus:
+            return bool(bus.get(unit, "MainPID") == os.getpid())
+    except BusError:
+        return True
+
+
+def watchdog_span(environment: Mapping[str, str], own: str) -> float:
+    """WatchdogSec= in seconds, if it is meant for this process; else 0."""
+    usec = environment.get("WATCHDOG_USEC", "")
+    if environment.get("WATCHDOG_PID", own) != own or not usec.isdecimal():
+        return 0.0
+    return int(usec) / 1e6
+
+
+def reserve(count: int) -> list[Fd]:
+    """Numbers that clients cannot use up: parking opens a few FDs, and so does loading."""
+    kept: list[Fd] = []
+    with contextlib.suppress(OSError):
+        kept.append(Fd(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)))
+        while len(kept) < count:
+            kept.append(kept[0].duplicate())
+    return kept
+
+
+def raise_fd_limit() -> None:
+    """As many FDs as this process may have."""
+    # The kernel counts FDs in flight per user against the sender's soft limit (ETOOMANYREFS).
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+@contextlib.contextmanager
+def no_collection() -> Iterator[None]:
+    """Put off garbage collection: hardly any of thousands of new objects is garbage, and clients
+    wait. What there is afterwards counts as old, so that only full collections look at it."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if not gc.get_freeze_count():  # else the program has frozen some itself, for good
+            gc.freeze()
+            gc.unfreeze()  # into the oldest generation
+        if enabled:
+            gc.enable()

@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Parking an instance: state and FDs into an image, the image into a channel that PID 1 holds.
+
+Saving changes and destroys nothing: until PID 1 holds the channel, this instance can go on.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from socket import socket
+
+import msgspec
+
+from upgrader.backends.listener import path_inode
+from upgrader.errors import BusError, ChannelError, NotifyError, UnsavableState
+from upgrader.instance import image_in_fd_store
+from upgrader.instance.declarations import Declarations
+from upgrader.protocol import channel, image
+from upgrader.protocol.connection_state import ConnectionState
+from upgrader.protocol.identity import HasFileno, Identity, Kind, identify
+from upgrader.protocol.state import SavedState, convert_for, describe, save
+from upgrader.systemd.bus import Bus
+from upgrader.systemd.fdstore import FdStore, Stored, StoreName
+from upgrader.systemd.own_unit import TIMEOUT
+
+_log = logging.getLogger("upgrader")
+
+
+class Frozen(msgspec.Struct, frozen=True):
+    """A connection at a safe point: everything that moves with it."""
+
+    door: str
+    sock: HasFileno
+    identity: Identity
+    state: ConnectionState
+
+
+@dataclass(frozen=True, slots=True)
+class Readers:
+    """Which versions the next instance has: of states by name, of connections' states by door."""
+
+    states: Mapping[str, int] = field(default_factory=dict)
+    sessions: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What was parked: FDs that crossed, and everything that was left behind."""
+
+    generation: int
+    fds: int
+    left_behind: tuple[image.LeftBehind, ...]
+
+
+def build(
+    declarations: Declarations,
+    generation: int,
+    program: str,
+    connections: Sequence[Frozen],
+    busy: Sequence[image.LeftBehind],
+    parameters: Mapping[str, str] | None = None,
+    readers: Readers = Readers(),
+    *,
+    partial: bool = False,
+) -> tuple[image.Manifest, list[HasFileno]]:
+    """The manifest of this instance as it stands now, and the FDs in its order.
+
+    `parameters`: what was set at run time, for the next instance to inherit. `readers`: what is
+    known of the next instance; states are in all earlier forms for one that is not known.
+    `partial`: a state that cannot be saved is left behind, because nobody can serve on with it.
+
+    Raises UnsavableState for a state that cannot be saved, OSError for a closed FD.
+    """
+    frozen_at = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    entries: list[image.Entry] = []
+    fds: list[HasFileno] = []
+    for bound in declarations.sockets.values():  # the most valuable first
+        sock = bound.socket
+        entries.append(image.Entry(bound.name, bound.kind, identify(sock), path_inode(sock)))
+        fds.append(sock)
+    saving = _Saving(partial)
+    states = saving.states(declarations, readers)
+    sessions = _Sessions(declarations, readers, saving)
+    for frozen in connections:
+        kind = Kind.CONNECTION
+        state = sessions.convert(frozen, len(entries))
+        entries.append(image.Entry(frozen.door, kind, frozen.identity, 0, state))
+        fds.append(frozen.sock)
+    passed = [bound.name for bound in declarations.sockets.values() if not bound.persistent]
+    manifest = image.Manifest(
+        service=declarations.service,
+        generation=generation,
+        program=program,
+        frozen_at=frozen_at,
+        states=states,
+        sessions=sessions.headers,
+        entries=entries,
+        left_behind=[*busy, *saving.left_behind],
+        parameters=dict(parameters) if parameters else msgspec.UNSET,
+        passed=passed or msgspec.UNSET,
+        activated=declarations.activated or msgspec.UNSET,
+        unsaved=[item.backend for item in saving.left_behind] or msgspec.UNSET,
+        earlier=sessions.earlier or msgspec.UNSET,
+    )
+    return manifest, fds
+
+
+class _Saving:
+    """Saves states; if it is to be `partial`, what fails is left behind."""
+
+    def __init__(self, partial: bool) -> None:
+        self.left_behind: list[image.LeftBehind] = []
+        self._partial = partial
+
+    def states(self, declarations: Declarations, readers: Readers) -> list[SavedState]:
+        """All states that can be saved."""
+        saved = []
+        for name, declared in declarations.states.items():
+            try:
+                state = save(declared.value)
+            except UnsavableState as error:
+                if not self._partial:
+                    raise
+                self.left_behind.append(image.LeftBehind(name, "state", error.reason))
+            else:
+                saved.append(self.convert(declared.cls, state, readers.states.get(name)))
+        return saved
+
+    def convert(self, cls: type, saved: SavedState, reader: int | None) -> SavedState:
+        """A state as the next instance wants it, or else as it is: only a downgrade fails then."""
+        try:
+            return convert_for(cls, saved, reader)
+        except UnsavableState as error:
+            if not self._partial:
+                raise
+            _log.error("%s", error)
+            return saved
+
+
+class _Sessions:
+    """The states of connections, as the next instance wants them."""
+
+    def __init__(self, declarations: Declarations, readers: Readers, saving: _Saving) -> None:
+        self._saving = saving
+        self.headers = declarations.sessions()
+        self.earlier: dict[int, dict[int, bytes]] = {}
+        self._readers = readers.sessions
+        self._classes = {
+            door: cls
+            for door, connections in declarations.connections.items()
+            if (cls := connections.session) and describe(cls).backward
+        }
+        self._plain = dict(self.headers)
+
+    def convert(self, frozen: Frozen, place: int) -> ConnectionState:
+        """What goes with a connection that is entry number `place`."""
+        door, state = frozen.door, frozen.state
+        if door not in self._classes:
+            return state
+        plain = msgspec.structs.replace(self._plain[door], data=state.session)
+        saved = self._saving.convert(self._classes[door], plain, self._readers.get(door))
+        if saved.earlier:
+            self.earlier[place] = saved.earlier
+        self.headers[door] = msgspec.structs.replace(saved, data=b"", earlier=msgspec.UNSET)
+        return msgspec.structs.replace(state, session=saved.data)
+
+
+def keep(
+    manifest: image.Manifest,
+    fds: Sequence[HasFileno],
+    store: FdStore,
+    unit: str,
+    *,
+    one_by_one: bool,
+) -> Outcome:
+    """Leave an image with PID 1 for the next instance: on one channel, or one FD after the other.
+
+    Raises as `park`. Where the FD store has no room for all of them, it is a channel after all.
+    """
+    if one_by_one:
+        try:
+            count = image_in_fd_store.keep(manifest, fds, store, unit)
+            return Outcome(manifest.generation, count, tuple(manifest.left_behind))
+        except (ChannelError, NotifyError) as error:
+            _log.warning("parked on a channel, not as backend-transfer-mechanism says: %s", error)
+    name = StoreName(Stored.CHANNEL, str(manifest.generation))
+    return park(manifest, fds, name, store, unit)
+
+
+def park(
+    manifest: image.Manifest, fds: Sequence[HasFileno], name: StoreName, store: FdStore, unit: str
+) -> Outcome:
+    """Park an image in the FD store under `name`.
+
+    Raises UpgradeError or OSError when it cannot be done; nothing is lost then, and nothing of it
+    is left in the FD store.
+    """
+    try:
+        return carry(manifest, fds, lambda reader: push(store, unit, name, reader))
+    except BaseException:
+        store.remove(name)
+        raise
+
+
+def carry(
+    manifest: image.Manifest, fds: Sequence[HasFileno], keep: Callable[[socket], None]
+) -> Outcome:
+    """Write an image into a channel that nobody reads yet; `keep` gets the end to be read.
+
+    Raises UpgradeError or OSError when it cannot be done, and whatever `keep` raises.
+    """
+    with image.seal(manifest) as memfd:
+        parked = channel.park(manifest.generation, memfd, fds, keep)
+    entries = manifest.entries[parked.sent :]
+    cut = [image.LeftBehind(e.backend, str(e), parked.reason) for e in entries]
+    return Outcome(manifest.generation, parked.sent, (*manifest.left_behind, *cut))
+
+
+def insurance(
+    manifest: image.Manifest, fds: Sequence[HasFileno]
+) -> tuple[image.Manifest, list[HasFileno]]:
+    """What of an image may be replayed after the next instance has served: no connection.
+
+    A connection that has gone on since would get bytes twice, and its duplicate in a parked queue
+    would hide from the client that it was closed.
+    """
+    kept = [i for i, entry in enumerate(manifest.entries) if entry.connection is None]
+    entries = [manifest.entries[i] for i in kept]
+    lean = msgspec.structs.replace(manifest, entries=entries, left_behind=[], earlier=msgspec.UNSET)
+    return lean, [fds[i] for i in kept]
+
+
+def push(store: FdStore, unit: str, name: StoreName, reader: socket) -> None:
+    """Store a channel, and ask whether it is there: PID 1 drops what it cannot store in silence.
+
+    Raises ChannelError if it is not, NotifyError if PID 1 cannot be told.
+    """
+    try:
+        with Bus(TIMEOUT) as bus:
+            before = bus.stored_fds(unit)
+            store.push(name, reader)
+            after = bus.stored_fds(unit)
+    except BusError:
+        store.push(name, reader)  # pushed twice is stored once
+        return
+    if after <= before:
+        raise ChannelError(
+            f"the FD store of {unit} did not take the channel ({after} FDs in it)",
+            remedy="set FileDescriptorStoreMax= and NotifyAccess=main or exec in the unit",
+        )

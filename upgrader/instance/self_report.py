@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What an instance knows of itself and tells others: where it stands, its parameters, its phases.
+
+It owns no backend and moves nothing; the two sides of an instance do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from upgrader.errors import ParameterError, UpgradeError
+from upgrader.instance.declarations import Declarations
+from upgrader.instance.phases import Progress, fields
+from upgrader.protocol.connection_state import Waiting
+from upgrader.protocol.parameters import Parameters
+from upgrader.protocol.status_text import Origin, Status
+from upgrader.protocol.varlink_types import Loaded, Migration, Phase, Refusal, Standing, Trial
+from upgrader.systemd import journal
+from upgrader.systemd.journal import Outcome, Priority
+from upgrader.systemd.notify import Notifier, one_line
+from upgrader.systemd.unit_settings import Settings
+
+_log = logging.getLogger("upgrader")
+
+
+class Open(Protocol):
+    """An open connection, of this library or of another one."""
+
+    @property
+    def sock(self) -> socket.socket:
+        """Its socket."""
+
+    @property
+    def since(self) -> float:
+        """When it was opened here, as of `time.monotonic`."""
+
+    @property
+    def waiting(self) -> Waiting | None:
+        """Its safe point; None while it is busy."""
+
+    @property
+    def what(self) -> str:
+        """What it is at, where that is known."""
+
+
+class SelfReport:
+    """The part of an instance that others ask for, and that it tells them."""
+
+    def __init__(self, service: str, version: str, environment: Mapping[str, str]) -> None:
+        self.service = service
+        self.version = version
+        self.unit = ""
+        self.generation = 0  #: 1 on a cold start, one more with each migration; 0 before `serve`
+        self.since = 0.0  #: seconds since the epoch at which it became the owner
+        self.standing = Standing.SERVING
+        self.progress = Progress()
+        self._configured = Parameters.from_environment(environment)
+        self.parameters = self._configured
+        self.overrides: dict[str, str] = {}
+        self.refusal = Refusal()  #: the last version that did not take over, by its own fault
+        self.settings = Settings()  #: of the unit at the start of this process
+        self.declarations = Declarations(service)
+        self.notifier = Notifier.from_environment(environment)
+        self.supervised = self.notifier.connected  #: systemd started this process
+        #: All open connections with their backend; called from any thread.
+        self.connections_open: Callable[[], Sequence[tuple[str, Open]]] = lambda: ()
+        self._status = Status(0, Origin.COLD)
+        self._prefix = _Prefix(self)
+
+    def open(self) -> None:
+        """From now on, lines in the log are this instance's, and say so."""
+        _log.addFilter(self._prefix)
+
+    def close(self) -> None:
+        """Say nothing more."""
+        _log.removeFilter(self._prefix)
+        self.notifier.close()
+
+    # What others ask for
+
+    def override(self, parameters: Mapping[str, str]) -> None:
+        """Set parameters until the service is stopped, whatever the unit says; an empty value takes
+        back what was set. Raises ParameterError, and sets none then."""
+        overrides = {n: v for n, v in {**self.overrides, **parameters}.items() if v}
+        self.parameters = self._configured.updated(overrides, self.declarations.sockets)
+        self.overrides = overrides
+
+    def try_states(self) -> list[Trial]:
+        """Find out which states can be saved as they are now, from any thread, and say which cannot:
+        an upgrade would fail, and a restart would lose them."""
+        trials = []
+        for declared in list(self.declarations.states.values()):
+            before = declared.trial
+            trial = declared.try_saving()
+            trials.append(trial)
+            if trial.problem and (before is None or before.problem != trial.problem):
+                self._tell_unsavable(trial)
+        return trials
+
+    def inherit(self, overrides: Mapping[str, str]) -> None:
+        """Take over what was set on the instance before; what this version does not know is left."""
+        for name, value in overrides.items():
+            try:
+                self.override({name: value})
+            except ParameterError as error:
+                _log.warning("not inherited: %s", error)
+
+    # What it tells
+
+    def refused(self, why: str, refusal: Refusal | None) -> None:
+        """Show, in the status text, why a newer version has not taken over; `refusal` if that was
+        its own fault."""
+        self.refusal = refusal or self.refusal
+        self._status = replace(self._status, refused=one_line(why))
+        with contextlib.suppress(UpgradeError):
+            self.notifier.send(f"STATUS={self._status}")
+
+    def loaded(self, status: Status, upgrade: str) -> None:
+        """Say that this instance is the owner now, and what has brought it here: the upgrade with
+        the id `upgrade`, if any."""
+        self._status = status
+        self._remember(status, upgrade)
+        self.tell(Priority.INFO, "destination", "load", Outcome.DONE, str(status))
+
+    def _remember(self, status: Status, upgrade: str) -> None:
+        pause = status.pause or 0.0
+        loaded = Loaded(
+            origin=status.origin,
+            source=status.source_generation or 0,
+            fds=status.fds,
+            bytes=status.state_bytes,
+            left_behind=status.left_behind,
+            set_aside=status.set_aside or 0,
+            pause=pause,
+        )
+        migration = None
+        if status.source_generation is not None:
+            migration = Migration(
+                Phase.DONE,
+                mode=status.origin,
+                source=status.source_generation,
+                destination=status.generation,
+                pid=os.getpid(),
+                began=round(self.since - pause, 3),
+                seconds=pause,
+                pause=pause,
+                fds=status.fds,
+                bytes=status.state_bytes,
+                left_behind=status.left_behind,
+            )
+        self.progress.loaded(loaded, migration, upgrade)
+
+    def _tell_unsavable(self, trial: Trial) -> None:
+        message = (
+            f"state {trial.name!r} cannot be saved: {trial.problem}; until it can, no upgrade works,"
+            " and a restart begins without it"
+        )
+        if self.supervised:
+            journal.report(
+                message, Priority.ERR, unit=self.unit, generation=self.generation, side="source",
+                phase="trial", outcome=Outcome.FAILED, message_id=journal.UNSAVABLE_ID,
+            )  # fmt: skip
+        else:
+            _log.error("%s", message)
+
+    def tell(
+        self, priority: Priority, side: str, phase: str, outcome: Outcome, message: str
+    ) -> None:
+        """Send a journal entry; at a desk, log what has failed."""
+        if self.supervised:
+            news, last = self.progress.now, self.progress.last
+            details = {}
+            # What is parked has no destination yet: the last migration is the one before.
+            if news.mode and phase != "park":
+                details = {**fields(news), "ID": last.id, "CODE": last.code}
+            journal.report(
+                message, priority, unit=self.unit, generation=self.generation, side=side,
+                phase=phase, outcome=outcome, details={n: v for n, v in details.items() if v},
+            )  # fmt: skip
+        elif priority is Priority.ERR:
+            _log.error("%s", message)
+
+
+class _Prefix(logging.Filter):
+    """Says in each line that the library logs which generation says it: of two instances that run
+    side by side, both write to the journal of one unit."""
+
+    def __init__(self, report: SelfReport) -> None:
+        super().__init__()
+        self._report = report
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let everything pass, with the generation before it; 0 until it is known."""
+        generation = self._report.generation or self._report.declarations.generation
+        record.generation = generation
+        if generation:
+            record.msg = f"generation {generation}: {record.msg}"
+        return True

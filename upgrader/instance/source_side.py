@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""An instance as the source: it gives everything away, parks it, or takes it back when it ends.
+
+It never loads anything; `destination_side` does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from upgrader.codes import Code
+from upgrader.errors import UpgradeError
+from upgrader.instance import save
+from upgrader.instance.control import Answering
+from upgrader.instance.declarations import Bound
+from upgrader.instance.destination_side import DestinationSide
+from upgrader.instance.process import no_collection, watchdog_span
+from upgrader.instance.self_report import SelfReport
+from upgrader.protocol import image
+from upgrader.protocol.identity import HasFileno
+from upgrader.protocol.image import LeftBehind
+from upgrader.protocol.parameters import Mechanism
+from upgrader.protocol.switchover import Event, Source
+from upgrader.protocol.varlink_types import Phase, Standing
+from upgrader.systemd.fdstore import FdStore, Stored, StoreName
+from upgrader.systemd.journal import Outcome, Priority
+from upgrader.systemd.listen_fds import own_number
+from upgrader.systemd.own_unit import Stop, StopReason, ask
+
+if TYPE_CHECKING:  # loaded by the instances that migrate live
+    from upgrader.instance.exec_mode import Execution
+    from upgrader.instance.live_source import Built, Giver, Request
+
+#: A destination of which nothing is known.
+_UNKNOWN = save.Readers()
+_log = logging.getLogger("upgrader")
+
+
+class Loop(Protocol):
+    """What a loop does with its connections, in the order of a migration."""
+
+    def freeze(self) -> tuple[list[save.Frozen], list[LeftBehind]]:
+        """What moves, and what stays and why; nothing changes."""
+
+    def resume(self) -> None:
+        """Serve as if nothing had happened."""
+
+    def give_up(self) -> None:
+        """Nothing that has moved is touched any more, and nothing is closed; the rest is drained."""
+
+    def let_go(self) -> None:
+        """Close what has moved."""
+
+
+class SourceSide:
+    """The part of an instance that lives on in another one, or ends."""
+
+    def __init__(
+        self,
+        report: SelfReport,
+        store: FdStore,
+        answering: Answering,
+        destination: DestinationSide,
+        environment: Mapping[str, str],
+    ) -> None:
+        """`destination`: what this instance was loaded by."""
+        self.frozen = False  #: everything has moved; nothing here touches it any more
+        self.exit_status = 0  #: of the process, once everything has moved
+        self._report = report
+        self._declarations = report.declarations
+        self._store = store
+        self._answering = answering
+        self._destination = destination
+        self._giver: Giver | None = None
+        self._watchdog = watchdog_span(environment, own_number(environment))
+
+    # To another process, or to what this one becomes
+
+    def give(self, request: Request, loop: Loop) -> Giver:
+        """Give everything to a destination that is ready, up to its Ack, or serve on.
+
+        Run where nothing else of this instance runs. Afterwards it is SERVING, or COMMITTED: then
+        its next events are still to be fed.
+        """
+        from upgrader.instance.live_source import Giver
+
+        report = self._report
+        report.standing = Standing.MIGRATING
+        self._giver = giver = Giver(
+            request,
+            _Steps(self, loop),
+            limit=report.parameters.downtime_limit,
+            timeout=report.parameters.migration_timeout,
+            beat=self._watchdog / 2 if self._watchdog else float("inf"),
+        )
+        with no_collection():
+            if giver.give() is Source.SERVING:
+                self._giver = None
+        return giver
+
+    def stop_giving(self) -> None:
+        """End a migration that was left in the middle, once PID 1 knows whom it has."""
+        if self._giver:
+            self._giver.settle()
+            if self._giver.state is Source.RETIRED:
+                self._giver.side.feed(Event.STOP)
+
+    def execute(self, execution: Execution, loop: Loop) -> None:
+        """Become the new version; returns only if that fails, and this instance serves on.
+
+        Run where nothing else of this instance runs.
+        """
+        from upgrader.instance.exec_mode import ExecutionError, become
+
+        report = self._report
+        report.standing = Standing.MIGRATING
+        report.progress.enter(Phase.FROZEN)
+        command = execution.command
+        try:
+            with no_collection():
+                manifest, fds = self._build(*loop.freeze())
+                for item in manifest.left_behind[:20]:
+                    _log.warning("left behind: %s of %r: %s", item.what, item.backend, item.why)
+                message = f"generation {report.generation} becomes {' '.join(command.arguments)}"
+                report.tell(Priority.INFO, "source", "migrate", Outcome.DONE, message)
+                name = StoreName(Stored.CHANNEL, str(report.generation))
+                store = self._store if report.supervised else None
+                become(execution, manifest, fds, name, store, report.unit)
+        except (UpgradeError, OSError) as error:
+            code = error.code if isinstance(error, ExecutionError) else Code.SOURCE_FAILED
+            execution.failed.set_result(self._serve_on(code, str(error)))
+            loop.resume()
+
+    def _build(
+        self,
+        frozen: Sequence[save.Frozen],
+        busy: Sequence[LeftBehind],
+        readers: save.Readers = _UNKNOWN,
+        *,
+        partial: bool = False,
+    ) -> tuple[image.Manifest, list[HasFileno]]:
+        """`readers`: what the destination has said that it can read; `partial`: leave behind what
+        cannot be saved."""
+        report = self._report
+        return save.build(
+            self._declarations, report.generation, report.version, frozen, busy, report.overrides,
+            readers, partial=partial,
+        )  # fmt: skip
+
+    def _serve_on(self, code: Code, why: str) -> str:
+        """Report that nothing was given away; returns why, as it is told."""
+        assert self._answering.negotiation is not None
+        report = self._report
+        report.standing = Standing.SERVING
+        code, reason = self._answering.negotiation.over(code, why)
+        message = f"generation {report.generation} serves on: {reason}"
+        if code is Code.PREFLIGHT_PASSED:
+            report.tell(Priority.INFO, "source", "migrate", Outcome.DONE, message)
+        else:
+            report.tell(Priority.ERR, "source", "migrate", Outcome.FAILED, message)
+        return reason
+
+    # The end
+
+    def told_to_stop(self, *, failed: bool = False) -> tuple[bool, float]:
+        """Find out how to end: (whether to park, when to be done, as of `time.monotonic`).
+
+        At a desk, with UPGRADER=off, and where no job and no Restart= starts another instance, a
+        stop is for good. `failed`: this instance ends by itself, with a failure. A fifth of
+        TimeoutStopSec= is kept for parking itself, before PID 1 sends SIGKILL.
+        """
+        report = self._report
+        report.standing = Standing.STOPPING
+        self._destination.wait_settled()
+        stop = Stop(StopReason.STOP, float("inf"))
+        if report.supervised:
+            stop = ask(report.unit, failed=failed)
+        with contextlib.suppress(UpgradeError):
+            report.notifier.send("STOPPING=1")
+        patience = min(report.parameters.drain_timeout, stop.timeout * 0.8)
+        parks = report.parameters.enabled and stop.reason is not StopReason.STOP
+        return parks, time.monotonic() + patience
+
+    def park(self, connections: Sequence[save.Frozen], busy: Sequence[LeftBehind]) -> bool:
+        """Park everything; False (and said so) if that cannot be done and must be drained."""
+        report = self._report
+        try:
+            with no_collection():
+                manifest, fds = self._build(connections, busy, partial=True)
+                outcome = save.keep(
+                    manifest, fds, self._store, report.unit,
+                    one_by_one=report.parameters.mechanism is Mechanism.FD_STORE,
+                )  # fmt: skip
+        except (UpgradeError, OSError) as error:
+            message = f"nothing could be parked, draining instead: {error}"
+            report.tell(Priority.ERR, "source", "park", Outcome.FAILED, message)
+            return False
+        message = f"generation {report.generation} parked: {outcome.fds} FDs"
+        for item in outcome.left_behind[:20]:
+            message += f"\nleft behind: {item.what} of {item.backend!r}: {item.why}"
+        if outcome.left_behind:
+            message += f"\n{len(outcome.left_behind)} left behind in all"
+        priority = Priority.ERR if manifest.unsaved else Priority.INFO
+        report.tell(priority, "source", "park", Outcome.DONE, message)
+        for declared in self._declarations.states.values():
+            declared.retire()
+        return True
+
+    def leave(self) -> None:
+        """A stop for good: close the listeners and take all of ours out of the FD store.
+
+        A listener that PID 1 keeps with nobody behind it makes clients hang, not be refused.
+        """
+        names = [
+            StoreName(Stored(bound.kind.value), bound.name)
+            for bound in self._declarations.sockets.values()
+            if bound.persistent
+        ]
+        names += [self._destination.insurance] if self._destination.insurance else []
+        try:
+            self._store.remove(*names)
+        except UpgradeError as error:
+            _log.warning("%s", error)
+        for bound in self._declarations.sockets.values():
+            _unlink(bound)
+            bound.close()
+
+
+class _Steps:
+    """What the actions of a switchover mean for an instance; implements `live_source.Steps`."""
+
+    def __init__(self, side: SourceSide, loop: Loop) -> None:
+        self._side = side
+        self._report = side._report
+        self._loop = loop
+        self._built: Built | None = None
+        self._watchdog = ("WATCHDOG=1",) if side._watchdog else ()
+
+    def freeze(self) -> Built:
+        """Build the image."""
+        from upgrader.instance.live_source import Built
+
+        progress = self._report.progress
+        progress.enter(Phase.FROZEN)
+        negotiation = self._side._answering.negotiation
+        readers = negotiation.readers if negotiation else _UNKNOWN
+        manifest, fds = self._side._build(*self._loop.freeze(), readers)
+        self._built = built = Built(manifest, fds)
+        progress.enter(Phase.LOADING, fds=len(fds), left_behind=len(manifest.left_behind))
+        return built
+
+    def resume(self, code: Code, reason: str) -> None:
+        """Serve on, then say so."""
+        self._loop.resume()
+        self._side._serve_on(code, reason)
+
+    def retire(self) -> None:
+        """The states are another instance's from here on."""
+        report = self._report
+        pause = time.clock_gettime(time.CLOCK_MONOTONIC) - self._image.manifest.frozen_at / 1e9
+        report.progress.enter(Phase.COMMITTED, pause=round(pause, 6))
+        if self._side._answering.negotiation:
+            self._side._answering.negotiation.committed()
+        report.standing = Standing.DRAINING
+        for declared in report.declarations.states.values():
+            declared.retire()
+        self._loop.give_up()
+
+    def insure(self) -> None:
+        """Leave what may be replayed; what the instance before has left is older."""
+        manifest, fds = save.insurance(self._image.manifest, self._image.fds)
+        self._park(manifest, fds, Stored.INSURANCE)
+        self._side._destination.forget_insurance()
+
+    def name_successor(self, pid: int) -> None:
+        """Tell PID 1, and wait until it has taken that."""
+        notifier = self._report.notifier
+        notifier.send(f"MAINPID={pid}", *self._watchdog)
+        notifier.barrier()
+
+    def let_go(self) -> None:
+        """Close what has moved: everything is another instance's, and PID 1 knows."""
+        self._loop.let_go()
+        self._done("retired")
+
+    def park(self) -> None:
+        """Leave everything with PID 1, or nothing if the unit is stopped for good."""
+        self._done("parked")
+        if ask(self._report.unit).reason is StopReason.STOP:
+            self._side._store.remove(self._name(Stored.INSURANCE))
+        else:
+            self._park(self._image.manifest, self._image.fds, Stored.CHANNEL)
+
+    def exit(self, *, failed: bool) -> None:
+        """Have the process end as soon as `attach` is left."""
+        self._side.frozen = True
+        self._side.exit_status = int(failed)
+
+    def wake(self) -> None:
+        """Send the sign of life that the author's own code cannot send now."""
+        if self._watchdog:
+            self._report.notifier.send(*self._watchdog)
+
+    @property
+    def _image(self) -> Built:
+        assert self._built is not None
+        return self._built
+
+    def _park(self, manifest: image.Manifest, fds: Sequence[HasFileno], what: Stored) -> None:
+        save.park(manifest, fds, self._name(what), self._side._store, self._report.unit)
+
+    def _name(self, what: Stored) -> StoreName:
+        return StoreName(what, str(self._report.generation))
+
+    def _done(self, how: str) -> None:
+        report = self._report
+        report.progress.enter(Phase.DONE)
+        message = f"generation {report.generation} has been replaced, {how}"
+        report.tell(Priority.INFO, "source", "migrate", Outcome.DONE, message)
+
+
+def _unlink(bound: Bound) -> None:
+    """Remove the socket file of a listener that we bound, if it is still ours to remove."""
+    address = bound.address
+    if bound.persistent and address and isinstance(address.name, str) and address.name[0] == "/":
+        with contextlib.suppress(OSError):
+            os.unlink(address.name)

@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The migration channel: an AF_UNIX stream socket that carries records with their FDs.
+
+Here it is *parked*: the source writes the whole stream into one end without a reader, and PID 1
+holds the other end. The destination reads it with MSG_PEEK, which duplicates the FDs and consumes
+nothing, so that a destination that dies changes nothing; after the commit it drains the channel
+for real, and PID 1's copy then reads as empty: *spent*.
+"""
+
+import array
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from upgrader.errors import ChannelBusy, ChannelError, ProtocolError, UpgradeError
+from upgrader.protocol import records
+from upgrader.protocol.fd import Fd
+from upgrader.protocol.identity import HasFileno
+from upgrader.protocol.record_order import Incoming, batches
+
+_SO_PEEK_OFF = 42  # <asm-generic/socket.h>; Python has no name for it
+_SPACE = socket.CMSG_SPACE(records.MAX_FDS * array.array("i").itemsize)
+_LEDGER = struct.Struct("!I")  # attempts to load this image
+_OPEN, _TAKEN_BACK = b"\0", b"\1"  # behind it: whether the source of a live image serves again
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """What went into a parked channel: `sent` FDs of the manifest, in its order."""
+
+    sent: int
+    reason: records.EndReason
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A whole stream as read: `fds[i]` belongs to entry `i`; shorter than the manifest if cut."""
+
+    generation: int
+    announced: int  #: FDs that the source had for the manifest
+    image: Fd
+    ledger: Fd
+    fds: list[Fd]
+    reason: records.EndReason | None  #: None: the source died before it could say
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """A new channel: (read end, write end)."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+
+
+def send(
+    sock: socket.socket,
+    record: records.Record,
+    fds: Sequence[HasFileno] = (),
+    *,
+    version: int,
+    wait: bool = False,
+) -> None:
+    """Send one record of a stream of `version` with its FDs in one message; raises OSError.
+
+    It blocks only with `wait`, and as long as the timeout of the socket.
+    """
+    numbers = array.array("i", [owner.fileno() for owner in fds])
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)] if fds else []
+    flags = socket.MSG_NOSIGNAL | (0 if wait else socket.MSG_DONTWAIT)
+    sent = sock.sendmsg([records.encode(record, version)], rights, flags)
+    if sent != records.RECORD_SIZE:
+        raise ChannelError(f"{sent} of {records.RECORD_SIZE} bytes of a record were taken")
+
+
+def receive(
+    sock: socket.socket, *, peek: bool, wait: bool = False
+) -> tuple[records.Record, list[Fd]] | None:
+    """One record with its FDs (CLOEXEC), or None where there is no more.
+
+    With `wait` it waits as long as the timeout of the socket, and raises TimeoutError then. Raises
+    ProtocolError for a bad record, ChannelError when FDs were cut off or nothing can be read; the
+    FDs that came are closed then.
+    """
+    flags = socket.MSG_CMSG_CLOEXEC | (socket.MSG_PEEK if peek else 0)
+    flags |= 0 if wait else socket.MSG_DONTWAIT
+    try:
+        frame, ancillary, result, _ = sock.recvmsg(records.RECORD_SIZE, _SPACE, flags)
+    except BlockingIOError:
+        return None
+    except TimeoutError:
+        raise
+    except OSError as error:
+        raise ChannelError(f"the channel cannot be read: {error.strerror}") from error
+    fds = [Fd(number) for part in ancillary for number in _numbers(*part)]
+    try:
+        if result & socket.MSG_CTRUNC:
+            raise ChannelError(
+                f"{len(fds)} FDs came, the rest was cut off",
+                remedy="raise LimitNOFILE= of this service",
+            )
+        if not frame:
+            return None
+        return records.decode(frame), fds
+    except UpgradeError:
+        for fd in fds:
+            fd.close()
+        raise
+
+
+def park(
+    generation: int,
+    image: Fd,
+    fds: Sequence[HasFileno],
+    store: Callable[[socket.socket], None],
+) -> Parked:
+    """Park an image and its FDs, the most valuable first; `store` gives the read end to PID 1.
+
+    What does not fit ends the list: the number sent says so. Raises ChannelError if not even the
+    image fits, and whatever `store` raises.
+    """
+    reader, writer = pair()
+    ledger = new_ledger()
+    with reader, writer, ledger:
+        # PID 1 first: with too many FDs in flight not even this one FD could be sent.
+        store(reader)
+        try:
+            send(
+                writer, records.Hello(generation, len(fds)), [image, ledger], version=records.PARKED
+            )
+        except OSError as error:
+            raise ChannelError(
+                f"the image cannot be parked: {error.strerror}",
+                remedy="raise LimitNOFILE= of this service",
+            ) from error
+        sent, reason = _send_batches(writer, fds)
+        with contextlib.suppress(BlockingIOError):  # without an End it is read as cut off there
+            send(writer, records.End(sent, reason), version=records.PARKED)
+    return Parked(sent, reason)
+
+
+class ParkedChannel:
+    """A channel that PID 1 held under `name`, as the destination finds it. Owns the socket."""
+
+    def __init__(self, sock: socket.socket, name: str) -> None:
+        self._sock = sock
+        self._first: list[Fd] = []
+        self.name = name
+        self.generation = 0
+
+    @property
+    def image(self) -> Fd:
+        """The sealed memfd; only after `open` has returned True."""
+        return self._first[0]
+
+    def open(self) -> bool:
+        """Lock the channel and look at its first record; False if it is spent.
+
+        A channel that does not begin with Hello is spent, too: whoever began to consume it had
+        told PID 1 that it owns all of this, and was killed.
+
+        Raises ChannelBusy when another process reads it: the peek offset lives in the shared
+        socket, and two readers would each get half the records. Raises ProtocolError or
+        ChannelError for what is no channel.
+        """
+        if (self._sock.family, self._sock.type) != (socket.AF_UNIX, socket.SOCK_STREAM):
+            raise ProtocolError(self.name, "is not a UNIX stream socket")
+        try:
+            fcntl.lockf(self._sock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ChannelBusy("another process is reading the parked channel") from error
+        self._rewind()
+        first = receive(self._sock, peek=True)
+        if first is None:
+            return False
+        record, fds = first
+        if not isinstance(record, records.Hello):
+            return False
+        Incoming().receive(record, len(fds))
+        self.generation = record.generation
+        self._first = fds
+        return True
+
+    def count_attempt(self) -> int:
+        """Count one more attempt to load; returns how many there were before.
+
+        The ledger is a file of the stream itself, so the count survives whoever dies.
+        """
+        return count_attempt(self._first[1])
+
+    def peek(self) -> Stream:
+        """Read the whole stream, consuming nothing; raises RefusedError or ChannelError."""
+        self._rewind()
+        return _collect(self._sock, peek=True)
+
+    def spend(self) -> None:
+        """Consume the stream for real: from now on every copy of the channel reads as spent."""
+        while self._take():
+            pass
+        self.close()
+
+    def close(self) -> None:
+        """Give up the channel (and its lock) without consuming anything."""
+        for fd in self._first:
+            fd.close()
+        self._sock.close()
+
+    def _take(self) -> bool:
+        try:  # without room for ancillary data the kernel closes the FDs
+            return bool(self._sock.recv(records.RECORD_SIZE, socket.MSG_DONTWAIT))
+        except BlockingIOError:
+            return False
+
+    def _rewind(self) -> None:
+        self._sock.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, 0)
+
+
+def count_attempt(ledger: Fd) -> int:
+    """Count one more attempt to load an image; returns how many there were before."""
+    number = ledger.fileno()
+    try:
+        (attempts,) = _LEDGER.unpack(os.pread(number, _LEDGER.size, 0) or bytes(_LEDGER.size))
+        os.pwrite(number, _LEDGER.pack(attempts + 1), 0)
+    except (OSError, struct.error) as error:
+        raise ProtocolError("ledger", f"cannot be kept: {error}") from error
+    return int(attempts)
+
+
+def new_ledger() -> Fd:
+    """The file that goes with an image and that both sides may write, whoever dies."""
+    ledger = Fd(os.memfd_create("upgrader-ledger", os.MFD_CLOEXEC))
+    os.write(ledger.fileno(), _LEDGER.pack(0) + _OPEN)
+    return ledger
+
+
+def take_back(ledger: Fd) -> None:
+    """Say, before the source serves again, that its image is worth nothing any more."""
+    os.pwrite(ledger.fileno(), _TAKEN_BACK, _LEDGER.size)
+
+
+def is_taken_back(ledger: Fd) -> bool:
+    """Whether the source of an image has served again; anything unclear counts as yes."""
+    try:
+        return os.pread(ledger.fileno(), 1, _LEDGER.size) != _OPEN
+    except OSError:
+        return True
+
+
+def receive_image(sock: socket.socket) -> Stream:
+    """Read the whole stream of a live source, waiting as long as the timeout of the socket.
+
+    Raises RefusedError, ChannelError or TimeoutError.
+    """
+    stream = _collect(sock, peek=False)
+    if stream.reason is None:
+        raise ChannelError("the source closed the channel in the middle of its image")
+    return stream
+
+
+def _collect(sock: socket.socket, *, peek: bool) -> Stream:
+    incoming = Incoming()
+    first: list[Fd] = []
+    fds: list[Fd] = []
+    while incoming.end is None and (item := receive(sock, peek=peek, wait=not peek)) is not None:
+        record, came = item
+        incoming.receive(record, len(came))
+        if isinstance(record, records.Hello):
+            first = came
+        else:
+            fds += came
+    if not first:
+        raise ProtocolError("stream", "is empty: it has been spent")
+    reason = incoming.end.reason if incoming.end else None
+    return Stream(incoming.hello.generation, incoming.hello.fds, first[0], first[1], fds, reason)
+
+
+def send_image(
+    sock: socket.socket,
+    generation: int,
+    image: Fd,
+    ledger: Fd,
+    fds: Sequence[HasFileno],
+    version: int,
+) -> None:
+    """Send an image with all its FDs to a live destination, waiting while its queue is full.
+
+    Raises OSError; ETOOMANYREFS (FDs in flight) passes as the destination takes them, so it is
+    tried again until the timeout of the socket.
+    """
+    send(sock, records.Hello(generation, len(fds)), [image, ledger], version=version, wait=True)
+    deadline = time.monotonic() + (sock.gettimeout() or 0)
+    for batch in batches(len(fds)):
+        part = fds[batch.first : batch.first + batch.count]
+        while True:
+            try:
+                send(sock, batch, part, version=version, wait=True)
+                break
+            except OSError as error:
+                if error.errno != errno.ETOOMANYREFS or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.001)
+    send(sock, records.End(len(fds), records.EndReason.COMPLETE), version=version, wait=True)
+
+
+def _send_batches(writer: socket.socket, fds: Sequence[HasFileno]) -> tuple[int, records.EndReason]:
+    sent = 0
+    for batch in batches(len(fds)):
+        try:
+            part = fds[batch.first : batch.first + batch.count]
+            send(writer, batch, part, version=records.PARKED)
+        except BlockingIOError:
+            return sent, records.EndReason.CHANNEL_FULL
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS:
+                raise
+            return sent, records.EndReason.TOO_MANY_IN_FLIGHT
+        sent += batch.count
+    return sent, records.EndReason.COMPLETE
+
+
+def _numbers(level: int, kind: int, data: bytes) -> Sequence[int]:
+    if level != socket.SOL_SOCKET or kind != socket.SCM_RIGHTS:
+        return ()
+    numbers = array.array("i")
+    numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
+    return numbers

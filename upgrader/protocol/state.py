@@ -1,0 +1,327 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Typed, versioned application state; knows nothing of FDs, channels or systemd.
+
+The version rules are those of QEMU's VMStateDescription, with one turned around: the *image*
+says from which version on it can be read, because old code cannot know newer code. For a version
+that has other fields the newer one makes those, too (`convert_back`).
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any, TypeVar, dataclass_transform
+
+import msgspec
+
+from upgrader.errors import (
+    DeclarationError,
+    IncompatibleState,
+    Retired,
+    UnreadableState,
+    UnsavableState,
+)
+from upgrader.protocol.state_shape import SINCE, Shape, name_some
+from upgrader.protocol.state_trial import blame
+
+T = TypeVar("T")
+Converter = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+_CONVERTED = 0  # in place of the mark of a shape
+
+
+class SavedState(msgspec.Struct, frozen=True):
+    """One state as it travels in an image: `data` is a msgpack map of the fields.
+
+    `earlier`: the fields as earlier versions had them, by version, where those are others.
+    `shape`: `Shape.mark` of the class that saved it, 0 for converted fields. Version 0.1.0 of the library wrote neither.
+    """
+
+    name: str
+    version: int
+    readable_from: int
+    data: bytes
+    earlier: dict[int, bytes] | msgspec.UnsetType = msgspec.UNSET
+    shape: int | msgspec.UnsetType = msgspec.UNSET
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What `@state` declares about a class. `converters` is keyed by the version converted from,
+    `backward` by the version converted to."""
+
+    cls: type
+    name: str
+    version: int
+    readable_from: int
+    converters: dict[int, Converter]
+    backward: dict[int, Converter]
+    retired: dict[int, object]  # by id: read-only, as another instance owns them
+
+    @property
+    def item(self) -> str:
+        """What messages call it."""
+        return f"state {self.name!r}"
+
+    @cached_property
+    def shape(self) -> Shape:
+        """Its fields at every depth; raises DeclarationError, and NameError as long as a class that
+        an annotation names is not defined."""
+        return Shape(self.cls, self.item)
+
+    def check_readable(self, version: int, readable_from: int) -> None:
+        """Raise IncompatibleState unless this program can read what `version` has saved."""
+        check_readable(self.name, version, readable_from, own=self.version)
+
+
+def check_readable(name: str, version: int, readable_from: int, *, own: int) -> None:
+    """Raise IncompatibleState if what `version` has saved is newer than version `own`, and not
+    readable by it."""
+    if version > own and readable_from > own:
+        raise IncompatibleState(name, offered=version, readable_from=readable_from, own=own)
+
+
+def since(version: int, *, default: Any = msgspec.UNSET, default_factory: Any = None) -> Any:
+    """A field that exists from `version` of its state on: what an older version has saved leaves it
+    at its default. A missing field of any other kind refuses the state.
+
+    In a dataclass within a state, `version` is one of the state.
+    """
+    metadata = {SINCE: version}
+    if default_factory is not None:
+        return dataclasses.field(default_factory=default_factory, metadata=metadata)
+    if default is msgspec.UNSET:
+        raise DeclarationError("since()", "needs a default: an older image has no such field")
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass_transform(field_specifiers=(since, dataclasses.field))
+def state(
+    name: str, *, version: int = 1, readable_from: int | None = None
+) -> Callable[[type[T]], type[T]]:
+    """Declare a class as application state called `name`; it becomes a dataclass.
+
+    `readable_from` is the oldest version of the program that can read what this one saves (fields
+    it does not know are dropped there, and reported). It defaults to `version`: no downgrade.
+
+    Raises DeclarationError for a version that makes no sense, and for a field, at whatever depth,
+    of a type that can never be saved and loaded: a queue, a task, a lock, a socket, a function.
+    """
+    oldest = version if readable_from is None else readable_from
+    if version < 1 or not 1 <= oldest <= version:
+        raise DeclarationError(f"state {name!r}", f"version={version}, readable_from={oldest}")
+
+    def declare(cls: type[T]) -> type[T]:
+        # Made twice, one would lose its default factories.
+        made: type = cls if "__dataclass_fields__" in vars(cls) else dataclasses.dataclass(cls)
+        for field in dataclasses.fields(made):
+            if (first := field.metadata.get(SINCE, version)) > version:
+                what = f"{field.name} is since {first} > {version}"
+                raise DeclarationError(f"state {name!r}", what)
+        description = Description(made, name, version, oldest, {}, {}, {})
+        with contextlib.suppress(NameError):  # defined further down: `Declared` asks again
+            description.shape  # noqa: B018
+        made.__upgrader__ = description  # type: ignore[attr-defined]
+        return made
+
+    return declare
+
+
+def describe(cls: type) -> Description:
+    """The declaration of a state class; raises DeclarationError for any other class."""
+    description = vars(cls).get("__upgrader__")
+    if not isinstance(description, Description):
+        raise DeclarationError(cls.__qualname__, "is not a state", remedy="add @upgrader.state")
+    return description
+
+
+def convert(cls: type, from_version: int) -> Callable[[Converter], Converter]:
+    """Register a function that turns the fields of `from_version` into those of the next version.
+
+    For renamed and retyped fields; new fields with a default need only `since`.
+    """
+    description = describe(cls)
+    if not 1 <= from_version < description.version:
+        raise DeclarationError(description.item, f"cannot convert {from_version}")
+
+    def register(function: Converter) -> Converter:
+        description.converters[from_version] = function
+        return function
+
+    return register
+
+
+def convert_back(cls: type, to_version: int) -> Callable[[Converter], Converter]:
+    """Register a function that turns the fields of the version after `to_version` into those of
+    `to_version`, for a downgrade: the older program cannot know what has been renamed since.
+
+    It runs in the newer program: in a live migration for a destination that needs it, in a restart
+    at each park, because nobody knows then which version comes next.
+    """
+    description = describe(cls)
+    if not 1 <= to_version < description.version:
+        raise DeclarationError(description.item, f"cannot convert back to {to_version}")
+    if to_version < description.readable_from:
+        raise DeclarationError(
+            description.item,
+            f"version {to_version} does not read it: readable_from={description.readable_from}",
+            remedy=f"declare it with readable_from={to_version}",
+        )
+
+    def register(function: Converter) -> Converter:
+        description.backward[to_version] = function
+        return function
+
+    return register
+
+
+def save(value: object) -> SavedState:
+    """Encode a state; raises UnsavableState for a field that msgspec cannot encode."""
+    d = describe(type(value))
+    try:
+        data = msgspec.msgpack.encode(value)
+    except Exception as error:
+        raise UnsavableState(d.item, blame(value) or str(error)) from error
+    return SavedState(d.name, d.version, d.readable_from, data, shape=d.shape.mark)
+
+
+def encode(value: object | None) -> bytes:
+    """The fields of a state; nothing for None. Raises UnsavableState like `save`."""
+    return b"" if value is None else save(value).data
+
+
+def convert_for(cls: type, saved: SavedState, reader: int | None) -> SavedState:
+    """A state that `cls` has saved, as version `reader` of it wants it; if nobody knows who will
+    read it (None), with all earlier forms beside.
+
+    Raises UnsavableState for a converter that fails.
+    """
+    d = describe(cls)
+    wanted = [v for v in sorted(d.backward, reverse=True) if reader is None or v >= reader]
+    if not wanted:
+        return saved
+    forms: dict[int, bytes] = {}
+    fields = msgspec.msgpack.decode(saved.data)
+    for version in wanted:
+        try:
+            fields = d.backward[version](fields)
+            if not isinstance(fields, dict):
+                raise TypeError(f"returned {type(fields).__name__}, not a dict")
+            forms[version] = msgspec.msgpack.encode(fields)
+        except Exception as error:  # the author's converters raise what they like
+            why = f"cannot be converted back to version {version}: {type(error).__name__}: {error}"
+            raise UnsavableState(d.item, why) from error
+    if reader is None:
+        return msgspec.structs.replace(saved, earlier=forms)
+    return SavedState(d.name, wanted[-1], d.readable_from, forms[wanted[-1]], shape=_CONVERTED)
+
+
+def header(cls: type) -> SavedState:
+    """Name and versions of a state class, without data."""
+    d = describe(cls)
+    return SavedState(d.name, d.version, d.readable_from, b"", shape=d.shape.mark)
+
+
+def load(cls: type[T], saved: SavedState) -> tuple[T, tuple[str, ...]]:
+    """Decode a saved state into `cls`; also returns the fields, at every depth, that `cls` does not
+    know.
+
+    Raises IncompatibleState where the versions cannot meet, UnreadableState where it is another
+    state, where the fields do not decode, and where one is missing that no `since` explains.
+    """
+    d = describe(cls)
+    if saved.name != d.name:
+        raise UnreadableState(d.item, f"the image has state {saved.name!r} in its place")
+    d.check_readable(saved.version, saved.readable_from)
+    version, data = _form_for(d, saved)
+    try:
+        if version < d.version:
+            data = _to_version(d, version, data)
+        value = msgspec.msgpack.decode(data, type=cls)
+        if data is saved.data and saved.shape == d.shape.mark:
+            return value, ()
+        found = d.shape.compare(data)
+        if found.missing:
+            d.shape.complete(value)
+    except Exception as error:  # the author's converters and __post_init__ raise what they like
+        name = "" if isinstance(error, msgspec.MsgspecError) else f"{type(error).__name__}: "
+        why = f"version {saved.version} does not decode: {name}{error}"
+        raise UnreadableState(d.item, why) from error
+    old = saved.shape is msgspec.UNSET
+    if unexplained := [
+        path for path, first in found.missing if not _explained(d, version, first, old)
+    ]:
+        raise UnreadableState(
+            d.item,
+            f"version {saved.version} has saved no {name_some(unexplained)}, and version"
+            f" {d.version} does not say why",
+            remedy=_remedy(d, saved.version),
+        )
+    return value, found.unknown
+
+
+def retire(value: object) -> None:
+    """Make a state read-only: setting a field raises Retired from now on."""
+    cls = type(value)
+    retired = describe(cls).retired
+    if not retired:  # only now: a method in Python makes every write ten times slower
+        cls.__setattr__ = _refusing(cls.__setattr__, retired)  # type: ignore[method-assign]
+    retired[id(value)] = value
+
+
+def _form_for(d: Description, saved: SavedState) -> tuple[int, bytes]:
+    """The form of a saved state that is the next to what this program has, and its version."""
+    if saved.version > d.version and saved.earlier:
+        version = min((v for v in saved.earlier if d.version <= v), default=saved.version)
+        if version < saved.version:
+            return version, saved.earlier[version]
+    return saved.version, saved.data
+
+
+def _to_version(d: Description, version: int, data: bytes) -> bytes:
+    """The fields of a saved state after all converters that lie in between."""
+    converters = [d.converters[v] for v in range(version, d.version) if v in d.converters]
+    if not converters:
+        return data
+    fields = msgspec.msgpack.decode(data, type=dict[str, Any])
+    for converter in converters:
+        fields = converter(fields)
+    # Back to bytes: only msgpack's own decoder turns each of them into what the class declares.
+    return msgspec.msgpack.encode(fields)
+
+
+def _explained(d: Description, version: int, first: int | None, old: bool) -> bool:
+    """Whether a field of `first` may be missing in what `version` has saved.
+
+    `old`: version 0.1.0 of the library wrote it, and did not save a field at its default in a state
+    that had been loaded without it.
+    """
+    if old:
+        return first is not None or version == d.version
+    return first is not None and version < first
+
+
+def _remedy(d: Description, version: int) -> str:
+    """What makes a state with a missing field readable."""
+    if version > d.version:
+        return f"that version needs @upgrader.convert_back(..., {d.version}), or no readable_from="
+    if version == d.version:
+        return "raise its version, and declare a new field with upgrader.since()"
+    return (
+        f"declare a new field with upgrader.since({d.version}, default=...),"
+        f" and what became of an old one with @upgrader.convert(..., {d.version - 1})"
+    )
+
+
+def _refusing(
+    write: Callable[[Any, str, Any], None], retired: Mapping[int, object]
+) -> Callable[[Any, str, Any], None]:
+    """`__setattr__` of a state class as it was, but for objects that are retired."""
+
+    def __setattr__(self: object, name: str, value: object) -> None:  # noqa: N807
+        if retired and id(self) in retired:
+            raise Retired(f"{type(self).__name__}.{name}")
+        write(self, name, value)
+
+    return __setattr__

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The upgrades of a unit as the journal has them, from the structured fields; changes nothing."""
+
+import contextlib
+import json
+import subprocess
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import msgspec
+
+from upgrader.systemd import journal
+from upgrader.tool.failure_cause import as_text
+
+_SECONDS = 10
+_FIELDS = (
+    "MESSAGE", "PRIORITY", "UPGRADER_GENERATION", "UPGRADER_SIDE", "UPGRADER_PHASE",
+    "UPGRADER_OUTCOME", "UPGRADER_MODE", "UPGRADER_SOURCE", "UPGRADER_DESTINATION",
+    "UPGRADER_PAUSE_USEC", "UPGRADER_SECONDS", "UPGRADER_FDS", "UPGRADER_BYTES",
+    "UPGRADER_LEFT_BEHIND", "UPGRADER_TIMES",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One entry: what one side of a migration said, in its own words and in numbers.
+
+    `time`: seconds since the epoch, at its end; `times`: seconds that each phase took.
+    """
+
+    time: float
+    generation: int
+    side: str
+    phase: str
+    outcome: str
+    message: str
+    mode: str = ""
+    source: int = 0
+    destination: int = 0
+    pause: float = 0.0
+    seconds: float = 0.0
+    fds: int = 0
+    bytes: int = 0
+    left_behind: int = 0
+    times: tuple[tuple[str, float], ...] = ()
+
+
+def read(unit: str, count: int, *, user: bool = False) -> list[Event]:
+    """The last `count` events of a unit, oldest first; none where the journal cannot be read."""
+    command = [
+        "journalctl", "-q", "--no-pager", "--all", "-o", "json", "-n", str(count),
+        f"--output-fields={','.join(_FIELDS)}", *(["--user"] if user else []),
+        f"MESSAGE_ID={journal.MESSAGE_ID}", f"UPGRADER_UNIT={unit}",
+    ]  # fmt: skip
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_SECONDS, check=True
+        )
+        return list(parse(done.stdout.decode(errors="replace").splitlines()))
+    return []
+
+
+def parse(lines: Iterable[str]) -> Iterator[Event]:
+    """Events from `journalctl -o json`; what is none is skipped: anybody may write such fields."""
+    for line in lines:
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+            raw = {name: as_text(value) for name, value in json.loads(line).items()}
+
+            def number(name: str, raw: dict[str, str] = raw) -> int:
+                return int(raw.get(f"UPGRADER_{name}", "0"))
+
+            yield Event(
+                time=int(raw["__REALTIME_TIMESTAMP"]) / 1e6,
+                generation=number("GENERATION"),
+                side=raw["UPGRADER_SIDE"],
+                phase=raw["UPGRADER_PHASE"],
+                outcome=raw["UPGRADER_OUTCOME"],
+                message=raw.get("MESSAGE", ""),
+                mode=raw.get("UPGRADER_MODE", ""),
+                source=number("SOURCE"),
+                destination=number("DESTINATION"),
+                pause=number("PAUSE_USEC") / 1e6,
+                seconds=float(raw.get("UPGRADER_SECONDS", "0")),
+                fds=number("FDS"),
+                bytes=number("BYTES"),
+                left_behind=number("LEFT_BEHIND"),
+                times=tuple(_times(raw.get("UPGRADER_TIMES", ""))),
+            )
+
+
+def encode(events: list[Event]) -> bytes:
+    """A list of objects."""
+    values = [{**msgspec.to_builtins(event), "times": dict(event.times)} for event in events]
+    return msgspec.json.encode(values)
+
+
+def _times(text: str) -> Iterator[tuple[str, float]]:
+    for word in text.split():
+        name, _, seconds = word.partition("=")
+        yield name, float(seconds)

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Asks the instances of a unit over their own sockets; decides nothing and trusts no answer.
+
+The sockets lie in a directory of the service: who answers must be a process of the unit, and what
+it says is only taken in the types of `description`.
+"""
+
+import contextlib
+import os
+import socket
+import struct
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from upgrader.errors import UpgradeError
+from upgrader.protocol.rendezvous import DRAINING, SOCKET, socket_name
+from upgrader.protocol.status_text import Origin, Status
+from upgrader.protocol.varlink import INTERFACE, VarlinkError
+from upgrader.protocol.varlink_client import call, watch
+from upgrader.protocol.varlink_types import Description, Last, Migration, Phase, Trial
+from upgrader.systemd.cgroup import unit_of
+from upgrader.systemd.unit import Unit
+from upgrader.tool.systemd_client import Systemd
+
+T = TypeVar("T")
+
+#: Seconds to wait for an answer: the socket has a thread of its own.
+_PATIENCE = 5.0
+_AGAIN = 0.02
+_PEERCRED = struct.Struct("3i")
+
+
+#: Names of the errors for a socket that does not exist, and for one that an instance has left.
+NOBODY = "Nobody"
+LEFT = "Left"
+
+
+class InstanceError(UpgradeError):
+    """An instance cannot be asked, or refuses; `name` is that of its Varlink error, if it has one."""
+
+    def __init__(self, message: str, *, name: str = "", remedy: str = "") -> None:
+        super().__init__(message, remedy=remedy)
+        self.name = name
+
+
+def describe(unit: Unit, *, pid: int = 0, user: bool = False) -> Description:
+    """What the instance that serves says of itself; raises InstanceError, also if another process
+    than `pid` answers."""
+    return _description(_ask(unit, _place(unit, user), "Describe", {}, pid))
+
+
+def introduced(systemd: Systemd, unit: Unit, seconds: float) -> Description | None:
+    """What the main process says, which has its socket a little later than PID 1 knows it; None if
+    it has said nothing after `seconds`, or does not serve."""
+    deadline = time.monotonic() + seconds
+    pid = unit.main_pid
+    while unit.serves and unit.main_pid == pid:
+        with contextlib.suppress(InstanceError):
+            return describe(unit, pid=pid, user=systemd.user)
+        if time.monotonic() > deadline:
+            break
+        time.sleep(_AGAIN)
+        unit = systemd.unit(unit.id)
+    return None
+
+
+def status(said: Description) -> Status:
+    """How an instance came to be. One of interface 1 says that of its last migration only."""
+    refused, loaded = said.refused.reason, said.loaded
+    if said.interface > 1:
+        return Status(
+            said.generation, _origin(loaded.origin), loaded.source or None, loaded.fds,
+            loaded.bytes, loaded.left_behind, loaded.set_aside or None, loaded.pause or None,
+            refused, said.library,
+        )  # fmt: skip
+    last = said.migration
+    if last.phase is Phase.NONE:
+        return Status(said.generation, Origin.COLD)
+    if last.phase is Phase.DONE and last.destination == said.generation:
+        return Status(
+            said.generation, _origin(last.mode), last.source, last.fds, last.bytes,
+            last.left_behind, pause=last.pause or None, library=said.library,
+        )  # fmt: skip
+    return Status(said.generation, Origin.UNKNOWN, refused=last.reason, library=said.library)
+
+
+def _origin(text: str) -> Origin:
+    return Origin(text) if text in list(Origin) else Origin.UNKNOWN
+
+
+def describe_draining(unit: Unit, *, user: bool = False) -> tuple[Description, ...]:
+    """What those say that were replaced and have not ended yet, the oldest first.
+
+    Sockets on which nobody answers are those of processes that were killed.
+    """
+    with contextlib.suppress(InstanceError):
+        directory = _directory(unit, user)
+        found = []
+        for path in sorted(directory.glob(DRAINING.format("*"))) if directory else []:
+            with contextlib.suppress(InstanceError):
+                found.append(_description(_ask(unit, str(path), "Describe", {})))
+        return tuple(sorted(found, key=lambda each: each.generation))
+    return ()
+
+
+def set_parameters(
+    unit: Unit, parameters: Mapping[str, str], *, user: bool = False
+) -> dict[str, str]:
+    """Set parameters of the instance that serves; returns all that hold then."""
+    wanted = {"parameters": dict(parameters)}
+    answer = _ask(unit, _place(unit, user), "SetParameters", wanted)
+    return _typed(answer.get("parameters"), dict[str, str])
+
+
+def cancel(unit: Unit, *, user: bool = False) -> Migration:
+    """Call off the migration under way; returns what became of it."""
+    answer = _ask(unit, _place(unit, user), "Cancel", {})
+    return _typed(answer.get("migration"), Migration)
+
+
+def execute(
+    unit: Unit, command: Sequence[str] = (), *, upgrade: str = "", user: bool = False
+) -> None:
+    """Have it become another program; raises InstanceError if it cannot, and serves on.
+
+    Waits as long as it takes; what it has become, and whether that serves, PID 1 knows.
+    """
+    with (
+        _connected(unit, _place(unit, user)) as sock,
+        contextlib.suppress(ConnectionResetError),  # an execve(2) answers nothing
+    ):
+        sock.settimeout(None)
+        call(sock, f"{INTERFACE}.Execute", {"command": list(command), "upgrade": upgrade})
+
+
+def expect(unit: Unit, upgrade: str, *, user: bool = False) -> None:
+    """Have the next reload be the upgrade of that id, even if no file of the program has changed."""
+    _ask(unit, _place(unit, user), "Expect", {"upgrade": upgrade})
+
+
+def preflight(unit: Unit, upgrade: str, *, interface: int, user: bool = False) -> None:
+    """Have the next reload be a preflight, if it begins at once; `interface`: of the instance."""
+    method = "Preflight" if interface > 1 else "Rehearse"
+    _ask(unit, _place(unit, user), method, {"upgrade": upgrade})
+
+
+def withdraw(unit: Unit, upgrade: str, *, user: bool = False) -> Last:
+    """Have an upgrade decided that nobody waits for any more; returns how it is decided."""
+    answer = _ask(unit, _place(unit, user), "Withdraw", {"upgrade": upgrade})
+    return _typed(answer.get("last"), Last)
+
+
+def try_states(unit: Unit, *, user: bool = False) -> list[Trial]:
+    """Have it find out which of its states can be saved as they are now."""
+    answer = _ask(unit, _place(unit, user), "TryStates", {})
+    return _typed(answer.get("trials"), list[Trial])
+
+
+def phases(unit: Unit, *, timeout: float | None = None, user: bool = False) -> Iterator[Migration]:
+    """The migration under way or the last one, then each phase until one has ended.
+
+    Waits at most `timeout` seconds for each, for ever without; raises InstanceError. The instance
+    listens from the moment at which this yields for the first time.
+    """
+    with _connected(unit, _place(unit, user)) as sock:
+        sock.settimeout(timeout)
+        for answer in watch(sock, f"{INTERFACE}.QueryMigration"):
+            yield _typed(answer.get("migration"), Migration)
+
+
+def _directory(unit: Unit, user: bool) -> Path | None:
+    """Where the unit's sockets are: the first of RuntimeDirectory=; None if it has none."""
+    if not unit.runtime_directories:
+        return None
+    base = os.environ.get("XDG_RUNTIME_DIR", "/run/user/nobody") if user else "/run"
+    return Path(base, unit.runtime_directories[0])
+
+
+def _place(unit: Unit, user: bool) -> str:
+    """The address of the instance that serves."""
+    directory = _directory(unit, user)
+    return str(directory / SOCKET) if directory else socket_name(unit.invocation_id)
+
+
+def _ask(
+    unit: Unit, path: str, method: str, parameters: dict[str, Any], pid: int = 0
+) -> dict[str, Any]:
+    with _connected(unit, path, pid) as sock:
+        return call(sock, f"{INTERFACE}.{method}", parameters)
+
+
+@contextlib.contextmanager
+def _connected(unit: Unit, address: str, pid: int = 0) -> Iterator[socket.socket]:
+    """A connection to a process of this unit; what goes wrong is an InstanceError."""
+    path = address.replace("\0", "@")
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.settimeout(_PATIENCE)
+            sock.connect(address)
+            _require_peer(sock, unit, pid)
+            yield sock
+    except VarlinkError as error:
+        words = _WORDS.get(error.name) or ", ".join(map(str, error.parameters.values()))
+        raise InstanceError(
+            words or error.name, name=error.name, remedy=_REMEDIES.get(error.name, "")
+        ) from error
+    except PermissionError as error:
+        raise InstanceError(
+            f"{path} may only be asked by root and by the service's own user",
+            name="PermissionDenied",
+            remedy="run the command as root, with sudo for instance",
+        ) from error
+    except (FileNotFoundError, ConnectionRefusedError) as error:
+        left = isinstance(error, ConnectionRefusedError) and path == address
+        name = LEFT if left else NOBODY
+        raise InstanceError(f"nobody answers at {path}", name=name) from error
+    except TimeoutError as error:
+        raise InstanceError(f"{path}: no answer in time") from error
+    except (OSError, ValueError) as error:
+        raise InstanceError(f"{path}: {error}") from error
+
+
+def _require_peer(sock: socket.socket, unit: Unit, pid: int) -> None:
+    """Raise for a listener that is not a process of the unit, or not `pid`: anybody may have put it
+    there."""
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
+    peer, _, _ = _PEERCRED.unpack(credentials)
+    with open(f"/proc/{peer}/cgroup", encoding="ascii", errors="replace") as file:
+        owner = unit_of(file.read())
+    if owner not in unit.names:
+        raise InstanceError(f"its socket belongs to process {peer} of {owner or 'no unit'}")
+    if pid and peer != pid:
+        raise InstanceError(f"process {peer} answers, not {pid}")
+
+
+def _description(answer: dict[str, Any]) -> Description:
+    return _typed(answer, Description)
+
+
+def _typed(answer: Any, kind: type[T]) -> T:
+    try:
+        return msgspec.convert(answer, kind)
+    except msgspec.ValidationError as error:
+        raise InstanceError(f"its answer cannot be read: {error}") from error
+
+
+_WORDS = {
+    "NothingToCancel": "no upgrade is under way",
+    "TooLate": "too late: the new instance had already taken over",
+    "PermissionDenied": "it does not allow you to do this",
+    "MethodNotFound": "it runs an older version of the library, which cannot do this",
+}
+_REMEDIES = {
+    "PermissionDenied": "run the command as root, with sudo for instance",
+    "MethodNotFound": "after the next upgrade it can",
+}

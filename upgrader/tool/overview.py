@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What there is to know of one unit, or of all that use the library; changes nothing.
+
+PID 1 says whether it serves, the instance what it holds, and this machine whether it is held back.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from upgrader.protocol.status_text import Status
+from upgrader.protocol.varlink_types import Description, Migration
+from upgrader.systemd.fdstore import StoreName
+from upgrader.systemd.unit import AccessDenied, Unit, UnitError, WaitTimeout, unit_name
+from upgrader.tool import hold, instance_client
+from upgrader.tool.hold import Hold
+from upgrader.tool.presence import look
+from upgrader.tool.systemd_client import Systemd
+
+#: Seconds after which an instance is looked for again, if PID 1 has said nothing.
+_AGAIN = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """One unit now.
+
+    `status` is how the instance came to be, `instance` all that it says when asked; `unreachable`
+    says why it could not be. `text` is the STATUS= of the unit, which any program may write.
+    `draining` were replaced and have not ended, `parked` are the names of our FDs that PID 1 holds
+    (None where it does not say: before systemd 254, or to this user).
+    """
+
+    unit: str
+    active: str
+    serves: bool
+    pid: int
+    status: Status | None = None
+    instance: Description | None = None
+    unreachable: str = ""
+    uses_upgrader: bool = False
+    text: str = ""
+    draining: tuple[Description, ...] = ()
+    hold: Hold | None = None
+    parked: tuple[str, ...] | None = ()
+
+    def json(self) -> bytes:
+        """One object: the fields."""
+        return msgspec.json.encode(self.builtins())
+
+    def builtins(self) -> dict[str, Any]:
+        """The fields, as JSON has them."""
+        values: dict[str, Any] = msgspec.to_builtins(self)
+        return values
+
+
+def read(systemd: Systemd, name: str, *, patient: bool = True) -> Overview:
+    """Everything about one unit; raises UnitError if PID 1 does not know it or cannot be asked.
+
+    `patient`: wait for an instance that has just begun to serve.
+    """
+    unit = systemd.unit(name)
+    found = look(systemd, unit, patient=patient)
+    held, parked = hold.standing(unit, found.said, user=systemd.user), _parked(systemd, unit)
+    return Overview(
+        unit=unit.id,
+        active=f"{unit.active_state} ({unit.sub_state})",
+        serves=unit.serves,
+        pid=unit.main_pid,
+        status=instance_client.status(found.said) if found.said else None,
+        instance=found.said,
+        unreachable=str(found.error) if found.error and found.ours else "",
+        uses_upgrader=bool(found.ours or held or parked),
+        text=unit.status_text,
+        draining=instance_client.describe_draining(unit, user=systemd.user),
+        hold=held,
+        parked=parked,
+    )
+
+
+def read_all(systemd: Systemd) -> list[Overview]:
+    """Every unit that uses the library: running, held, or with something parked."""
+    found = []
+    held = hold.on_file(user=systemd.user)
+    for name in sorted({*systemd.services(), *held}):
+        try:
+            if not systemd.keeps(name) and name not in held:
+                continue
+            overview = read(systemd, unit_name(name), patient=False)
+        except UnitError:
+            continue  # gone in the meantime, or only its hold is left
+        if overview.uses_upgrader:
+            found.append(overview)
+    return found
+
+
+def follow(systemd: Systemd, name: str) -> Iterator[Migration]:
+    """Every phase of every upgrade of one unit, from the one under way on, without an end."""
+    unit = systemd.unit(name)
+    last = Migration()
+    while True:
+        try:
+            for now in instance_client.phases(unit, user=systemd.user):
+                # The instance after an upgrade tells of the same one, from its own side.
+                same = now.phase.ended and (now.source, now.destination) == (
+                    last.source, last.destination,
+                )  # fmt: skip
+                if now.mode and not (same and last.phase.ended):
+                    yield now
+                last = now if now.mode else last
+        except instance_client.InstanceError:
+            # No instance has a socket now: one is between two, or it does not run.
+            with contextlib.suppress(WaitTimeout):
+                next(systemd.changes(unit, timeout=_AGAIN))
+
+
+def _parked(systemd: Systemd, unit: Unit) -> tuple[str, ...] | None:
+    """The names of our FDs in the FD store; None where PID 1 does not tell them, or not to us."""
+    try:
+        names = systemd.fd_store(unit).names
+    except AccessDenied:
+        return None
+    return None if names is None else tuple(name for name in names if StoreName.parse(name))

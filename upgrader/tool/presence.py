@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Whether the process that serves a unit uses the library, and what it says.
+
+Told by its instance's socket, and by the names of FDs that PID 1 holds for it. STATUS= tells
+nothing: any program may send it.
+"""
+
+import time
+from dataclasses import dataclass
+
+from upgrader.protocol.varlink_types import Description
+from upgrader.systemd.fdstore import StoreName
+from upgrader.systemd.unit import AccessDenied, Unit
+from upgrader.tool import instance_client
+from upgrader.tool.instance_client import LEFT, NOBODY, InstanceError
+from upgrader.tool.systemd_client import Systemd
+
+#: Seconds that an instance may take from READY=1 to its socket, and the next one to take the place of
+#: one that it has replaced.
+_YOUNG = 5.0
+_BETWEEN = 1.0
+_AGAIN = 0.02
+_DENIED = "PermissionDenied"
+NOTIFY = ("notify", "notify-reload")
+
+
+@dataclass(frozen=True, slots=True)
+class Presence:
+    """What is known of the instance: `said` is its own answer, `error` why there is none; `stored`:
+    PID 1 holds FDs of ours for the unit."""
+
+    said: Description | None = None
+    error: InstanceError | None = None
+    stored: bool = False
+
+    @property
+    def ours(self) -> bool:
+        """Whether the process that serves uses the library, as far as can be seen."""
+        return self.said is not None or self.stored or self.denied
+
+    @property
+    def denied(self) -> bool:
+        """Whether there is an instance, and this user may not ask it."""
+        return self.error is not None and self.error.name == _DENIED
+
+
+def look(systemd: Systemd, unit: Unit, *, patient: bool = True) -> Presence:
+    """Ask the instance of a unit that serves; if `patient`, wait for one that has just begun to."""
+    # Of a unit without these, no process can use the library, and none is waited for.
+    patient = patient and unit.type in NOTIFY and unit.fd_store_max > 0
+    deadlines = {
+        NOBODY: unit.active_enter_usec / 1e6 + _YOUNG,
+        LEFT: time.monotonic() + _BETWEEN,
+    }
+    while unit.serves:
+        try:
+            return Presence(instance_client.describe(unit, user=systemd.user))
+        except InstanceError as error:
+            if not patient or time.monotonic() > deadlines.get(error.name, 0.0):
+                return Presence(error=error, stored=has_stored(systemd, unit))
+        time.sleep(_AGAIN)
+        unit = systemd.unit(unit.id)
+    return Presence(stored=has_stored(systemd, unit))
+
+
+def has_stored(systemd: Systemd, unit: Unit) -> bool:
+    """Whether PID 1 holds FDs of ours; it tells their names from systemd 254 on, and to root."""
+    try:
+        names = systemd.fd_store(unit).names
+    except AccessDenied:
+        return False
+    return any(StoreName.parse(name) for name in names or ())

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Restart mode: one unit restarted into its new version through PID 1, and judged.
+
+What the new main process says of itself counts; the journal explains a failure.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from upgrader.protocol.status_text import Origin, Status
+from upgrader.systemd.fdstore import Stored, StoreName
+from upgrader.systemd.unit import Unit, UnitError, WaitTimeout
+from upgrader.tool import failure_cause, instance_client
+from upgrader.tool.attempt import Attempt
+from upgrader.tool.blockers import Obstacle, of_generation, parked_image, what_to_do
+from upgrader.tool.outcome import Outcome, Result, duration
+from upgrader.tool.startable import startable
+from upgrader.tool.verdict import INTRODUCTION
+
+
+def restart(attempt: Attempt) -> Outcome:
+    """Restart one unit and wait for the outcome; raises UnitError only if nothing was done."""
+    systemd, unit = attempt.systemd, attempt.unit
+    # Else StartLimitBurst= may refuse the start of a service that the same job has just stopped.
+    with startable(systemd, unit):
+        job = systemd.restart(unit)
+        attempt.say(f"systemd restarts it (job {job})")
+        return await_restart(attempt, job)
+
+
+def await_restart(attempt: Attempt, job: int) -> Outcome:
+    """Wait for the end of a restart job, and judge what became of the upgrade."""
+    try:
+        word, now = attempt.follow(job)
+        return _judge(attempt, now, word)
+    except WaitTimeout as error:
+        return _overdue(attempt, error)
+    except UnitError as error:
+        return attempt.lost(error)
+
+
+def _judge(attempt: Attempt, now: Unit, word: str) -> Outcome:
+    unit = attempt.unit
+    if not now.serves:
+        return _not_serving(attempt, now, word)
+    pause = (now.active_enter_usec - now.active_exit_usec) / 1e6
+    main = instance_client.introduced(attempt.systemd, now, INTRODUCTION)
+    after = instance_client.status(main) if main else None
+    if after and after.origin is Origin.RESTART and _expected(attempt, after):
+        took = f" in {duration(pause)}" if pause else ""
+        return attempt.done(f"upgraded{took}: {after}", after, pause)
+    if after and after.origin is Origin.UNKNOWN:
+        cause_, see = f"unknown (library {after.library})", f"see: journalctl -u {unit.id}"
+        return attempt.failed(Result.UNDECIDED, cause_, see, after=after, pause=pause)
+    obstacle = _without_image(attempt, now, after)
+    if (parked := parked_image(attempt.systemd.fd_store(now), unit.stored_fds)) is not None:
+        kept = (
+            f"the image{of_generation(parked)} is still parked; the next start loads it if it can"
+        )
+        obstacle = replace(obstacle, remedy=f"{kept}\n{obstacle.remedy}")
+    return attempt.failed(
+        Result.WITHOUT_IMAGE, obstacle.cause, obstacle.remedy, after=after, pause=pause
+    )
+
+
+def _not_serving(attempt: Attempt, now: Unit, word: str) -> Outcome:
+    systemd, unit = attempt.systemd, attempt.unit
+    tried = now.invocation_id != unit.invocation_id  # the new version was started
+    stopped = now.active_state == "inactive" and now.result == "success"
+    if word == "canceled":
+        why = "the restart job was cancelled or replaced by another one"
+    else:
+        entries = failure_cause.read(unit, attempt.since, user=systemd.user)
+        why = failure_cause.cause(entries, now, old_invocation=unit.invocation_id).text
+    remedy = what_to_do(systemd, now, unit.stored_fds)
+    return attempt.failed(Result.NOT_SERVING, why, remedy, bad_version=tried and not stopped)
+
+
+def _expected(attempt: Attempt, after: Status) -> bool:
+    """Whether it was loaded from the instance before, as far as that was known."""
+    return attempt.before is None or after.source_generation == attempt.generation
+
+
+def _without_image(attempt: Attempt, now: Unit, after: Status | None) -> Obstacle:
+    unit, see = attempt.unit, f"see: journalctl -u {attempt.unit.id}"
+    entries = failure_cause.read(unit, attempt.since, user=attempt.systemd.user)
+    if after is None:
+        return Obstacle("the new instance does not use upgrader, or does not answer", see)
+    if after.source_generation is not None:
+        before = attempt.generation
+        return Obstacle(
+            f"it loaded the image of generation {after.source_generation}"
+            + (f", while generation {before} served last" if before else ""),
+            see,
+        )
+    reported = failure_cause.reported(entries)
+    if after.set_aside:
+        why = f": {reported}" if reported else ""
+        return Obstacle(
+            f"the image of generation {after.set_aside} could not be loaded{why}",
+            f"it is kept in the FD store as {StoreName(Stored.ASIDE, str(after.set_aside))}\n{see}",
+        )
+    if _was_killed(unit, entries):
+        span = f"{now.timeout_stop_usec / 1e6:g}s"
+        return Obstacle(
+            f"the old instance did not stop within TimeoutStopSec={span} and was killed",
+            f"raise TimeoutStopSec=; {see}",
+        )
+    return Obstacle(reported or "the new instance found no image to load", see)
+
+
+def _was_killed(unit: Unit, entries: Sequence[failure_cause.Entry]) -> bool:
+    return any(
+        entry.invocation == unit.invocation_id and entry.fields.get("UNIT_RESULT") == "timeout"
+        for entry in entries
+    )
+
+
+def _overdue(attempt: Attempt, error: WaitTimeout) -> Outcome:
+    unit = attempt.unit
+    now = attempt.systemd.unit(unit.id)
+    untouched = now.serves and now.invocation_id == unit.invocation_id
+    return attempt.failed(
+        Result.OLD_SERVES if untouched else Result.NOT_SERVING,
+        f"not ready after {error.seconds:g}s (--timeout), it is {now.active_state}",
+        f"the restart goes on in systemd; see: systemctl status {unit.id}",
+    )
