@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support import cannot_run
-from upgrader.tool.history import Event
+from upgrader.tool.history import HistoryEvent
 from upgrader.tool.history_svg import plot
 
 #: Where each label has been drawn, in the units of the picture.
@@ -54,9 +54,9 @@ def test_every_label_can_be_read(tmp_path: Path) -> None:
     """The phases are named, every label lies inside of the picture, and none on another one."""
     phases = (("setup", 0.4), ("collecting", 0.01), ("frozen", 0.002), ("loading", 0.005))
     events = [
-        Event(1.0, 1, "source", "migrate", "done", "generation 1 has been replaced", "live", 1, 2,
+        HistoryEvent(1.0, 1, "source", "migrate", "done", "generation 1 has been replaced", "live", 1, 2,
               times=(*phases, ("committed", 0.02))),
-        Event(60.0, 2, "source", "migrate", "failed", "generation 2 serves on: not with me", "live",
+        HistoryEvent(60.0, 2, "source", "migrate", "failed", "generation 2 serves on: not with me", "live",
               2, 3, times=phases),
     ]  # fmt: skip
 

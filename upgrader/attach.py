@@ -11,7 +11,7 @@ from upgrader.blocking import instance
 from upgrader.errors import UpgradeError
 from upgrader.systemd import journal
 from upgrader.systemd.cgroup import own_unit
-from upgrader.systemd.journal import Outcome, Priority
+from upgrader.systemd.journal import JournalOutcome, Priority
 
 if TYPE_CHECKING:  # asyncio is loaded only by those who use it
     from upgrader import aio
@@ -72,6 +72,6 @@ def _explained(service: str) -> Iterator[None]:
         message = f"{service}: {error}"
         journal.report(
             message, Priority.ERR, unit=own_unit(), generation=0, side="destination",
-            phase="attach", outcome=Outcome.FAILED,
+            phase="attach", outcome=JournalOutcome.FAILED,
         )  # fmt: skip
         raise SystemExit(message) from error

@@ -5,7 +5,15 @@ import time
 from collections.abc import Callable
 
 from upgrader.lab.demo.loading import LoadProcess
-from upgrader.lab.demo.orders import Begin, End, Ready, Result, Start, Stop, Window
+from upgrader.lab.demo.orders import (
+    Begin,
+    EndOrder,
+    ReadyEvent,
+    ResultEvent,
+    Start,
+    StopOrder,
+    Window,
+)
 from upgrader.lab.private_systemd import PrivateSystemd
 
 
@@ -19,7 +27,7 @@ class Clients:
         self.load.__enter__()
         start = Start(host="127.0.0.1", port=8080, rate=100, held=20, streams=4)
         try:
-            self.load.ask(start, Ready)
+            self.load.ask(start, ReadyEvent)
         except BaseException:
             self.__exit__()
             raise
@@ -32,13 +40,13 @@ class Clients:
         """Do something that ends with an upgrade, or does not; what clients saw, and what it said."""
         self.load.tell(Begin(at=time.monotonic()))
         said = work()
-        return self.load.ask(End(upgraded=upgraded, sample=20), Window), said
+        return self.load.ask(EndOrder(upgraded=upgraded, sample=20), Window), said
 
-    def end(self) -> Result:
-        return self.load.ask(Stop(), Result)
+    def end(self) -> ResultEvent:
+        return self.load.ask(StopOrder(), ResultEvent)
 
 
-def lost(seen: Window | Result) -> dict[str, int]:
+def lost(seen: Window | ResultEvent) -> dict[str, int]:
     """What clients lost, by kind."""
     names = ("failed_requests", "failed_keepalive", "failed_split", "broken_streams")
     names += ("connections_lost", "state_errors")

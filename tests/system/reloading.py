@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from tests.support import SETTLE, eventually
 from tests.system.serving import Client, Install, Service
 from upgrader.lab.private_systemd import PrivateSystemd
-from upgrader.lab.private_systemd.command import Command
+from upgrader.lab.private_systemd.command import InsideCommand
 
 
 def live(machine: PrivateSystemd, name: str) -> list[str]:
@@ -59,7 +59,7 @@ def alone(service: Service) -> bool:
 class Paused:
     """A reload under way whose new version waits at a step."""
 
-    def __init__(self, service: Service, command: Command) -> None:
+    def __init__(self, service: Service, command: InsideCommand) -> None:
         self.service = service
         self._command = command
         self.source = service.pid

@@ -19,7 +19,7 @@ from tests.support import SETTLE, eventually
 from tests.system.reloading import live, processes, reload
 from tests.system.serving import Install, Service, network_of
 from upgrader.lab.private_systemd import PrivateSystemd
-from upgrader.lab.private_systemd.command import Command
+from upgrader.lab.private_systemd.command import InsideCommand
 from upgrader.protocol.status_text import Origin
 
 CERTIFICATE = Path(__file__).parents[1] / "unit" / "tls.pem"
@@ -119,7 +119,7 @@ def test_reloads_under_load(
 
 
 @contextlib.contextmanager
-def load(machine: PrivateSystemd, command: list[str]) -> Iterator[Command]:
+def load(machine: PrivateSystemd, command: list[str]) -> Iterator[InsideCommand]:
     """A client in the machine's network, whose output is kept; killed if the test has failed."""
     with machine.popen(
         command, network_only=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT

@@ -10,7 +10,7 @@ from upgrader.lab import demo
 from upgrader.lab.demo import stage
 from upgrader.lab.demo.faults import FAULTS
 from upgrader.lab.demo.loading import LoadProcess
-from upgrader.lab.demo.orders import Ready, Result, Start, Stop
+from upgrader.lab.demo.orders import ReadyEvent, ResultEvent, Start, StopOrder
 from upgrader.lab.demo.stage import SERVICE, Stage
 from upgrader.tool.outcome import Mode
 
@@ -139,7 +139,7 @@ def test_bad_versions_under_load() -> None:
         )
         scene.machine.run(["systemctl", "daemon-reload"])
         order = Start(host=stage.HOST, port=stage.PORT, rate=50, held=50, timeout=120)
-        load.ask(order, Ready)
+        load.ask(order, ReadyEvent)
         good = scene.machine.run(["cat", "/usr/share/web/web1.py"]).stdout
         for number, (bad, (old, new, cause)) in enumerate(BAD.items()):
             scene.add_version(bad, good.replace(old, new, 1))
@@ -150,7 +150,7 @@ def test_bad_versions_under_load() -> None:
             scene.install(stage.VERSIONS[number % 2])
             scene.machine.run(["systemctl", "reset-failed", SERVICE])
             scene.machine.run(["systemctl", "restart", SERVICE])
-        result = load.ask(Stop(), Result)
+        result = load.ask(StopOrder(), ResultEvent)
 
     assert result.losses == []
     assert result.requests > 0

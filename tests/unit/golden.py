@@ -12,7 +12,7 @@ from upgrader.codes import Code
 from upgrader.protocol import records
 from upgrader.protocol.connection_state import ConnectionState, Waiting
 from upgrader.protocol.identity import Identity, Kind
-from upgrader.protocol.image import Entry, LeftBehind, Manifest, seal
+from upgrader.protocol.image import LeftBehind, Manifest, ManifestEntry, seal
 from upgrader.protocol.state import SavedState
 
 STREAMS = Path(__file__).with_name("streams")
@@ -57,24 +57,24 @@ MANIFEST = Manifest(
     states=[SavedState("counters", 2, 1, b"\x81\xa8requests\x07")],
     sessions={"http": SavedState("session", 1, 1, b"")},
     entries=[
-        Entry("http", Kind.LISTENER, Identity(11, stat.S_IFSOCK, 2, 1, "127.0.0.1:80")),
-        Entry("local", Kind.LISTENER, Identity(12, stat.S_IFSOCK, 1, 1, "/run/web"), 99),
-        Entry("dns", Kind.DATAGRAMS, Identity(13, stat.S_IFSOCK, 10, 2, "[::]:53")),
-        Entry(
+        ManifestEntry("http", Kind.LISTENER, Identity(11, stat.S_IFSOCK, 2, 1, "127.0.0.1:80")),
+        ManifestEntry("local", Kind.LISTENER, Identity(12, stat.S_IFSOCK, 1, 1, "/run/web"), 99),
+        ManifestEntry("dns", Kind.DATAGRAMS, Identity(13, stat.S_IFSOCK, 10, 2, "[::]:53")),
+        ManifestEntry(
             "http",
             Kind.CONNECTION,
             Identity(14, stat.S_IFSOCK, 2, 1, "127.0.0.1:80"),
             0,
             ConnectionState(Waiting.MESSAGE, b"GET /", b"\xff\x00", b"\x80"),
         ),
-        Entry(
+        ManifestEntry(
             "http",
             Kind.CONNECTION,
             Identity(15, stat.S_IFSOCK, 2, 1, "127.0.0.1:80"),
             0,
             ConnectionState(Waiting.SAFE),
         ),
-        Entry(
+        ManifestEntry(
             "http",
             Kind.CONNECTION,
             Identity(16, stat.S_IFSOCK, 2, 1, "127.0.0.1:80"),

@@ -23,9 +23,9 @@ from tests.unit.protocol import EARLY_ACK, Channel, Model, Op, Process, Rules, U
 from upgrader.codes import Code
 from upgrader.errors import NotifyError, UpgradeError, VerifyError
 from upgrader.instance.live_destination import Taker
-from upgrader.instance.live_source import Built, Giver, Request
+from upgrader.instance.live_source import Built, Giver, MigrationRequest
 from upgrader.protocol import channel, image, interpreter, records
-from upgrader.protocol.channel import Stream
+from upgrader.protocol.channel import ReceivedImage
 from upgrader.protocol.connection_state import ConnectionState, Waiting
 from upgrader.protocol.identity import HasFileno, Kind, identify
 from upgrader.protocol.switchover import (
@@ -185,8 +185,8 @@ class Here:
         if SourceAction.FREEZE in self.fails:
             raise OSError("out of FDs")
         entries = [
-            image.Entry("door", Kind.LISTENER, identify(self.backends[0])),
-            image.Entry(
+            image.ManifestEntry("door", Kind.LISTENER, identify(self.backends[0])),
+            image.ManifestEntry(
                 "door", Kind.CONNECTION, identify(self.backends[1]), 0,
                 ConnectionState(Waiting.MESSAGE),
             ),
@@ -245,11 +245,11 @@ class There:
     """The instance of the destination."""
 
     def __init__(self) -> None:
-        self.stream: Stream | None = None
+        self.stream: ReceivedImage | None = None
         self.serving = False
         self.why: BaseException | None = None
 
-    def load(self, stream: Stream) -> None:
+    def load(self, stream: ReceivedImage) -> None:
         manifest = image.unseal(stream.image)
         assert stream.announced == len(manifest.entries) == len(stream.fds)
         self.stream = stream
@@ -293,7 +293,7 @@ class Play:
         self.there = There()
         self.process = DestinationProcess(self._end_destination)
         self.giver = giver(
-            Request(self._a, self.process, 2), self.here,
+            MigrationRequest(self._a, self.process, 2), self.here,
             limit=LIMIT, timeout=TIMEOUT, clock=self._clock,
         )  # fmt: skip
         self.taker = Taker(

@@ -17,7 +17,7 @@ import pytest
 from tests.support import SETTLE
 from upgrader.errors import BusError
 from upgrader.systemd import bus, own_unit
-from upgrader.systemd.bus import Bus, Job
+from upgrader.systemd.bus import Bus, QueuedJob
 from upgrader.systemd.cgroup import unit_of
 from upgrader.systemd.own_unit import StopReason, judge
 
@@ -69,7 +69,7 @@ def test_the_recorded_conversation(
 ) -> None:
     """Every byte sent is as it was, and the answers are read however they are cut."""
     with replay(name, tmp_path / "s", monkeypatch, piece=piece) as heard, Bus(5) as asked:
-        assert [Job("9a-b@x.service", "start")] == asked.list_jobs()
+        assert [QueuedJob("9a-b@x.service", "start")] == asked.list_jobs()
         assert 0 == asked.stored_fds("dbus.service")
         assert 90.0 == asked.stop_timeout("dbus.service")
 
@@ -180,7 +180,7 @@ def test_object_paths(unit: str, label: str) -> None:
 )
 def test_jobs_are_judged(jobs: list[tuple[str, str]], reason: StopReason) -> None:
     """Stop, restart and soft-reboot are told apart by the jobs there are."""
-    assert reason is judge("web.service", [Job(*job) for job in jobs])
+    assert reason is judge("web.service", [QueuedJob(*job) for job in jobs])
 
 
 @pytest.mark.parametrize(

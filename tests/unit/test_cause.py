@@ -6,14 +6,14 @@ import json
 import pytest
 
 from tests.unit.units import unit
-from upgrader.tool.failure_cause import Entry, Source, cause, parse, reported
+from upgrader.tool.failure_cause import CauseSource, JournalEntry, cause, parse, reported
 
 OLD, NEW = "0" * 32, "1" * 32
 EXIT = "98e322203f7a4ed290d09fe03c09fe15"
 FAILED = "d9b373ed55a64feb8242e02dbe79a49c"
 
 
-def entries(*raw: dict[str, object], since: int = 0) -> list[Entry]:
+def entries(*raw: dict[str, object], since: int = 0) -> list[JournalEntry]:
     """Entries, each after the one before."""
     lines = [json.dumps({"__MONOTONIC_TIMESTAMP": str(i), **each}) for i, each in enumerate(raw)]
     return list(parse(lines, since))
@@ -49,7 +49,7 @@ def test_the_library_s_own_words_come_first() -> None:
         old_invocation=OLD,
     )
 
-    assert (found.text, found.source) == ("state 'x' is unreadable", Source.LIBRARY)
+    assert (found.text, found.source) == ("state 'x' is unreadable", CauseSource.LIBRARY)
 
 
 def test_of_a_traceback_the_line_that_names_the_exception() -> None:
@@ -64,7 +64,7 @@ def test_of_a_traceback_the_line_that_names_the_exception() -> None:
     ]
     found = cause(entries(*map(program, lines), exited("exited", "1"), failed("exit-code")), unit())
 
-    assert found.source is Source.PROGRAM
+    assert found.source is CauseSource.PROGRAM
     assert found.text == (
         "the new instance exited with status 1: ModuleNotFoundError: No module named 'missing'"
     )

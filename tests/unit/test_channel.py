@@ -15,7 +15,7 @@ import pytest
 from tests.support import cannot_run
 from upgrader.errors import ChannelBusy, ChannelError, ProtocolError
 from upgrader.protocol import channel, records
-from upgrader.protocol.channel import Parked, ParkedChannel, Stream, park
+from upgrader.protocol.channel import Parked, ParkedChannel, ReceivedImage, park
 from upgrader.protocol.fd import Fd
 from upgrader.protocol.identity import Identity, identify
 from upgrader.protocol.image import seal, unseal
@@ -78,7 +78,7 @@ def opened(store: Store) -> Iterator[ParkedChannel]:
         parked.close()
 
 
-def identities(stream: Stream) -> list[Identity]:
+def identities(stream: ReceivedImage) -> list[Identity]:
     return [identify(fd) for fd in stream.fds]
 
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import pytest
 
 from tests.unit.units import unit
-from upgrader.systemd.main_command import Command as Process
+from upgrader.systemd.main_command import MainCommand as Process
 from upgrader.systemd.main_command import expand, main_process
-from upgrader.systemd.unit import UNSET, Command, Unit
+from upgrader.systemd.unit import UNSET, ExecCommand, Unit
 
 ENVIRONMENT = {
     "ONE": "1",
@@ -62,16 +62,16 @@ def made(of: Unit, control: Mapping[str, str], running: Mapping[str, str] | None
 def test_every_word_is_expanded() -> None:
     """The name that the program is given included; and nothing with the prefix `:`."""
     line = ("$ONE", "$TWO")
-    expanded = made(unit(exec_start=(Command("/bin/x", line, ()),)), ENVIRONMENT)
+    expanded = made(unit(exec_start=(ExecCommand("/bin/x", line, ()),)), ENVIRONMENT)
     assert ["1", "a", "b"] == expanded.arguments
     assert "/bin/x" == expanded.path
-    literal = Command("/bin/x", line, ("no-env-expand",))
+    literal = ExecCommand("/bin/x", line, ("no-env-expand",))
     assert ["$ONE", "$TWO"] == made(unit(exec_start=(literal,)), ENVIRONMENT).arguments
 
 
 def test_a_program_without_a_path_is_looked_up() -> None:
     """As PID 1 does: in ExecSearchPath=, or where all programs are, whatever PATH says."""
-    command = (Command("sh", ("sh",), ()),)
+    command = (ExecCommand("sh", ("sh",), ()),)
     assert made(unit(exec_start=command), {"PATH": "/nowhere"}).path.endswith("bin/sh")
     for place, path in ("/bin", "/bin/sh"), ("/nowhere", "sh"):
         searched = unit(exec_start=command, exec_search_path=("/proc", place))
@@ -108,7 +108,7 @@ def test_what_the_running_process_was_passed() -> None:
         "OTHER": "x",
     }  # fmt: skip
     words = ("x", "${LISTEN_FDS}", "$LISTEN_FDNAMES", "${LISTEN_PID}", "${CREDENTIALS_DIRECTORY}")
-    process = made(unit(exec_start=(Command("/bin/x", words, ()),)), {}, running)
+    process = made(unit(exec_start=(ExecCommand("/bin/x", words, ()),)), {}, running)
     assert ["x", "2", "a:b", "9", "/c"] == process.arguments
     del running["OTHER"]
     running["LISTEN_PID"] = "4194305"

@@ -19,7 +19,7 @@ from tests.support import SETTLE, eventually
 from upgrader.codes import Code
 from upgrader.instance import control_socket
 from upgrader.instance.control_socket import Caller, Control, remove_dead
-from upgrader.instance.phases import News, Progress
+from upgrader.instance.phases import News, Phases
 from upgrader.protocol import varlink
 from upgrader.protocol.rendezvous import socket_name
 from upgrader.protocol.varlink import INTERFACE, VarlinkError
@@ -46,7 +46,7 @@ class Instance:
 
     def __init__(self) -> None:
         self.callers: list[Caller] = []
-        self.progress = Progress()
+        self.progress = Phases()
         self.reloading = threading.Event()
         self.reloaded = threading.Event()
         self.channels: list[socket.socket] = []

@@ -6,9 +6,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from upgrader.instance.phases import Progress, fields
+from upgrader.instance.phases import Phases, fields
 from upgrader.protocol.varlink_types import Migration, Phase
-from upgrader.tool.history import Event, parse
+from upgrader.tool.history import HistoryEvent, parse
 from upgrader.tool.history_svg import plot
 
 ENTRY = {
@@ -23,7 +23,7 @@ ENTRY = {
 
 def test_what_is_written_is_read_again() -> None:
     """The numbers of a migration cross the journal."""
-    progress = Progress()
+    progress = Phases()
     progress.begin("live", 3, destination=4)
     progress.enter(Phase.FROZEN, fds=2)
     progress.enter(Phase.DONE, pause=0.001)
@@ -58,9 +58,9 @@ def test_what_is_no_event_is_skipped(line: str) -> None:
 def test_the_picture_is_of_this_world() -> None:
     """It is well-formed, whatever a service has said, and a phase of a millisecond can be seen."""
     times = (("setup", 10.0), ("frozen", 0.001))
-    told = Event(1.0, 1, "source", "migrate", "failed", "<&\x1b[2J\x00>\nmore", "live", 1, 2,
+    told = HistoryEvent(1.0, 1, "source", "migrate", "failed", "<&\x1b[2J\x00>\nmore", "live", 1, 2,
                  times=times)  # fmt: skip
-    nothing = Event(1.0, 1, "takeover", "upgrade", "failed", "no")
+    nothing = HistoryEvent(1.0, 1, "takeover", "upgrade", "failed", "no")
     svg = "{http://www.w3.org/2000/svg}"
 
     root = ElementTree.fromstring(plot("a<b.service", [told, nothing]))
@@ -80,7 +80,7 @@ def test_a_picture_of_nothing() -> None:
 
 def test_phases_and_their_times() -> None:
     """A phase that has ended has its time; nothing is counted twice, and a late word is ignored."""
-    progress = Progress()
+    progress = Phases()
     assert Migration() == progress.now
     progress.enter(Phase.FROZEN)
     assert Migration() == progress.now

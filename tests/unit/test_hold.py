@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from upgrader.tool import hold
-from upgrader.tool.hold import Hold, HoldError, Kind
+from upgrader.tool.hold import Hold, HoldError, HoldKind
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +84,7 @@ def test_n4_a_hold_of_a_failure_is_over_when_it_is_not_true(
 
 def test_an_admins_hold_is_not_over_by_itself() -> None:
     """Neither a failure nor a success takes its place; it is released."""
-    hold.place(Hold.now("web.service", "freeze", kind=Kind.ADMIN), user=True)
+    hold.place(Hold.now("web.service", "freeze", kind=HoldKind.ADMIN), user=True)
     hold.place(Hold.now("web.service", "it was bad"), user=True)
     hold.lift("web.service", user=True)
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.units import unit
 from upgrader.systemd.live_limits import Running, changed_sockets, live_limits
-from upgrader.systemd.unit import UNSET_ID, Command, SocketUnit, show_socket
+from upgrader.systemd.unit import UNSET_ID, ExecCommand, SocketUnit, show_socket
 
 GROUP = pwd.getpwnam("daemon").pw_gid
 DAEMON = pwd.getpwnam("daemon").pw_uid
@@ -24,7 +24,7 @@ def test_a_healthy_unit_has_no_limits() -> None:
     [
         ({"exec_reload": ()}, "no ExecReload=", "-m upgrader.takeover"),
         (
-            {"exec_reload": (Command("/bin/kill", ("kill", "-HUP", "$MAINPID"), ()),)},
+            {"exec_reload": (ExecCommand("/bin/kill", ("kill", "-HUP", "$MAINPID"), ()),)},
             "no ExecReload=",
             "-m upgrader.takeover",
         ),
@@ -56,7 +56,7 @@ def test_a_healthy_unit_has_no_limits() -> None:
         ),
         ({"uid": 61184}, "uid 61184, and would as uid 0", "upgrader restart"),
         (
-            {"exec_start": (Command("/usr/bin/web", ("web",), ("privileged",)),)},
+            {"exec_start": (ExecCommand("/usr/bin/web", ("web",), ("privileged",)),)},
             "prefixes of other privileges",
             "upgrader restart",
         ),
@@ -99,7 +99,7 @@ def test_each_limit_says_what_to_do(changes: dict[str, Any], cause: str, remedy:
         {"private_pids": "no"},
         {"credentials": ("key",)},
         {"notify_access": "all"},
-        {"exec_reload": (Command("/usr/bin/upgrader-takeover", ("upgrader-takeover",), ()),)},
+        {"exec_reload": (ExecCommand("/usr/bin/upgrader-takeover", ("upgrader-takeover",), ()),)},
     ],
 )
 def test_what_is_no_limit(changes: dict[str, Any]) -> None:

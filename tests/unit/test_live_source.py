@@ -10,7 +10,7 @@ import pytest
 from tests.unit.played import DestinationProcess, Here
 from upgrader.codes import Code
 from upgrader.instance.control_answers import Negotiation, common_stream
-from upgrader.instance.live_source import Giver, Request
+from upgrader.instance.live_source import Giver, MigrationRequest
 from upgrader.instance.self_report import SelfReport
 from upgrader.protocol import channel, image, interpreter, records
 from upgrader.protocol.switchover import DestinationAction, Event, Source, SourceAction
@@ -30,7 +30,7 @@ class Bench:
         self.clock = 0.0
         self.stream = stream
         self.giver = Giver(
-            Request(self.source, self.process, stream), self.here,
+            MigrationRequest(self.source, self.process, stream), self.here,
             limit=LIMIT, timeout=10 * LIMIT, clock=lambda: self.clock,
         )  # fmt: skip
 

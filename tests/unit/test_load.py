@@ -11,17 +11,17 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from upgrader.lab.demo.ledger import Kind, Ledger
+from upgrader.lab.demo.ledger import Ledger, RequestKind
 from upgrader.lab.demo.load import Load
 from upgrader.lab.demo.orders import (
     Begin,
-    End,
-    Event,
+    EndOrder,
     Fatal,
-    Ready,
-    Result,
+    OrderEvent,
+    ReadyEvent,
+    ResultEvent,
     Start,
-    Stop,
+    StopOrder,
     Window,
     event_decoder,
     line,
@@ -137,7 +137,7 @@ async def loaded(service: Service, **options: float) -> AsyncIterator[Load]:
     }
     load = Load(Start(host="127.0.0.1", port=service.port, **(sizes | options)))  # type: ignore[arg-type]
     try:
-        assert isinstance(await load.open(), Ready)
+        assert isinstance(await load.open(), ReadyEvent)
         yield load
     finally:
         for client in load._all():
@@ -151,10 +151,10 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-def run(service: Service, **options: float) -> Result:
+def run(service: Service, **options: float) -> ResultEvent:
     """The result of a run in which the service had the chance to be faulty."""
 
-    async def body() -> Result:
+    async def body() -> ResultEvent:
         async with loaded(service, **options) as load:
             await until(lambda: service.requests >= ENOUGH)
             return await load.stop()
@@ -162,7 +162,7 @@ def run(service: Service, **options: float) -> Result:
     return asyncio.run(body())
 
 
-def losses(result: Result) -> dict[str, int]:
+def losses(result: ResultEvent) -> dict[str, int]:
     """What was lost: only the counts that are not 0."""
     counts = {
         "requests": result.failed_requests,
@@ -191,7 +191,7 @@ class TestHonest:
     def test_a_new_generation_is_timed(self) -> None:
         """time_to_new_code runs from the moment given by the orchestrator to the first new response."""
 
-        async def body() -> tuple[Window, float, Result]:
+        async def body() -> tuple[Window, float, ResultEvent]:
             service = Service()
             async with loaded(service) as load:
                 await load.begin(Begin(at=time.monotonic()))
@@ -199,7 +199,7 @@ class TestHonest:
                 await until(lambda: service.requests >= ENOUGH)
                 service.generation, service.version, service.streamed = 2, "2", 0
                 switched = time.monotonic()
-                return await load.end(End(sample=4)), switched - asked, await load.stop()
+                return await load.end(EndOrder(sample=4)), switched - asked, await load.stop()
 
         window, elapsed, result = asyncio.run(body())
 
@@ -215,7 +215,7 @@ class TestHonest:
         async def body() -> Window:
             async with loaded(Service()) as load:
                 await load.begin(Begin(at=time.monotonic()))
-                return await load.end(End())
+                return await load.end(EndOrder())
 
         assert asyncio.run(body()).time_to_new_code_ms is None
 
@@ -302,12 +302,12 @@ def test_silence_is_a_failure() -> None:
 def test_refused_connections_fail() -> None:
     """While nobody listens every new connection is a failed request, and the connections there are go on."""
 
-    async def body() -> tuple[int, Result]:
+    async def body() -> tuple[int, ResultEvent]:
         service = Service()
         async with loaded(service) as load:
             load.start = Start(host="127.0.0.1", port=1)
-            before = load.ledger.asked[Kind.NEW]
-            await until(lambda: load.ledger.failed[Kind.NEW] >= 5)
+            before = load.ledger.asked[RequestKind.NEW]
+            await until(lambda: load.ledger.failed[RequestKind.NEW] >= 5)
             load.start = Start(host="127.0.0.1", port=service.port, held=8)
             result = await load.stop()
             return before, result
@@ -346,15 +346,15 @@ def test_keepalive_is_one_connection(service: type[Service]) -> None:
     assert losses(result) == {"keepalive": 1}
 
 
-def upgraded(service: Service) -> Result:
+def upgraded(service: Service) -> ResultEvent:
     """The result of a run with one upgrade in it."""
 
-    async def body() -> Result:
+    async def body() -> ResultEvent:
         async with loaded(service) as load:
             await load.begin(Begin(at=time.monotonic()))
             await until(lambda: service.requests >= ENOUGH)
             service.generation += 1
-            await load.end(End())
+            await load.end(EndOrder())
             return await load.stop()
 
     return asyncio.run(body())
@@ -500,7 +500,7 @@ def test_state_errors(service: type[Service]) -> None:
 def test_the_new_field_starts_anew(streamed: int, errors: dict[str, int]) -> None:
     """The field that version 2 adds counts from the upgrade on; a value from elsewhere is a state error."""
 
-    async def body() -> Result:
+    async def body() -> ResultEvent:
         service = Service()
         async with loaded(service) as load:
             await until(lambda: service.requests >= ENOUGH // 2)
@@ -539,7 +539,7 @@ class Stalls(Service):
 def test_a_stall_is_as_long_as_it_was() -> None:
     """The stall counts from when a request was due, and belongs to the upgrade in which it happened."""
 
-    async def body() -> tuple[float, Window, Window, Result]:
+    async def body() -> tuple[float, Window, Window, ResultEvent]:
         service = Stalls()
         service.gate = asyncio.Event()
         service.gate.set()
@@ -548,15 +548,15 @@ def test_a_stall_is_as_long_as_it_was() -> None:
             await load.begin(Begin(at=time.monotonic()))
             service.gate.clear()
             closed = time.monotonic()
-            asked = load.ledger.asked[Kind.NEW]
-            await until(lambda: load.ledger.asked[Kind.NEW] >= asked + 60)
+            asked = load.ledger.asked[RequestKind.NEW]
+            await until(lambda: load.ledger.asked[RequestKind.NEW] >= asked + 60)
             elapsed = time.monotonic() - closed
             service.gate.set()
             service.generation = 2
-            first = await load.end(End())
+            first = await load.end(EndOrder())
             await load.begin(Begin(at=time.monotonic()))
             service.generation = 3
-            second = await load.end(End())
+            second = await load.end(EndOrder())
             return elapsed * 1000, first, second, await load.stop()
 
     elapsed, first, second, result = asyncio.run(body())
@@ -570,7 +570,7 @@ def test_a_stall_is_as_long_as_it_was() -> None:
 def test_as_a_process() -> None:
     """The process takes orders and gives events as lines of JSON, and ends with the result."""
 
-    async def body() -> tuple[list[Event], int]:
+    async def body() -> tuple[list[OrderEvent], int]:
         service = Service()
         server = await asyncio.start_server(service.talk, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
@@ -584,9 +584,9 @@ def test_as_a_process() -> None:
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write(line(Start(host="127.0.0.1", port=port, rate=100, streams=2, held=3)))
-        events: list[Event] = [event_decoder.decode(await process.stdout.readline())]
+        events: list[OrderEvent] = [event_decoder.decode(await process.stdout.readline())]
         await until(lambda: service.requests >= ENOUGH)
-        process.stdin.write(line(Stop()))
+        process.stdin.write(line(StopOrder()))
         events.append(event_decoder.decode(await process.stdout.readline()))
         code = await process.wait()
         server.close()
@@ -595,8 +595,8 @@ def test_as_a_process() -> None:
     (ready, result), code = asyncio.run(body())
 
     assert code == 0
-    assert ready == Ready(held=3, version="1", generation=1)
-    assert isinstance(result, Result)
+    assert ready == ReadyEvent(held=3, version="1", generation=1)
+    assert isinstance(result, ResultEvent)
     assert losses(result) == {}
     assert result.requests > 0
 
@@ -604,7 +604,7 @@ def test_as_a_process() -> None:
 def test_nobody_there_is_said_at_once() -> None:
     """A load client that cannot reach the service says so and does not pretend to run."""
 
-    async def body() -> Event:
+    async def body() -> OrderEvent:
         return await Load(Start(host="127.0.0.1", port=1)).open()
 
     answer = asyncio.run(body())

@@ -29,7 +29,7 @@ from upgrader.protocol.channel import park
 from upgrader.protocol.connection_state import ConnectionState, Waiting
 from upgrader.protocol.fd import Fd
 from upgrader.protocol.identity import Identity, Kind, identify
-from upgrader.protocol.image import Entry, Manifest, seal
+from upgrader.protocol.image import Manifest, ManifestEntry, seal
 from upgrader.protocol.parameters import Parameters
 from upgrader.protocol.state import SavedState, encode, save
 from upgrader.protocol.status_text import Origin
@@ -162,9 +162,9 @@ def image(bench: Bench, generation: int = 3) -> tuple[Manifest, list[Any]]:
     number = msgspec.msgpack.encode(Session(7))
     moved = ConnectionState(Waiting.MESSAGE, b"half", b"rest", number)
     entries = [
-        Entry("door", Kind.LISTENER, identify(door)),
-        Entry("inbox", Kind.DATAGRAMS, identify(inbox)),
-        Entry("door", Kind.CONNECTION, identify(connection), 0, moved),
+        ManifestEntry("door", Kind.LISTENER, identify(door)),
+        ManifestEntry("inbox", Kind.DATAGRAMS, identify(inbox)),
+        ManifestEntry("door", Kind.CONNECTION, identify(connection), 0, moved),
     ]
     sessions = {"door": SavedState("session", 1, 1, b"")}
     states = [save(Counters(5))]
@@ -238,7 +238,7 @@ def another_inode(bench: Bench, manifest: Manifest, fds: list[Any]) -> tuple[Man
     return manifest, [bench.socket(), *fds[1:]]
 
 
-def entries(manifest: Manifest, *changed: Entry) -> Manifest:
+def entries(manifest: Manifest, *changed: ManifestEntry) -> Manifest:
     return msgspec.structs.replace(manifest, entries=[*changed])
 
 
@@ -400,7 +400,8 @@ def built(bench: Bench, readers: Readers) -> tuple[Manifest, list[Any]]:
     manifest, fds = build(declarations, 3, "3", frozen, [], None, readers)
     inbox = bench.socket(socket.SOCK_DGRAM)
     return msgspec.structs.replace(
-        manifest, entries=[*manifest.entries, Entry("inbox", Kind.DATAGRAMS, identify(inbox))]
+        manifest,
+        entries=[*manifest.entries, ManifestEntry("inbox", Kind.DATAGRAMS, identify(inbox))],
     ), [*fds, inbox]
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.unit.units import unit
 from upgrader.protocol.varlink_types import Description
-from upgrader.systemd.unit import FdStore
+from upgrader.systemd.unit import FdStoreContents
 from upgrader.tool.blockers import not_ours, parked_image, settings
 from upgrader.tool.instance_client import InstanceError
 from upgrader.tool.presence import Presence
@@ -63,12 +63,12 @@ def test_the_newest_parked_image_counts() -> None:
     """Of several, the newest; listeners and images set aside are none."""
     names = ("upgrader-listener-http", "upgrader-aside-9", "upgrader-channel-3", "stored")
 
-    assert parked_image(FdStore(4, names)) == 3
-    assert parked_image(FdStore(5, (*names, "upgrader-channel-12"))) == 12
-    assert parked_image(FdStore(2, names[:2])) is None
+    assert parked_image(FdStoreContents(4, names)) == 3
+    assert parked_image(FdStoreContents(5, (*names, "upgrader-channel-12"))) == 12
+    assert parked_image(FdStoreContents(2, names[:2])) is None
 
 
 def test_without_names_the_count_must_do() -> None:
     """Before systemd 254 there is an image if there are more FDs than were known."""
-    assert parked_image(FdStore(2, None), others=1) == 0
-    assert parked_image(FdStore(1, None), others=1) is None
+    assert parked_image(FdStoreContents(2, None), others=1) == 0
+    assert parked_image(FdStoreContents(1, None), others=1) is None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from upgrader.hooks.queue import Origin, Requests, TurnTaken
+from upgrader.hooks.queue import AskedBy, Requests, TurnTaken
 
 UNIT = "web.service"
 
@@ -21,7 +21,7 @@ def test_ten_at_a_time_are_served_by_one(tmp_path: Path) -> None:
 
     def ask(number: int) -> None:
         requests = Requests(tmp_path)
-        requests.file(UNIT, Origin.STALE)
+        requests.file(UNIT, AskedBy.STALE)
         filed.wait()
         with requests.turn(UNIT) as turn:
             if turn.origins:
@@ -45,29 +45,29 @@ def test_ten_at_a_time_are_served_by_one(tmp_path: Path) -> None:
 def test_a_request_during_an_upgrade_is_not_served_by_it(tmp_path: Path) -> None:
     """It may be about files that the new instance has not read."""
     requests = Requests(tmp_path)
-    requests.file(UNIT, Origin.STALE)
+    requests.file(UNIT, AskedBy.STALE)
     with requests.turn(UNIT) as turn:
         turn.claim()
-        requests.file(UNIT, Origin.INSTALLED)
+        requests.file(UNIT, AskedBy.INSTALLED)
         turn.served(True, "the first")
 
     with requests.turn(UNIT) as turn:
-        assert {Origin.INSTALLED} == turn.origins
+        assert {AskedBy.INSTALLED} == turn.origins
 
 
 def test_a_claim_outlives_who_made_it(tmp_path: Path) -> None:
     """Killed in the middle, it is there for the next one, with its origin."""
     requests = Requests(tmp_path)
-    requests.file(UNIT, Origin.INSTALLED)
+    requests.file(UNIT, AskedBy.INSTALLED)
     with requests.turn(UNIT) as turn:
         turn.claim()
 
     again = Requests(tmp_path)
     assert [UNIT] == again.units()
-    again.file(UNIT, Origin.STALE)
+    again.file(UNIT, AskedBy.STALE)
     with again.turn(UNIT) as turn:
         turn.claim()
-        assert {Origin.INSTALLED} == turn.origins
+        assert {AskedBy.INSTALLED} == turn.origins
         turn.served(False, "too bad")
         assert not turn.origins
         assert turn.last is not None
@@ -80,7 +80,7 @@ def test_words_of_another_version(tmp_path: Path) -> None:
     (tmp_path / "filed" / UNIT).write_text("moonphase\n")
     (tmp_path / "last" / UNIT).write_text("{")
     with requests.turn(UNIT) as turn:
-        assert {Origin.STALE} == turn.origins
+        assert {AskedBy.STALE} == turn.origins
         assert turn.last is None
 
 
@@ -98,7 +98,7 @@ def test_nobody_else_can_open_a_lock(tmp_path: Path) -> None:
 def test_a_lock_that_is_never_given_back(tmp_path: Path) -> None:
     """Who waits is told after its patience, and the request is there for the next one."""
     requests = Requests(tmp_path, patience=0.2)
-    requests.file(UNIT, Origin.INSTALLED)
+    requests.file(UNIT, AskedBy.INSTALLED)
     with (tmp_path / "lock" / UNIT).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(TurnTaken, match=f"{UNIT}: .* for 0.2s"), requests.turn(UNIT):
@@ -106,4 +106,4 @@ def test_a_lock_that_is_never_given_back(tmp_path: Path) -> None:
 
     assert [UNIT] == requests.units()
     with requests.turn(UNIT) as turn:
-        assert {Origin.INSTALLED} == turn.origins
+        assert {AskedBy.INSTALLED} == turn.origins

@@ -12,7 +12,7 @@ from upgrader.protocol import image, records
 from upgrader.protocol.channel import new_ledger
 from upgrader.protocol.fd import Fd
 from upgrader.protocol.identity import Kind, identify
-from upgrader.protocol.image import Entry, Manifest
+from upgrader.protocol.image import Manifest, ManifestEntry
 from upgrader.systemd.fdstore import Stored, StoreName
 
 Store = dict[StoreName, Fd]
@@ -24,9 +24,9 @@ def stored() -> Iterator[Store]:
     listener = socket.create_server(("127.0.0.1", 0))
     one, other = socket.socketpair()
     entries = [
-        Entry("door", Kind.LISTENER, identify(listener)),
-        Entry("door", Kind.CONNECTION, identify(one)),
-        Entry("door", Kind.CONNECTION, identify(other)),
+        ManifestEntry("door", Kind.LISTENER, identify(listener)),
+        ManifestEntry("door", Kind.CONNECTION, identify(one)),
+        ManifestEntry("door", Kind.CONNECTION, identify(other)),
     ]
     found = {
         StoreName(Stored.ENTRY, "7.2"): Fd(other.detach()),

@@ -9,7 +9,7 @@ import pytest
 
 from upgrader.protocol.status_text import Origin, Status
 from upgrader.systemd import journal
-from upgrader.systemd.journal import Outcome, Priority, report
+from upgrader.systemd.journal import JournalOutcome, Priority, report
 
 LOADED = "generation 3, loaded by restart from generation 2: {}, {} left behind"
 
@@ -49,7 +49,7 @@ def test_a_status_in_one_line(status: Status, text: str) -> None:
 def tell(message: str) -> None:
     report(
         message, Priority.ERR, unit="web.service", generation=3, side="destination", phase="load",
-        outcome=Outcome.FAILED,
+        outcome=JournalOutcome.FAILED,
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from upgrader.instance.connection import Stream
+from upgrader.instance.connection import ConnectionStream
 from upgrader.protocol.connection_state import ConnectionState, Waiting
 from upgrader.protocol.identity import identify
 
@@ -15,12 +15,12 @@ LARGE = b"x" * 8_000_000
 
 
 @pytest.fixture
-def ends() -> Iterator[tuple[Stream, socket.socket]]:
+def ends() -> Iterator[tuple[ConnectionStream, socket.socket]]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         there = socket.create_connection(listener.getsockname())
         here, _ = listener.accept()
         with here, there:
-            yield Stream(here), there
+            yield ConnectionStream(here), there
 
 
 def reset(sock: socket.socket) -> None:
@@ -28,7 +28,7 @@ def reset(sock: socket.socket) -> None:
     sock.close()
 
 
-def test_what_does_not_go_out_is_kept(ends: tuple[Stream, socket.socket]) -> None:
+def test_what_does_not_go_out_is_kept(ends: tuple[ConnectionStream, socket.socket]) -> None:
     """It follows in order when it is flushed."""
     stream, there = ends
     stream.queue(LARGE)
@@ -44,7 +44,7 @@ def test_what_does_not_go_out_is_kept(ends: tuple[Stream, socket.socket]) -> Non
     assert not stream.unsent
 
 
-def test_a_reset_while_flushing(ends: tuple[Stream, socket.socket]) -> None:
+def test_a_reset_while_flushing(ends: tuple[ConnectionStream, socket.socket]) -> None:
     """The rest is dropped, the connection is lost, and writing says so."""
     stream, there = ends
     stream.queue(LARGE)
@@ -59,7 +59,7 @@ def test_a_reset_while_flushing(ends: tuple[Stream, socket.socket]) -> None:
         stream.queue(b"x")
 
 
-def test_a_reset_while_receiving(ends: tuple[Stream, socket.socket]) -> None:
+def test_a_reset_while_receiving(ends: tuple[ConnectionStream, socket.socket]) -> None:
     """What came before stays."""
     stream, there = ends
     there.send(b"abc")
@@ -74,7 +74,7 @@ def test_a_reset_while_receiving(ends: tuple[Stream, socket.socket]) -> None:
 
 
 @pytest.mark.parametrize("waiting", [*Waiting, None])
-def test_freezing(ends: tuple[Stream, socket.socket], waiting: Waiting | None) -> None:
+def test_freezing(ends: tuple[ConnectionStream, socket.socket], waiting: Waiting | None) -> None:
     """At a safe point everything moves along; a busy one does not move."""
     stream, there = ends
     there.send(b"half")
@@ -87,6 +87,6 @@ def test_freezing(ends: tuple[Stream, socket.socket], waiting: Waiting | None) -
         return
 
     assert ConnectionState(waiting, b"half", bytes(stream.unsent), b"session") == moved
-    again = Stream(stream.sock, moved)
+    again = ConnectionStream(stream.sock, moved)
     assert (b"half", stream.unsent) == (again.inbox.buffer, again.unsent)
     assert (waiting, identify(stream.sock)) == (again.waiting, again.identity)

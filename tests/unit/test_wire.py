@@ -12,7 +12,7 @@ import pytest
 from tests.unit.golden import ALL_FRAMES, STREAMS
 from upgrader.codes import Code
 from upgrader.errors import ProtocolError
-from upgrader.protocol.record_order import TRANSITIONS, Incoming, Phase, batches
+from upgrader.protocol.record_order import TRANSITIONS, Incoming, StreamPhase, batches
 from upgrader.protocol.records import (
     HELLO_FDS,
     MAGIC,
@@ -117,10 +117,10 @@ RECORDS: list[tuple[Record, int]] = [
 ]
 
 
-def at(phase: Phase) -> Incoming:
+def at(phase: StreamPhase) -> Incoming:
     """A stream of 2 FDs that has come so far."""
     incoming = Incoming()
-    steps = {Phase.SETUP: 0, Phase.ACTIVE: 2, Phase.COMPLETED: 3}[phase]
+    steps = {StreamPhase.SETUP: 0, StreamPhase.ACTIVE: 2, StreamPhase.COMPLETED: 3}[phase]
     for record, fds in RECORDS[:steps]:
         incoming.receive(record, fds)
     assert phase is incoming.phase
@@ -128,9 +128,13 @@ def at(phase: Phase) -> Incoming:
 
 
 @pytest.mark.parametrize(
-    ("phase", "item"), list(itertools.product(Phase, RECORDS)), ids=lambda v: str(v).split("(")[0]
+    ("phase", "item"),
+    list(itertools.product(StreamPhase, RECORDS)),
+    ids=lambda v: str(v).split("(")[0],
 )
-def test_every_step_is_in_the_table_or_refused(phase: Phase, item: tuple[Record, int]) -> None:
+def test_every_step_is_in_the_table_or_refused(
+    phase: StreamPhase, item: tuple[Record, int]
+) -> None:
     """A record that the table does not have in this phase is named, and changes nothing."""
     record, fds = item
     incoming = at(phase)
@@ -151,7 +155,7 @@ def test_every_step_is_in_the_table_or_refused(phase: Phase, item: tuple[Record,
 
 def test_the_table_is_complete() -> None:
     """It says something of every phase and record, and every phase but the last goes on."""
-    assert {phase for phase, _ in TRANSITIONS} == {Phase.SETUP, Phase.ACTIVE}
+    assert {phase for phase, _ in TRANSITIONS} == {StreamPhase.SETUP, StreamPhase.ACTIVE}
     assert {record for _, record in TRANSITIONS} == {Hello, Fds, End}
 
 
@@ -165,7 +169,7 @@ def test_batches_are_received(fds: int) -> None:
     incoming.receive(End(fds, EndReason.COMPLETE), 0)
 
     assert (fds, 7) == (incoming.received, incoming.hello.generation)
-    assert Phase.COMPLETED is incoming.phase
+    assert StreamPhase.COMPLETED is incoming.phase
 
 
 def sequences() -> Iterator[tuple[str, list[tuple[Record, int]], str]]:
@@ -219,4 +223,4 @@ def test_a_cut_list_is_legal() -> None:
         incoming.receive(Fds(0, 253), 253)
         incoming.receive(End(253, reason), 0)
 
-        assert Phase.COMPLETED is incoming.phase
+        assert StreamPhase.COMPLETED is incoming.phase

@@ -6,6 +6,7 @@ import functools
 import io
 import re
 import tokenize
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,8 +29,6 @@ EXCLUDED = {
     for word in words.split(", ")
     if word != "not this"
 }
-#: Still used, and to be emptied: a word leaves this list when it has left the code.
-STILL = {"door"}
 #: Names that others have given to things of theirs.
 FOREIGN = re.compile(r"(service|package|context) managers?|saxutils", re.IGNORECASE)
 #: Files that speak of another library's own name for a thing, or of the name in an older interface.
@@ -112,11 +111,9 @@ def test_a_word_in_bold_is_explained() -> None:
 
 
 def test_excluded_words_are_not_used() -> None:
-    """No name, docstring, comment or page has one, except those that are still to be renamed."""
+    """No name, docstring, comment or page has one."""
     found = {
-        word: left
-        for word, files in used().items()
-        if (left := files - ELSEWHERE.get(word, set())) and word not in STILL
+        word: left for word, files in used().items() if (left := files - ELSEWHERE.get(word, set()))
     }
 
     assert found == {}, {word: EXCLUDED[word] for word in found}
@@ -127,6 +124,22 @@ def test_the_exceptions_are_needed() -> None:
     found = used()
 
     assert {"payload", "door"} <= EXCLUDED.keys()
-    assert found.keys() >= STILL
     for word, files in ELSEWHERE.items():
         assert files <= found[word]
+
+
+#: One face each for asyncio and for blocking programs, an adapter for each library, and a program in
+#: two versions.
+TWINS = {"Instance", "Peer", "Adapter", "Counters", "Session"}
+
+
+def test_a_class_name_means_one_thing() -> None:
+    """No two classes of the product have the same name."""
+    names = Counter(
+        node.name
+        for path in (ROOT / "upgrader").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+    )
+
+    assert TWINS == {name for name, times in names.items() if times > 1}

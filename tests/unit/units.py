@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from upgrader.systemd.unit import UNSET, UNSET_ID, Command, Unit
+from upgrader.systemd.unit import UNSET, UNSET_ID, ExecCommand, Unit
 
 _HEALTHY = Unit(
     id="web.service",
@@ -43,8 +43,8 @@ _HEALTHY = Unit(
     control_pid=0,
     reload_result="success",
     watchdog_usec=0,
-    exec_start=(Command("/usr/bin/web", ("web",), ()),),
-    exec_reload=(Command("/usr/bin/python3", ("python3", "-m", "upgrader.takeover"), ()),),
+    exec_start=(ExecCommand("/usr/bin/web", ("web",), ()),),
+    exec_reload=(ExecCommand("/usr/bin/python3", ("python3", "-m", "upgrader.takeover"), ()),),
     user="",
     group="",
     dynamic_user=False,

@@ -14,7 +14,7 @@ from typing import Any
 
 from upgrader.aio.safe_points import SafePoints
 from upgrader.errors import DeclarationError, Retired, UnsavableState
-from upgrader.instance.connection import HIGH_WATER, Stream, show_peer
+from upgrader.instance.connection import HIGH_WATER, ConnectionStream, show_peer
 from upgrader.instance.inbox import Frame
 from upgrader.instance.save import Frozen
 from upgrader.protocol.connection_state import Waiting
@@ -33,7 +33,7 @@ class HandledConnection:
     def __init__(
         self,
         backend: str,
-        stream: Stream,
+        stream: ConnectionStream,
         session: Any,
         safe_points: SafePoints,
         on_end: Callable[[HandledConnection], object],

@@ -18,7 +18,7 @@ from upgrader.aio.handled_connection import HandledConnection
 from upgrader.aio.peer import Peer
 from upgrader.aio.safe_points import SafePoints
 from upgrader.aio.waiting import first, until_deadline
-from upgrader.instance.connection import Stream
+from upgrader.instance.connection import ConnectionStream
 from upgrader.instance.declarations import Connections
 from upgrader.instance.loaded import Adopted
 from upgrader.instance.save import Frozen
@@ -42,11 +42,11 @@ class HandledListener:
     ) -> None:
         """`arguments`: the live states that the handler wants."""
         self._loop = asyncio.get_running_loop()
-        self._name = declared.door.name
+        self._name = declared.listener.name
         self._declared = declared
         self._arguments = arguments
         self._safe_points = safe_points
-        self._acceptor = Acceptor(self._loop, declared.door, self._accept)
+        self._acceptor = Acceptor(self._loop, declared.listener, self._accept)
         self._served: dict[HandledConnection, _Served] = {}
         self._moving: list[HandledConnection] = []
         self._ended = asyncio.Event()  # one of them has
@@ -70,7 +70,7 @@ class HandledListener:
 
     def adopt(self, adopted: Adopted) -> None:
         """Call the handler anew for a connection that has moved here."""
-        stream = Stream(adopted.sock, adopted.state, adopted.identity)
+        stream = ConnectionStream(adopted.sock, adopted.state, adopted.identity)
         connection = self._make(stream, adopted.session, adopted=True)
         if stream.unsent:
             connection.flush()
@@ -83,9 +83,11 @@ class HandledListener:
 
     def _accept(self, sock: socket.socket) -> None:
         session = self._declared.session() if self._declared.session else None
-        self._serve(self._make(Stream(sock), session, adopted=False), handled=True)
+        self._serve(self._make(ConnectionStream(sock), session, adopted=False), handled=True)
 
-    def _make(self, stream: Stream, session: object, *, adopted: bool) -> HandledConnection:
+    def _make(
+        self, stream: ConnectionStream, session: object, *, adopted: bool
+    ) -> HandledConnection:
         return HandledConnection(
             self._name, stream, session, self._safe_points, self._forget, adopted=adopted
         )

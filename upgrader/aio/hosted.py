@@ -47,15 +47,15 @@ class Newcomer(asyncio.Protocol):
 
 
 class Hosted:
-    """A connection of a door, between a library and its transport."""
+    """A connection of a listener, between a library and its transport."""
 
     __slots__ = (
         "_failed",
         "_gate",
         "_watch",
         "adapter",
-        "door",
         "identity",
+        "listener",
         "protocol",
         "since",
         "sock",
@@ -65,7 +65,7 @@ class Hosted:
 
     def __init__(
         self,
-        door: str,
+        listener: str,
         adapter: Adapter,
         identity: Identity,
         transport: asyncio.Transport,
@@ -73,7 +73,7 @@ class Hosted:
         *,
         tls: bool,
     ) -> None:
-        self.door = door
+        self.listener = listener
         self.adapter = adapter
         self.identity = identity
         self.transport = transport
@@ -153,13 +153,13 @@ class Hosted:
         if self.transport.is_closing():
             return None
         if why := self.why_it_stays:
-            return LeftBehind(self.door, self.describe(), why)
+            return LeftBehind(self.listener, self.describe(), why)
         session = self._ask(self.adapter.save, None)
         if session is None:
-            return LeftBehind(self.door, self.describe(), "its adapter holds it back")
+            return LeftBehind(self.listener, self.describe(), "its adapter holds it back")
         unread = bytes(self._gate.held) if self._gate else b""
         state = ConnectionState(Waiting.MESSAGE, unread, b"", session)
-        return Frozen(self.door, self.sock, self.identity, state)
+        return Frozen(self.listener, self.sock, self.identity, state)
 
     def let_go(self) -> None:
         """It has moved: nothing here reads from it any more, but our copy of its FD stays open. The
@@ -250,7 +250,7 @@ class Hosted:
             return function(self._current)
         except Exception:
             if not self._failed:  # asked often, it would fill the log
-                _log.exception("%s: adapter of %s failed", self.door, self.adapter.speaks)
+                _log.exception("%s: adapter of %s failed", self.listener, self.adapter.speaks)
             self._failed = True
             return otherwise
 

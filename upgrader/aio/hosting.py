@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The connections of one door that a library owns: accepted, adopted, frozen, and ended."""
+"""The connections of one listener that a library owns: accepted, adopted, frozen, and ended."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ class Hosting:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, declared: Protocols) -> None:
         self._loop = loop
-        self._name = declared.door.name
+        self._name = declared.listener.name
         self._adapter = declared.adapter
         self._tls = declared.tls
-        self._acceptor = Acceptor(loop, declared.door, self._accept)
+        self._acceptor = Acceptor(loop, declared.listener, self._accept)
         self.connections: list[Hosted] = []
         self._sweep_at = _SPARE
         self._waiting: deque[_Waiting] = deque()

@@ -32,7 +32,7 @@ from upgrader.protocol.switchover import Event, Source
 
 if TYPE_CHECKING:
     from upgrader.instance.exec_mode import Execution
-    from upgrader.instance.live_source import Request
+    from upgrader.instance.live_source import MigrationRequest
 
 Task = Callable[..., Coroutine[Any, Any, object]]
 
@@ -54,7 +54,7 @@ class AsyncioRuntime:
         self._loop = asyncio.get_running_loop()
         self._safe_points = SafePoints()
         self._stop = asyncio.Event()
-        self._requests: asyncio.Queue[Request | Execution] = asyncio.Queue()
+        self._requests: asyncio.Queue[MigrationRequest | Execution] = asyncio.Queue()
         self._tasks: list[asyncio.Task[object]] = []
         parts.report.connections_open = self._connections_open
 
@@ -80,7 +80,7 @@ class AsyncioRuntime:
         try:
             arrival = parts.destination.load()
             for name, hosting in self.hostings.items():
-                hosting.prepare([item for item in arrival.adopted if item.door == name])
+                hosting.prepare([item for item in arrival.adopted if item.listener == name])
             await self._verify()
             for number in signals:
                 self._catch(number)
@@ -163,8 +163,8 @@ class AsyncioRuntime:
         }
         with no_collection():
             for adopted in arrival.adopted:
-                if adopted.door in self.handled:
-                    self.handled[adopted.door].adopt(adopted)
+                if adopted.listener in self.handled:
+                    self.handled[adopted.listener].adopt(adopted)
 
     async def _open(self) -> None:
         """Begin to serve, once all handlers of what was adopted wait for something."""
@@ -236,11 +236,13 @@ class AsyncioRuntime:
         await self._come_to_a_stop(deadline, for_good=False)
         self._parts.source.execute(execution, self)
 
-    async def _migrate(self, request: Request | Execution) -> bool:
+    async def _migrate(self, request: MigrationRequest | Execution) -> bool:
         """Give everything to a live destination; False if this instance serves on."""
-        from upgrader.instance.live_source import Request  # since it answers, it has been loaded
+        from upgrader.instance.live_source import (
+            MigrationRequest,  # since it answers, it has been loaded
+        )
 
-        if not isinstance(request, Request):
+        if not isinstance(request, MigrationRequest):
             await self._execute(request)
             return False
         self._hold(for_good=False)

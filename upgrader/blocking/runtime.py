@@ -20,7 +20,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from upgrader.errors import Retired, UnsavableState
-from upgrader.instance.connection import HIGH_WATER, Stream, accept, show_peer
+from upgrader.instance.connection import HIGH_WATER, ConnectionStream, accept, show_peer
 from upgrader.instance.declarations import Bound, Connections
 from upgrader.instance.destination_side import refused_by_check
 from upgrader.instance.inbox import Frame
@@ -36,7 +36,7 @@ from upgrader.protocol.switchover import Event, Source
 
 if TYPE_CHECKING:
     from upgrader.instance.exec_mode import Execution
-    from upgrader.instance.live_source import Request
+    from upgrader.instance.live_source import MigrationRequest
 
 _log = logging.getLogger("upgrader")
 
@@ -45,7 +45,7 @@ class BlockingConnection:
     """A connection between its handler and its socket."""
 
     def __init__(
-        self, runtime: BlockingRuntime, declared: Connections, stream: Stream, session: Any,
+        self, runtime: BlockingRuntime, declared: Connections, stream: ConnectionStream, session: Any,
         *, adopted: bool,
     ) -> None:  # fmt: skip
         """`session`: the state that goes with it."""
@@ -58,7 +58,7 @@ class BlockingConnection:
     @property
     def backend(self) -> str:
         """The name of its listener."""
-        return self.declared.door.name
+        return self.declared.listener.name
 
     @property
     def address(self) -> str:
@@ -115,7 +115,7 @@ class BlockingRuntime:
         self._served: dict[int, tuple[BlockingConnection, Any]] = {}  # with its peer, by FD
         self._staying: list[BlockingConnection] = []
         self._arguments: dict[str, dict[str, Any]] = {}
-        self._requests: deque[Request | Execution] = deque()
+        self._requests: deque[MigrationRequest | Execution] = deque()
         self._reloads: deque[Future[None]] = deque()
         self._trusted = float("inf")  # when it is; of `time.monotonic`
         self._selector = selectors.DefaultSelector()
@@ -202,19 +202,21 @@ class BlockingRuntime:
             if connection.stream.inbox.buffer:
                 self._handle(connection)
         for connections in self._declarations.connections.values():
-            listener = connections.door
+            listener = connections.listener
             while listener.backlog:
                 self._open(connections, listener.backlog.popleft())
             self._selector.register(listener, selectors.EVENT_READ, connections)
 
     def _adopt(self, adopted: Adopted) -> None:
-        declared = self._declarations.connections[adopted.door]
-        stream = Stream(adopted.sock, adopted.state, adopted.identity)
+        declared = self._declarations.connections[adopted.listener]
+        stream = ConnectionStream(adopted.sock, adopted.state, adopted.identity)
         self._add(BlockingConnection(self, declared, stream, adopted.session, adopted=True))
 
     def _open(self, declared: Connections, sock: socket.socket) -> None:
         session = declared.session() if declared.session else None
-        self._add(BlockingConnection(self, declared, Stream(sock), session, adopted=False))
+        self._add(
+            BlockingConnection(self, declared, ConnectionStream(sock), session, adopted=False)
+        )
 
     def _add(self, connection: BlockingConnection) -> None:
         sock = connection.stream.sock
@@ -269,7 +271,7 @@ class BlockingRuntime:
             else:
                 done.set_result(None)
 
-    def _want(self, request: Request | Execution) -> None:
+    def _want(self, request: MigrationRequest | Execution) -> None:
         self._requests.append(request)
         self._wake_up()
 
@@ -279,9 +281,9 @@ class BlockingRuntime:
 
     def _accept(self, connections: Connections) -> None:
         try:
-            sock = accept(connections.door.socket)
+            sock = accept(connections.listener.socket)
         except OSError as error:
-            _log.error("%s: cannot accept: %s", connections.door.name, error)
+            _log.error("%s: cannot accept: %s", connections.listener.name, error)
             time.sleep(0.1)  # out of FDs or memory: the backlog holds them meanwhile
             return
         if sock is not None:
@@ -334,13 +336,15 @@ class BlockingRuntime:
 
     # The end
 
-    def _migrate(self, request: Request | Execution) -> bool:
+    def _migrate(self, request: MigrationRequest | Execution) -> bool:
         """Give everything to a live destination, or become it; False if this instance serves on."""
-        from upgrader.instance.live_source import Request  # since it answers, it has been loaded
+        from upgrader.instance.live_source import (
+            MigrationRequest,  # since it answers, it has been loaded
+        )
 
         source, parameters = self._parts.source, self._parts.report.parameters
         self._close_turns(parameters.downtime_limit, "downtime-limit")
-        if not isinstance(request, Request):
+        if not isinstance(request, MigrationRequest):
             source.execute(request, self)
             return False
         giver = source.give(request, self)

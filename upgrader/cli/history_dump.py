@@ -14,7 +14,7 @@ from upgrader.cli.options import complete_units, json_option, unit_argument, use
 from upgrader.cli.output import finish, give_up, plain, show, table
 from upgrader.errors import UpgradeError
 from upgrader.systemd.unit import UnitError
-from upgrader.tool.history import Event, encode, read
+from upgrader.tool.history import HistoryEvent, encode, read
 from upgrader.tool.outcome import ExitCode, Outcome, Result, Verb, duration
 from upgrader.tool.systemd_client import Systemd
 
@@ -64,7 +64,7 @@ def history(unit: str, lines: int, svg: bool, as_json: bool, user: bool) -> Exit
     return ExitCode.DONE
 
 
-def _row(event: Event) -> Sequence[str]:
+def _row(event: HistoryEvent) -> Sequence[str]:
     stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.time))
     return (
         stamp,

@@ -10,7 +10,7 @@ from typing import NoReturn
 import click
 
 from upgrader.systemd.unit import UnitError
-from upgrader.tool.outcome import Outcome, Progress, Result, Verb
+from upgrader.tool.outcome import Outcome, Result, Tell, Verb
 
 
 def finish(outcome: Outcome, as_json: bool) -> NoReturn:
@@ -53,7 +53,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def progress_to(quiet: bool) -> Progress:
+def progress_to(quiet: bool) -> Tell:
     """Return the function that shows progress."""
     return (lambda text: None) if quiet else say
 

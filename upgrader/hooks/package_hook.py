@@ -19,11 +19,11 @@ from pathlib import PurePath
 from upgrader.errors import UpgradeError
 from upgrader.hooks import policy
 from upgrader.hooks.policy import Policy, Rule
-from upgrader.hooks.queue import Origin, Requests, Turn, TurnTaken
+from upgrader.hooks.queue import AskedBy, QueueTurn, Requests, TurnTaken
 from upgrader.protocol.parameters import Mode
 from upgrader.systemd.unit import NoSuchUnit, Unit, unit_name
 from upgrader.tool import hold, overview
-from upgrader.tool.hold import Hold, Kind
+from upgrader.tool.hold import Hold, HoldKind
 from upgrader.tool.outcome import Outcome, Result
 from upgrader.tool.presence import NOTIFY, Presence, look
 from upgrader.tool.start_failed import has_failed, start_again
@@ -88,11 +88,11 @@ class Desk:
                 said = turn.last.line if turn.last else unit
                 self.say(f"already dealt with on another request: {said}")
                 return True
-            if (wait := _too_soon(turn)) and Origin.INSTALLED not in origins:
+            if (wait := _too_soon(turn)) and AskedBy.INSTALLED not in origins:
                 self.later(unit, wait, f"upgraded less than {WINDOW:g}s ago")
                 return True
             turn.claim()
-            told = self._upgrade(unit, installed=Origin.INSTALLED in origins)
+            told = self._upgrade(unit, installed=AskedBy.INSTALLED in origins)
             turn.served(told.done, told.line)
             return not told.bad
 
@@ -210,14 +210,14 @@ def _held(systemd: Systemd, unit: Unit, installed: bool) -> Hold | None:
         with contextlib.suppress(NoSuchUnit):
             each = unit if name == unit.id else systemd.unit(name)
             held = hold.standing(each, look(systemd, each, patient=False).said)
-            if held and (each is unit or held.kind is Kind.FAILED):
+            if held and (each is unit or held.kind is HoldKind.FAILED):
                 return held
     return None
 
 
 _REMEDIES = {
-    Kind.FAILED: "once a good version is in place: upgrader upgrade {unit}",
-    Kind.ADMIN: "when that is over: upgrader unhold {unit}",
+    HoldKind.FAILED: "once a good version is in place: upgrader upgrade {unit}",
+    HoldKind.ADMIN: "when that is over: upgrader unhold {unit}",
 }
 
 
@@ -235,7 +235,7 @@ def _is_plain(unit: Unit, found: Presence) -> str:
     return ""
 
 
-def _too_soon(turn: Turn) -> float:
+def _too_soon(turn: QueueTurn) -> float:
     """Seconds until the window is over; 0 if there is none, or the last attempt failed."""
     last = turn.last
     if last is None or not last.done:
@@ -345,7 +345,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
         if arguments.files:
             listed = [*_named(systemd, _services(sys.stdin), lambda text: None)]
             names += [name for name in listed if _uses_library(systemd, name)]
-        origin = Origin.INSTALLED if arguments.installed or arguments.files else Origin.STALE
+        origin = AskedBy.INSTALLED if arguments.installed or arguments.files else AskedBy.STALE
         units = dict.fromkeys(_named(systemd, names, say))
         for unit in units:
             desk.requests.file(unit, origin)
@@ -355,7 +355,7 @@ def run(arguments: argparse.Namespace, say: Say) -> None:
                     units |= dict.fromkeys(desk.expand(systemd, name))
         if arguments.libraries:
             for unit in _use_replaced(systemd, say):
-                desk.requests.file(unit, Origin.STALE)
+                desk.requests.file(unit, AskedBy.STALE)
                 units[unit] = None
     failed: dict[str, str] = {}
     for unit in units:

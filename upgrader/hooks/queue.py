@@ -35,7 +35,7 @@ class TurnTaken(UpgradeError):
         self.seconds = seconds
 
 
-class Origin(StrEnum):
+class AskedBy(StrEnum):
     """Why an upgrade is asked for."""
 
     INSTALLED = "installed"  #: a new version of the service is on disk
@@ -50,7 +50,7 @@ class Served(msgspec.Struct, frozen=True):
     line: str
 
 
-class Turn:
+class QueueTurn:
     """The right to upgrade one unit on request, while its lock is held."""
 
     def __init__(self, place: Path, unit: str) -> None:
@@ -59,16 +59,16 @@ class Turn:
         self._last = place / "last" / unit
 
     @property
-    def origins(self) -> frozenset[Origin]:
+    def origins(self) -> frozenset[AskedBy]:
         """Why, by all who ask; empty if everything asked for has been served."""
         words: set[str] = set()
         for path in (self._filed, self._claimed):
             with contextlib.suppress(FileNotFoundError):
                 # A request is the file; a word that a later version writes is no reason to lose it.
-                words |= {Origin.STALE, *path.read_text(errors="replace").split()}
-        if Origin.INSTALLED in words:
-            return frozenset((Origin.INSTALLED,))
-        return frozenset((Origin.STALE,)) if words else frozenset()
+                words |= {AskedBy.STALE, *path.read_text(errors="replace").split()}
+        if AskedBy.INSTALLED in words:
+            return frozenset((AskedBy.INSTALLED,))
+        return frozenset((AskedBy.STALE,)) if words else frozenset()
 
     @property
     def last(self) -> Served | None:
@@ -114,7 +114,7 @@ class Requests:
         # Also where another version, or the script that files requests, has made the directory.
         place.chmod(0o700)
 
-    def file(self, unit: str, origin: Origin) -> None:
+    def file(self, unit: str, origin: AskedBy) -> None:
         """Ask for an upgrade of `unit`, which must be the name of one."""
         # Beside an origin that is there already: one write of one line is never torn.
         with (self._place / "filed" / unit).open("a") as file:
@@ -126,7 +126,7 @@ class Requests:
         return sorted(found)
 
     @contextlib.contextmanager
-    def turn(self, unit: str) -> Iterator[Turn]:
+    def turn(self, unit: str) -> Iterator[QueueTurn]:
         """Wait until nobody else upgrades `unit` on request; raises TurnTaken."""
         deadline = time.monotonic() + self._patience
         with (self._place / "lock" / unit).open("w") as lock:
@@ -134,7 +134,7 @@ class Requests:
                 if time.monotonic() > deadline:
                     raise TurnTaken(unit, self._patience)
                 time.sleep(_LOOK)
-            yield Turn(self._place, unit)
+            yield QueueTurn(self._place, unit)
 
 
 def _locked(file: IO[str]) -> bool:

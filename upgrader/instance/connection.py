@@ -14,7 +14,7 @@ from upgrader.protocol.identity import Identity, identify, show_address
 HIGH_WATER = 65536
 
 
-class Stream:
+class ConnectionStream:
     """Both directions of a connection. `waiting` is its safe point, None while it is busy."""
 
     __slots__ = ("eof", "identity", "inbox", "lost", "since", "sock", "unsent", "waiting")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # loaded by the instances that can be asked
     from upgrader.instance.control_answers import Negotiation
     from upgrader.instance.control_socket import Control
     from upgrader.instance.exec_mode import Execution
-    from upgrader.instance.live_source import Request
+    from upgrader.instance.live_source import MigrationRequest
 
 _log = logging.getLogger("upgrader")
 
@@ -38,7 +38,7 @@ class Answering:
 
     def prepare(
         self,
-        on_request: Callable[[Request | Execution], object],
+        on_request: Callable[[MigrationRequest | Execution], object],
         on_reload: Callable[[], object],
         *,
         now: bool,

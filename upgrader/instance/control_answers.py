@@ -23,7 +23,7 @@ from upgrader.codes import Code
 from upgrader.errors import BusError, IncompatibleState, ParameterError, UpgradeError
 from upgrader.instance.control_socket import Caller
 from upgrader.instance.exec_mode import Execution
-from upgrader.instance.live_source import Request, Successor
+from upgrader.instance.live_source import MigrationRequest, Successor
 from upgrader.instance.phases import News
 from upgrader.instance.save import Readers
 from upgrader.instance.self_description import Describer
@@ -36,7 +36,7 @@ from upgrader.protocol.varlink_types import Decision, Last, Phase, Refusal
 from upgrader.systemd.bus import Bus, is_user_service
 from upgrader.systemd.cgroup import unit_of
 from upgrader.systemd.listen_fds import own_number
-from upgrader.systemd.main_command import Command, given_environment, main_process
+from upgrader.systemd.main_command import MainCommand, given_environment, main_process
 from upgrader.systemd.unit import Unit
 
 _GO = 10.0  # seconds that a destination may take between its negotiation and Go
@@ -58,7 +58,7 @@ class Negotiation:
         self,
         host: SelfReport,
         library: str,
-        on_request: Callable[[Request | Execution], object],
+        on_request: Callable[[MigrationRequest | Execution], object],
         on_reload: Callable[[], object],
     ) -> None:
         self._host = host
@@ -295,7 +295,7 @@ class Negotiation:
                 self.over(Code.ENDED_EARLY, "the new version never said that it is ready")
             return
         self._host.progress.enter(Phase.COLLECTING)
-        self._on_request(Request(sock, successor, self._stream))
+        self._on_request(MigrationRequest(sock, successor, self._stream))
 
     def over(self, code: Code, reason: str) -> tuple[Code, str]:
         """The migration has ended, and this instance serves on; returns why, as it is told."""
@@ -342,11 +342,11 @@ class Negotiation:
         self._on_request(execution)
         raise VarlinkError(f"{INTERFACE}.ExecFailed", {"why": execution.failed.result()})
 
-    def _command(self, words: Sequence[str]) -> Command:
+    def _command(self, words: Sequence[str]) -> MainCommand:
         """What is executed: these words, or else what ExecStart= says now."""
         if words:
             path = words[0] if "/" in words[0] else shutil.which(words[0])
-            return Command(path or words[0], words, os.environ)
+            return MainCommand(path or words[0], words, os.environ)
         with Bus(_BUS) as bus:
             unit = Unit.from_properties("", bus.properties(self._host.unit))
         return main_process(unit, os.environ, int(own_number(os.environ)), given_environment())

@@ -187,19 +187,19 @@ class Datagrams(Bound):
 
 @dataclass(frozen=True, slots=True)
 class Connections:
-    """The connections of a door: who handles them, and the state that goes with each one."""
+    """The connections of a listener: who handles them, and the state that goes with each one."""
 
-    door: Listener
+    listener: Listener
     session: type | None
     handler: Callable[..., Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Protocols:
-    """The connections of a door that another library owns: its adapter (an `aio.Adapter`), and the
+    """The connections of a listener that another library owns: its adapter (an `aio.Adapter`), and the
     SSLContext of those that speak TLS."""
 
-    door: Listener
+    listener: Listener
     adapter: Any
     tls: Any = None
 
@@ -243,8 +243,8 @@ class Declarations:
         self.sockets[bound.name] = bound
 
     def add_connections(self, connections: Connections) -> None:
-        """Declare who handles a door; raises DeclarationError for a second handler."""
-        name = connections.door.name
+        """Declare who handles a listener; raises DeclarationError for a second handler."""
+        name = connections.listener.name
         self._check_new(f"connections of {name!r}", name, self.connections | self.protocols)
         if connections.session is not None:
             declared: Declared[Any] = Declared(connections.session)
@@ -257,8 +257,8 @@ class Declarations:
         self.connections[name] = connections
 
     def add_protocols(self, protocols: Protocols) -> None:
-        """Declare whose library owns the connections of a door; raises DeclarationError."""
-        name = protocols.door.name
+        """Declare whose library owns the connections of a listener; raises DeclarationError."""
+        name = protocols.listener.name
         self._check_new(f"connections of {name!r}", name, self.connections | self.protocols)
         self.protocols[name] = protocols
 
@@ -273,7 +273,7 @@ class Declarations:
         self.reloads.append(callback)
 
     def sessions(self) -> dict[str, SavedState]:
-        """For each door whose connections have a state of their own: its name and versions."""
+        """For each listener whose connections have a state of their own: its name and versions."""
         own = {
             name: header(connections.session)
             for name, connections in self.connections.items()

@@ -22,7 +22,7 @@ from upgrader.instance.self_report import SelfReport
 from upgrader.protocol.fd import Fd
 from upgrader.protocol.rendezvous import EXECUTED, PREFLIGHT, PREFLIGHT_1, TAKEOVER, UPGRADE
 from upgrader.systemd.fdstore import FdStore, Stored, StoreName
-from upgrader.systemd.journal import Outcome, Priority
+from upgrader.systemd.journal import JournalOutcome, Priority
 from upgrader.systemd.listen_fds import forget, take
 from upgrader.systemd.notify import one_line
 
@@ -144,7 +144,7 @@ class DestinationSide:
                 f"STATUS=failed to load: {one_line(text)}", "ERRNO=71"
             )  # EPROTO
         self._report.tell(
-            Priority.ERR, "destination", "load", Outcome.FAILED, f"failed to load: {text}"
+            Priority.ERR, "destination", "load", JournalOutcome.FAILED, f"failed to load: {text}"
         )
         self._answering.close()
 

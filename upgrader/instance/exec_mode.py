@@ -23,7 +23,7 @@ from upgrader.protocol.identity import HasFileno
 from upgrader.protocol.rendezvous import EXECUTED, UPGRADE
 from upgrader.systemd.fdstore import FdStore, StoreName
 from upgrader.systemd.listen_fds import Passed
-from upgrader.systemd.main_command import Command
+from upgrader.systemd.main_command import MainCommand
 
 _log = logging.getLogger("upgrader")
 
@@ -37,7 +37,7 @@ class Execution:
     """A request to execute `command`, in the upgrade of that id; if it fails, `failed` gets the
     reason."""
 
-    command: Command
+    command: MainCommand
     upgrade: str = ""
     failed: Future[str] = field(default_factory=Future)
 

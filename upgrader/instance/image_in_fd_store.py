@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from upgrader.errors import BusError, ChannelError
 from upgrader.protocol import image, records
-from upgrader.protocol.channel import Stream, count_attempt, new_ledger
+from upgrader.protocol.channel import ReceivedImage, count_attempt, new_ledger
 from upgrader.protocol.fd import Fd
 from upgrader.protocol.identity import HasFileno, identify
 from upgrader.systemd.bus import Bus
@@ -40,7 +40,7 @@ class SpreadImage:
         """Count one more attempt to load; returns how many there were before."""
         return count_attempt(self._ledger)
 
-    def peek(self) -> Stream:
+    def peek(self) -> ReceivedImage:
         """All of it, consuming nothing; raises ImageError."""
         manifest = image.unseal(self.image)
         fds = []
@@ -51,7 +51,9 @@ class SpreadImage:
             fds.append(fd)
         cut = len(fds) < len(manifest.entries)
         reason = records.EndReason.CHANNEL_FULL if cut else records.EndReason.COMPLETE
-        return Stream(self.generation, len(manifest.entries), self.image, self._ledger, fds, reason)
+        return ReceivedImage(
+            self.generation, len(manifest.entries), self.image, self._ledger, fds, reason
+        )
 
     def spend(self) -> None:
         """PID 1 has let go of it."""

@@ -66,8 +66,8 @@ class Taker:
         self._give_up = clock() + timeout
         self._sock.settimeout(timeout)
         self._stream = records.VERSIONS[0]
-        self._image: channel.Stream | None = None
-        self.on_image: Callable[[channel.Stream], None] = lambda stream: None  #: loads it
+        self._image: channel.ReceivedImage | None = None
+        self.on_image: Callable[[channel.ReceivedImage], None] = lambda stream: None  #: loads it
         self.on_owner: Callable[[], None] = lambda: None  #: serves
         self._error: BaseException = ChannelError("no reason was given")
         self.fence = Fence(sock, takeover)
@@ -97,7 +97,7 @@ class Taker:
 
     # Driving the table
 
-    def take(self, offer: dict[str, Any], load: Callable[[channel.Stream], None]) -> None:
+    def take(self, offer: dict[str, Any], load: Callable[[channel.ReceivedImage], None]) -> None:
         """Negotiate with `offer`, and have `load` take the image; raises why it cannot be had:
         ChannelError, ProtocolError, or whatever `load` raises."""
         self.on_image = load

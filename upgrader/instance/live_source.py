@@ -30,7 +30,7 @@ _AGAIN = 0.1
 _log = logging.getLogger("upgrader")
 
 
-class Peer(Protocol):
+class SuccessorProcess(Protocol):
     """The process of the destination."""
 
     pid: int
@@ -69,11 +69,11 @@ class Successor:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class MigrationRequest:
     """A destination that is ready: its channel after Go, and the version of the stream there."""
 
     sock: socket.socket
-    successor: Peer
+    successor: SuccessorProcess
     stream: int
 
 
@@ -123,7 +123,7 @@ class Giver:
 
     def __init__(
         self,
-        request: Request,
+        request: MigrationRequest,
         steps: Steps,
         *,
         limit: float,

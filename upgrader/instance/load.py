@@ -30,7 +30,7 @@ from upgrader.instance.declarations import Bound, Declarations, Protocols
 from upgrader.instance.image_in_fd_store import SpreadImage
 from upgrader.instance.loaded import Adopted, Arrival, others
 from upgrader.protocol import image, records
-from upgrader.protocol.channel import ParkedChannel, Stream
+from upgrader.protocol.channel import ParkedChannel, ReceivedImage
 from upgrader.protocol.connection_state import ConnectionState, Waiting
 from upgrader.protocol.fd import Fd
 from upgrader.protocol.identity import identify, is_socket
@@ -101,7 +101,7 @@ class Loader:
         )
         channel = parked.choose()
         self._arrival.status = parked.status
-        received: dict[str, tuple[image.Entry, socket.socket]] = {}
+        received: dict[str, tuple[image.ManifestEntry, socket.socket]] = {}
         if self._taker:
             self._taker.take(
                 self._offer(), lambda stream: received.update(self._load_image(stream, Origin.LIVE))
@@ -141,14 +141,16 @@ class Loader:
             "streams": list(records.VERSIONS),
             "image": image.FORMAT,
             "states": {name: known.description.version for name, known in declared.states.items()},
-            "sessions": {door: header.version for door, header in declared.sessions().items()},
+            "sessions": {
+                listener: header.version for listener, header in declared.sessions().items()
+            },
             "backends": sorted({*declared.sockets, *declared.dropped}),
             "withheld": [n for n in declared.sockets if not self._parameters.transfers(n)],
         }
 
     def _load_image(
-        self, stream: Stream, origin: Origin
-    ) -> dict[str, tuple[image.Entry, socket.socket]]:
+        self, stream: ReceivedImage, origin: Origin
+    ) -> dict[str, tuple[image.ManifestEntry, socket.socket]]:
         manifest = image.unseal(stream.image)
         self._declarations.generation = manifest.generation + 1
         self._check(manifest, stream)
@@ -157,7 +159,7 @@ class Loader:
         if self._unpassed:
             self._declarations.activated = list(manifest.activated or ())
             self._was_passed = frozenset(manifest.passed or ())
-        bound: dict[str, tuple[image.Entry, socket.socket]] = {}
+        bound: dict[str, tuple[image.ManifestEntry, socket.socket]] = {}
         withheld: list[image.LeftBehind] = []
         for index, (entry, fd) in enumerate(zip(manifest.entries, stream.fds, strict=False)):
             sock = _as_socket(entry, fd)
@@ -168,7 +170,7 @@ class Loader:
             if entry.backend in self._declarations.dropped:
                 sock.close()
                 if self._unpassed and entry.connection is None:
-                    # What PID 1 keeps of it is a door behind which clients would wait for nobody.
+                    # What PID 1 keeps of it is a listener behind which clients would wait for nobody.
                     stored = StoreName(Stored(entry.kind.value), entry.backend)
                     self._arrival.unwanted.append(stored)
                 continue
@@ -207,7 +209,7 @@ class Loader:
         )
         return bound
 
-    def _check(self, manifest: image.Manifest, stream: Stream) -> None:
+    def _check(self, manifest: image.Manifest, stream: ReceivedImage) -> None:
         """Raise for a manifest that does not fit the stream or the declarations."""
         if manifest.generation != stream.generation:
             raise ImageError("image", f"generation {manifest.generation}, not {stream.generation}")
@@ -288,7 +290,9 @@ class Loader:
 
     # Sockets: image, then FD store, then socket activation, then bind
 
-    def _open(self, bound: Bound, received: tuple[image.Entry, socket.socket] | None) -> None:
+    def _open(
+        self, bound: Bound, received: tuple[image.ManifestEntry, socket.socket] | None
+    ) -> None:
         stored_name = StoreName(Stored(bound.kind.value), bound.name)
         activated = self._activated_socket(bound)
         stored = self._stored.pop(stored_name, None)
@@ -349,7 +353,7 @@ class Loader:
         return None
 
 
-def _as_socket(entry: image.Entry, fd: Fd) -> socket.socket:
+def _as_socket(entry: image.ManifestEntry, fd: Fd) -> socket.socket:
     """The socket of an entry; raises MismatchError unless it is the one that the manifest says."""
     said = entry.identity
     # Told what it is, the socket object asks the kernel nothing; `identify` does, once.
@@ -368,9 +372,9 @@ def _as_socket(entry: image.Entry, fd: Fd) -> socket.socket:
 def _check_protocol(
     protocols: Protocols, found: SavedState | None, connection: ConnectionState
 ) -> None:
-    """Raise unless a connection can go on under the library that owns this door here."""
+    """Raise unless a connection can go on under the library that owns this listener here."""
     own = protocols.header
-    item = f"connections of {protocols.door.name!r}"
+    item = f"connections of {protocols.listener.name!r}"
     if found is None or found.name != own.name:
         what = found.name if found else "connections of a handler"
         raise UnreadableState(item, f"the image has {what} in place of {own.name}")

@@ -33,7 +33,7 @@ _log = logging.getLogger("upgrader")
 class Adopted(msgspec.Struct, frozen=True):
     """One connection that has moved here, with what moved along."""
 
-    door: str
+    listener: str
     sock: socket.socket
     identity: Identity
     state: ConnectionState

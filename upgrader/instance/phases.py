@@ -46,7 +46,7 @@ _DECISIONS = {
 }
 
 
-class Progress:
+class Phases:
     """The migration under way, or the last one. Any thread may tell, any may ask."""
 
     def __init__(self) -> None:

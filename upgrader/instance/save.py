@@ -30,7 +30,7 @@ _log = logging.getLogger("upgrader")
 class Frozen(msgspec.Struct, frozen=True):
     """A connection at a safe point: everything that moves with it."""
 
-    door: str
+    listener: str
     sock: HasFileno
     identity: Identity
     state: ConnectionState
@@ -38,14 +38,14 @@ class Frozen(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Readers:
-    """Which versions the next instance has: of states by name, of connections' states by door."""
+    """Which versions the next instance has: of states by name, of connections' states by listener."""
 
     states: Mapping[str, int] = field(default_factory=dict)
     sessions: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Saved:
     """What was parked: FDs that crossed, and everything that was left behind."""
 
     generation: int
@@ -73,11 +73,13 @@ def build(
     Raises UnsavableState for a state that cannot be saved, OSError for a closed FD.
     """
     frozen_at = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-    entries: list[image.Entry] = []
+    entries: list[image.ManifestEntry] = []
     fds: list[HasFileno] = []
     for bound in declarations.sockets.values():  # the most valuable first
         sock = bound.socket
-        entries.append(image.Entry(bound.name, bound.kind, identify(sock), path_inode(sock)))
+        entries.append(
+            image.ManifestEntry(bound.name, bound.kind, identify(sock), path_inode(sock))
+        )
         fds.append(sock)
     saving = _Saving(partial)
     states = saving.states(declarations, readers)
@@ -85,7 +87,7 @@ def build(
     for frozen in connections:
         kind = Kind.CONNECTION
         state = sessions.convert(frozen, len(entries))
-        entries.append(image.Entry(frozen.door, kind, frozen.identity, 0, state))
+        entries.append(image.ManifestEntry(frozen.listener, kind, frozen.identity, 0, state))
         fds.append(frozen.sock)
     passed = [bound.name for bound in declarations.sockets.values() if not bound.persistent]
     manifest = image.Manifest(
@@ -147,22 +149,22 @@ class _Sessions:
         self.earlier: dict[int, dict[int, bytes]] = {}
         self._readers = readers.sessions
         self._classes = {
-            door: cls
-            for door, connections in declarations.connections.items()
+            listener: cls
+            for listener, connections in declarations.connections.items()
             if (cls := connections.session) and describe(cls).backward
         }
         self._plain = dict(self.headers)
 
     def convert(self, frozen: Frozen, place: int) -> ConnectionState:
         """What goes with a connection that is entry number `place`."""
-        door, state = frozen.door, frozen.state
-        if door not in self._classes:
+        listener, state = frozen.listener, frozen.state
+        if listener not in self._classes:
             return state
-        plain = msgspec.structs.replace(self._plain[door], data=state.session)
-        saved = self._saving.convert(self._classes[door], plain, self._readers.get(door))
+        plain = msgspec.structs.replace(self._plain[listener], data=state.session)
+        saved = self._saving.convert(self._classes[listener], plain, self._readers.get(listener))
         if saved.earlier:
             self.earlier[place] = saved.earlier
-        self.headers[door] = msgspec.structs.replace(saved, data=b"", earlier=msgspec.UNSET)
+        self.headers[listener] = msgspec.structs.replace(saved, data=b"", earlier=msgspec.UNSET)
         return msgspec.structs.replace(state, session=saved.data)
 
 
@@ -173,7 +175,7 @@ def keep(
     unit: str,
     *,
     one_by_one: bool,
-) -> Outcome:
+) -> Saved:
     """Leave an image with PID 1 for the next instance: on one channel, or one FD after the other.
 
     Raises as `park`. Where the FD store has no room for all of them, it is a channel after all.
@@ -181,7 +183,7 @@ def keep(
     if one_by_one:
         try:
             count = image_in_fd_store.keep(manifest, fds, store, unit)
-            return Outcome(manifest.generation, count, tuple(manifest.left_behind))
+            return Saved(manifest.generation, count, tuple(manifest.left_behind))
         except (ChannelError, NotifyError) as error:
             _log.warning("parked on a channel, not as backend-transfer-mechanism says: %s", error)
     name = StoreName(Stored.CHANNEL, str(manifest.generation))
@@ -190,7 +192,7 @@ def keep(
 
 def park(
     manifest: image.Manifest, fds: Sequence[HasFileno], name: StoreName, store: FdStore, unit: str
-) -> Outcome:
+) -> Saved:
     """Park an image in the FD store under `name`.
 
     Raises UpgradeError or OSError when it cannot be done; nothing is lost then, and nothing of it
@@ -205,7 +207,7 @@ def park(
 
 def carry(
     manifest: image.Manifest, fds: Sequence[HasFileno], keep: Callable[[socket], None]
-) -> Outcome:
+) -> Saved:
     """Write an image into a channel that nobody reads yet; `keep` gets the end to be read.
 
     Raises UpgradeError or OSError when it cannot be done, and whatever `keep` raises.
@@ -214,7 +216,7 @@ def carry(
         parked = channel.park(manifest.generation, memfd, fds, keep)
     entries = manifest.entries[parked.sent :]
     cut = [image.LeftBehind(e.backend, str(e), parked.reason) for e in entries]
-    return Outcome(manifest.generation, parked.sent, (*manifest.left_behind, *cut))
+    return Saved(manifest.generation, parked.sent, (*manifest.left_behind, *cut))
 
 
 def insurance(

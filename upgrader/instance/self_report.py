@@ -16,13 +16,13 @@ from typing import Protocol
 
 from upgrader.errors import ParameterError, UpgradeError
 from upgrader.instance.declarations import Declarations
-from upgrader.instance.phases import Progress, fields
+from upgrader.instance.phases import Phases, fields
 from upgrader.protocol.connection_state import Waiting
 from upgrader.protocol.parameters import Parameters
 from upgrader.protocol.status_text import Origin, Status
 from upgrader.protocol.varlink_types import Loaded, Migration, Phase, Refusal, Standing, Trial
 from upgrader.systemd import journal
-from upgrader.systemd.journal import Outcome, Priority
+from upgrader.systemd.journal import JournalOutcome, Priority
 from upgrader.systemd.notify import Notifier, one_line
 from upgrader.systemd.unit_settings import Settings
 
@@ -59,7 +59,7 @@ class SelfReport:
         self.generation = 0  #: 1 on a cold start, one more with each migration; 0 before `serve`
         self.since = 0.0  #: seconds since the epoch at which it became the owner
         self.standing = Standing.SERVING
-        self.progress = Progress()
+        self.progress = Phases()
         self._configured = Parameters.from_environment(environment)
         self.parameters = self._configured
         self.overrides: dict[str, str] = {}
@@ -126,7 +126,7 @@ class SelfReport:
         the id `upgrade`, if any."""
         self._status = status
         self._remember(status, upgrade)
-        self.tell(Priority.INFO, "destination", "load", Outcome.DONE, str(status))
+        self.tell(Priority.INFO, "destination", "load", JournalOutcome.DONE, str(status))
 
     def _remember(self, status: Status, upgrade: str) -> None:
         pause = status.pause or 0.0
@@ -164,13 +164,13 @@ class SelfReport:
         if self.supervised:
             journal.report(
                 message, Priority.ERR, unit=self.unit, generation=self.generation, side="source",
-                phase="trial", outcome=Outcome.FAILED, message_id=journal.UNSAVABLE_ID,
+                phase="trial", outcome=JournalOutcome.FAILED, message_id=journal.UNSAVABLE_ID,
             )  # fmt: skip
         else:
             _log.error("%s", message)
 
     def tell(
-        self, priority: Priority, side: str, phase: str, outcome: Outcome, message: str
+        self, priority: Priority, side: str, phase: str, outcome: JournalOutcome, message: str
     ) -> None:
         """Send a journal entry; at a desk, log what has failed."""
         if self.supervised:

@@ -28,13 +28,13 @@ from upgrader.protocol.parameters import Mechanism
 from upgrader.protocol.switchover import Event, Source
 from upgrader.protocol.varlink_types import Phase, Standing
 from upgrader.systemd.fdstore import FdStore, Stored, StoreName
-from upgrader.systemd.journal import Outcome, Priority
+from upgrader.systemd.journal import JournalOutcome, Priority
 from upgrader.systemd.listen_fds import own_number
-from upgrader.systemd.own_unit import Stop, StopReason, ask
+from upgrader.systemd.own_unit import StopJob, StopReason, ask
 
 if TYPE_CHECKING:  # loaded by the instances that migrate live
     from upgrader.instance.exec_mode import Execution
-    from upgrader.instance.live_source import Built, Giver, Request
+    from upgrader.instance.live_source import Built, Giver, MigrationRequest
 
 #: A destination of which nothing is known.
 _UNKNOWN = save.Readers()
@@ -81,7 +81,7 @@ class SourceSide:
 
     # To another process, or to what this one becomes
 
-    def give(self, request: Request, loop: Loop) -> Giver:
+    def give(self, request: MigrationRequest, loop: Loop) -> Giver:
         """Give everything to a destination that is ready, up to its Ack, or serve on.
 
         Run where nothing else of this instance runs. Afterwards it is SERVING, or COMMITTED: then
@@ -127,7 +127,7 @@ class SourceSide:
                 for item in manifest.left_behind[:20]:
                     _log.warning("left behind: %s of %r: %s", item.what, item.backend, item.why)
                 message = f"generation {report.generation} becomes {' '.join(command.arguments)}"
-                report.tell(Priority.INFO, "source", "migrate", Outcome.DONE, message)
+                report.tell(Priority.INFO, "source", "migrate", JournalOutcome.DONE, message)
                 name = StoreName(Stored.CHANNEL, str(report.generation))
                 store = self._store if report.supervised else None
                 become(execution, manifest, fds, name, store, report.unit)
@@ -160,9 +160,9 @@ class SourceSide:
         code, reason = self._answering.negotiation.over(code, why)
         message = f"generation {report.generation} serves on: {reason}"
         if code is Code.PREFLIGHT_PASSED:
-            report.tell(Priority.INFO, "source", "migrate", Outcome.DONE, message)
+            report.tell(Priority.INFO, "source", "migrate", JournalOutcome.DONE, message)
         else:
-            report.tell(Priority.ERR, "source", "migrate", Outcome.FAILED, message)
+            report.tell(Priority.ERR, "source", "migrate", JournalOutcome.FAILED, message)
         return reason
 
     # The end
@@ -177,7 +177,7 @@ class SourceSide:
         report = self._report
         report.standing = Standing.STOPPING
         self._destination.wait_settled()
-        stop = Stop(StopReason.STOP, float("inf"))
+        stop = StopJob(StopReason.STOP, float("inf"))
         if report.supervised:
             stop = ask(report.unit, failed=failed)
         with contextlib.suppress(UpgradeError):
@@ -198,7 +198,7 @@ class SourceSide:
                 )  # fmt: skip
         except (UpgradeError, OSError) as error:
             message = f"nothing could be parked, draining instead: {error}"
-            report.tell(Priority.ERR, "source", "park", Outcome.FAILED, message)
+            report.tell(Priority.ERR, "source", "park", JournalOutcome.FAILED, message)
             return False
         message = f"generation {report.generation} parked: {outcome.fds} FDs"
         for item in outcome.left_behind[:20]:
@@ -206,7 +206,7 @@ class SourceSide:
         if outcome.left_behind:
             message += f"\n{len(outcome.left_behind)} left behind in all"
         priority = Priority.ERR if manifest.unsaved else Priority.INFO
-        report.tell(priority, "source", "park", Outcome.DONE, message)
+        report.tell(priority, "source", "park", JournalOutcome.DONE, message)
         for declared in self._declarations.states.values():
             declared.retire()
         return True
@@ -321,7 +321,7 @@ class _Steps:
         report = self._report
         report.progress.enter(Phase.DONE)
         message = f"generation {report.generation} has been replaced, {how}"
-        report.tell(Priority.INFO, "source", "migrate", Outcome.DONE, message)
+        report.tell(Priority.INFO, "source", "migrate", JournalOutcome.DONE, message)
 
 
 def _unlink(bound: Bound) -> None:

@@ -39,7 +39,7 @@ class Parked:
 
 
 @dataclass(frozen=True, slots=True)
-class Stream:
+class ReceivedImage:
     """A whole stream as read: `fds[i]` belongs to entry `i`; shorter than the manifest if cut."""
 
     generation: int
@@ -190,7 +190,7 @@ class ParkedChannel:
         """
         return count_attempt(self._first[1])
 
-    def peek(self) -> Stream:
+    def peek(self) -> ReceivedImage:
         """Read the whole stream, consuming nothing; raises RefusedError or ChannelError."""
         self._rewind()
         return _collect(self._sock, peek=True)
@@ -248,7 +248,7 @@ def is_taken_back(ledger: Fd) -> bool:
         return True
 
 
-def receive_image(sock: socket.socket) -> Stream:
+def receive_image(sock: socket.socket) -> ReceivedImage:
     """Read the whole stream of a live source, waiting as long as the timeout of the socket.
 
     Raises RefusedError, ChannelError or TimeoutError.
@@ -259,7 +259,7 @@ def receive_image(sock: socket.socket) -> Stream:
     return stream
 
 
-def _collect(sock: socket.socket, *, peek: bool) -> Stream:
+def _collect(sock: socket.socket, *, peek: bool) -> ReceivedImage:
     incoming = Incoming()
     first: list[Fd] = []
     fds: list[Fd] = []
@@ -273,7 +273,9 @@ def _collect(sock: socket.socket, *, peek: bool) -> Stream:
     if not first:
         raise ProtocolError("stream", "is empty: it has been spent")
     reason = incoming.end.reason if incoming.end else None
-    return Stream(incoming.hello.generation, incoming.hello.fds, first[0], first[1], fds, reason)
+    return ReceivedImage(
+        incoming.hello.generation, incoming.hello.fds, first[0], first[1], fds, reason
+    )
 
 
 def send_image(

@@ -28,7 +28,7 @@ SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_S
 _HEADER = struct.Struct("!8sIIQ")  # magic, format, crc32 of the document, its length in bytes
 
 
-class Entry(msgspec.Struct, frozen=True, array_like=True):
+class ManifestEntry(msgspec.Struct, frozen=True, array_like=True):
     """One FD: the backend that declared it, what it is, and what goes with it.
 
     `path_inode` is the inode of the socket file of a UNIX listener, 0 where there is none.
@@ -68,7 +68,7 @@ class Manifest(msgspec.Struct, frozen=True):
     frozen_at: int
     states: list[SavedState] = []
     sessions: dict[str, SavedState] = {}
-    entries: list[Entry] = []
+    entries: list[ManifestEntry] = []
     left_behind: list[LeftBehind] = []
     #: Only there if any was set: an image of format 1 without them has the same bytes as ever.
     parameters: dict[str, str] | msgspec.UnsetType = msgspec.UNSET

@@ -69,7 +69,7 @@ class Transfer:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read `yes`, `no`, `door=no`, or several of them; raises ValueError."""
+        """Read `yes`, `no`, `NAME=no`, or several of them; raises ValueError."""
         every, backends = True, {}
         for word in text.split():
             name, equals, value = word.partition("=")

@@ -12,7 +12,7 @@ from upgrader.errors import ProtocolError
 from upgrader.protocol.records import HELLO_FDS, MAX_FDS, End, EndReason, Fds, Hello, Record
 
 
-class Phase(StrEnum):
+class StreamPhase(StrEnum):
     """How far the stream has come."""
 
     SETUP = "setup"  #: nothing yet
@@ -20,10 +20,10 @@ class Phase(StrEnum):
     COMPLETED = "completed"  #: the source has said that this was all
 
 
-TRANSITIONS: dict[tuple[Phase, type], Phase] = {
-    (Phase.SETUP, Hello): Phase.ACTIVE,
-    (Phase.ACTIVE, Fds): Phase.ACTIVE,
-    (Phase.ACTIVE, End): Phase.COMPLETED,
+TRANSITIONS: dict[tuple[StreamPhase, type], StreamPhase] = {
+    (StreamPhase.SETUP, Hello): StreamPhase.ACTIVE,
+    (StreamPhase.ACTIVE, Fds): StreamPhase.ACTIVE,
+    (StreamPhase.ACTIVE, End): StreamPhase.COMPLETED,
 }
 
 
@@ -37,7 +37,7 @@ class Incoming:
     """The destination's view: checks each record against the rules and the promise of Hello."""
 
     def __init__(self) -> None:
-        self.phase = Phase.SETUP
+        self.phase = StreamPhase.SETUP
         self.hello = Hello(generation=0, fds=0)
         self.received = 0
         self.end: End | None = None

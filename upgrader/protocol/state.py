@@ -47,7 +47,7 @@ class SavedState(msgspec.Struct, frozen=True):
 
 
 @dataclasses.dataclass(frozen=True)
-class Description:
+class StateVersions:
     """What `@state` declares about a class. `converters` is keyed by the version converted from,
     `backward` by the version converted to."""
 
@@ -119,7 +119,7 @@ def state(
             if (first := field.metadata.get(SINCE, version)) > version:
                 what = f"{field.name} is since {first} > {version}"
                 raise DeclarationError(f"state {name!r}", what)
-        description = Description(made, name, version, oldest, {}, {}, {})
+        description = StateVersions(made, name, version, oldest, {}, {}, {})
         with contextlib.suppress(NameError):  # defined further down: `Declared` asks again
             description.shape  # noqa: B018
         made.__upgrader__ = description  # type: ignore[attr-defined]
@@ -128,10 +128,10 @@ def state(
     return declare
 
 
-def describe(cls: type) -> Description:
+def describe(cls: type) -> StateVersions:
     """The declaration of a state class; raises DeclarationError for any other class."""
     description = vars(cls).get("__upgrader__")
-    if not isinstance(description, Description):
+    if not isinstance(description, StateVersions):
         raise DeclarationError(cls.__qualname__, "is not a state", remedy="add @upgrader.state")
     return description
 
@@ -270,7 +270,7 @@ def retire(value: object) -> None:
     retired[id(value)] = value
 
 
-def _form_for(d: Description, saved: SavedState) -> tuple[int, bytes]:
+def _form_for(d: StateVersions, saved: SavedState) -> tuple[int, bytes]:
     """The form of a saved state that is the next to what this program has, and its version."""
     if saved.version > d.version and saved.earlier:
         version = min((v for v in saved.earlier if d.version <= v), default=saved.version)
@@ -279,7 +279,7 @@ def _form_for(d: Description, saved: SavedState) -> tuple[int, bytes]:
     return saved.version, saved.data
 
 
-def _to_version(d: Description, version: int, data: bytes) -> bytes:
+def _to_version(d: StateVersions, version: int, data: bytes) -> bytes:
     """The fields of a saved state after all converters that lie in between."""
     converters = [d.converters[v] for v in range(version, d.version) if v in d.converters]
     if not converters:
@@ -291,7 +291,7 @@ def _to_version(d: Description, version: int, data: bytes) -> bytes:
     return msgspec.msgpack.encode(fields)
 
 
-def _explained(d: Description, version: int, first: int | None, old: bool) -> bool:
+def _explained(d: StateVersions, version: int, first: int | None, old: bool) -> bool:
     """Whether a field of `first` may be missing in what `version` has saved.
 
     `old`: version 0.1.0 of the library wrote it, and did not save a field at its default in a state
@@ -302,7 +302,7 @@ def _explained(d: Description, version: int, first: int | None, old: bool) -> bo
     return first is not None and version < first
 
 
-def _remedy(d: Description, version: int) -> str:
+def _remedy(d: StateVersions, version: int) -> str:
     """What makes a state with a missing field readable."""
     if version > d.version:
         return f"that version needs @upgrader.convert_back(..., {d.version}), or no readable_from="

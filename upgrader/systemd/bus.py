@@ -38,14 +38,14 @@ _CONSTANT = (
 _UNREADABLE = (OSError, struct.error, ValueError, IndexError)  # whatever a damaged reply leads to
 
 
-class Job(Value):
+class QueuedJob(Value):
     """One job of the service manager."""
 
     unit: str
     type: str  # "start", "stop", "restart", ...
 
 
-class _Reply(Value):
+class _BusReply(Value):
     kind: int
     serial: int
     body: bytes
@@ -72,11 +72,11 @@ class Bus:
             self._sock.close()
             raise BusError(f"{self._path}: {error or type(error).__name__}") from error
 
-    def list_jobs(self) -> list[Job]:
+    def list_jobs(self) -> list[QueuedJob]:
         """All jobs there are."""
         body = self._ask("/org/freedesktop/systemd1", f"{_SYSTEMD}.Manager", "ListJobs")
         (jobs,) = _read("a(usssoo)", body)
-        return [Job(unit=unit, type=kind) for _, unit, kind, _, _, _ in jobs]
+        return [QueuedJob(unit=unit, type=kind) for _, unit, kind, _, _, _ in jobs]
 
     def get(self, unit: str, name: str) -> Any:
         """A property of a service, such as `MainPID` or `ExecStartEx`."""
@@ -217,7 +217,7 @@ class _Connection:
             raise ValueError(f"{member} was refused")
         return reply.body
 
-    def _reply(self) -> _Reply:
+    def _reply(self) -> _BusReply:
         self._need(16)
         if self._unread[0] != ord("l"):
             raise ValueError("reply in a foreign byte order")
@@ -228,7 +228,7 @@ class _Connection:
             raise ValueError(f"reply of {start + body} bytes")
         self._need(start + body)
         serial = dict(read("a(yv)", self._unread[: 16 + fields], 12)[0]).get(_REPLY_SERIAL, 0)
-        reply = _Reply(kind, serial, self._unread[start : start + body])
+        reply = _BusReply(kind, serial, self._unread[start : start + body])
         self._unread = self._unread[start + body :]
         return reply
 

@@ -24,7 +24,7 @@ MESSAGE_ID = "6a0c1d9c1a5e4f0c9f2c5d1a7b8e3f64"
 UNSAVABLE_ID = "999426b71d4a480c9a31435d03df86c4"
 
 
-class Outcome(StrEnum):
+class JournalOutcome(StrEnum):
     """How a phase of a migration ended."""
 
     DONE = "done"
@@ -50,7 +50,7 @@ def report(
     generation: int,
     side: str,
     phase: str,
-    outcome: Outcome,
+    outcome: JournalOutcome,
     details: Mapping[str, str] | None = None,
     message_id: str = MESSAGE_ID,
 ) -> None:

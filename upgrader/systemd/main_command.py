@@ -47,7 +47,7 @@ _SEARCH_PATH = (
 )  # fmt: skip
 
 
-class Command(Value):
+class MainCommand(Value):
     """What to execute."""
 
     path: str
@@ -65,7 +65,7 @@ def given_environment(pid: int | str = "self") -> dict[str, str]:
 
 def main_process(
     unit: Unit, control: Mapping[str, str], pid: int, running: Mapping[str, str]
-) -> Command:
+) -> MainCommand:
     """Process `pid` as the main one of a unit, given the environment of one of its control processes,
     and that of the running one.
 
@@ -92,7 +92,7 @@ def main_process(
     path = command.path
     if "/" not in path:  # PID 1 looks it up when it starts it, and so do we
         path = _found(path, unit.exec_search_path or _SEARCH_PATH) or path
-    return Command(path, arguments, environment)
+    return MainCommand(path, arguments, environment)
 
 
 def _found(name: str, places: Sequence[str]) -> str | None:

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from upgrader.errors import BusError
 from upgrader.protocol.values import Value
-from upgrader.systemd.bus import Bus, Job
+from upgrader.systemd.bus import Bus, QueuedJob
 
 #: Longest wait for PID 1's answer, in seconds; it adds to the pause of every restart.
 TIMEOUT = 0.2
@@ -26,14 +26,14 @@ class StopReason(StrEnum):
     UNKNOWN = "unknown"  #: no answer: parking loses nothing, draining might
 
 
-class Stop(Value):
+class StopJob(Value):
     """Why this unit is stopped, and after how many seconds PID 1 sends SIGKILL."""
 
     reason: StopReason
     timeout: float
 
 
-def ask(unit: str, *, failed: bool = False) -> Stop:
+def ask(unit: str, *, failed: bool = False) -> StopJob:
     """Ask PID 1 which job stops `unit`; never fails and never takes longer than TIMEOUT.
 
     `failed`: this process ends with a failure of its own.
@@ -46,7 +46,7 @@ def ask(unit: str, *, failed: bool = False) -> Stop:
             clean = not failed and bus.result(unit) == "success"
             if not restart_follows(bus.restart_policy(unit), clean=clean):
                 reason = StopReason.STOP
-    return Stop(reason, timeout)
+    return StopJob(reason, timeout)
 
 
 def restart_follows(policy: str, *, clean: bool) -> bool:
@@ -54,7 +54,7 @@ def restart_follows(policy: str, *, clean: bool) -> bool:
     return policy in ("always", "on-success") if clean else policy != "no"
 
 
-def judge(unit: str, jobs: list[Job]) -> StopReason:
+def judge(unit: str, jobs: list[QueuedJob]) -> StopReason:
     """The reason, given all jobs there are."""
     types = {job.unit: job.type for job in jobs}
     match types.get(unit):

@@ -144,7 +144,7 @@ class Job(Value):
     state: str
 
 
-class Command(Value):
+class ExecCommand(Value):
     """One command line of a unit, before its variables are expanded."""
 
     path: str
@@ -215,8 +215,8 @@ class Unit(Value):
     control_pid: int
     reload_result: str
     watchdog_usec: int
-    exec_start: tuple[Command, ...]
-    exec_reload: tuple[Command, ...]
+    exec_start: tuple[ExecCommand, ...]
+    exec_reload: tuple[ExecCommand, ...]
     user: str
     group: str
     dynamic_user: bool
@@ -327,7 +327,7 @@ class Unit(Value):
         return self.serves or self.retries or self.active_state in ("inactive", "failed")
 
 
-class FdStore(Value):
+class FdStoreContents(Value):
     """The FD store of a unit: how many FDs, and their names (None before 254)."""
 
     count: int
@@ -380,8 +380,8 @@ def credential_names(values: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _commands(rows: Iterable[Any]) -> tuple[Command, ...]:
+def _commands(rows: Iterable[Any]) -> tuple[ExecCommand, ...]:
     return tuple(
-        Command(as_text(path), tuple(map(as_text, words)), tuple(map(as_text, flags)))
+        ExecCommand(as_text(path), tuple(map(as_text, words)), tuple(map(as_text, flags)))
         for path, words, flags, *_ in rows
     )

@@ -29,9 +29,9 @@ from upgrader.protocol.varlink import INTERFACE, VarlinkError
 from upgrader.protocol.varlink_client import call
 from upgrader.systemd import cgroup, journal, precedence
 from upgrader.systemd.bus import Bus
-from upgrader.systemd.journal import Outcome, Priority
+from upgrader.systemd.journal import JournalOutcome, Priority
 from upgrader.systemd.live_limits import RESTART, Limit, LimitKind, live_limits
-from upgrader.systemd.main_command import Command, given_environment, main_process
+from upgrader.systemd.main_command import MainCommand, given_environment, main_process
 from upgrader.systemd.notify import PATIENCE, Notifier
 from upgrader.systemd.process_start import process_started
 from upgrader.systemd.unit import UNSET, SocketUnit, Unit
@@ -118,7 +118,7 @@ class Takeover:
         """Tell the journal what went wrong."""
         journal.report(
             message, Priority.ERR, unit=self._name, generation=self._generation, side="takeover",
-            phase="upgrade", outcome=Outcome.FAILED,
+            phase="upgrade", outcome=JournalOutcome.FAILED,
             details={"ID": self._upgrade, "CODE": code, **details},
         )  # fmt: skip
 
@@ -210,7 +210,7 @@ class Takeover:
         running = source.environment(self._name)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
-        def make(pid: int, line: int, adjustment: int) -> Command:
+        def make(pid: int, line: int, adjustment: int) -> MainCommand:
             command = main_process(self._unit, self._control, pid, running)
             more = {TAKEOVER: f"{line}:{adjustment}:{path}", UPGRADE: self._upgrade}
             if source.preflight:

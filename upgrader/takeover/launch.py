@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from upgrader.systemd.main_command import Command
+    from upgrader.systemd.main_command import MainCommand
 
 _OOM = "/proc/self/oom_score_adj"
 
@@ -28,7 +28,7 @@ class NewProcess:
     """A process twice removed, so that it is PID 1's own from the beginning; it waits for
     `release`, and ends if this process ends before that."""
 
-    def __init__(self, line: socket.socket, make: Callable[[int, int, int], Command]) -> None:
+    def __init__(self, line: socket.socket, make: Callable[[int, int, int], MainCommand]) -> None:
         """`line` is its end of the line to takeover. `make` is called in it, with its PID, the FD of
         the line and the oom_score_adj of the unit, for what to execute. Raises OSError."""
         gate, release = os.pipe2(os.O_CLOEXEC)
@@ -78,7 +78,7 @@ class NewProcess:
 
 
 def _become(
-    line: socket.socket, make: Callable[[int, int, int], Command], gate: int, tell: int
+    line: socket.socket, make: Callable[[int, int, int], MainCommand], gate: int, tell: int
 ) -> None:
     path = ""
     try:

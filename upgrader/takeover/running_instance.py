@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
-    from upgrader.systemd.main_command import Command
+    from upgrader.systemd.main_command import MainCommand
 
 
 class TakeoverError(UpgradeError):
@@ -69,7 +69,7 @@ class RunningInstance(Value):
             why = f"the running instance cannot be understood: {type(error).__name__}: {error}"
             raise TakeoverError(why, Code.UNKNOWN) from error
 
-    def was_made_by(self, command: Callable[[Mapping[str, str]], Command]) -> bool:
+    def was_made_by(self, command: Callable[[Mapping[str, str]], MainCommand]) -> bool:
         """Whether it was started with this command line and environment, made of those given to it."""
         try:
             with open(f"/proc/{self.pid}/cmdline", "rb") as file:

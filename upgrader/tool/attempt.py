@@ -11,7 +11,7 @@ from upgrader.protocol.status_text import Status
 from upgrader.protocol.varlink_types import Description
 from upgrader.systemd.unit import Unit, UnitError
 from upgrader.tool.instance_client import status
-from upgrader.tool.outcome import Outcome, Progress, Result, Verb, duration
+from upgrader.tool.outcome import Outcome, Result, Tell, Verb, duration
 from upgrader.tool.systemd_client import Systemd
 
 _PHASES = {
@@ -42,7 +42,7 @@ class Attempt:
     mode: Mode
     id: str
     timeout: float | None
-    progress: Progress
+    progress: Tell
     since: int = field(default_factory=_now)
 
     @property

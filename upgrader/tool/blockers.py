@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from upgrader.protocol.systemd_syntax import boolean
 from upgrader.systemd.fdstore import Stored, StoreName
-from upgrader.systemd.unit import FdStore, Unit
+from upgrader.systemd.unit import FdStoreContents, Unit
 from upgrader.tool.presence import Presence
 from upgrader.tool.systemd_client import Systemd
 
@@ -128,7 +128,7 @@ def kept_only_while(systemd: Systemd, unit: Unit) -> tuple[str, ...]:
     return (f"after a failed start the image is kept only while automatic restarts go on ({why})",)
 
 
-def parked_image(store: FdStore, others: int = 0) -> int | None:
+def parked_image(store: FdStoreContents, others: int = 0) -> int | None:
     """The generation of the newest parked image, or None if there is none.
 
     Before systemd 254 names cannot be read: 0, if there are more FDs than the `others` known.

@@ -60,7 +60,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class CheckReport:
     """All that was found about one unit; `mode` is the best that it can be upgraded in."""
 
     unit: str
@@ -113,14 +113,14 @@ class Report:
         return tuple(dict.fromkeys(each.setting for each in self.findings if each.setting))
 
 
-def check(systemd: Systemd, name: str, *, preflight: bool = False) -> Report:
+def check(systemd: Systemd, name: str, *, preflight: bool = False) -> CheckReport:
     """Look at one unit; raises UnitError if PID 1 cannot be asked about it.
 
     `preflight`: start the version on disk as well, and see whether it would take over.
     """
     unit = systemd.unit(name)
     present = look(systemd, unit)
-    report = Report(unit.id, unit.serves, tuple(_findings(systemd, unit, present)))
+    report = CheckReport(unit.id, unit.serves, tuple(_findings(systemd, unit, present)))
     if not preflight or not unit.serves:
         return report
     if report.mode != "live":
@@ -157,8 +157,8 @@ def _findings(systemd: Systemd, unit: Unit, present: Presence) -> Iterator[Findi
     yield from _about_settings(unit, values)
     if held := hold.standing(unit, present.said, user=systemd.user):
         remedies = {
-            hold.Kind.ADMIN: f"when that is over: upgrader unhold {unit.id}",
-            hold.Kind.FAILED: "put a good version in place and upgrade",
+            hold.HoldKind.ADMIN: f"when that is over: upgrader unhold {unit.id}",
+            hold.HoldKind.FAILED: "put a good version in place and upgrade",
         }
         yield Finding(
             Severity.WARNING, f"it is on hold: hooks leave it alone ({held})", remedies[held.kind]
@@ -344,7 +344,7 @@ def drop_in(unit: str, *, user: bool = False) -> Path:
     return Path(base, f"systemd/user/{unit}.d/50-upgrader.conf")
 
 
-def fixed(report: Report, before: str, existing_reload: Sequence[object] = ()) -> str:
+def fixed(report: CheckReport, before: str, existing_reload: Sequence[object] = ()) -> str:
     """The drop-in with all that is missing, given what it holds now; lines by hand stay."""
     lines = before.splitlines() or [
         "# Written by `upgrader check --fix`: what live upgrades of this service need.",
@@ -362,7 +362,7 @@ def fixed(report: Report, before: str, existing_reload: Sequence[object] = ()) -
     return "\n".join(lines) + "\n"
 
 
-def fix(systemd: Systemd, report: Report) -> tuple[Path, str]:
+def fix(systemd: Systemd, report: CheckReport) -> tuple[Path, str]:
     """Write the drop-in, and have PID 1 read it; returns where and what. Raises OSError, UnitError."""
     path = drop_in(report.unit, user=systemd.user)
     before = path.read_text() if path.exists() else ""

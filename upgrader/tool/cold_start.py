@@ -15,7 +15,7 @@ from upgrader.systemd.unit import JobConflict, Unit, UnitError, unit_name
 from upgrader.tool import failure_cause, instance_client
 from upgrader.tool.attempt import Attempt
 from upgrader.tool.blockers import not_ours, not_running, parked_image, what_to_do
-from upgrader.tool.outcome import Outcome, Progress, Result, Verb
+from upgrader.tool.outcome import Outcome, Result, Tell, Verb
 from upgrader.tool.presence import look
 from upgrader.tool.startable import drop_in, startable
 from upgrader.tool.systemd_client import Systemd
@@ -33,7 +33,7 @@ def discard(
     *,
     timeout: float | None = None,
     user: bool = False,
-    progress: Progress = lambda text: None,
+    progress: Tell = lambda text: None,
 ) -> Outcome:
     """Start one unit that does not run without its parked image; raises nothing that is expected.
 
@@ -47,7 +47,7 @@ def restart_cold(
     *,
     timeout: float | None = None,
     user: bool = False,
-    progress: Progress = lambda text: None,
+    progress: Tell = lambda text: None,
 ) -> Outcome:
     """Restart one unit as if for the first time: listeners stay, connections and state do not.
 
@@ -58,11 +58,11 @@ def restart_cold(
 
 def _carry_out(
     verb: Verb,
-    work: Callable[[Systemd, str, float | None, Progress], Outcome],
+    work: Callable[[Systemd, str, float | None, Tell], Outcome],
     unit: str,
     timeout: float | None,
     user: bool,
-    progress: Progress,
+    progress: Tell,
 ) -> Outcome:
     begin = time.monotonic()
     try:
@@ -83,7 +83,7 @@ def _carry_out(
     return replace(outcome, seconds=round(time.monotonic() - begin, 6))
 
 
-def _discard(systemd: Systemd, name: str, timeout: float | None, progress: Progress) -> Outcome:
+def _discard(systemd: Systemd, name: str, timeout: float | None, progress: Tell) -> Outcome:
     unit = systemd.unit(name)
     if unit.serves:
         said = look(systemd, unit).said
@@ -109,9 +109,7 @@ def _discard(systemd: Systemd, name: str, timeout: float | None, progress: Progr
         return _start(systemd, unit, Verb.DISCARD, image, timeout, progress)
 
 
-def _restart_cold(
-    systemd: Systemd, name: str, timeout: float | None, progress: Progress
-) -> Outcome:
+def _restart_cold(systemd: Systemd, name: str, timeout: float | None, progress: Tell) -> Outcome:
     unit = systemd.unit(name)
     refuse_if_busy(systemd, unit)
     found = look(systemd, unit)
@@ -131,7 +129,7 @@ def _start(
     verb: Verb,
     image: str,
     timeout: float | None,
-    progress: Progress,
+    progress: Tell,
 ) -> Outcome:
     attempt = Attempt(systemd, unit, None, Mode.RESTART, "", timeout, progress)
     # Not start: that would wait for the next automatic restart.

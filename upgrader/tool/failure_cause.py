@@ -35,7 +35,7 @@ _FIELDS = (
 )  # fmt: skip
 
 
-class Source(StrEnum):
+class CauseSource(StrEnum):
     """Who says it."""
 
     LIBRARY = "library"  #: the instance itself, through this library
@@ -48,11 +48,11 @@ class Cause:
     """Why it failed: one line, and who says so."""
 
     text: str
-    source: Source
+    source: CauseSource
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class JournalEntry:
     """One journal entry; the invocation is that of the unit it is about."""
 
     message: str
@@ -64,7 +64,7 @@ class Entry:
     fields: Mapping[str, str]
 
 
-def read(unit: Unit, since_usec: int, *, user: bool = False) -> tuple[Entry, ...]:
+def read(unit: Unit, since_usec: int, *, user: bool = False) -> tuple[JournalEntry, ...]:
     """The unit's journal entries of this boot since `since_usec` of CLOCK_MONOTONIC.
 
     `user`: of a user's service manager. Empty where there is no journal, or this user may not
@@ -95,7 +95,7 @@ def _matches(unit: Unit, user: bool) -> list[str]:
     return [*own, "+", f"UPGRADER_UNIT={unit.id}", *(f"_UID={uid}" for uid in sorted({0, owner}))]
 
 
-def parse(lines: Iterable[str], since_usec: int) -> Iterable[Entry]:
+def parse(lines: Iterable[str], since_usec: int) -> Iterable[JournalEntry]:
     """Entries from `journalctl -o json`; lines that are no entry are skipped."""
     for line in lines:
         try:
@@ -105,7 +105,7 @@ def parse(lines: Iterable[str], since_usec: int) -> Iterable[Entry]:
         if int(raw.get("__MONOTONIC_TIMESTAMP", 0)) < since_usec:
             continue
         fields = {name: as_text(value) for name, value in raw.items() if not name.startswith("__")}
-        yield Entry(
+        yield JournalEntry(
             message=fields.get("MESSAGE", ""),
             message_id=fields.get("MESSAGE_ID", ""),
             transport=fields.get("_TRANSPORT", ""),
@@ -116,14 +116,14 @@ def parse(lines: Iterable[str], since_usec: int) -> Iterable[Entry]:
         )
 
 
-def cause(entries: Sequence[Entry], unit: Unit, *, old_invocation: str = "") -> Cause:
+def cause(entries: Sequence[JournalEntry], unit: Unit, *, old_invocation: str = "") -> Cause:
     """Why the last failed start of `unit` failed; `old_invocation` is not a start and is left out.
 
     Best first: what the library reported, what the program wrote last, what PID 1 says.
     """
     starts = [entry for entry in entries if entry.invocation != old_invocation]
     if text := reported(starts):
-        return Cause(text, Source.LIBRARY)
+        return Cause(text, CauseSource.LIBRARY)
     ended = [entry for entry in starts if entry.fields.get("UNIT_RESULT") or _is_main_exit(entry)]
     result, code, status = unit.result, _CODES.get(unit.exec_main_code, ""), unit.exec_main_status
     if ended:
@@ -140,14 +140,14 @@ def cause(entries: Sequence[Entry], unit: Unit, *, old_invocation: str = "") -> 
                 status = _exit_status(entry.fields.get("EXIT_STATUS", ""), status)
     for entry in starts:
         if entry.message_id == _SPAWN_FAILED:
-            return Cause(_line(entry.message), Source.SYSTEMD)
+            return Cause(_line(entry.message), CauseSource.SYSTEMD)
     words = _words(result, code, status, unit)
     if result == "exit-code" and (line := _last_line(starts, status)):
-        return Cause(f"{words}: {line}", Source.PROGRAM)
-    return Cause(words, Source.SYSTEMD)
+        return Cause(f"{words}: {line}", CauseSource.PROGRAM)
+    return Cause(words, CauseSource.SYSTEMD)
 
 
-def reported(entries: Sequence[Entry], upgrade: str = "") -> str:
+def reported(entries: Sequence[JournalEntry], upgrade: str = "") -> str:
     """The last failure that the library reported, or nothing; of the upgrade of that id only."""
     for entry in reversed(entries):
         fields = entry.fields
@@ -164,7 +164,7 @@ def ended(unit: Unit) -> str:
     return f"the main process ended meanwhile, with status {unit.exec_main_status}"
 
 
-def last_words(entries: Sequence[Entry], others: Collection[int] = ()) -> str:
+def last_words(entries: Sequence[JournalEntry], others: Collection[int] = ()) -> str:
     """What a process that ended wrote last, or the exception it ended with; "" if nothing.
 
     `others`: processes whose words these are not.
@@ -172,11 +172,11 @@ def last_words(entries: Sequence[Entry], others: Collection[int] = ()) -> str:
     return _last_line([entry for entry in entries if entry.pid not in others], _PYTHON_UNCAUGHT)
 
 
-def _is_main_exit(entry: Entry) -> bool:
+def _is_main_exit(entry: JournalEntry) -> bool:
     return entry.message_id == _PROCESS_EXIT and entry.fields.get("COMMAND") == "ExecStart"
 
 
-def _last_line(entries: Sequence[Entry], status: int) -> str:
+def _last_line(entries: Sequence[JournalEntry], status: int) -> str:
     """What the program wrote last; of a Python traceback, the line that names the exception."""
     lines = [entry.message for entry in entries if entry.transport == "stdout"]
     if status == _PYTHON_UNCAUGHT and _TRACEBACK in lines:

@@ -22,7 +22,7 @@ _FIELDS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class HistoryEvent:
     """One entry: what one side of a migration said, in its own words and in numbers.
 
     `time`: seconds since the epoch, at its end; `times`: seconds that each phase took.
@@ -45,7 +45,7 @@ class Event:
     times: tuple[tuple[str, float], ...] = ()
 
 
-def read(unit: str, count: int, *, user: bool = False) -> list[Event]:
+def read(unit: str, count: int, *, user: bool = False) -> list[HistoryEvent]:
     """The last `count` events of a unit, oldest first; none where the journal cannot be read."""
     command = [
         "journalctl", "-q", "--no-pager", "--all", "-o", "json", "-n", str(count),
@@ -60,7 +60,7 @@ def read(unit: str, count: int, *, user: bool = False) -> list[Event]:
     return []
 
 
-def parse(lines: Iterable[str]) -> Iterator[Event]:
+def parse(lines: Iterable[str]) -> Iterator[HistoryEvent]:
     """Events from `journalctl -o json`; what is none is skipped: anybody may write such fields."""
     for line in lines:
         with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
@@ -69,7 +69,7 @@ def parse(lines: Iterable[str]) -> Iterator[Event]:
             def number(name: str, raw: dict[str, str] = raw) -> int:
                 return int(raw.get(f"UPGRADER_{name}", "0"))
 
-            yield Event(
+            yield HistoryEvent(
                 time=int(raw["__REALTIME_TIMESTAMP"]) / 1e6,
                 generation=number("GENERATION"),
                 side=raw["UPGRADER_SIDE"],
@@ -88,7 +88,7 @@ def parse(lines: Iterable[str]) -> Iterator[Event]:
             )
 
 
-def encode(events: list[Event]) -> bytes:
+def encode(events: list[HistoryEvent]) -> bytes:
     """A list of objects."""
     values = [{**msgspec.to_builtins(event), "times": dict(event.times)} for event in events]
     return msgspec.json.encode(values)

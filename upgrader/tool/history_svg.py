@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from xml.sax.saxutils import escape
 
-from upgrader.tool.history import Event
+from upgrader.tool.history import HistoryEvent
 
 _LEFT, _BARS, _RIGHT, _ROW, _TOP = 300, 600, 330, 26, 60
 _GRID = 5
@@ -31,7 +31,7 @@ text { font: 13px sans-serif; }
 _THINNEST = 2.0  # a phase of a millisecond is to be seen
 
 
-def plot(unit: str, events: Sequence[Event]) -> str:
+def plot(unit: str, events: Sequence[HistoryEvent]) -> str:
     """An SVG document with the upgrades among these events."""
     rows = [(event, _bars(event)) for event in events if _bars(event)]
     longest = max((sum(s for _, s in bars) for _, bars in rows), default=0) or 1.0
@@ -61,7 +61,7 @@ def plot(unit: str, events: Sequence[Event]) -> str:
     return "\n".join(out) + "\n"
 
 
-def _bars(event: Event) -> list[tuple[str, float]]:
+def _bars(event: HistoryEvent) -> list[tuple[str, float]]:
     """The phases of an event that stands for a whole upgrade; none of one that does not."""
     if event.side == "source" and event.phase == "migrate":
         return [(name, seconds) for name, seconds in event.times if seconds > 0]
@@ -70,7 +70,7 @@ def _bars(event: Event) -> list[tuple[str, float]]:
     return []
 
 
-def _row(event: Event, bars: list[tuple[str, float]], y: float, scale: float) -> list[str]:
+def _row(event: HistoryEvent, bars: list[tuple[str, float]], y: float, scale: float) -> list[str]:
     stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.time))
     out = [_text(12, y + 16, f"{stamp}  {event.mode} {event.source} → {event.destination}")]
     x = float(_LEFT)

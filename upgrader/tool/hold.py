@@ -31,7 +31,7 @@ class HoldError(UpgradeError):
     """The hold on a unit cannot be written or released."""
 
 
-class Kind(StrEnum):
+class HoldKind(StrEnum):
     """Who holds a unit, and how that ends."""
 
     FAILED = "failed"  #: an upgrade failed; over once another version is on disk, or a newer instance serves
@@ -52,10 +52,12 @@ class Hold(msgspec.Struct, frozen=True):
     since: float
     cause: str
     fingerprint: str = ""
-    kind: Kind = Kind.FAILED
+    kind: HoldKind = HoldKind.FAILED
 
     @classmethod
-    def now(cls, unit: str, cause: str, fingerprint: str = "", kind: Kind = Kind.FAILED) -> Self:
+    def now(
+        cls, unit: str, cause: str, fingerprint: str = "", kind: HoldKind = HoldKind.FAILED
+    ) -> Self:
         """A hold that begins now."""
         return cls(unit, round(time.time(), 3), cause, fingerprint, kind)
 
@@ -69,13 +71,13 @@ class Hold(msgspec.Struct, frozen=True):
         `began`: when the instance that serves began to, in seconds of the Unix epoch, 0 if none does;
         `fingerprint`: of what lies on disk now, empty if nobody can say.
         """
-        if self.kind is not Kind.FAILED:
-            return self.kind is Kind.RELEASED
+        if self.kind is not HoldKind.FAILED:
+            return self.kind is HoldKind.RELEASED
         replaced = "" not in (self.fingerprint, fingerprint) and fingerprint != self.fingerprint
         return replaced or began > self.since
 
 
-_BY = {Kind.ADMIN: "by an admin "}
+_BY = {HoldKind.ADMIN: "by an admin "}
 
 
 def directory(*, user: bool = False) -> Path:
@@ -94,14 +96,14 @@ def read(unit: str, *, user: bool = False) -> Hold | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, msgspec.MsgspecError) as error:
-        return Hold(unit, 0.0, f"{path} cannot be read: {error}", kind=Kind.ADMIN)
+        return Hold(unit, 0.0, f"{path} cannot be read: {error}", kind=HoldKind.ADMIN)
     return msgspec.structs.replace(hold, unit=unit)
 
 
 def by_admin(unit: str, *, user: bool = False) -> Hold | None:
     """The hold that an admin has put on a unit, or None."""
     found = read(unit, user=user)
-    return found if found is not None and found.kind is Kind.ADMIN else None
+    return found if found is not None and found.kind is HoldKind.ADMIN else None
 
 
 def on_file(*, user: bool = False) -> list[str]:
@@ -117,9 +119,9 @@ def standing(unit: Unit, said: Description | None, *, user: bool = False) -> Hol
     """The hold on a unit that is true now, or None; `said` is what its instance says of itself."""
     found = read(unit.id, user=user)
     refused = said.refused if said else None
-    if found and found.kind is Kind.ADMIN:
+    if found and found.kind is HoldKind.ADMIN:
         return found
-    released = found.since if found and found.kind is Kind.RELEASED else 0.0
+    released = found.since if found and found.kind is HoldKind.RELEASED else 0.0
     began, on_disk = _began(unit, said), said.fingerprint if said else ""
     holds = [found] if found else []
     if refused and refused.since > released:
@@ -141,7 +143,7 @@ def _began(unit: Unit, said: Description | None) -> float:
 
 def place(hold: Hold, *, user: bool = False) -> None:
     """Put a hold on a unit; raises HoldError. An admin's hold is not replaced by a failure."""
-    if hold.kind is Kind.FAILED and by_admin(hold.unit, user=user):
+    if hold.kind is HoldKind.FAILED and by_admin(hold.unit, user=user):
         return
     place = directory(user=user)
     try:
@@ -177,7 +179,7 @@ def release(unit: str, said: Description | None, *, user: bool = False) -> None:
     `said` is what its instance says of itself: what that knows of a failure is released as well.
     """
     if said and said.refused.since:
-        place(Hold.now(unit, "", kind=Kind.RELEASED), user=user)
+        place(Hold.now(unit, "", kind=HoldKind.RELEASED), user=user)
     else:
         _remove(unit, user)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from upgrader.systemd.unit import NoSuchUnit, UnitError, unit_name
 from upgrader.tool import hold
-from upgrader.tool.hold import Hold, HoldError, Kind
+from upgrader.tool.hold import Hold, HoldError, HoldKind
 from upgrader.tool.outcome import Outcome, Result, Verb
 from upgrader.tool.presence import look
 from upgrader.tool.systemd_client import Systemd
@@ -15,7 +15,7 @@ def put(name: str, why: str, *, user: bool = False) -> Outcome:
     """Have hooks and `upgrade` leave a unit alone until it is released."""
 
     def work(systemd: Systemd, unit: str) -> str:
-        hold.place(Hold.now(systemd.unit(unit).id, why, kind=Kind.ADMIN), user=user)
+        hold.place(Hold.now(systemd.unit(unit).id, why, kind=HoldKind.ADMIN), user=user)
         return f"on hold until it is lifted: upgrader unhold {unit}"
 
     return _carry_out(Verb.HOLD, name, work, user)

@@ -22,7 +22,7 @@ from upgrader.systemd.unit import (
 )
 
 #: Where to say how it goes, one line at a time.
-Progress = Callable[[str], None]
+Tell = Callable[[str], None]
 
 
 def duration(seconds: float) -> str:

@@ -7,7 +7,7 @@ https://prometheus.io/docs/instrumenting/exposition_formats/
 from collections.abc import Iterator, Sequence
 
 from upgrader.protocol.varlink_types import Phase
-from upgrader.tool.hold import Kind
+from upgrader.tool.hold import HoldKind
 from upgrader.tool.overview import Overview
 
 Sample = tuple[str, dict[str, str], float]
@@ -45,7 +45,7 @@ def _samples(found: Overview) -> Iterator[Sample]:
     unit = {"unit": found.unit}
     instance, status = found.instance, found.status
     yield "upgrader_serving", unit, found.serves
-    for kind in (Kind.FAILED, Kind.ADMIN):
+    for kind in (HoldKind.FAILED, HoldKind.ADMIN):
         held = found.hold is not None and found.hold.kind is kind
         yield "upgrader_held", unit | {"kind": kind}, held
     drained = sum(each.connections for each in found.draining)

@@ -109,7 +109,7 @@ def _without_image(attempt: Attempt, now: Unit, after: Status | None) -> Obstacl
     return Obstacle(reported or "the new instance found no image to load", see)
 
 
-def _was_killed(unit: Unit, entries: Sequence[failure_cause.Entry]) -> bool:
+def _was_killed(unit: Unit, entries: Sequence[failure_cause.JournalEntry]) -> bool:
     return any(
         entry.invocation == unit.invocation_id and entry.fields.get("UNIT_RESULT") == "timeout"
         for entry in entries

@@ -6,7 +6,7 @@ from upgrader.systemd.fdstore import StoreName
 from upgrader.systemd.unit import Unit
 from upgrader.tool.attempt import Attempt
 from upgrader.tool.blockers import parked_image
-from upgrader.tool.outcome import Outcome, Progress, Result
+from upgrader.tool.outcome import Outcome, Result, Tell
 from upgrader.tool.restart_mode import await_restart
 from upgrader.tool.startable import startable
 from upgrader.tool.systemd_client import Systemd
@@ -28,7 +28,7 @@ def is_kept(systemd: Systemd, unit: Unit) -> bool:
     return names is None or any(StoreName.parse(name) for name in names)
 
 
-def start_again(systemd: Systemd, unit: Unit, timeout: float | None, progress: Progress) -> Outcome:
+def start_again(systemd: Systemd, unit: Unit, timeout: float | None, progress: Tell) -> Outcome:
     """Start a unit that has failed, and judge it; raises UnitError only if nothing was done.
 
     A cold start although an image was parked is a failure. `timeout` as for an upgrade.

@@ -20,7 +20,7 @@ from upgrader.systemd.unit import (
     AccessDenied,
     BusUnreachable,
     Change,
-    FdStore,
+    FdStoreContents,
     Job,
     JobConflict,
     JobRefused,
@@ -152,7 +152,7 @@ class Systemd:
                 raise
         return Job(int(number), kind, state)
 
-    def fd_store(self, unit: Unit) -> FdStore:
+    def fd_store(self, unit: Unit) -> FdStoreContents:
         """What PID 1 holds for this unit; the names are readable from systemd 254 on."""
         with (
             contextlib.suppress(NoSuchUnit),  # PID 1 has forgotten it: nothing is stored for it
@@ -160,13 +160,13 @@ class Systemd:
         ):
             if self.release < 254:
                 count = self._get(unit.path, _PID1 + b".Service", "NFileDescriptorStore")
-                return FdStore(int(count), None)
+                return FdStoreContents(int(count), None)
             if not unit.fd_store_max:
-                return FdStore(0, ())  # PID 1 refuses to list what is not enabled
+                return FdStoreContents(0, ())  # PID 1 refuses to list what is not enabled
             entries = self._call("DumpUnitFileDescriptorStore", b"s", unit.id)
             names = tuple(as_text(entry[0]) for entry in entries)
-            return FdStore(len(names), names)
-        return FdStore(0, ())
+            return FdStoreContents(len(names), names)
+        return FdStoreContents(0, ())
 
     def sockets(self, unit: Unit) -> tuple[SocketUnit, ...]:
         """The `.socket` units that start this one."""

@@ -22,7 +22,7 @@ from upgrader.tool.changed import changes
 from upgrader.tool.exec_mode import execute
 from upgrader.tool.hold import Hold, HoldError
 from upgrader.tool.live_mode import await_reload, limits, reload
-from upgrader.tool.outcome import Outcome, Progress, Result, Verb
+from upgrader.tool.outcome import Outcome, Result, Tell, Verb
 from upgrader.tool.preflight import objection, preflight
 from upgrader.tool.presence import look
 from upgrader.tool.restart_mode import await_restart, restart
@@ -64,7 +64,7 @@ def upgrade(
     wish: Wish = Wish(),
     *,
     user: bool = False,
-    progress: Progress = lambda text: None,
+    progress: Tell = lambda text: None,
 ) -> Outcome:
     """Upgrade one unit and wait for the outcome; nothing that can go wrong is raised.
 
@@ -114,7 +114,7 @@ def expand(
     return tuple(found)
 
 
-def _upgrade(systemd: Systemd, name: str, wish: Wish, progress: Progress) -> Outcome:
+def _upgrade(systemd: Systemd, name: str, wish: Wish, progress: Tell) -> Outcome:
     unit = systemd.unit(name)
     if held := hold.by_admin(unit.id, user=systemd.user):
         remedy = f"when that is over: upgrader unhold {unit.id}"
@@ -233,7 +233,7 @@ def _holder(unit: Unit, job: Job) -> str:
 
 
 def _follow(
-    systemd: Systemd, unit: Unit, job: Job, timeout: float | None, progress: Progress
+    systemd: Systemd, unit: Unit, job: Job, timeout: float | None, progress: Tell
 ) -> Outcome | None:
     """What becomes of a job that somebody else has asked for; None if it has just ended."""
     waits = {"reload": (Mode.LIVE, await_reload), "restart": (Mode.RESTART, await_restart)}

@@ -6,14 +6,14 @@ from upgrader.lab.demo.inside import run_inside, shell
 from upgrader.lab.demo.options import DemoError, OptionError, Options
 from upgrader.lab.demo.orchestrator import run
 from upgrader.lab.demo.ordeal import run as run_faults
-from upgrader.lab.demo.report import Report
+from upgrader.lab.demo.report import DemoReport
 
 __all__ = [
     "DemoError",
+    "DemoReport",
     "FaultRow",
     "OptionError",
     "Options",
-    "Report",
     "run",
     "run_faults",
     "run_inside",

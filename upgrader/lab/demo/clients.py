@@ -9,14 +9,14 @@ import asyncio
 from collections import deque
 from typing import cast
 
-from upgrader.lab.demo.ledger import ContradictionError, Exchange, Kind, Ledger, Track
+from upgrader.lab.demo.ledger import ContradictionError, Exchange, Ledger, RequestKind, Track
 from upgrader.lab.demo.responses import BadResponseError, Chunk, Response, ResponseReader
 
 
 class Client(asyncio.Protocol):
     """One TCP connection with its requests in the order in which they were sent."""
 
-    kind: Kind
+    kind: RequestKind
     #: Whether the connection is still used after a wrong answer.
     trusting = True
 
@@ -130,7 +130,7 @@ class Client(asyncio.Protocol):
 class NewClient(Client):
     """A connection for one request, which asks the service to close it."""
 
-    kind = Kind.NEW
+    kind = RequestKind.NEW
 
     def ended(self, reason: str) -> None:
         """Expect the end once the answer is there."""
@@ -147,13 +147,13 @@ class NewClient(Client):
 class KeepaliveClient(Client):
     """A connection for many requests, which must stay open throughout."""
 
-    kind = Kind.KEEPALIVE
+    kind = RequestKind.KEEPALIVE
 
 
 class SplitClient(Client):
     """A connection whose requests are cut in two by the upgrade: half is sent before, half after."""
 
-    kind = Kind.SPLIT
+    kind = RequestKind.SPLIT
 
     def __init__(self, ledger: Ledger) -> None:
         super().__init__(ledger)
@@ -181,7 +181,7 @@ class SplitClient(Client):
 class HeldClient(Client):
     """An idle connection with a request now and then; it is lost at most once."""
 
-    kind = Kind.HELD
+    kind = RequestKind.HELD
     trusting = False
 
     def lose(self, reason: str) -> None:
@@ -196,7 +196,7 @@ class HeldClient(Client):
 class StreamClient(HeldClient):
     """One response that never ends; the gaps between its chunks are counted, and it breaks at most once."""
 
-    kind = Kind.STREAM
+    kind = RequestKind.STREAM
 
     def answered(self, response: Response, now: float) -> None:
         """The head of the stream."""

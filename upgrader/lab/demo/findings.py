@@ -4,8 +4,8 @@
 from dataclasses import dataclass, field
 
 from upgrader.lab.demo.options import Options
-from upgrader.lab.demo.orders import Result, Window
-from upgrader.lab.demo.report import FdCount, FirstLast, Range, Report
+from upgrader.lab.demo.orders import ResultEvent, Window
+from upgrader.lab.demo.report import DemoReport, FdCount, FirstLast, Range
 from upgrader.protocol.parameters import Mode
 
 
@@ -49,11 +49,11 @@ class Findings:
             f" so far lost: {said or 'nothing'}"
         )
 
-    def report(self, options: Options, systemd: int, result: Result) -> Report:
+    def report(self, options: Options, systemd: int, result: ResultEvent) -> DemoReport:
         """Make the report; `systemd` is the version that was booted."""
         windows = self.windows
         counts = self.fds[:1] + self.fds[-1:]
-        return Report(
+        return DemoReport(
             mode=str(options.mode),
             systemd=options.systemd,
             systemd_version=systemd,

@@ -3,12 +3,10 @@
 
 import shlex
 import sys
-from collections.abc import Callable
 
 from upgrader.lab.demo.options import DemoError, Options
 from upgrader.lab.demo.stage import HOST, PORT, SERVICE, Stage
-
-Progress = Callable[[str], None]
+from upgrader.tool.outcome import Tell
 
 _WELCOME = f"""\
 {SERVICE} runs version 1 on http://{HOST}:{PORT}/ (and /stream). Try:
@@ -19,7 +17,7 @@ _WELCOME = f"""\
 Leave with `exit`; everything here is thrown away then."""
 
 
-def run_inside(options: Options, command: str, progress: Progress) -> int:
+def run_inside(options: Options, command: str, progress: Tell) -> int:
     """Run `command` with sh inside, on the caller's own terminal; returns its exit code.
 
     If a signal killed it, that is 128 plus the number of the signal. Raises DemoError, PrivateSystemdError.
@@ -30,7 +28,7 @@ def run_inside(options: Options, command: str, progress: Progress) -> int:
         return _exit_code(stage.machine.call(["sh", "-c", command]))
 
 
-def shell(options: Options, progress: Progress) -> int:
+def shell(options: Options, progress: Tell) -> int:
     """Give an interactive shell inside; returns its exit code. Raises as `run_inside` does."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise DemoError("--shell needs a terminal", remedy="for a script there is --run COMMAND")

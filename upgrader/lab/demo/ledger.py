@@ -18,14 +18,14 @@ from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from upgrader.lab.demo.orders import Result, Spread
+from upgrader.lab.demo.orders import ResultEvent, Spread
 from upgrader.lab.demo.responses import Response
 
 #: So many losses are told in words; all are counted.
 LOSSES_TOLD = 20
 
 
-class Kind(StrEnum):
+class RequestKind(StrEnum):
     """The kinds of client."""
 
     NEW = "new connection"
@@ -51,7 +51,7 @@ class WrongBodyError(ContradictionError):
 class Exchange:
     """One request: `due` is when it had to be sent, even if it was sent later."""
 
-    kind: Kind
+    kind: RequestKind
     due: float
     path: str
 
@@ -86,8 +86,8 @@ class Span:
 class Ledger:
     """All counts of one run."""
 
-    asked: Counter[Kind] = field(default_factory=Counter)
-    failed: Counter[Kind] = field(default_factory=Counter)
+    asked: Counter[RequestKind] = field(default_factory=Counter)
+    failed: Counter[RequestKind] = field(default_factory=Counter)
     state_errors: int = 0
     losses: list[str] = field(default_factory=list)
     latencies: "array[float]" = field(default_factory=lambda: array("d"))
@@ -103,7 +103,7 @@ class Ledger:
     _ahead: set[int] = field(default_factory=set)
 
     def fail(
-        self, kind: Kind, since: float, now: float, reason: str, *, counted: bool = False
+        self, kind: RequestKind, since: float, now: float, reason: str, *, counted: bool = False
     ) -> None:
         """Count a failed request, a broken stream, or a lost connection."""
         self.failed[kind] += 1
@@ -124,7 +124,7 @@ class Ledger:
             )
         track.requests = session
         self._observe_streamed(generation, version, response)
-        if exchange.kind is Kind.NEW:
+        if exchange.kind is RequestKind.NEW:
             self.latencies.append(now - exchange.due)
         self._observe_wait(exchange.kind, exchange.due, now)
         _whole(exchange, response)
@@ -164,33 +164,33 @@ class Ledger:
             if known and streamed > sent:
                 self._wrong(f"version 2 counted {streamed} chunks, the streams got {sent}")
 
-    def result(self, streams: int, held: int) -> Result:
+    def result(self, streams: int, held: int) -> ResultEvent:
         """Return the counts as one message."""
-        return Result(
-            requests=self.asked[Kind.NEW],
-            failed_requests=self.failed[Kind.NEW],
-            keepalive_requests=self.asked[Kind.KEEPALIVE],
-            failed_keepalive=self.failed[Kind.KEEPALIVE],
-            split_requests=self.asked[Kind.SPLIT],
-            failed_split=self.failed[Kind.SPLIT],
+        return ResultEvent(
+            requests=self.asked[RequestKind.NEW],
+            failed_requests=self.failed[RequestKind.NEW],
+            keepalive_requests=self.asked[RequestKind.KEEPALIVE],
+            failed_keepalive=self.failed[RequestKind.KEEPALIVE],
+            split_requests=self.asked[RequestKind.SPLIT],
+            failed_split=self.failed[RequestKind.SPLIT],
             streams=streams,
-            broken_streams=self.failed[Kind.STREAM],
+            broken_streams=self.failed[RequestKind.STREAM],
             chunks=self.chunks.total(),
             connections_held=held,
-            connections_lost=self.failed[Kind.HELD],
+            connections_lost=self.failed[RequestKind.HELD],
             state_errors=self.state_errors,
             latency_ms=_spread(self.latencies),
             lateness_ms=_spread(self.lateness),
             losses=self.losses,
         )
 
-    def _observe_wait(self, kind: Kind, since: float, now: float) -> None:
+    def _observe_wait(self, kind: RequestKind, since: float, now: float) -> None:
         # Held connections are asked all at once, which is nobody's idea of a load.
-        if kind is not Kind.HELD and self.span is not None and self.span.touches(since, now):
+        if kind is not RequestKind.HELD and self.span is not None and self.span.touches(since, now):
             self.span.stall = max(self.span.stall, now - since)
 
     def _observe_generation(
-        self, kind: Kind, track: Track, generation: int, version: str, now: float
+        self, kind: RequestKind, track: Track, generation: int, version: str, now: float
     ) -> None:
         if generation < track.generation:
             self._wrong(
@@ -250,7 +250,7 @@ def _spread(seconds: "array[float]") -> Spread:
 def _whole(exchange: Exchange, response: Response) -> None:
     if response.status != 200:
         raise WrongBodyError(f"status {response.status} for {exchange.path}")
-    if response.chunked != (exchange.kind is Kind.STREAM):
+    if response.chunked != (exchange.kind is RequestKind.STREAM):
         raise WrongBodyError(f"{exchange.path} was answered as if it were something else")
     if response.chunked:
         return

@@ -28,16 +28,16 @@ from upgrader.lab.demo.ledger import Ledger, Span, milliseconds
 from upgrader.lab.demo.orders import (
     AnyOrder,
     Begin,
-    End,
-    Event,
+    EndOrder,
     Fatal,
+    OrderEvent,
     Pause,
     Quiet,
-    Ready,
-    Result,
+    ReadyEvent,
+    ResultEvent,
     Resume,
     Start,
-    Stop,
+    StopOrder,
     Window,
     line,
     order_decoder,
@@ -69,7 +69,7 @@ class Load:
         self._running = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def open(self) -> Ready | Fatal:
+    async def open(self) -> ReadyEvent | Fatal:
         """Connect everything and start the load; return the answer to `Start`."""
         first = NewClient(self.ledger)
         first.ask(self._path(), self.loop.time())
@@ -99,7 +99,7 @@ class Load:
         self._spawn(self._watch())
         generation = self.ledger.generation
         version = self.ledger.versions[generation]
-        return Ready(held=self.start.held, version=version, generation=generation)
+        return ReadyEvent(held=self.start.held, version=version, generation=generation)
 
     async def begin(self, order: Begin) -> None:
         """Begin a window: waits from `order.at` on belong to it."""
@@ -109,7 +109,7 @@ class Load:
         for client in self.split:
             client.begin(self._path())
 
-    async def end(self, order: End) -> Window:
+    async def end(self, order: EndOrder) -> Window:
         """Close the window once everything that was due in it is answered, and judge it."""
         span = self.ledger.span
         assert span is not None
@@ -151,7 +151,7 @@ class Load:
         """Ask again; what was not asked meanwhile does not count as due."""
         self._running.set()
 
-    async def stop(self) -> Result:
+    async def stop(self) -> ResultEvent:
         """Ask every held connection once more, see every stream move once more, and close the books."""
         await self.pause()
         await self._sample(len(self.held))
@@ -161,7 +161,7 @@ class Load:
         self.ledger.close()
         return self._result()
 
-    def _result(self) -> Result:
+    def _result(self) -> ResultEvent:
         return self.ledger.result(self.start.streams, self.start.held)
 
     def _path(self) -> str:
@@ -265,7 +265,7 @@ def _batches(items: list[HeldClient]) -> Iterable[list[HeldClient]]:
     return (items[i : i + BATCH] for i in range(0, len(items), BATCH))
 
 
-async def follow(orders: asyncio.StreamReader, answer: Callable[[Event], None]) -> int:
+async def follow(orders: asyncio.StreamReader, answer: Callable[[OrderEvent], None]) -> int:
     """Carry out one order after the other; returns the exit code."""
     load: Load | None = None
     while text := await orders.readline():
@@ -279,13 +279,13 @@ async def follow(orders: asyncio.StreamReader, answer: Callable[[Event], None]) 
                     return 1
             case Begin(), Load():
                 await load.begin(order)
-            case End(), Load():
+            case EndOrder(), Load():
                 answer(await load.end(order))
             case Pause(), Load():
                 answer(await load.pause())
             case Resume(), Load():
                 load.resume()
-            case Stop(), Load():
+            case StopOrder(), Load():
                 answer(await load.stop())
                 return 0
             case _:
@@ -300,7 +300,7 @@ async def serve() -> int:
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(orders), sys.stdin)
 
-    def answer(event: Event) -> None:
+    def answer(event: OrderEvent) -> None:
         sys.stdout.buffer.write(line(event))
         sys.stdout.buffer.flush()
 

@@ -10,10 +10,10 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from upgrader.lab.demo.options import DemoError
-from upgrader.lab.demo.orders import Event, Fatal, Order, event_decoder, line
+from upgrader.lab.demo.orders import Fatal, Order, OrderEvent, event_decoder, line
 from upgrader.lab.private_systemd import PrivateSystemd
 
-E = TypeVar("E", bound=Event)
+E = TypeVar("E", bound=OrderEvent)
 
 #: Seconds for any answer; thousands of connections on a slow machine need many.
 ANSWER_TIMEOUT = 180.0

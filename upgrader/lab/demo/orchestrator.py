@@ -3,30 +3,28 @@
 
 import contextlib
 import time
-from collections.abc import Callable
 
 from upgrader.lab.demo.findings import Findings
 from upgrader.lab.demo.loading import LoadProcess
 from upgrader.lab.demo.options import Options
 from upgrader.lab.demo.orders import (
     Begin,
-    End,
+    EndOrder,
     Pause,
     Quiet,
-    Ready,
-    Result,
+    ReadyEvent,
+    ResultEvent,
     Resume,
     Start,
-    Stop,
+    StopOrder,
     Window,
 )
 from upgrader.lab.demo.probe import Probe
-from upgrader.lab.demo.report import Report
+from upgrader.lab.demo.report import DemoReport
 from upgrader.lab.demo.stage import HOST, PORT, SERVICE, VERSIONS, Stage
 from upgrader.lab.demo.succession import GONE
 from upgrader.protocol.parameters import Mode
-
-Progress = Callable[[str], None]
+from upgrader.tool.outcome import Tell
 
 #: Seconds of undisturbed load before each upgrade.
 BASELINE = 1.0
@@ -34,7 +32,7 @@ BASELINE = 1.0
 LOAD = Start(host=HOST, port=PORT)
 
 
-def run(options: Options, progress: Progress) -> Report:
+def run(options: Options, progress: Tell) -> DemoReport:
     """Run the demonstration, and report progress on the way.
 
     It goes on after a loss, and ends at a failed upgrade, because the next one would say nothing.
@@ -45,7 +43,7 @@ def run(options: Options, progress: Progress) -> Report:
         progress(f"systemd {stage.machine.systemd_version} is up, {SERVICE} runs version 1")
         kind = {Mode.LIVE: _Live, Mode.RESTART: _Restart}.get(options.mode, _Upgrades)
         upgrades = kind(options, stage, load)
-        ready = load.ask(load_of(options), Ready)
+        ready = load.ask(load_of(options), ReadyEvent)
         progress(describe_load(options))
         time.sleep(BASELINE)
         version = ready.version
@@ -59,7 +57,7 @@ def run(options: Options, progress: Progress) -> Report:
             version = target
         upgrades.close()
         progress("asking every connection once more")
-        result = load.ask(Stop(), Result)
+        result = load.ask(StopOrder(), ResultEvent)
         return upgrades.findings.report(options, stage.machine.systemd_version, result)
 
 
@@ -118,7 +116,7 @@ class _Upgrades:
 
     def _end(self, *, upgraded: bool = True) -> Window:
         sample = -(-self._options.connections // self._options.upgrades) if upgraded else 0
-        return self._load.ask(End(upgraded=upgraded, sample=sample), Window)
+        return self._load.ask(EndOrder(upgraded=upgraded, sample=sample), Window)
 
 
 class _Live(_Upgrades):

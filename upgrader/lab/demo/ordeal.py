@@ -12,11 +12,10 @@ from upgrader.lab.demo.interference import Interference
 from upgrader.lab.demo.loading import LoadProcess
 from upgrader.lab.demo.options import DemoError, Options
 from upgrader.lab.demo.orchestrator import begin, describe_load, load_of
-from upgrader.lab.demo.orders import End, Ready, Result, Stop, Window
+from upgrader.lab.demo.orders import EndOrder, ReadyEvent, ResultEvent, StopOrder, Window
 from upgrader.lab.demo.stage import SERVICE, VERSIONS, Answer, Stage
 from upgrader.protocol.parameters import Mode
-
-Progress = Callable[[str], None]
+from upgrader.tool.outcome import Tell
 
 #: Settings with which a hanging version is given up in seconds, and a start limit is no subject.
 _DROP_IN = """\
@@ -30,7 +29,7 @@ RestartSec=100ms
 _SERVES = 30.0
 
 
-def run(options: Options, progress: Progress, faults: Sequence[Fault] = FAULTS) -> list[FaultRow]:
+def run(options: Options, progress: Tell, faults: Sequence[Fault] = FAULTS) -> list[FaultRow]:
     """Play all faults; raises DemoError and PrivateSystemdError, which say nothing about upgrades."""
     progress(f"booting a private systemd ({options.systemd})")
     with Stage.set_up(options) as stage:
@@ -48,7 +47,7 @@ def run(options: Options, progress: Progress, faults: Sequence[Fault] = FAULTS) 
 
 def _play(fault: Fault, good: str, options: Options, stage: Stage) -> FaultRow:
     with LoadProcess(stage.machine) as load:
-        load.ask(load_of(options), Ready)
+        load.ask(load_of(options), ReadyEvent)
         if fault.version is None:
             stage.remove_version()
         else:
@@ -62,10 +61,10 @@ def _play(fault: Fault, good: str, options: Options, stage: Stage) -> FaultRow:
         if stage.show("ActiveState") in ("inactive", "failed"):
             stage.machine.run(["systemctl", "start", SERVICE])
         _wait(stage, lambda: _serves(stage))
-        window = load.ask(End(upgraded=False), Window)
+        window = load.ask(EndOrder(upgraded=False), Window)
         then = stage.show("StatusText")
         following = stage.upgrade(Mode.LIVE)
-        result = load.ask(Stop(), Result)
+        result = load.ask(StopOrder(), ResultEvent)
     return FaultRow(
         fault=fault.name,
         failed_requests=result.failed_requests + result.failed_keepalive + result.failed_split,

@@ -37,7 +37,7 @@ class Begin(Order, frozen=True, kw_only=True, tag="begin"):
     at: float
 
 
-class End(Order, frozen=True, kw_only=True, tag="end"):
+class EndOrder(Order, frozen=True, kw_only=True, tag="end"):
     """End the window: judge it and answer with `Window`."""
 
     upgraded: bool = True
@@ -54,15 +54,15 @@ class Resume(Order, frozen=True, kw_only=True, tag="resume"):
     """Go on asking."""
 
 
-class Stop(Order, frozen=True, kw_only=True, tag="stop"):
+class StopOrder(Order, frozen=True, kw_only=True, tag="stop"):
     """Ask every held connection once, settle everything, answer `Result` and exit."""
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
+class OrderEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
     """One line on the load client's standard output."""
 
 
-class Ready(Event, frozen=True, kw_only=True, tag="ready"):
+class ReadyEvent(OrderEvent, frozen=True, kw_only=True, tag="ready"):
     """Everything is connected and the load runs."""
 
     held: int
@@ -70,11 +70,11 @@ class Ready(Event, frozen=True, kw_only=True, tag="ready"):
     generation: int
 
 
-class Quiet(Event, frozen=True, kw_only=True, tag="quiet"):
+class Quiet(OrderEvent, frozen=True, kw_only=True, tag="quiet"):
     """Nothing is outstanding."""
 
 
-class Window(Event, frozen=True, kw_only=True, tag="window"):
+class Window(OrderEvent, frozen=True, kw_only=True, tag="window"):
     """What the clients saw in one window; the counts are totals since the start."""
 
     version: str
@@ -108,7 +108,7 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True):
     max: float
 
 
-class Result(Event, frozen=True, kw_only=True, tag="result"):
+class ResultEvent(OrderEvent, frozen=True, kw_only=True, tag="result"):
     """The whole run."""
 
     requests: int
@@ -131,19 +131,19 @@ class Result(Event, frozen=True, kw_only=True, tag="result"):
     """The first losses, in words."""
 
 
-class Fatal(Event, frozen=True, kw_only=True, tag="fatal"):
+class Fatal(OrderEvent, frozen=True, kw_only=True, tag="fatal"):
     """The load could not be started."""
 
     message: str
 
 
-AnyOrder = Start | Begin | End | Pause | Resume | Stop
-AnyEvent = Ready | Quiet | Window | Result | Fatal
+AnyOrder = Start | Begin | EndOrder | Pause | Resume | StopOrder
+AnyEvent = ReadyEvent | Quiet | Window | ResultEvent | Fatal
 
 order_decoder = msgspec.json.Decoder(AnyOrder)
 event_decoder = msgspec.json.Decoder(AnyEvent)
 
 
-def line(message: Order | Event) -> bytes:
+def line(message: Order | OrderEvent) -> bytes:
     """Encode one message as a line of JSON."""
     return msgspec.json.encode(message) + b"\n"

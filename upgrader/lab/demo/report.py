@@ -43,7 +43,7 @@ class FirstLast(msgspec.Struct, frozen=True):
     last: int
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
+class DemoReport(msgspec.Struct, frozen=True, kw_only=True):
     """One demonstration. Times are milliseconds.
 
     `generations` counts those that took over; `stall_ms` is the longest wait of any request, from

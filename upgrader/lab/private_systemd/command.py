@@ -18,7 +18,7 @@ _REAP_TIMEOUT = 5.0
 Stream = int | IO[Any] | None
 
 
-class Command(subprocess.Popen[str]):
+class InsideCommand(subprocess.Popen[str]):
     """A `subprocess.Popen` (text mode) of a program inside.
 
     Signals go to the program, not to the process that entered the namespaces for it. `kill` also

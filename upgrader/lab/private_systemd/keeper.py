@@ -21,7 +21,15 @@ import msgspec
 
 from upgrader.lab.private_systemd import cgroups, interior, linux
 from upgrader.lab.private_systemd.linux import Namespace
-from upgrader.lab.private_systemd.plan import Event, Failed, Gone, Plan, Ready, Started, Stopping
+from upgrader.lab.private_systemd.plan import (
+    Failed,
+    Gone,
+    MachineEvent,
+    MachineReady,
+    MachineStarted,
+    Plan,
+    Stopping,
+)
 
 # In the keeper's own mount namespace. Not on /sys/fs/cgroup: the kernel refuses to mount cgroup2 on
 # itself, and that is where a machine with only cgroup2 has it.
@@ -85,7 +93,7 @@ class _Keeper:
         self._watch(self.trouble, self._read_trouble)
         with contextlib.suppress(ProcessLookupError):
             self._watch(os.pidfd_open(self.plan.caller), self._stop)
-        tell(Started(self.pid, str(self.cgroup)))
+        tell(MachineStarted(self.pid, str(self.cgroup)))
         os.write(go, b"g")
         os.close(go)
 
@@ -119,7 +127,7 @@ class _Keeper:
         if f"X_SYSTEMD_UNIT_INACTIVE={interior.TARGET}".encode() in message:
             tell(Stopping())
         elif b"READY=1" in message:
-            tell(Ready())
+            tell(MachineReady())
 
     def _read_trouble(self) -> None:
         message = os.read(self.trouble, 65536)
@@ -193,7 +201,7 @@ def remove_when_empty(cgroup: Path, deadline: float) -> str:
     return ""
 
 
-def tell(event: Event) -> None:
+def tell(event: MachineEvent) -> None:
     """Report `event` to the caller, if it is still there."""
     with contextlib.suppress(BrokenPipeError):
         os.write(1, msgspec.json.encode(event) + b"\n")

@@ -21,9 +21,16 @@ from typing import IO, NoReturn, Self, TypeVar
 import msgspec
 
 from upgrader.lab.private_systemd import linux, trees
-from upgrader.lab.private_systemd.command import Command, Stream
+from upgrader.lab.private_systemd.command import InsideCommand, Stream
 from upgrader.lab.private_systemd.errors import BootError, CommandError, PrivateSystemdError
-from upgrader.lab.private_systemd.plan import Event, Failed, Gone, Ready, Started, Stopping
+from upgrader.lab.private_systemd.plan import (
+    Failed,
+    Gone,
+    MachineEvent,
+    MachineReady,
+    MachineStarted,
+    Stopping,
+)
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _NAMESPACES = ("-m", "-p", "-i", "-u", "-C", "-n")
@@ -31,7 +38,7 @@ _NAMESPACES = ("-m", "-p", "-i", "-u", "-C", "-n")
 BOOT_TIMEOUT = 60.0
 _CLOSE_TIMEOUT = 30.0
 
-_E = TypeVar("_E", Started, Ready, Stopping)
+_E = TypeVar("_E", MachineStarted, MachineReady, Stopping)
 
 
 class PrivateSystemd:
@@ -53,7 +60,7 @@ class PrivateSystemd:
         self._pid = 0
         self._pidfd = -1
         self._cgroup = Path()
-        self._commands: list[tuple[Command, Path]] = []
+        self._commands: list[tuple[InsideCommand, Path]] = []
         # Commands may be started from several threads.
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
@@ -157,7 +164,7 @@ class PrivateSystemd:
         stdin: Stream = None,
         stdout: Stream = None,
         stderr: Stream = None,
-    ) -> Command:
+    ) -> InsideCommand:
         """Start `command` inside, as root, with a clean environment to which `env` is added.
 
         With `network_only` the program runs outside, with the caller's environment and files, and
@@ -185,7 +192,7 @@ class PrivateSystemd:
         except OSError as error:
             # Most likely the keeper is clearing away what has just ended.
             self._raise_over(because=str(error))
-        started = Command(
+        started = InsideCommand(
             [*enter, *map(str, command)],
             cgroup,
             environment={**environment, **(env or {})},
@@ -370,7 +377,7 @@ class PrivateSystemd:
         return exiting or bool(select.select([self._pidfd], [], [], 0)[0])
 
     def _forget_finished(self) -> None:
-        still: list[tuple[Command, Path]] = []
+        still: list[tuple[InsideCommand, Path]] = []
         for command, cgroup in self._commands:
             if command.poll() is not None:
                 # Fails as long as something that the command started is alive.
@@ -387,7 +394,7 @@ class PrivateSystemd:
             while view:
                 view = view[self._keeper.stdin.write(view) :]
 
-    def _next_event(self, deadline: float) -> Event | None:
+    def _next_event(self, deadline: float) -> MachineEvent | None:
         """Return the keeper's next event; None at the deadline, or if no more can come."""
         assert self._keeper.stdout is not None
         while b"\n" not in self._buffer:
@@ -400,13 +407,13 @@ class PrivateSystemd:
             self._buffer += piece
         line, _, rest = bytes(self._buffer).partition(b"\n")
         self._buffer[:] = rest
-        event: Event = msgspec.json.decode(line, type=Event)
+        event: MachineEvent = msgspec.json.decode(line, type=MachineEvent)
         if isinstance(event, Gone):
             self._gone = event
         return event
 
     def _await_boot(self, deadline: float, timeout: float) -> None:
-        started = self._await(Started, deadline, timeout)
+        started = self._await(MachineStarted, deadline, timeout)
         self._pid = started.pid
         try:
             self._pidfd = os.pidfd_open(started.pid)
@@ -416,7 +423,7 @@ class PrivateSystemd:
         self._await_up(deadline, timeout)
 
     def _await_up(self, deadline: float, timeout: float) -> None:
-        self._await(Ready, deadline, timeout)
+        self._await(MachineReady, deadline, timeout)
         # READY=1 may come before the last unit is up; starting the target again waits for it.
         try:
             self.run(["systemctl", "start", "default.target"], timeout=timeout)

@@ -31,14 +31,14 @@ class Plan(msgspec.Struct, frozen=True):
     package: tuple[str, str] | None = None
 
 
-class Started(msgspec.Struct, frozen=True, tag=True):
+class MachineStarted(msgspec.Struct, frozen=True, tag=True):
     """The process that becomes the inner PID 1 exists; `cgroup` is below the keeper's own mount."""
 
     pid: int
     cgroup: str
 
 
-class Ready(msgspec.Struct, frozen=True, tag=True):
+class MachineReady(msgspec.Struct, frozen=True, tag=True):
     """The inner PID 1 said READY=1: after a boot, but after a daemon-reload as well."""
 
 
@@ -60,4 +60,4 @@ class Gone(msgspec.Struct, frozen=True, tag=True):
     leftover: str = ""
 
 
-Event = Started | Ready | Stopping | Failed | Gone
+MachineEvent = MachineStarted | MachineReady | Stopping | Failed | Gone

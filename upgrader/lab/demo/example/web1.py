@@ -41,9 +41,9 @@ async def main() -> None:
     """Serve until stopped, or until another instance has taken over."""
     async with upgrader.attach("web", version="1") as instance:
         instance.state(Counters)
-        door = instance.listener("http", bind=BIND)
+        listener = instance.listener("http", bind=BIND)
 
-        @instance.connections(door, state=Session)
+        @instance.connections(listener, state=Session)
         async def talk(peer: upgrader.Peer[Session], counters: Counters) -> None:
             if peer.state.streaming:  # adopted in the middle of a stream: the state says where
                 await stream(peer)
