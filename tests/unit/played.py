@@ -370,7 +370,7 @@ class Play:
                     error = NotifyError("no answer") if event is Event.UNANSWERED else None
                     self.here.answers.put(error)
                 return self.giver.told.result(PATIENCE)
-            case Event.DEADLINE | Event.SUCCESSOR_DEAD if _readable(self._a):
+            case Event.SUCCESSOR_DEAD if _readable(self._a):
                 return event  # seen before what has come in the meantime
             case Event.DEADLINE:
                 self._clock.offset += LIMIT + 1

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What a source makes of what comes over its channel, and for which Ack it commits."""
 
+import contextlib
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -174,6 +175,33 @@ def test_a_silent_destination_has_a_limit(make: Callable[[int], Bench]) -> None:
 
     assert Event.DEADLINE is bench.giver.next_event()
     assert Code.NOT_READY_IN_TIME is bench.giver.code
+
+
+def test_a_destination_that_never_stops_talking(make: Callable[[int], Bench]) -> None:
+    """Its signs of life move the limit, and not the end of all patience: that is looked at first."""
+    bench = make(2)
+    bench.giver.side.feed(Event.GO)
+    bench.say(records.Progress(1), bench.expected())
+    bench.clock += 10 * LIMIT
+
+    assert Event.DEADLINE is bench.giver.next_event()
+    bench.giver.side.feed(Event.DEADLINE)
+    assert Event.PROGRESS is bench.giver.next_event()
+    assert Event.ACK is bench.giver.next_event()  # queued by then, it counts
+
+
+def test_an_image_that_is_not_taken(make: Callable[[int], Bench]) -> None:
+    """A destination that reads nothing, or too slowly, holds the source for the limit."""
+    bench = make(2)
+    with image.seal(bench.here.freeze().manifest) as memfd, channel.new_ledger() as ledger:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                channel.send(bench.source, records.Go(), version=2)
+        for limit, timeout in ((0.01, 10.0), (10.0, 0.01), (10.0, -1.0)):
+            with pytest.raises(TimeoutError):
+                channel.send_image(
+                    bench.source, 3, memfd, ledger, [], version=2, limit=limit, timeout=timeout
+                )
 
 
 def test_a_dead_destination_whose_child_holds_the_channel(make: Callable[[int], Bench]) -> None:

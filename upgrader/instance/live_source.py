@@ -174,14 +174,17 @@ class Giver:
         """Wait for what happens next: on the channel, to the destination, or at PID 1."""
         if self.state is Source.COMMITTED:
             return self.told.result()
-        while not _first_ready(0, self._sock):
+        while True:
             left = self._deadline - self._clock()
-            if left <= 0:
+            # Also where something has come: a destination must not hold this one by talking.
+            if left <= 0 and self.state is Source.FROZEN:
                 return self._because(
                     Event.DEADLINE,
                     Code.NOT_READY_IN_TIME,
                     f"no progress within {self._limit:.1f} s",
                 )
+            if _first_ready(0, self._sock):
+                break
             if not self._request.successor.alive:
                 # A process that it has forked may hold the channel open: no end is to be seen.
                 return self._ended(Event.SUCCESSOR_DEAD)
@@ -231,7 +234,6 @@ class Giver:
         """SEND_IMAGE, within the limit; from its end on the destination has as long again."""
         assert self._built
         manifest = self._built.manifest
-        self._sock.settimeout(self._limit)
         try:
             self._ledger = channel.new_ledger()
             with image.seal(manifest) as memfd:
@@ -242,7 +244,9 @@ class Giver:
                     memfd,
                     self._ledger,
                     self._built.fds,
-                    self._request.stream,
+                    version=self._request.stream,
+                    limit=self._limit,
+                    timeout=self._last - self._clock(),
                 )
         except (UpgradeError, OSError) as error:
             return self._because(Event.NOT_SENT, Code.SOURCE_FAILED, str(error))

@@ -284,26 +284,36 @@ def send_image(
     image: Fd,
     ledger: Fd,
     fds: Sequence[HasFileno],
+    *,
     version: int,
+    limit: float,
+    timeout: float,
 ) -> None:
     """Send an image with all its FDs to a live destination, waiting while its queue is full.
 
-    Raises OSError; ETOOMANYREFS (FDs in flight) passes as the destination takes them, so it is
-    tried again until the timeout of the socket.
+    Raises OSError: TimeoutError if it takes nothing for `limit` seconds, or not all in `timeout`.
+    ETOOMANYREFS (FDs in flight) passes as it takes them, so that is tried again as long.
     """
-    send(sock, records.Hello(generation, len(fds)), [image, ledger], version=version, wait=True)
-    deadline = time.monotonic() + (sock.gettimeout() or 0)
-    for batch in batches(len(fds)):
-        part = fds[batch.first : batch.first + batch.count]
+    end = time.monotonic() + timeout
+
+    def send_in_time(record: records.Record, fds: Sequence[HasFileno]) -> None:
+        give_up = min(time.monotonic() + limit, end)
         while True:
+            left = give_up - time.monotonic()
+            if left <= 0:
+                raise TimeoutError(f"the image is not taken within {limit:.1f} s")
+            sock.settimeout(left)
             try:
-                send(sock, batch, part, version=version, wait=True)
-                break
+                return send(sock, record, fds, version=version, wait=True)
             except OSError as error:
-                if error.errno != errno.ETOOMANYREFS or time.monotonic() > deadline:
+                if error.errno != errno.ETOOMANYREFS:
                     raise
                 time.sleep(0.001)
-    send(sock, records.End(len(fds), records.EndReason.COMPLETE), version=version, wait=True)
+
+    send_in_time(records.Hello(generation, len(fds)), [image, ledger])
+    for batch in batches(len(fds)):
+        send_in_time(batch, fds[batch.first : batch.first + batch.count])
+    send_in_time(records.End(len(fds), records.EndReason.COMPLETE), ())
 
 
 def _send_batches(writer: socket.socket, fds: Sequence[HasFileno]) -> tuple[int, records.EndReason]:
