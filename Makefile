@@ -10,11 +10,12 @@ JOBS ?= 2
 # More arguments for `upgrader demo` or pytest.
 ARGS ?=
 
-.PHONY: help demo test lint bench deb dist clean setup
+.PHONY: help demo test matrix lint bench deb dist clean setup
 
 help:
 	@echo 'make demo    upgrade a live service ten times under a real systemd (SYSTEMD="$(SYSTEMD)")'
 	@echo 'make test    all tests (ARGS="-m \"not system\"" leaves out those that need root)'
+	@echo 'make matrix  the long matrices, which write the tables of docs/matrices.md'
 	@echo 'make lint    style, types and shell scripts only'
 	@echo 'make bench   the figures that are measured, not tested'
 	@echo 'make deb     the packages of Debian 12 and 13, in dist/ (SUITE="$(SUITE)")'
@@ -31,6 +32,10 @@ demo:
 test:
 	@packaging/bootstrap test
 	@.venv/bin/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+matrix:
+	@packaging/bootstrap test
+	@.venv/bin/python -m pytest -n $(JOBS) --dist loadfile -m matrix $(ARGS)
 
 lint: setup
 	@.venv/bin/python -m pytest -q tests/test_project.py $(ARGS)

@@ -45,11 +45,15 @@ def pytest_unconfigure() -> None:
     OWN.end()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever lies in tests/system is a system test."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Whatever lies in tests/system is a system test; long matrices run only if they are asked for."""
     for item in items:
         if item.path.parent.name == "system":
             item.add_marker(pytest.mark.system)
+    if "matrix" not in config.option.markexpr:
+        long = [item for item in items if item.get_closest_marker("matrix")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -6,12 +6,14 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.tables import publish
 from upgrader.lab import demo
 from upgrader.lab.demo import stage
 from upgrader.lab.demo.faults import FAULTS
 from upgrader.lab.demo.loading import LoadProcess
 from upgrader.lab.demo.orders import ReadyEvent, ResultEvent, Start, StopOrder
 from upgrader.lab.demo.stage import SERVICE, Stage
+from upgrader.lab.private_systemd import TreeError
 from upgrader.tool.outcome import Mode
 
 pytestmark = pytest.mark.system
@@ -197,6 +199,39 @@ def test_faults(tree: str, names: set[str]) -> None:
     assert {"fault", "failed_requests", "state_errors", "stall_ms", "caller_told"} <= found[
         0
     ].keys()
+
+
+@pytest.mark.matrix
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("tree", ["host", "trixie", "sid"])
+def test_each_fault_on_each_systemd(tree: str) -> None:
+    """As above, all of them."""
+    try:
+        rows = demo.run_faults(small(systemd=tree), print, FAULTS)
+    except TreeError as error:
+        pytest.skip(str(error))  # sid is a moving target: its archive may be broken on any day
+    publish(
+        f"faults {tree}",
+        (
+            "fault",
+            "requests",
+            "streams",
+            "idle",
+            "state",
+            "longest wait",
+            "why something had to be lost",
+        ),
+        [
+            (
+                *(row.fault, str(row.failed_requests), str(row.broken_streams)),
+                *(str(row.connections_lost), str(row.state_errors), f"{row.stall_ms:.0f} ms"),
+                row.must_lose,
+            )
+            for row in rows
+        ],
+    )
+
+    assert not [row for row in rows if row.bad], demo.table(rows)
 
 
 def test_a_command_inside(capfd: pytest.CaptureFixture[str]) -> None:

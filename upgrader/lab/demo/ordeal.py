@@ -22,7 +22,7 @@ _DROP_IN = """\
 [Unit]
 StartLimitIntervalSec=0
 [Service]
-TimeoutStartSec=6s
+TimeoutStartSec=15s
 RestartSec=100ms
 """
 #: Seconds in which the service must serve again, whatever was done to it.
