@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         VerifyError,
     )
     from upgrader.instance.base import Ended
-    from upgrader.instance.declarations import Datagrams, Declared, Listener
+    from upgrader.instance.declared import Datagrams, Declared, Listener
     from upgrader.instance.inbox import Frame, MessageTooLong
     from upgrader.protocol.state import convert, convert_back, since, state
 
@@ -34,7 +34,7 @@ _PLACES = {
     "aio": ("Peer",),
     "attach": ("attach",),
     "blocking": ("Instance",),
-    "instance.declarations": ("Datagrams", "Declared", "Listener"),
+    "instance.declared": ("Datagrams", "Declared", "Listener"),
     "errors": (
         "ChannelError",
         "DeclarationError",

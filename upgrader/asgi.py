@@ -67,7 +67,7 @@ async def _serve(config: uvicorn.Config) -> None:
 
             @instance.verify
             def open_to_all() -> None:
-                if listener.persistent:  # bound here, not by a .socket unit
+                if listener._bound.persistent:  # bound here, not by a .socket unit
                     os.chmod(str(config.uds), 0o666)  # as uvicorn does: a proxy is another user
 
         adapter = await _start(instance, config)

@@ -41,12 +41,12 @@ async def main() -> None:
         counters = instance.state(Counters)
         assert_type(counters, upgrader.Declared[Counters])
         assert_type(counters.value.requests, int)
-        door = instance.listener("http", bind="127.0.0.1:8080")
-        assert_type(door, upgrader.Listener)
+        listener = instance.listener("http", bind="127.0.0.1:8080")
+        assert_type(listener, upgrader.Listener)
         queries = instance.datagrams("dns")
         assert_type(queries, upgrader.Datagrams)
 
-        @instance.connections(door, state=Session)
+        @instance.connections(listener, state=Session)
         async def talk(peer: upgrader.Peer[Session], counters: Counters) -> None:
             async for message in peer.messages(request, limit=65536):
                 assert_type(message, bytes)
@@ -94,9 +94,9 @@ async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 
 async def libraries(tls: ssl.SSLContext) -> None:
     async with upgrader.attach("web") as instance:
-        door = instance.listener("http", bind="127.0.0.1:8080")
-        instance.protocols(door, Lines(), tls=tls)
-        instance.protocols(door, asyncio.Protocol)  # type: ignore[arg-type]
+        listener = instance.listener("http", bind="127.0.0.1:8080")
+        instance.protocols(listener, Lines(), tls=tls)
+        instance.protocols(listener, asyncio.Protocol)  # type: ignore[arg-type]
         server = await upgrader.aio.start_server(handle, "127.0.0.1", 7000, stateless=True)
         assert_type(server, upgrader.aio.Server)
         async with server:
@@ -108,15 +108,15 @@ def blocking() -> None:
         assert_type(instance, upgrader.Instance)
         counters = instance.state(Counters)
         inbox = instance.datagrams("inbox", bind="unix:/run/web/inbox")
-        door = instance.listener("http")
+        listener = instance.listener("http")
         instance.drop("old")
-        for backend in instance.serve(inbox, door):
+        for backend in instance.serve(inbox, listener):
             if backend is inbox:
                 data, _ = inbox.recvfrom()
                 assert_type(data, bytes)
                 counters.value.requests += 1
             else:
-                sock, _ = door.accept()
+                sock, _ = listener.accept()
                 sock.close()
         with instance.turn():
             pass

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from upgrader.aio import Adapter
 from upgrader.aio.hosted import Hosted
 from upgrader.aio.hosting import Hosting
-from upgrader.instance.declarations import Listener, Protocols
+from upgrader.instance.declarations import Bound, Protocols
 from upgrader.instance.loaded import Adopted
 from upgrader.instance.save import Frozen
-from upgrader.protocol.identity import HasFileno
+from upgrader.protocol.identity import HasFileno, Kind
 from upgrader.protocol.image import LeftBehind
 
 SECONDS = 10.0
@@ -29,7 +29,7 @@ class Side:
     def __init__(
         self, adapter: Adapter, sock: socket.socket, tls: ssl.SSLContext | None = None
     ) -> None:
-        self.listener = Listener("http", None)
+        self.listener = Bound(Kind.LISTENER, "http", None)
         self.listener.open(sock)
         self.hosting = Hosting(asyncio.get_running_loop(), Protocols(self.listener, adapter, tls))
 

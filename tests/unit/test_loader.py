@@ -20,7 +20,7 @@ from upgrader.errors import (
     UnclaimedError,
     UnsavableState,
 )
-from upgrader.instance.declarations import Connections, Datagrams, Declarations, Listener
+from upgrader.instance.declarations import Bound, Connections, Declarations
 from upgrader.instance.load import Loader
 from upgrader.instance.loaded import Arrival
 from upgrader.instance.save import Frozen, Readers, build, insurance
@@ -109,9 +109,9 @@ class Bench:
     def load(self, **parameters: Any) -> Arrival:
         declarations = Declarations("web")
         declarations.add_state(Counters)
-        door = Listener("door", None)
+        door = Bound(Kind.LISTENER, "door", None)
         declarations.add_socket(door)
-        declarations.add_socket(Datagrams("inbox", None))
+        declarations.add_socket(Bound(Kind.DATAGRAMS, "inbox", None))
         declarations.add_connections(Connections(door, self.session, handler))
         self.declarations = declarations
         passed = [Passed(name, fd.duplicate()) for name, fd in self.kept]
@@ -388,7 +388,7 @@ def built(bench: Bench, readers: Readers) -> tuple[Manifest, list[Any]]:
     """What version 3 of the program makes of a state and two connections."""
     declarations = Declarations("web")
     declarations.add_state(Counters3).fill(Counters3(5, ["a"]))
-    door = Listener("door", None)
+    door = Bound(Kind.LISTENER, "door", None)
     declarations.add_socket(door)
     declarations.add_connections(Connections(door, Session3, lambda peer: None))
     door.open(bench.socket())

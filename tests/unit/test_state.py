@@ -34,7 +34,13 @@ from upgrader.errors import (
     UnreadableState,
     UnsavableState,
 )
-from upgrader.instance.declarations import Connections, Declarations, Declared, Listener
+from upgrader.instance.declarations import (
+    Bound,
+    Connections,
+    Declarations,
+    DeclaredState,
+)
+from upgrader.protocol.identity import Kind
 from upgrader.protocol.state import (
     SavedState,
     check_readable,
@@ -428,7 +434,7 @@ class Later:
 def test_p5_a_class_that_is_defined_later_is_looked_at_when_it_is_there() -> None:
     """At `instance.state()`, which is still before anything runs."""
     with pytest.raises(DeclarationError, match=r"'early': later\[...\].queue is a asyncio"):
-        Declared(Early)
+        DeclaredState(Early)
 
 
 def test_p5_a_class_that_is_never_defined() -> None:
@@ -439,7 +445,7 @@ def test_p5_a_class_that_is_never_defined() -> None:
         value: "list[Nowhere] | None" = None  # type: ignore[name-defined]  # noqa: F821
 
     with pytest.raises(DeclarationError, match=r"'lost': .*'Nowhere'.*top level of the module"):
-        Declared(Lost)
+        DeclaredState(Lost)
 
 
 def test_p5_a_state_of_connections_that_cannot_be_saved_as_it_begins() -> None:
@@ -449,9 +455,9 @@ def test_p5_a_state_of_connections_that_cannot_be_saved_as_it_begins() -> None:
     class Odd:
         value: Any = object
 
-    door = Listener("x", None)
+    listener = Bound(Kind.LISTENER, "x", None)
     with pytest.raises(DeclarationError, match="'odd': cannot be saved: value: "):
-        Declarations("x").add_connections(Connections(door, Odd, lambda peer: None))
+        Declarations("x").add_connections(Connections(listener, Odd, lambda peer: None))
 
 
 # Since: what an image lacks, and has too much

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable
 
 from upgrader.instance.connection import accept
-from upgrader.instance.declarations import Listener
+from upgrader.instance.declarations import Bound
 
 _ACCEPTS = 128  # connections accepted in one go, so that one listener does not starve the others
 _PATIENCE = 1.0  # seconds until accepting is tried again after an error
@@ -20,7 +20,7 @@ class Acceptor:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        listener: Listener,
+        listener: Bound,
         on_connection: Callable[[socket.socket], object],
     ) -> None:
         self._loop = loop

@@ -32,7 +32,7 @@ class HandledConnection:
 
     def __init__(
         self,
-        backend: str,
+        listener: str,
         stream: ConnectionStream,
         session: Any,
         safe_points: SafePoints,
@@ -41,7 +41,7 @@ class HandledConnection:
         adopted: bool,
     ) -> None:
         """`session`: the state that goes with it; `on_end` is called once it is closed."""
-        self.backend = backend
+        self.listener = listener
         self.stream = stream
         self.session = session
         self.adopted = adopted
@@ -122,7 +122,7 @@ class HandledConnection:
     def queue(self, data: bytes) -> None:
         """Queue data, however much of it is unsent; raises as `write`."""
         if self._moved:
-            raise Retired(self.backend)
+            raise Retired(self.listener)
         self.stream.queue(data)
         if self.stream.unsent:
             self.flush()
@@ -190,10 +190,10 @@ class HandledConnection:
         try:
             moved = self.stream.freeze(encode(self.session))
         except UnsavableState as error:
-            return LeftBehind(self.backend, self.address, str(error))
+            return LeftBehind(self.listener, self.address, str(error))
         if moved is None:
-            return LeftBehind(self.backend, self.address, "its handler is busy")
-        return Frozen(self.backend, self.stream.sock, self.stream.identity, moved)
+            return LeftBehind(self.listener, self.address, "its handler is busy")
+        return Frozen(self.listener, self.stream.sock, self.stream.identity, moved)
 
     def let_go(self) -> None:
         """It has moved: nothing here touches it any more, but our copy of its FD stays open."""

@@ -9,7 +9,7 @@ import contextlib
 import functools
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,9 +57,9 @@ class HandledListener:
         return list(self._served)
 
     @property
-    def peers(self) -> Iterator[Peer[Any]]:
-        """Those that are open, as their handlers see them."""
-        return (served.peer for served in self._served.values())
+    def peers(self) -> list[tuple[HandledConnection, Peer[Any]]]:
+        """Those that are open, and how their handlers see them."""
+        return [(connection, served.peer) for connection, served in self._served.items()]
 
     @property
     def tasks(self) -> list[asyncio.Task[None]]:

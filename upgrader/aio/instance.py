@@ -12,8 +12,10 @@ from upgrader.aio.adapter import Adapter
 from upgrader.aio.peer import Peer
 from upgrader.aio.runtime import AsyncioRuntime, Task
 from upgrader.instance.base import BaseInstance, Ended
-from upgrader.instance.declarations import Listener, Protocols
+from upgrader.instance.declarations import Protocols
+from upgrader.instance.declared import Listener
 from upgrader.instance.parts import InstanceParts
+from upgrader.instance.peers import Peers
 
 if TYPE_CHECKING:
     import ssl
@@ -30,9 +32,9 @@ class Instance(BaseInstance):
         self._runtime = AsyncioRuntime(self._parts)
 
     @property
-    def peers(self) -> Sequence[Peer[Any]]:
+    def peers(self) -> Peers[Peer[Any]]:
         """All open connections that handlers of `connections` serve."""
-        return [peer for handled in self._runtime.handled.values() for peer in handled.peers]
+        return Peers([each for handled in self._runtime.handled.values() for each in handled.peers])
 
     def protocols(
         self, listener: Listener, adapter: Adapter, *, tls: ssl.SSLContext | None = None
@@ -43,7 +45,7 @@ class Instance(BaseInstance):
         `tls` only the listener moves: the keys of open connections cannot, so all of those are
         ended that way. Raises DeclarationError for a listener that somebody handles already.
         """
-        self._parts.declarations.add_protocols(Protocols(listener, adapter, tls))
+        self._parts.declarations.add_protocols(Protocols(listener._bound, adapter, tls))
 
     async def serve(self, tasks: Sequence[Task] = ()) -> Ended:
         """Load, verify, tell PID 1 READY=1, and serve until this instance is stopped.

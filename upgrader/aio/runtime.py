@@ -20,13 +20,14 @@ from upgrader.aio.hosting import Hosting, end_all
 from upgrader.aio.safe_points import SafePoints
 from upgrader.aio.waiting import cancel, next_event
 from upgrader.instance.base import Ended
-from upgrader.instance.declarations import Declared, Listener
+from upgrader.instance.declarations import DeclaredState
 from upgrader.instance.destination_side import refused_by_check
 from upgrader.instance.loaded import Arrival
 from upgrader.instance.parts import InstanceParts
 from upgrader.instance.process import no_collection, stop_signals
 from upgrader.instance.save import Frozen
 from upgrader.instance.self_report import Open
+from upgrader.protocol.identity import Kind
 from upgrader.protocol.image import LeftBehind
 from upgrader.protocol.switchover import Event, Source
 
@@ -181,7 +182,7 @@ class AsyncioRuntime:
         for hosting in self.hostings.values():
             hosting.open()
 
-    def _begin_tasks(self, wanted: Sequence[tuple[Task, dict[str, Declared[Any]]]]) -> None:
+    def _begin_tasks(self, wanted: Sequence[tuple[Task, dict[str, DeclaredState[Any]]]]) -> None:
         self._tasks = [
             self._loop.create_task(
                 task(**{name: declared.value for name, declared in arguments.items()}),
@@ -367,7 +368,7 @@ class AsyncioRuntime:
         for handled in self.handled.values():
             await handled.all_sent(deadline)
         for bound in self._declarations.sockets.values():
-            if isinstance(bound, Listener):
+            if bound.kind is Kind.LISTENER:
                 bound.close()
 
 

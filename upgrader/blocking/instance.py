@@ -4,16 +4,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, MutableMapping
 from types import TracebackType
 from typing import Any, Generic, TypeVar, cast
 
 from upgrader.blocking.runtime import BlockingConnection, BlockingRuntime
 from upgrader.errors import DeclarationError
 from upgrader.instance.base import BaseInstance
-from upgrader.instance.declarations import Bound
+from upgrader.instance.declared import DeclaredSocket
 from upgrader.instance.inbox import Frame
 from upgrader.instance.parts import InstanceParts
+from upgrader.instance.peers import Peers
 
 S = TypeVar("S")
 
@@ -68,7 +69,7 @@ class Peer(Generic[S]):
 
         Raises ConnectionResetError when the peer is gone, Retired after a migration.
         """
-        self._connection.write(data)
+        self._connection.queue(data)
 
     def close(self) -> None:
         """Close the connection once this call of the handler is over and all is sent."""
@@ -83,11 +84,11 @@ class Instance(BaseInstance):
         self._runtime: BlockingRuntime | None = None  # while it serves
 
     @property
-    def peers(self) -> Sequence[Peer[Any]]:
+    def peers(self) -> Peers[Peer[Any]]:
         """All open connections that handlers of `connections` serve."""
-        return self._runtime.peers if self._runtime else []
+        return Peers(self._runtime.served if self._runtime else [])
 
-    def serve(self, *backends: Bound) -> Iterator[Bound]:
+    def serve(self, *backends: DeclaredSocket) -> Iterator[DeclaredSocket]:
         """Load, verify, tell PID 1 READY=1; then yield each of `backends` that has something to
         read, until this instance is stopped.
 
@@ -96,7 +97,8 @@ class Instance(BaseInstance):
         """
         if threading.current_thread() is not threading.main_thread():
             raise DeclarationError("serve()", "runs in the main thread only")
-        with BlockingRuntime(self._parts, backends, Peer) as self._runtime:
+        by_socket = {backend._bound: backend for backend in backends}
+        with BlockingRuntime(self._parts, by_socket, Peer) as self._runtime:
             yield from self._runtime.serve()
 
     def __enter__(self) -> Instance:

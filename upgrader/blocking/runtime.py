@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Self
 from upgrader.errors import Retired, UnsavableState
 from upgrader.instance.connection import HIGH_WATER, ConnectionStream, accept, show_peer
 from upgrader.instance.declarations import Bound, Connections
+from upgrader.instance.declared import DeclaredSocket
 from upgrader.instance.destination_side import refused_by_check
 from upgrader.instance.inbox import Frame
 from upgrader.instance.loaded import Adopted, Arrival
@@ -56,7 +57,7 @@ class BlockingConnection:
         self._runtime = runtime
 
     @property
-    def backend(self) -> str:
+    def listener(self) -> str:
         """The name of its listener."""
         return self.declared.listener.name
 
@@ -65,6 +66,11 @@ class BlockingConnection:
         """The other end's address, as people write it."""
         return show_peer(self.stream.sock)
 
+    @property
+    def unsent(self) -> int:
+        """Bytes written and not sent."""
+        return len(self.stream.unsent)
+
     def message(self, frame: Frame, limit: int) -> bytes | None:
         """The next whole message that is here; None while other adopted connections have not been
         given to their handlers yet."""
@@ -72,7 +78,7 @@ class BlockingConnection:
             return None
         return self.stream.inbox.take_message(frame, limit)
 
-    def write(self, data: bytes) -> None:
+    def queue(self, data: bytes) -> None:
         """Queue data; raises ConnectionResetError when the peer is gone, Retired after a migration."""
         if self._runtime.frozen:
             raise Retired(self.address)
@@ -89,10 +95,10 @@ class BlockingConnection:
         try:
             moved = self.stream.freeze(encode(self.session))
         except UnsavableState as error:
-            return LeftBehind(self.backend, self.address, str(error))
+            return LeftBehind(self.listener, self.address, str(error))
         if moved is None:
-            return LeftBehind(self.backend, self.address, "its handler is busy")
-        return Frozen(self.backend, self.stream.sock, self.stream.identity, moved)
+            return LeftBehind(self.listener, self.address, "its handler is busy")
+        return Frozen(self.listener, self.stream.sock, self.stream.identity, moved)
 
 
 class BlockingRuntime:
@@ -101,10 +107,10 @@ class BlockingRuntime:
     def __init__(
         self,
         parts: InstanceParts,
-        backends: Sequence[Bound],
+        backends: Mapping[Bound, DeclaredSocket],
         make_peer: Callable[[BlockingConnection], Any],
     ) -> None:
-        """`backends`: which the program reads itself; `make_peer`: what handlers get."""
+        """`backends`: which the program reads itself, and as what; `make_peer`: what handlers get."""
         self.frozen = False  #: nothing here touches what has moved any more
         self.beginning = True  #: not every handler of an adopted connection has been called yet
         self._parts = parts
@@ -138,11 +144,11 @@ class BlockingRuntime:
         self._wake.close()
 
     @property
-    def peers(self) -> list[Any]:
-        """All open connections, as their handlers see them."""
-        return [peer for _, peer in list(self._served.values())]
+    def served(self) -> list[tuple[BlockingConnection, Any]]:
+        """All open connections, and how their handlers see them."""
+        return list(self._served.values())
 
-    def serve(self) -> Iterator[Bound]:
+    def serve(self) -> Iterator[DeclaredSocket]:
         """Load, serve and end; see `Instance.serve`."""
         parts = self._parts
         before = self._listen_to_signals()
@@ -160,7 +166,7 @@ class BlockingRuntime:
                 signal.signal(number, handler)
 
     def _connections_open(self) -> Sequence[tuple[str, Open]]:
-        return [(each.backend, each.stream) for each, _ in list(self._served.values())]
+        return [(each.listener, each.stream) for each, _ in self.served]
 
     # The beginning
 
@@ -198,7 +204,7 @@ class BlockingRuntime:
         for adopted in arrival.adopted:
             self._adopt(adopted)
         self.beginning = False
-        for connection, _ in list(self._served.values()):
+        for connection, _ in self.served:
             if connection.stream.inbox.buffer:
                 self._handle(connection)
         for connections in self._declarations.connections.values():
@@ -226,10 +232,10 @@ class BlockingRuntime:
 
     # One turn after the other
 
-    def _turns(self) -> Iterator[Bound]:
+    def _turns(self) -> Iterator[DeclaredSocket]:
         destination = self._parts.destination
-        for backend in self._backends:
-            for _ in range(backend.waiting):
+        for bound, backend in self._backends.items():
+            for _ in range(len(bound.backlog)):
                 yield backend
         while True:
             left = max(self._trusted - time.monotonic(), 0) if destination.insurance else None
@@ -238,7 +244,7 @@ class BlockingRuntime:
                     return
                 match key.data:
                     case Bound() as bound:
-                        yield bound
+                        yield self._backends[bound]
                     case Connections() as connections:
                         self._accept(connections)
                     case BlockingConnection() as connection:
@@ -303,7 +309,7 @@ class BlockingRuntime:
             stream.waiting = None
             _, peer = self._served[stream.sock.fileno()]
             try:
-                connection.declared.handler(peer, **self._arguments[connection.backend])
+                connection.declared.handler(peer, **self._arguments[connection.listener])
             except ConnectionError as error:
                 _log.debug("%s: %s", connection.address, error)
                 stream.lose()
@@ -389,11 +395,11 @@ class BlockingRuntime:
             if connection.stream.lost:
                 continue
             item: Frozen | LeftBehind
-            if self._parts.answering.crosses(connection.backend):
+            if self._parts.answering.crosses(connection.listener):
                 item = connection.freeze()
             else:
                 why = "backend-transfer=no"
-                item = LeftBehind(connection.backend, connection.address, why)
+                item = LeftBehind(connection.listener, connection.address, why)
             if isinstance(item, Frozen):
                 frozen.append(item)
             else:

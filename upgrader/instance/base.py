@@ -8,9 +8,11 @@ from enum import StrEnum
 from typing import Any, TypeVar
 
 from upgrader.backends.listener import Address
-from upgrader.instance.declarations import Connections, Datagrams, Declared, Listener
+from upgrader.instance.declarations import Bound, Connections
+from upgrader.instance.declared import Datagrams, Declared, Listener
 from upgrader.instance.parts import InstanceParts
 from upgrader.instance.turns import Turn
+from upgrader.protocol.identity import Kind
 
 T = TypeVar("T")
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -53,7 +55,7 @@ class BaseInstance:
 
         Raises DeclarationError if `cls` is no state or is declared twice.
         """
-        return self._parts.declarations.add_state(cls)
+        return Declared(self._parts.declarations.add_state(cls))
 
     def listener(self, name: str, *, bind: str | None = None) -> Listener:
         """Declare a stream listener, taken from the image, the FD store, a `.socket` unit with
@@ -61,18 +63,19 @@ class BaseInstance:
 
         Raises DeclarationError for a bad name or address.
         """
-        listener = Listener(name, Address.parse(bind) if bind else None)
-        self._parts.declarations.add_socket(listener)
-        return listener
+        return Listener(self._bound(Kind.LISTENER, name, bind))
 
     def datagrams(self, name: str, *, bind: str | None = None) -> Datagrams:
         """Declare a datagram socket, found in the same places as a listener.
 
         Raises DeclarationError for a bad name or address.
         """
-        datagrams = Datagrams(name, Address.parse(bind) if bind else None)
-        self._parts.declarations.add_socket(datagrams)
-        return datagrams
+        return Datagrams(self._bound(Kind.DATAGRAMS, name, bind))
+
+    def _bound(self, kind: Kind, name: str, bind: str | None) -> Bound:
+        bound = Bound(kind, name, Address.parse(bind) if bind else None)
+        self._parts.declarations.add_socket(bound)
+        return bound
 
     def connections(
         self, listener: Listener, *, state: type | None = None
@@ -86,7 +89,7 @@ class BaseInstance:
         """
 
         def register(handler: Function) -> Function:
-            self._parts.declarations.add_connections(Connections(listener, state, handler))
+            self._parts.declarations.add_connections(Connections(listener._bound, state, handler))
             return handler
 
         return register

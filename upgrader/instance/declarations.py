@@ -31,7 +31,7 @@ _CONVERTED = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
-class Declared(Generic[T]):
+class DeclaredState(Generic[T]):
     """A declared state; `value` is the live object, once this instance is loaded."""
 
     def __init__(self, cls: type[T]) -> None:
@@ -93,14 +93,20 @@ class Declared(Generic[T]):
 class Bound:
     """A declared socket: a listener or a datagram socket, live once this instance is loaded."""
 
-    kind: Kind
-    socket_type: SocketKind
-
-    def __init__(self, name: str, address: Address | None) -> None:
+    def __init__(self, kind: Kind, name: str, address: Address | None) -> None:
+        self.kind = kind
         self.name = name
         self.address = address
         self.persistent = False  # bound by the service itself, so kept in the FD store
+        #: Of a socket that this one replaces: connections accepted there, or datagrams received,
+        #: with where they came from.
+        self.backlog: deque[Any] = deque()
         self._sock: Socket | None = None
+
+    @property
+    def socket_type(self) -> SocketKind:
+        """What the kernel calls it."""
+        return SOCK_STREAM if self.kind is Kind.LISTENER else SOCK_DGRAM
 
     @property
     def socket(self) -> Socket:
@@ -108,11 +114,6 @@ class Bound:
         if self._sock is None:
             raise DeclarationError(self.name, "is not open before serve() has begun")
         return self._sock
-
-    @property
-    def waiting(self) -> int:
-        """How many connections or datagrams came over from a socket that this one replaces."""
-        return 0
 
     def open(self, sock: Socket) -> None:
         """Set the live socket."""
@@ -129,77 +130,21 @@ class Bound:
             self._sock = None
 
 
-class Listener(Bound):
-    """A declared listener. `accept` is for programs that take connections themselves."""
-
-    kind = Kind.LISTENER
-    socket_type = SOCK_STREAM
-
-    def __init__(self, name: str, address: Address | None) -> None:
-        super().__init__(name, address)
-        #: Connections accepted from the backlog of a listener that this one replaces.
-        self.backlog: deque[Socket] = deque()
-
-    @property
-    def waiting(self) -> int:
-        """How many connections came over from a listener that this one replaces."""
-        return len(self.backlog)
-
-    def accept(self) -> tuple[Socket, Any]:
-        """Accept one connection: (socket, address); raises BlockingIOError when there is none."""
-        if self.backlog:
-            sock = self.backlog.popleft()
-            return sock, sock.getpeername()
-        return self.socket.accept()
-
-
-class Datagrams(Bound):
-    """A declared datagram socket."""
-
-    kind = Kind.DATAGRAMS
-    socket_type = SOCK_DGRAM
-
-    def __init__(self, name: str, address: Address | None) -> None:
-        super().__init__(name, address)
-        #: Datagrams, and where they came from, of a socket that this one replaces.
-        self.backlog: deque[tuple[bytes, Any]] = deque()
-
-    @property
-    def waiting(self) -> int:
-        """How many datagrams came over from a socket that this one replaces."""
-        return len(self.backlog)
-
-    def recv(self, size: int = 65536) -> bytes:
-        """Receive one datagram; raises BlockingIOError when there is none."""
-        return self.recvfrom(size)[0]
-
-    def recvfrom(self, size: int = 65536) -> tuple[bytes, Any]:
-        """Receive one datagram and the address it came from."""
-        if self.backlog:
-            data, address = self.backlog.popleft()
-            return data[:size], address
-        return self.socket.recvfrom(size)
-
-    def sendto(self, data: bytes, address: Any) -> int:
-        """Send one datagram; returns the number of bytes sent."""
-        return self.socket.sendto(data, address)
-
-
 @dataclass(frozen=True, slots=True)
 class Connections:
     """The connections of a listener: who handles them, and the state that goes with each one."""
 
-    listener: Listener
+    listener: Bound
     session: type | None
     handler: Callable[..., Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Protocols:
-    """The connections of a listener that another library owns: its adapter (an `aio.Adapter`), and the
-    SSLContext of those that speak TLS."""
+    """The connections of a listener that another library owns: its adapter (an `aio.Adapter`), and
+    the SSLContext of those that speak TLS."""
 
-    listener: Listener
+    listener: Bound
     adapter: Any
     tls: Any = None
 
@@ -216,7 +161,7 @@ class Declarations:
     """All that one program declares, by name. `drop` names items it lets go of."""
 
     service: str
-    states: dict[str, Declared[Any]] = field(default_factory=dict)
+    states: dict[str, DeclaredState[Any]] = field(default_factory=dict)
     sockets: dict[str, Bound] = field(default_factory=dict)
     connections: dict[str, Connections] = field(default_factory=dict)
     protocols: dict[str, Protocols] = field(default_factory=dict)
@@ -227,9 +172,9 @@ class Declarations:
     generation: int = 0  # of the instance that loads them, once an image says so
     activated: list[str] = field(default_factory=list)  # what `.socket` units passed, in words
 
-    def add_state(self, cls: type[T]) -> Declared[T]:
+    def add_state(self, cls: type[T]) -> DeclaredState[T]:
         """Declare a state; raises DeclarationError for a second one of that name."""
-        declared = Declared(cls)
+        declared = DeclaredState(cls)
         self._check_new(declared.description.item, declared.description.name, self.states)
         self.states[declared.description.name] = declared
         return declared
@@ -247,7 +192,7 @@ class Declarations:
         name = connections.listener.name
         self._check_new(f"connections of {name!r}", name, self.connections | self.protocols)
         if connections.session is not None:
-            declared: Declared[Any] = Declared(connections.session)
+            declared: DeclaredState[Any] = DeclaredState(connections.session)
             declared.fill(None)
             try:
                 save(declared.value)
@@ -281,7 +226,9 @@ class Declarations:
         }
         return own | {name: protocols.header for name, protocols in self.protocols.items()}
 
-    def arguments(self, function: Callable[..., Any], *, skip: int = 0) -> dict[str, Declared[Any]]:
+    def arguments(
+        self, function: Callable[..., Any], *, skip: int = 0
+    ) -> dict[str, DeclaredState[Any]]:
         """Which declared state each parameter wants; the first `skip` parameters are ours.
 
         Raises DeclarationError for a parameter that nothing declared can fill.

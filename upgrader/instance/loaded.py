@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from upgrader.errors import NotifyError
-from upgrader.instance.declarations import Bound, Datagrams, Listener
+from upgrader.instance.declarations import Bound
 from upgrader.instance.image_in_fd_store import SpreadImage
 from upgrader.protocol.channel import ParkedChannel
 from upgrader.protocol.connection_state import ConnectionState
-from upgrader.protocol.identity import Identity
+from upgrader.protocol.identity import Identity, Kind
 from upgrader.protocol.status_text import FACTS, Origin, Status
 from upgrader.systemd.fdstore import FdStore, StoreName, removal
 from upgrader.systemd.notify import Notifier
@@ -124,10 +124,11 @@ def _take_backlog(bound: Bound, old: socket.socket) -> None:
     old.setblocking(False)
     try:
         while True:
-            if isinstance(bound, Listener):
+            if bound.kind is Kind.LISTENER:
                 bound.backlog.append(old.accept()[0])
-            elif isinstance(bound, Datagrams):
+            else:
                 bound.backlog.append(old.recvfrom(_LARGEST_DATAGRAM))
     except OSError:
-        _log.info("%s %r: %d came from the one it replaces", bound.kind, bound.name, bound.waiting)
+        count = len(bound.backlog)
+        _log.info("%s %r: %d came from the one it replaces", bound.kind, bound.name, count)
     old.close()

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""All connections that are open at one moment, for their author to say something to all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Generic, Protocol, TypeVar, overload
+
+P = TypeVar("P")
+
+#: Bytes that a peer may have unsent and still be sent more to.
+_LIMIT = 1 << 20
+
+
+class Connection(Protocol):
+    """What a peer stands for."""
+
+    @property
+    def unsent(self) -> int:
+        """Bytes written and not sent."""
+
+    def queue(self, data: bytes) -> None:
+        """Queue data, however much is unsent; raises ConnectionResetError when the peer is gone."""
+
+
+class Peers(Sequence[P], Generic[P]):
+    """All open connections that handlers of `connections` serve, as they are when it is asked for."""
+
+    def __init__(self, open_now: Sequence[tuple[Connection, P]]) -> None:
+        self._open = open_now
+
+    @overload
+    def __getitem__(self, index: int) -> P: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[P]: ...
+    def __getitem__(self, index: int | slice) -> P | Sequence[P]:
+        if isinstance(index, slice):
+            return [peer for _, peer in self._open[index]]
+        return self._open[index][1]
+
+    def __iter__(self) -> Iterator[P]:
+        return (peer for _, peer in self._open)
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def broadcast(
+        self, data: bytes, *, to: Callable[[P], bool] = lambda peer: True, limit: int = _LIMIT
+    ) -> list[P]:
+        """Queue data for all peers at once, or for those that `to` says; waits for none of them.
+
+        Returns the peers that got nothing of it: they are gone, or have more than `limit` bytes
+        unsent. Close these, or let them miss it. What is queued moves along in a migration.
+        """
+        missed = []
+        for connection, peer in self._open:
+            if not to(peer):
+                continue
+            try:
+                if connection.unsent > limit:
+                    missed.append(peer)
+                else:
+                    connection.queue(data)
+            except ConnectionError:
+                missed.append(peer)
+        return missed
