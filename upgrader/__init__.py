@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from upgrader.instance.base import Ended
     from upgrader.instance.declared import Datagrams, Declared, Listener
     from upgrader.instance.inbox import Frame, MessageTooLong
+    from upgrader.instance.peers import Peers
     from upgrader.protocol.state import convert, convert_back, since, state
 
 __version__ = VERSION
@@ -46,6 +47,7 @@ _PLACES = {
     ),
     "instance.inbox": ("Frame", "MessageTooLong"),
     "instance.base": ("Ended",),
+    "instance.peers": ("Peers",),
     "protocol.state": ("convert", "convert_back", "since", "state"),
 }
 _PLACE = {name: module for module, names in _PLACES.items() for name in names}
@@ -62,6 +64,7 @@ __all__ = [
     "Listener",
     "MessageTooLong",
     "Peer",
+    "Peers",
     "Retired",
     "UnclaimedError",
     "UpgradeError",

@@ -32,6 +32,16 @@ from upgrader.systemd.fdstore import Stored, StoreName
 
 T = TypeVar("T")
 
+__all__ = [
+    "Origin",
+    "Service",
+    "ServiceError",
+    "Status",
+    "assert_readable",
+    "migrate",
+    "save_golden",
+]
+
 _EXEC = """
 import fcntl, os, sys
 count = int(sys.argv[1])
@@ -65,12 +75,12 @@ class Service:
     def __init__(
         self, *, environment: Mapping[str, str] | None = None, timeout: float = 30.0
     ) -> None:
-        self.store: list[tuple[str, Fd]] = []  #: the FD store: name and FD
-        self.status_text = ""
+        self.store: list[tuple[str, Fd]] = []  #: The FD store: each FD and its name.
+        self.status_text = ""  #: The last STATUS= of the program, for people.
         self._facts: Status | None = None
-        self.process: subprocess.Popen[bytes] | None = None
-        self.timeout = timeout
-        self.environment = dict(environment or {})
+        self.process: subprocess.Popen[bytes] | None = None  #: The newest process, while it runs.
+        self.timeout = timeout  #: Seconds for a start, and for a stop.
+        self.environment = dict(environment or {})  #: What a start gets beside the caller's own.
         self._ready = threading.Event()
         self._directory = tempfile.TemporaryDirectory(prefix="upgrader-testing-")
         self._stderr = Path(self._directory.name, "stderr")

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Publishers and subscribers: `python channels.py FACE PATH`; lines are `subscribe`, `publish X`,
-and `stick`: then the handler, called anew, waits for something else.
+`broadcast SIZE`, and `stick`: then the handler, called anew, waits for something else.
 
 Who has subscribed is known from the state of its connection, and registered by its handler.
 """
@@ -23,11 +23,19 @@ class Subscription:
 subscribers: list[Any] = []
 
 
+def page(size: bytes) -> bytes:
+    return b"x" * int(size) + b"\n"
+
+
+def wants(peer: Any) -> bool:
+    return bool(peer.state.wanted)
+
+
 async def run_aio() -> None:
     async with upgrader.attach("channels") as instance:
-        door = instance.listener("channels", bind=f"unix:{PATH}")
+        listener = instance.listener("channels", bind=f"unix:{PATH}")
 
-        @instance.connections(door, state=Subscription)
+        @instance.connections(listener, state=Subscription)
         async def talk(peer: upgrader.Peer[Subscription]) -> None:
             if peer.state.stuck:
                 await asyncio.sleep(3600)
@@ -42,6 +50,10 @@ async def run_aio() -> None:
                     subscribers.append(peer)
                     await peer.write(b"subscribed\n")
                     continue
+                if command == b"broadcast":
+                    missed = instance.peers.broadcast(page(text), to=wants)
+                    await peer.write(b"%d of %d\n" % (len(missed), len(instance.peers)))
+                    continue
                 for other in subscribers:
                     await other.write(text + b"\n")
                 await asyncio.sleep(0.005)
@@ -52,9 +64,9 @@ async def run_aio() -> None:
 
 def run_blocking() -> None:
     with upgrader.attach("channels") as instance:
-        door = instance.listener("channels", bind=f"unix:{PATH}")
+        listener = instance.listener("channels", bind=f"unix:{PATH}")
 
-        @instance.connections(door, state=Subscription)
+        @instance.connections(listener, state=Subscription)
         def talk(peer: Any) -> None:
             if peer.state.wanted and peer not in subscribers:
                 subscribers.append(peer)
@@ -64,6 +76,10 @@ def run_blocking() -> None:
                     peer.state.wanted = True
                     subscribers.append(peer)
                     peer.write(b"subscribed\n")
+                    continue
+                if command == b"broadcast":
+                    missed = instance.peers.broadcast(page(text), to=wants)
+                    peer.write(b"%d of %d\n" % (len(missed), len(instance.peers)))
                     continue
                 for other in subscribers:
                     other.write(text + b"\n")

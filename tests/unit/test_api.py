@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What authors import: the list is pinned, everything on it is documented, and it type-checks."""
 
+import asyncio
 import inspect
+import re
+import runpy
 import shutil
+import socket
 import subprocess
 import sys
 import typing
@@ -12,9 +16,17 @@ import pytest
 
 import upgrader
 from tests.support import cannot_run
-from upgrader import aio, errors
+from upgrader import aio, blocking, errors
+from upgrader.aio.handled_connection import HandledConnection
+from upgrader.aio.safe_points import SafePoints
+from upgrader.blocking.runtime import BlockingConnection, BlockingRuntime
+from upgrader.instance.connection import ConnectionStream
+from upgrader.instance.declarations import Connections
 
 TYPING = Path(__file__).parents[1] / "typing"
+ROOT = Path(__file__).parents[2]
+REFERENCE = ROOT / "packaging" / "api-reference"
+AUTHORS = ROOT / "docs" / "authors.md"
 
 PUBLIC = [
     "ChannelError",
@@ -28,6 +40,7 @@ PUBLIC = [
     "Listener",
     "MessageTooLong",
     "Peer",
+    "Peers",
     "Retired",
     "UnclaimedError",
     "UpgradeError",
@@ -70,6 +83,70 @@ def test_the_public_names_for_asyncio() -> None:
         for member, function in vars(value).items() if inspect.isclass(value) else ():
             if not member.startswith("_") and inspect.isroutine(function):
                 assert inspect.getdoc(function), f"{name}.{member}"
+
+
+def test_the_reference_is_of_this_code() -> None:
+    """Every public name is in docs/authors.md, with its signature and what it is for."""
+    text = AUTHORS.read_text()
+
+    assert text == runpy.run_path(str(REFERENCE))["filled"](text)
+
+
+def documented(module: str, name: str) -> set[str]:
+    """The members of a class in docs/authors.md."""
+    section = AUTHORS.read_text().partition(f"\n### {module}\n")[2].partition("\n### ")[0]
+    entry = section.partition(f"\n**`{name}`**")[2].partition("\n**")[0]
+    return set(re.findall(r"^- `(?:await )?(\w+)", entry, re.MULTILINE))
+
+
+async def asyncio_objects(sock: socket.socket) -> list[tuple[str, str, object]]:
+    """An instance as `attach` makes it, and a connection of it, as an author has them."""
+    async with upgrader.attach("api") as instance:
+        connection = HandledConnection(
+            "x", ConnectionStream(sock), None, SafePoints(), lambda _: None, adopted=False
+        )
+        return [
+            ("upgrader.aio", "Instance", instance),
+            ("upgrader", "Peer", aio.Peer(connection)),
+            ("upgrader", "Peers", instance.peers),
+        ]
+
+
+def blocking_objects(sock: socket.socket) -> list[tuple[str, str, object]]:
+    """The same without asyncio, and what they declare."""
+
+    @upgrader.state("api")
+    class State:
+        pass
+
+    with upgrader.attach("api") as instance:
+        listener = instance.listener("x")
+        declared = Connections(listener._bound, None, lambda peer: None)
+        with BlockingRuntime(instance._parts, {}, blocking.Peer) as runtime:
+            connection = BlockingConnection(
+                runtime, declared, ConnectionStream(sock), None, adopted=False
+            )
+        return [
+            ("upgrader", "Instance", instance),
+            ("upgrader.blocking", "Peer", blocking.Peer(connection)),
+            ("upgrader", "Listener", listener),
+            ("upgrader", "Datagrams", instance.datagrams("y")),
+            ("upgrader", "Declared", instance.state(State)),
+        ]
+
+
+def test_completion_shows_what_is_documented() -> None:
+    """`dir()` of what authors hold is what docs/authors.md describes, and hardly anything private."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        objects = [*asyncio.run(asyncio_objects(ours)), *blocking_objects(theirs)]
+        for module, name, made in objects:
+            public = {each for each in dir(made) if not each.startswith("_")}
+            own = {each for each in vars(made) if not each.startswith("__")}
+            inherited = {"count", "index"} if name == "Peers" else set()  # of a sequence
+
+            assert documented(module, name) == public - inherited, f"{module}.{name}"
+            assert len(own) <= 2, own
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -15,9 +15,11 @@ class Adapter:
     """
 
     #: What its connections speak, and how `save` puts it: an idle one goes on under any adapter
-    #: of the same name. Versions are those of `@upgrader.state`.
+    #: of the same name.
     speaks: ClassVar[str]
+    #: The version of what `save` returns, as in `@upgrader.state`.
     version: ClassVar[int] = 1
+    #: The oldest version of the adapter that can read it, as in `@upgrader.state`.
     readable_from: ClassVar[int] = 1
     #: Whether an answer can say that its connection ends (`finish`), so that a client that has to
     #: dial again loses nothing. Then a live migration hardly waits for requests in flight, and an

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from upgrader.instance.exec_mode import Execution
     from upgrader.instance.live_source import MigrationRequest
 
+#: What `serve` runs beside the connections: a coroutine function that gets each declared state by the
+#: annotation of a parameter.
 Task = Callable[..., Coroutine[Any, Any, object]]
 
 _FOR_TURNS = 0.2  # of the time there is to come to a stop

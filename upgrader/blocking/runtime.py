@@ -194,9 +194,9 @@ class BlockingRuntime:
         return {n: signal.signal(n, stop) for n in stop_signals(self._parts.report.supervised)}
 
     def _begin(self, arrival: Arrival) -> None:
-        for backend in self._backends:
-            backend.socket.setblocking(False)
-            self._selector.register(backend, selectors.EVENT_READ, backend)
+        for bound in self._backends:
+            bound.socket.setblocking(False)
+            self._selector.register(bound, selectors.EVENT_READ, bound)
         self._arguments = {
             name: self._declarations.values(connections.handler, skip=1)
             for name, connections in self._declarations.connections.items()

@@ -21,8 +21,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 class Ended(StrEnum):
     """Why `serve` has returned."""
 
-    STOPPED = "stopped"  #: for good: everything was drained
-    MIGRATED = "migrated"  #: another instance goes on with all that was here
+    STOPPED = "stopped"  #: The service was stopped for good: everything was drained.
+    MIGRATED = "migrated"  #: Another instance goes on with all that was here.
 
 
 class BaseInstance:

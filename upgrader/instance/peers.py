@@ -12,7 +12,7 @@ P = TypeVar("P")
 _LIMIT = 1 << 20
 
 
-class Connection(Protocol):
+class Writable(Protocol):
     """What a peer stands for."""
 
     @property
@@ -24,9 +24,9 @@ class Connection(Protocol):
 
 
 class Peers(Sequence[P], Generic[P]):
-    """All open connections that handlers of `connections` serve, as they are when it is asked for."""
+    """The open connections that handlers of `connections` serve, as a sequence that does not change."""
 
-    def __init__(self, open_now: Sequence[tuple[Connection, P]]) -> None:
+    def __init__(self, open_now: Sequence[tuple[Writable, P]]) -> None:
         self._open = open_now
 
     @overload
@@ -45,16 +45,17 @@ class Peers(Sequence[P], Generic[P]):
         return len(self._open)
 
     def broadcast(
-        self, data: bytes, *, to: Callable[[P], bool] = lambda peer: True, limit: int = _LIMIT
+        self, data: bytes, *, to: Callable[[P], bool] | None = None, limit: int = _LIMIT
     ) -> list[P]:
-        """Queue data for all peers at once, or for those that `to` says; waits for none of them.
+        """Queue data for all peers at once, or for those for which `to` is true; wait for none.
 
         Returns the peers that got nothing of it: they are gone, or have more than `limit` bytes
-        unsent. Close these, or let them miss it. What is queued moves along in a migration.
+        unsent. Close these, or let them miss it. What is queued moves along in a migration. Raises
+        Retired after one.
         """
         missed = []
         for connection, peer in self._open:
-            if not to(peer):
+            if to and not to(peer):
                 continue
             try:
                 if connection.unsent > limit:

@@ -14,12 +14,12 @@ FACTS = "X_UPGRADER"
 class Origin(StrEnum):
     """Where an instance got its backends and state from."""
 
-    COLD = "cold"
-    RESTART = "restart"
-    LIVE = "live"
-    EXEC = "exec"  #: the process before, which is this one
-    INSURANCE = "insurance"  #: what was parked in case the instance before dies early
-    UNKNOWN = "unknown"  #: an instance of an older library does not say
+    COLD = "cold"  #: Nowhere: it began anew.
+    RESTART = "restart"  #: An image that the instance before had parked.
+    LIVE = "live"  #: The instance before, which ran beside it.
+    EXEC = "exec"  #: The process before, which is this one.
+    INSURANCE = "insurance"  #: What was parked in case the instance before dies early.
+    UNKNOWN = "unknown"  #: An instance of an older library does not say.
 
 
 @dataclass(frozen=True, slots=True)
