@@ -19,7 +19,7 @@ _ONLY = {
     "bookworm": ("python3-all-dev", "python3-setuptools", "needrestart"),
     # What the packages are tried with: other ways to upgrade than apt, and who restarts services.
     "trixie": (
-        *("python3-msgspec", "apt-utils", "needrestart", "unattended-upgrades"),
+        *("python3-msgspec", "apt-utils", "needrestart", "polkitd", "unattended-upgrades"),
         *("rpm", "pacman-package-manager", "makepkg"),
     ),
 }

@@ -404,6 +404,70 @@ def test_no_service_gets_the_lab(machine: PrivateSystemd) -> None:
         machine.run(["dpkg", "--purge", "upgrader-lab"])
 
 
+def test_n8_metrics_are_written_by_a_timer(web: Web) -> None:
+    """Where node_exporter's directory is, by a service that may write nothing else; not by itself."""
+    web.install("1")
+    place = "/var/lib/prometheus/node-exporter"
+    timer = ["systemctl", "is-enabled", "upgrader-metrics.timer"]
+    assert "disabled\n" == web.machine.run(timer, check=False).stdout
+    web.machine.run(["systemctl", "start", "upgrader-metrics.service"])
+    assert web.machine.run(["ls", place], check=False).returncode != 0
+    web.machine.run(["mkdir", "-p", place])
+    web.machine.run(["systemctl", "start", "upgrader-metrics.service"])
+    text = web.machine.run(["cat", f"{place}/upgrader.prom"]).stdout
+
+    assert f'upgrader_serving{{unit="{UNIT}"}} 1\n' in text
+    assert f'upgrader_generation{{unit="{UNIT}"}} 1\n' in text
+    web.machine.run(["systemctl", "enable", "--now", "upgrader-metrics.timer"])
+    web.machine.run(["systemctl", "disable", "--now", "upgrader-metrics.timer"])
+    web.machine.run(["rm", "-r", place])
+
+
+def test_n8_a_deploy_user_by_polkits_leave(web: Web) -> None:
+    """With the example of the package: a member of the group reloads the unit, which is an upgrade,
+    restarts it, and holds a reference to it; it does nothing else, and nobody else does any of it."""
+    web.install("1")
+    web.machine.run(["systemd-sysusers", "--inline", "u deploy -", "u other -"])
+    rules = "/etc/polkit-1/rules.d/50-upgrader.rules"
+    web.machine.run(["cp", "/usr/share/upgrader/polkit/50-upgrader.rules", rules])
+    web.machine.run(["systemctl", "restart", "polkit.service"])
+
+    def may(user: str, *command: str) -> bool:
+        become = ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups"]
+        return web.machine.run([*become, *command], check=False).returncode == 0
+
+    manager = "org.freedesktop.systemd1"
+    ref = ["busctl", "call", manager, "/org/freedesktop/systemd1", f"{manager}.Manager", "RefUnit"]
+    web.install("2")
+    pid = web.show("MainPID")
+    web.machine.run(["touch", "/usr/lib/web/web/__main__.py"])
+    assert may("deploy", "systemctl", "reload", UNIT)
+    assert pid != web.show("MainPID")
+    assert "loaded by live" in web.show("StatusText")
+    assert may("deploy", *ref, "s", UNIT)
+    assert may("deploy", "systemctl", "restart", UNIT)
+    assert may("deploy", "systemctl", "reset-failed", UNIT)
+    pid = web.show("MainPID")
+    assert not may("deploy", "systemctl", "stop", UNIT)
+    assert not may("deploy", "systemctl", "restart", "dbus.service")
+    assert not may("other", "systemctl", "reload", UNIT)
+    told = web.machine.run(
+        [
+            "setpriv",
+            "--reuid=deploy",
+            "--regid=deploy",
+            "--init-groups",
+            "upgrader",
+            "upgrade",
+            UNIT,
+        ],
+        check=False,
+    )
+    assert (4, True) == (told.returncode, "run the command as root" in told.stderr), told
+    assert pid == web.show("MainPID")
+    web.machine.run(["rm", rules])
+
+
 def test_the_test_of_the_package(machine: PrivateSystemd) -> None:
     """What autopkgtest runs on the installed package: the sample unit, live and by the hook."""
     script = packages.ROOT / "packaging/deb/debian/tests/upgrade"

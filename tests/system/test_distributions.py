@@ -153,8 +153,8 @@ def test_the_macro_wants_a_unit(machine: PrivateSystemd) -> None:
 def test_upgrades_by_pacman(machine: PrivateSystemd, tmp_path: Path) -> None:
     """The hook upgrades what runs in upgraded packages; PKGBUILD is one that makepkg reads."""
     machine.copy_in(
-        ROOT / "packaging/arch/upgrader.hooks.package_hook",
-        "/usr/share/libalpm/hooks/35-upgrader.hooks.package_hook",
+        ROOT / "packaging/arch/upgrader.hook",
+        "/usr/share/libalpm/hooks/35-upgrader.hook",
     )
     machine.write("/etc/pacman.conf", "[options]\nArchitecture = auto\nSigLevel = Never\n")
     machine.run(["mkdir", "-p", "/var/lib/pacman"])

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The commands `list` and `status`, which change nothing."""
 
+import contextlib
+import os
 import time
 from collections.abc import Iterator, Sequence
 
@@ -69,10 +71,21 @@ def show_list(as_json: bool, *, names: bool = False, user: bool = False) -> None
     is_flag=True,
     help="Print metrics for the textfile collector of Prometheus; without UNIT, of all units.",
 )
+@click.option(
+    "--output",
+    metavar="FILE",
+    type=click.Path(dir_okay=False),
+    help="With --prometheus: write them to FILE, which is replaced as a whole.",
+)
 @json_option
 @user_option
 def status(
-    unit: str | None, watch: bool, prometheus: bool, as_json: bool, user: bool
+    unit: str | None,
+    watch: bool,
+    prometheus: bool,
+    output: str | None,
+    as_json: bool,
+    user: bool,
 ) -> int | None:
     """Show what one unit runs and since when, how it got there, and what it holds.
 
@@ -90,12 +103,18 @@ def status(
     """
     if watch and prometheus:
         raise click.UsageError("--watch and --prometheus cannot be combined")
+    if output and not prometheus:
+        raise click.UsageError("--output works with --prometheus only")
     if unit is None and not prometheus:
         raise click.UsageError("Missing argument 'UNIT'.")
     try:
         with Systemd(user=user) as systemd:
             if prometheus:
-                show(metrics([read(systemd, unit)] if unit else read_all(systemd)).rstrip())
+                text = metrics([read(systemd, unit)] if unit else read_all(systemd))
+                if output:
+                    _replace(output, text)
+                else:
+                    show(text.rstrip())
                 return ExitCode.DONE
             found = read(systemd, unit or "")
             if not (watch and as_json):
@@ -108,6 +127,19 @@ def status(
     if not found.serves:
         return ExitCode.NOT_SERVING
     return ExitCode.DONE if found.uses_upgrader else ExitCode.FAILED
+
+
+def _replace(path: str, text: str) -> None:
+    """Write a file that a reader sees whole, as before or as now."""
+    beside = f"{path}.{os.getpid()}"  # the collector reads *.prom only
+    try:
+        with open(beside, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.rename(beside, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(beside)
+        raise click.ClickException(f"cannot write {path}: {error.strerror}") from error
 
 
 def _watched(migration: Migration, as_json: bool) -> str:

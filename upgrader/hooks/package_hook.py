@@ -28,7 +28,7 @@ from upgrader.tool.outcome import Outcome, Result
 from upgrader.tool.presence import NOTIFY, Presence, look
 from upgrader.tool.start_failed import has_failed, start_again
 from upgrader.tool.systemd_client import Systemd
-from upgrader.tool.upgrade import Wish, lift_or_place, upgrade
+from upgrader.tool.upgrade import Wish, settle, upgrade
 
 #: Seconds in which a unit is upgraded once, and after them once more, however many ask for it. A
 #: new version on disk does not wait: package managers ask once for a whole transaction.
@@ -141,7 +141,7 @@ class Desk:
             if installed and has_failed(unit):
                 # What PID 1 holds is for the next good version, which may be this.
                 outcome = start_again(systemd, unit, TIMEOUT, lambda text: None)
-                return self._report(lift_or_place(systemd, outcome))
+                return self._report(settle(systemd, outcome))
             if unit.load_state == "masked" or not unit.serves:
                 # Not running, it starts with the new version; nobody wants it started from here.
                 return self._tell(f"{name}: nothing to upgrade, it is {_word(unit)}")

@@ -19,7 +19,7 @@ from upgrader.tool.outcome import Outcome, Result, Tell, Verb
 from upgrader.tool.presence import look
 from upgrader.tool.startable import drop_in, startable
 from upgrader.tool.systemd_client import Systemd
-from upgrader.tool.upgrade import lift_or_place, refuse_if_busy
+from upgrader.tool.upgrade import refuse_if_busy, settle
 
 #: Read by an instance when it starts: a generation, or "all" where PID 1 cannot name it.
 VARIABLE = "UPGRADER_DISCARD"
@@ -120,7 +120,7 @@ def _restart_cold(systemd: Systemd, name: str, timeout: float | None, progress: 
     before = instance_client.status(found.said) if found.said else None
     with startable(systemd, unit), drop_in(systemd, unit, DROP_IN, _DISCARD.format("all")):
         outcome = _start(systemd, unit, Verb.RESTART, "image", timeout, progress)
-    return lift_or_place(systemd, replace(outcome, before=before))
+    return settle(systemd, replace(outcome, before=before))
 
 
 def _start(

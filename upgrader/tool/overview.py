@@ -6,7 +6,7 @@ PID 1 says whether it serves, the instance what it holds, and this machine wheth
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -15,7 +15,8 @@ from upgrader.protocol.status_text import Status
 from upgrader.protocol.varlink_types import Description, Migration
 from upgrader.systemd.fdstore import StoreName
 from upgrader.systemd.unit import AccessDenied, Unit, UnitError, WaitTimeout, unit_name
-from upgrader.tool import hold, instance_client
+from upgrader.tool import counts, hold, instance_client
+from upgrader.tool.counts import Counts
 from upgrader.tool.hold import Hold
 from upgrader.tool.presence import look
 from upgrader.tool.systemd_client import Systemd
@@ -31,7 +32,8 @@ class Overview:
     `status` is how the instance came to be, `instance` all that it says when asked; `unreachable`
     says why it could not be. `text` is the STATUS= of the unit, which any program may write.
     `draining` were replaced and have not ended, `parked` are the names of our FDs that PID 1 holds
-    (None where it does not say: before systemd 254, or to this user).
+    (None where it does not say: before systemd 254, or to this user). `upgrades` counts those that
+    this tool was asked for.
     """
 
     unit: str
@@ -46,6 +48,7 @@ class Overview:
     draining: tuple[Description, ...] = ()
     hold: Hold | None = None
     parked: tuple[str, ...] | None = ()
+    upgrades: Counts = field(default_factory=Counts)
 
     def json(self) -> bytes:
         """One object: the fields."""
@@ -78,6 +81,7 @@ def read(systemd: Systemd, name: str, *, patient: bool = True) -> Overview:
         draining=instance_client.describe_draining(unit, user=systemd.user),
         hold=held,
         parked=parked,
+        upgrades=Counts() if systemd.user else counts.read(unit.id),
     )
 
 

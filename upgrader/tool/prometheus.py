@@ -12,13 +12,15 @@ from upgrader.tool.overview import Overview
 
 Sample = tuple[str, dict[str, str], float]
 
-_HELP = {
+#: Every metric, and what it says.
+HELP = {
     "upgrader_info": "What runs; always 1.",
     "upgrader_serving": "Whether systemd says that the unit serves.",
     "upgrader_generation": "Migrations of the running service, and one.",
     "upgrader_start_time_seconds": "When the running instance took over.",
     "upgrader_changed_on_disk": "Whether files of the program have changed since it was started.",
     "upgrader_held": "Whether the unit is on hold: by a failed upgrade, or by an admin.",
+    "upgrader_upgrades_total": "Upgrades that the command or the hook was asked for, by how they ended.",
     "upgrader_last_upgrade_success": "Whether the last upgrade of the running service was done.",
     "upgrader_last_upgrade_time_seconds": "When it began.",
     "upgrader_last_upgrade_pause_seconds": "How long nobody served.",
@@ -33,10 +35,11 @@ def metrics(units: Sequence[Overview]) -> str:
     """All of them, one sample a line; every unit has the label `unit`."""
     found = [sample for each in units for sample in _samples(each)]
     lines = []
-    for name, text in _HELP.items():
+    for name, text in HELP.items():
         own = [sample for sample in found if sample[0] == name]
         if own:
-            lines += [f"# HELP {name} {text}", f"# TYPE {name} gauge"]
+            kind = "counter" if name.endswith("_total") else "gauge"
+            lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
             lines += [f"{name}{{{_labels(labels)}}} {value:.15g}" for _, labels, value in own]
     return "\n".join([*lines, ""])
 
@@ -48,6 +51,8 @@ def _samples(found: Overview) -> Iterator[Sample]:
     for kind in (HoldKind.FAILED, HoldKind.ADMIN):
         held = found.hold is not None and found.hold.kind is kind
         yield "upgrader_held", unit | {"kind": kind}, held
+    for result, count in (("done", found.upgrades.done), ("failed", found.upgrades.failed)):
+        yield "upgrader_upgrades_total", unit | {"result": result}, count
     drained = sum(each.connections for each in found.draining)
     yield "upgrader_draining_connections", unit, drained
     if found.parked is not None:

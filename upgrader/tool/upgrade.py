@@ -10,12 +10,13 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from upgrader.codes import Code
 from upgrader.protocol.parameters import Mode
 from upgrader.protocol.status_text import Origin, Status
 from upgrader.protocol.varlink_types import Decision, Description
 from upgrader.systemd.process_start import process_started
 from upgrader.systemd.unit import Job, JobConflict, NoSuchUnit, Unit, UnitError, unit_name
-from upgrader.tool import hold, instance_client, overview
+from upgrader.tool import counts, hold, instance_client, overview
 from upgrader.tool.attempt import Attempt
 from upgrader.tool.blockers import Obstacle, kept_only_while, not_ours, not_running, settings
 from upgrader.tool.changed import changes
@@ -80,7 +81,7 @@ def upgrade(
         unit = unit_name(unit)
         with Systemd(user=user) as systemd:
             outcome = replace(_upgrade(systemd, unit, wish, progress), systemd=systemd.version)
-            outcome = outcome if wish.dry_run else lift_or_place(systemd, outcome)
+            outcome = outcome if wish.dry_run else settle(systemd, outcome)
     except UnitError as error:
         outcome = Outcome.of_error(Verb.UPGRADE, unit, error)
     return replace(outcome, seconds=round(time.monotonic() - begin, 6))
@@ -251,9 +252,12 @@ def _follow(
     return wait(Attempt(systemd, unit, said, mode, name, timeout, progress, since), job.id)
 
 
-def lift_or_place(systemd: Systemd, outcome: Outcome) -> Outcome:
-    """The outcome, after putting a hold on the unit or lifting it."""
+def settle(systemd: Systemd, outcome: Outcome) -> Outcome:
+    """The outcome, after it was counted, and a hold put on the unit or lifted."""
     user = systemd.user
+    # One that was cancelled is neither a success nor a failure.
+    if outcome.mode is not None and outcome.code is not Code.CANCELLED and not user:
+        counts.add(outcome.unit, outcome.result is Result.DONE)
     try:
         if outcome.result is Result.DONE:
             hold.lift(outcome.unit, user=user)
