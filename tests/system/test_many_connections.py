@@ -2,6 +2,7 @@
 """Thousands of idle connections cross a restart; what cannot cross is named."""
 
 import contextlib
+import os
 import statistics
 import subprocess
 import time
@@ -20,6 +21,13 @@ ROUNDS = 3
 @pytest.fixture(autouse=True)
 def _many_fds() -> None:
     allow_many_fds(MANY)
+
+
+@pytest.fixture
+def user(any_machine: PrivateSystemd) -> str:
+    """A user inside whom no other test run has: the kernel counts FDs in flight by uid, machine or not."""
+    any_machine.run(["systemd-sysusers", "--inline", f"u in-flight {1_000_000 + os.getpid()} -"])
+    return "User=in-flight"
 
 
 def _add_all(clients: list[Client]) -> list[tuple[int, ...]]:
@@ -82,10 +90,12 @@ def test_thousands_of_connections(any_machine: PrivateSystemd, install: Install,
     assert longest[0] < 1000
 
 
-def test_fds_of_another_service_in_flight(any_machine: PrivateSystemd, install: Install) -> None:
+def test_fds_of_another_service_in_flight(
+    any_machine: PrivateSystemd, install: Install, user: str
+) -> None:
     """Parked FDs count against the limit of their user: what the FDs of another service leave no
     room for is cut, counted and named, the rest crosses."""
-    shared = ("User=daemon", "LimitNOFILE=1000")
+    shared = (user, "LimitNOFILE=1000")
     other = install(any_machine, "flown", "holder", *shared)
     service = install(any_machine, "flight", "holder", *shared)
     with other.clients(800) as others, service.clients(800) as clients:
@@ -106,16 +116,18 @@ def test_fds_of_another_service_in_flight(any_machine: PrivateSystemd, install: 
     assert f"{800 - alive} left behind in all" in service.messages()
 
 
-def test_starting_with_too_many_in_flight(any_machine: PrivateSystemd, install: Install) -> None:
+def test_starting_with_too_many_in_flight(
+    any_machine: PrivateSystemd, install: Install, user: str
+) -> None:
     """A service starts even while another one of its user has parked so much that the kernel lets
     it pass no FD to PID 1: it says that its listener would not survive a crash."""
-    shared = ("User=daemon", "LimitNOFILE=500")
+    shared = (user, "LimitNOFILE=500")
     other = install(any_machine, "hoarder", "holder", *shared)
     with other.clients(400) as others:
         _add_all(others)
         other.environment(MODE="exit")
         other.restart(check=False)
-        service = install(any_machine, "newcomer", "holder", "User=daemon", "LimitNOFILE=100")
+        service = install(any_machine, "newcomer", "holder", user, "LimitNOFILE=100")
         with service.connect() as client:
             assert (1, 1, 1) == client.add()
             assert "Too many references" in service.messages()
