@@ -171,11 +171,12 @@ def test_a_socket_of_another_type(chat: Chat) -> None:
 
 def test_a_passed_socket_that_nobody_wants(chat: Chat) -> None:
     """Clients of it would hang: it is named."""
-    with socket.socket(socket.AF_UNIX) as sock:
+    with socket.socket(socket.AF_UNIX) as sock, socket.socket(socket.AF_UNIX) as other:
         activated(chat, "chat", sock)
-        chat.service.store.append(("other", Fd(os.memfd_create("x"))))
-        sock.bind(str(chat.path))
-        sock.listen()
+        activated(chat, "other", other)
+        for each, path in ((sock, chat.path), (other, f"{chat.path}.other")):
+            each.bind(str(path))
+            each.listen()
         chat.start()
 
         assert "other" in chat.service.stderr

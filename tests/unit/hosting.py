@@ -29,7 +29,7 @@ class Side:
     def __init__(
         self, adapter: Adapter, sock: socket.socket, tls: ssl.SSLContext | None = None
     ) -> None:
-        self.listener = Bound(Kind.LISTENER, "http", None)
+        self.listener = Bound(Kind.LISTENER, "http")
         self.listener.open(sock)
         self.hosting = Hosting(asyncio.get_running_loop(), Protocols(self.listener, adapter, tls))
 

@@ -14,11 +14,18 @@ from upgrader.errors import DeclarationError
 from upgrader.protocol.fd import Fd
 from upgrader.protocol.identity import Identity, identify, show_address
 
+
+def parse(text: str) -> Address:
+    """An address of one family."""
+    [address] = Address.parse(text)
+    return address
+
+
 STREAM, DATAGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
 
 
 def unix(path: Path) -> Address:
-    return Address.parse(f"unix:{path}")
+    return parse(f"unix:{path}")
 
 
 # Fd
@@ -132,7 +139,7 @@ def test_addresses_are_shown(name: object, text: str) -> None:
 )
 def test_addresses_are_read(text: str, family: int, name: object) -> None:
     """The forms that systemd knows, with unix: before a path."""
-    address = Address.parse(text)
+    address = parse(text)
 
     assert (family, name) == (address.family, address.name)
 
@@ -145,7 +152,7 @@ def test_addresses_are_read(text: str, family: int, name: object) -> None:
 def test_bad_addresses_are_named(text: str) -> None:
     """The error begins with what was given."""
     with pytest.raises(DeclarationError) as caught:
-        Address.parse(text)
+        parse(text)
 
     assert text == caught.value.item
 
@@ -156,26 +163,26 @@ def test_bad_addresses_are_named(text: str) -> None:
 @pytest.mark.parametrize("kind", [STREAM, DATAGRAM])
 def test_what_is_bound_matches(text: str, kind: socket.SocketKind, tmp_path: Path) -> None:
     """A bound socket does not block, matches its own address, and no other."""
-    address = Address.parse(text.format(pid=os.getpid(), path=tmp_path))
+    address = parse(text.format(pid=os.getpid(), path=tmp_path))
     with bind(address, kind) as sock:
         assert not sock.getblocking()
         assert address.matches(sock)
         for other in ("127.0.0.2:0", "127.0.0.1:1", "[::1]:0", "unix:@other", "unix:/other"):
-            assert not Address.parse(other).matches(sock)
+            assert not parse(other).matches(sock)
 
 
 def test_an_occupied_address_is_named() -> None:
     """The error says where, and why not."""
-    with bind(Address.parse("127.0.0.1:0"), STREAM) as sock:
+    with bind(parse("127.0.0.1:0"), STREAM) as sock:
         taken = f"127.0.0.1:{sock.getsockname()[1]}"
         with pytest.raises(OSError, match=f"cannot bind {taken}: Address already in use"):
-            bind(Address.parse(taken), STREAM)
+            bind(parse(taken), STREAM)
 
 
 def test_a_path_that_is_too_long_is_named() -> None:
     """Python itself refuses it, without an errno."""
     with pytest.raises(OSError, match=r"unix:/xxx.*: AF_UNIX path too long"):
-        bind(Address.parse("unix:/" + "x" * 200), STREAM)
+        bind(parse("unix:/" + "x" * 200), STREAM)
 
 
 @pytest.mark.parametrize("kind", [STREAM, DATAGRAM])
@@ -228,5 +235,5 @@ def test_the_inode_of_a_path(tmp_path: Path) -> None:
         os.unlink(tmp_path / "s")
         assert 0 == path_inode(sock)
     for text in ("127.0.0.1:0", f"unix:@upgrader-test-{os.getpid()}"):
-        with bind(Address.parse(text), STREAM) as sock:
+        with bind(parse(text), STREAM) as sock:
             assert 0 == path_inode(sock)

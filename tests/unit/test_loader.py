@@ -109,9 +109,9 @@ class Bench:
     def load(self, **parameters: Any) -> Arrival:
         declarations = Declarations("web")
         declarations.add_state(Counters)
-        door = Bound(Kind.LISTENER, "door", None)
+        door = Bound(Kind.LISTENER, "door")
         declarations.add_socket(door)
-        declarations.add_socket(Bound(Kind.DATAGRAMS, "inbox", None))
+        declarations.add_socket(Bound(Kind.DATAGRAMS, "inbox"))
         declarations.add_connections(Connections(door, self.session, handler))
         self.declarations = declarations
         passed = [Passed(name, fd.duplicate()) for name, fd in self.kept]
@@ -388,7 +388,7 @@ def built(bench: Bench, readers: Readers) -> tuple[Manifest, list[Any]]:
     """What version 3 of the program makes of a state and two connections."""
     declarations = Declarations("web")
     declarations.add_state(Counters3).fill(Counters3(5, ["a"]))
-    door = Bound(Kind.LISTENER, "door", None)
+    door = Bound(Kind.LISTENER, "door")
     declarations.add_socket(door)
     declarations.add_connections(Connections(door, Session3, lambda peer: None))
     door.open(bench.socket())

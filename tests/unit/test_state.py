@@ -455,7 +455,7 @@ def test_p5_a_state_of_connections_that_cannot_be_saved_as_it_begins() -> None:
     class Odd:
         value: Any = object
 
-    listener = Bound(Kind.LISTENER, "x", None)
+    listener = Bound(Kind.LISTENER, "x")
     with pytest.raises(DeclarationError, match="'odd': cannot be saved: value: "):
         Declarations("x").add_connections(Connections(listener, Odd, lambda peer: None))
 

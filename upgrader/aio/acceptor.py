@@ -34,7 +34,8 @@ class Acceptor:
         self._is_open = True
         while self._listener.backlog:
             self._on_connection(self._listener.backlog.popleft())
-        self._loop.add_reader(self._listener.socket, self._on_acceptable)
+        for sock in self._listener.sockets:
+            self._loop.add_reader(sock, self._on_acceptable, sock)
 
     def close(self) -> None:
         """Accept no more; the listener stays, and the kernel queues whoever connects."""
@@ -42,14 +43,15 @@ class Acceptor:
         if self._again:
             self._again.cancel()
             self._again = None
-        self._loop.remove_reader(self._listener.socket)
+        for sock in self._listener.sockets:
+            self._loop.remove_reader(sock)
 
-    def _on_acceptable(self) -> None:
+    def _on_acceptable(self, listening: socket.socket) -> None:
         for _ in range(_ACCEPTS):
             if not self._is_open:
                 return
             try:
-                sock = accept(self._listener.socket)
+                sock = accept(listening)
             except OSError as error:  # out of FDs or memory: leave them in the backlog for a while
                 _log.error("%s: cannot accept: %s", self._listener.name, error)
                 self.close()

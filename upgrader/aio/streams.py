@@ -106,8 +106,8 @@ class Server:
 
     @property
     def sockets(self) -> tuple[Any, ...]:
-        """The listener, once this instance serves."""
-        return (self._listener.socket,) if self.is_serving() else ()
+        """The listening sockets, once this instance serves."""
+        return tuple(self._listener.sockets) if self.is_serving() else ()
 
     def is_serving(self) -> bool:
         """Whether connections are accepted."""

@@ -195,8 +195,9 @@ class BlockingRuntime:
 
     def _begin(self, arrival: Arrival) -> None:
         for bound in self._backends:
-            bound.socket.setblocking(False)
-            self._selector.register(bound, selectors.EVENT_READ, bound)
+            for sock in bound.sockets:
+                sock.setblocking(False)
+                self._selector.register(sock, selectors.EVENT_READ, bound)
         self._arguments = {
             name: self._declarations.values(connections.handler, skip=1)
             for name, connections in self._declarations.connections.items()
@@ -211,7 +212,8 @@ class BlockingRuntime:
             listener = connections.listener
             while listener.backlog:
                 self._open(connections, listener.backlog.popleft())
-            self._selector.register(listener, selectors.EVENT_READ, connections)
+            for sock in listener.sockets:
+                self._selector.register(sock, selectors.EVENT_READ, connections)
 
     def _adopt(self, adopted: Adopted) -> None:
         declared = self._declarations.connections[adopted.listener]
@@ -246,7 +248,7 @@ class BlockingRuntime:
                     case Bound() as bound:
                         yield self._backends[bound]
                     case Connections() as connections:
-                        self._accept(connections)
+                        self._accept(connections, key.fileobj)
                     case BlockingConnection() as connection:
                         self._serve(connection, events)
                     case _:
@@ -285,9 +287,9 @@ class BlockingRuntime:
         with contextlib.suppress(OSError):
             self._waker.send(b"\0")
 
-    def _accept(self, connections: Connections) -> None:
+    def _accept(self, connections: Connections, listening: Any) -> None:
         try:
-            sock = accept(connections.listener.socket)
+            sock = accept(listening)
         except OSError as error:
             _log.error("%s: cannot accept: %s", connections.listener.name, error)
             time.sleep(0.1)  # out of FDs or memory: the backlog holds them meanwhile

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -12,7 +12,8 @@ from upgrader.instance.declarations import Bound, Connections
 from upgrader.instance.declared import Datagrams, Declared, Listener
 from upgrader.instance.parts import InstanceParts
 from upgrader.instance.turns import Turn
-from upgrader.protocol.identity import Kind
+from upgrader.protocol.identity import HasFileno, Kind
+from upgrader.systemd.listen_fds import Passed
 
 T = TypeVar("T")
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -59,7 +60,11 @@ class BaseInstance:
 
     def listener(self, name: str, *, bind: str | None = None) -> Listener:
         """Declare a stream listener, taken from the image, the FD store, a `.socket` unit with
-        `FileDescriptorName=name`, or else bound to `bind` (`host:port`, `unix:/path`).
+        `FileDescriptorName=name`, or else bound to `bind`: `host:port`, `[v6]:port`, `:port` for
+        all addresses of both families, `unix:/path`, `unix:@name`.
+
+        There are several sockets if the `.socket` unit has several lines, or the host several
+        addresses; all serve. An IPv6 address takes no IPv4.
 
         Raises DeclarationError for a bad name or address.
         """
@@ -73,7 +78,7 @@ class BaseInstance:
         return Datagrams(self._bound(Kind.DATAGRAMS, name, bind))
 
     def _bound(self, kind: Kind, name: str, bind: str | None) -> Bound:
-        bound = Bound(kind, name, Address.parse(bind) if bind else None)
+        bound = Bound(kind, name, Address.parse(bind) if bind else ())
         self._parts.declarations.add_socket(bound)
         return bound
 
@@ -116,6 +121,25 @@ class BaseInstance:
         """Declare that this program no longer has the state or backend `name`: an image with it is
         accepted."""
         self._parts.declarations.dropped.add(name)
+
+    @property
+    def passed(self) -> Sequence[Passed]:
+        """What PID 1 has passed and nobody declared, each with its `name` and its open `fd`: sockets
+        of `.socket` units, files of `OpenFile=`, and what the program itself has stored.
+
+        It moves along in every mode, unless you close it. Raises DeclarationError before `serve` has
+        loaded it.
+        """
+        return self._parts.declarations.passed
+
+    def keep(self, name: str, fd: HasFileno) -> None:
+        """Have PID 1 keep a file, a memfd say, so that it is in `passed` of this and every later
+        instance, after a crash as well. What was kept under that name is given up.
+
+        Raises DeclarationError for a bad name or before `serve` has begun, NotifyError if PID 1
+        cannot be told, OSError for a closed FD.
+        """
+        self._parts.destination.keep(name, fd)
 
     def turn(self) -> Turn:
         """Make a context manager for work that no migration cuts in two: `with` in a thread,

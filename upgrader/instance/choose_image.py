@@ -2,11 +2,11 @@
 """Which of the images that PID 1 has kept is loaded, and what becomes of the others; loads none."""
 
 import logging
-import socket
 from collections.abc import Sequence
 
 from upgrader.errors import ProtocolError, RefusedError
 from upgrader.instance import image_in_fd_store
+from upgrader.instance.fork_guard import Closeable
 from upgrader.instance.image_in_fd_store import SpreadImage
 from upgrader.instance.loaded import others
 from upgrader.protocol.channel import ParkedChannel
@@ -29,7 +29,7 @@ class ParkedImages:
         store: FdStore,
         channels: Sequence[Passed],
         stored: dict[StoreName, Fd],
-        opened: list[ParkedChannel | SpreadImage | socket.socket],
+        opened: list[Closeable],
     ) -> None:
         """`opened` gets whatever must be closed should the instance refuse to load."""
         self._parameters = parameters

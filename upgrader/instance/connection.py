@@ -6,6 +6,7 @@ import contextlib
 import socket
 import time
 
+from upgrader.backends import listener as listeners
 from upgrader.instance.inbox import Inbox
 from upgrader.protocol.connection_state import ConnectionState, Waiting
 from upgrader.protocol.identity import Identity, identify, show_address
@@ -106,7 +107,7 @@ class ConnectionStream:
 def accept(listener: socket.socket) -> socket.socket | None:
     """Accept one connection for interactive traffic; None when there is none. Raises OSError."""
     try:
-        sock, _ = listener.accept()
+        sock, _ = listeners.accept(listener)
     except (BlockingIOError, InterruptedError, ConnectionAbortedError):
         return None
     if sock.family in (socket.AF_INET, socket.AF_INET6):

@@ -29,6 +29,7 @@ from upgrader.instance.save import Readers
 from upgrader.instance.self_description import Describer
 from upgrader.instance.self_report import SelfReport
 from upgrader.protocol import channel, image, records
+from upgrader.protocol.identity import Kind
 from upgrader.protocol.parameters import FD_STORE_ONLY, Mechanism
 from upgrader.protocol.state import check_readable
 from upgrader.protocol.varlink import INTERFACE, VarlinkError, denied, invalid
@@ -78,6 +79,7 @@ class Negotiation:
         self._cancelled = False
         self._withheld: frozenset[str] = frozenset()
         self.readers = Readers()  #: what the destination has said that it can read
+        self.takes_passed = False  #: it takes what PID 1 would pass to a start besides
         self._stream = records.VERSIONS[0]  # of the channel, as agreed
 
     def describe(self) -> dict[str, Any]:
@@ -363,6 +365,10 @@ class Negotiation:
         offered = parameters.get("image")
         if offered != image.FORMAT:
             raise refused(f"image version {offered}, the running one has {image.FORMAT}")
+        kinds = parameters.get("kinds") or []  # version 0.1.0 does not say
+        if not isinstance(kinds, list):
+            raise invalid("kinds")
+        self.takes_passed = Kind.PASSED in kinds
         states, backends = parameters.get("states"), parameters.get("backends")
         if not isinstance(states, dict) or not isinstance(backends, list):
             raise refused("states and backends are missing")
@@ -381,6 +387,12 @@ class Negotiation:
         for name, bound in self._host.declarations.sockets.items():
             if name not in backends:
                 raise _undeclared(f"{bound.kind} {name!r}")
+            if len(bound.sockets) > 1 and not self.takes_passed:
+                raise refused(
+                    f"{bound.kind} {name!r} has {len(bound.sockets)} sockets, and the library of the"
+                    " new version takes only one",
+                    Code.LIMIT,
+                )
         withheld = parameters.get("withheld") or []
         if not isinstance(withheld, list):
             raise invalid("withheld")

@@ -6,27 +6,34 @@ each state by the annotation of a parameter. So the wrong order cannot be writte
 """
 
 import inspect
+import logging
 import re
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from socket import SOCK_DGRAM, SOCK_STREAM, SocketKind
+from socket import AF_INET, AF_INET6, SOCK_DGRAM, SOCK_STREAM, SocketKind
 from socket import socket as Socket
 from typing import Any, Generic, TypeVar
 
 from upgrader.backends.listener import Address
 from upgrader.errors import DeclarationError, UnsavableState
-from upgrader.protocol.identity import Kind
+from upgrader.protocol.identity import HasFileno, Kind
 from upgrader.protocol.state import SavedState, convert_for, describe, header, retire, save
 from upgrader.protocol.state_trial import Measured, blame, measure
 from upgrader.protocol.varlink_types import Trial
+from upgrader.systemd.fdstore import StoreName
+from upgrader.systemd.listen_fds import Passed
 
 T = TypeVar("T")
+
+_log = logging.getLogger("upgrader")
 
 #: Bytes of a state up to which its converters are tried as well: they copy all of it.
 _CONVERTED = 1 << 20
 
+#: The family of a socket address, by the length of its tuple.
+_FAMILIES = {2: AF_INET, 4: AF_INET6}
 #: A name is part of an FDNAME: at most 255 bytes, no colon, with our prefix before it.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -93,15 +100,15 @@ class DeclaredState(Generic[T]):
 class Bound:
     """A declared socket: a listener or a datagram socket, live once this instance is loaded."""
 
-    def __init__(self, kind: Kind, name: str, address: Address | None) -> None:
+    def __init__(self, kind: Kind, name: str, addresses: Sequence[Address] = ()) -> None:
         self.kind = kind
         self.name = name
-        self.address = address
+        self.addresses = tuple(addresses)  #: where to bind, one socket each
         self.persistent = False  # bound by the service itself, so kept in the FD store
         #: Of a socket that this one replaces: connections accepted there, or datagrams received,
         #: with where they came from.
         self.backlog: deque[Any] = deque()
-        self._sock: Socket | None = None
+        self._socks: tuple[Socket, ...] = ()
 
     @property
     def socket_type(self) -> SocketKind:
@@ -110,24 +117,43 @@ class Bound:
 
     @property
     def socket(self) -> Socket:
-        """The live, non-blocking socket; raises DeclarationError before `serve` has loaded it."""
-        if self._sock is None:
-            raise DeclarationError(self.name, "is not open before serve() has begun")
-        return self._sock
+        """The live, non-blocking socket, the first one if there are several; raises
+        DeclarationError before `serve` has loaded it."""
+        return self.sockets[0]
 
-    def open(self, sock: Socket) -> None:
-        """Set the live socket."""
-        self._sock = sock
+    @property
+    def sockets(self) -> tuple[Socket, ...]:
+        """All live sockets of this name: a `.socket` unit may have several lines, and a host several
+        addresses. Raises DeclarationError before `serve` has loaded them."""
+        if not self._socks:
+            raise DeclarationError(self.name, "is not open before serve() has begun")
+        return self._socks
+
+    @property
+    def stored_names(self) -> list[StoreName]:
+        """The names of all live sockets in the FD store, of those that the service has bound."""
+        count = len(self._socks) if self.persistent else 0
+        return [StoreName.of_backend(self.kind, self.name, number) for number in range(count)]
+
+    def open(self, *socks: Socket) -> None:
+        """Set the live sockets."""
+        self._socks = socks
 
     def fileno(self) -> int:
-        """The number of the live FD, for selectors."""
+        """The number of the live FD, for selectors; of the first one if there are several."""
         return self.socket.fileno()
 
     def close(self) -> None:
-        """Close the live socket, if any."""
-        if self._sock is not None:
-            self._sock.close()
-            self._sock = None
+        """Close the live sockets, if any."""
+        for sock in self._socks:
+            sock.close()
+        self._socks = ()
+
+
+def check_name(item: str, name: str) -> None:
+    """Raise DeclarationError for what cannot be part of an FDNAME."""
+    if not _NAME.fullmatch(name):
+        raise DeclarationError(item, "a name has letters, digits, dots, dashes, at most 100")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +197,8 @@ class Declarations:
     serving: bool = False
     generation: int = 0  # of the instance that loads them, once an image says so
     activated: list[str] = field(default_factory=list)  # what `.socket` units passed, in words
+    _passed: tuple[Passed, ...] | None = None  # what nobody declared
+    _kept: set[str] = field(default_factory=set)  # the names of those that the program keeps
 
     def add_state(self, cls: type[T]) -> DeclaredState[T]:
         """Declare a state; raises DeclarationError for a second one of that name."""
@@ -182,8 +210,7 @@ class Declarations:
     def add_socket(self, bound: Bound) -> None:
         """Declare a socket; raises DeclarationError for a bad name or a second one of it."""
         item = f"{bound.kind} {bound.name!r}"
-        if not _NAME.fullmatch(bound.name):
-            raise DeclarationError(item, "a name has letters, digits, dots, dashes, at most 100")
+        check_name(item, bound.name)
         self._check_new(item, bound.name, self.sockets)
         self.sockets[bound.name] = bound
 
@@ -216,6 +243,46 @@ class Declarations:
         """Declare what a reload does; raises DeclarationError like `add_check`."""
         self.arguments(callback)
         self.reloads.append(callback)
+
+    def take_passed(self, others: Sequence[Passed], kept: Sequence[Passed]) -> None:
+        """Set what nobody declared: of `.socket` units, `OpenFile=` and the program's own, and what
+        the program keeps."""
+        self._passed = (*others, *kept)
+        self._kept = {item.name for item in kept}
+        for item in others:
+            # Nobody may accept from it: clients would hang instead of being refused.
+            level = logging.WARNING if item.is_socket else logging.INFO
+            _log.log(
+                level, "FD %r that PID 1 passed is not declared: see instance.passed", item.name
+            )
+
+    @property
+    def passed(self) -> tuple[Passed, ...]:
+        """What nobody declared; raises DeclarationError before it is loaded."""
+        if self._passed is None:
+            raise DeclarationError("passed", "is not there before serve() has begun")
+        return self._passed
+
+    def replace_kept(self, kept: Passed) -> None:
+        """Add what the program keeps from now on, in place of what was under its name."""
+        same = [p for p in self.passed if p.name == kept.name and p.name in self._kept]
+        self._passed = (*(item for item in self.passed if item not in same), kept)
+        self._kept.add(kept.name)
+
+    def beyond_image(self) -> list[tuple[str, HasFileno]]:
+        """What PID 1 would pass to a start besides an image, by its FDNAME: all but the first socket
+        of each backend, and what nobody declared."""
+        further: list[tuple[str, HasFileno]] = []
+        for bound in self.sockets.values():
+            names: Sequence[StoreName | str] = bound.stored_names
+            names = names or [bound.name] * len(bound.sockets)
+            named = zip(names, bound.sockets, strict=True)
+            further += [(str(name), sock) for name, sock in named][1:]
+        for item in self.passed:
+            if item.fd.fileno() >= 0:  # else the program has no use for it
+                kept = item.name in self._kept
+                further.append((str(StoreName.of_kept(item.name)) if kept else item.name, item.fd))
+        return further
 
     def sessions(self) -> dict[str, SavedState]:
         """For each listener whose connections have a state of their own: its name and versions."""

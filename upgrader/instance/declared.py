@@ -1,12 +1,19 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What an author holds of what was declared: a state, a listener, a datagram socket; loads nothing."""
 
+import contextlib
+from collections.abc import Callable, Sequence
+from socket import AF_INET, AF_INET6, AF_UNIX
 from socket import socket as Socket
 from typing import Any, Generic, TypeVar
 
+from upgrader.backends.listener import accept
 from upgrader.instance.declarations import Bound, DeclaredState
 
 T = TypeVar("T")
+
+#: The family of a socket address, by the length of its tuple.
+_FAMILIES = {2: AF_INET, 4: AF_INET6}
 
 
 class Declared(Generic[T]):
@@ -34,8 +41,15 @@ class DeclaredSocket:
 
     @property
     def socket(self) -> Socket:
-        """The live, non-blocking socket; raises DeclarationError before `serve` has loaded it."""
+        """The live, non-blocking socket, the first one if there are several; raises
+        DeclarationError before `serve` has loaded it."""
         return self._bound.socket
+
+    @property
+    def sockets(self) -> Sequence[Socket]:
+        """All live sockets of this name: a `.socket` unit may have several lines, and a host several
+        addresses. Raises DeclarationError before `serve` has loaded them."""
+        return self._bound.sockets
 
     def fileno(self) -> int:
         """Return the number of the live FD; raises DeclarationError like `socket`."""
@@ -50,7 +64,7 @@ class Listener(DeclaredSocket):
         if self._bound.backlog:
             sock = self._bound.backlog.popleft()
             return sock, sock.getpeername()
-        return self._bound.socket.accept()
+        return _first_ready(self._bound.sockets, accept)
 
 
 class Datagrams(DeclaredSocket):
@@ -66,9 +80,19 @@ class Datagrams(DeclaredSocket):
         if self._bound.backlog:
             data, address = self._bound.backlog.popleft()
             return data[:size], address
-        return self._bound.socket.recvfrom(size)
+        return _first_ready(self._bound.sockets, lambda sock: sock.recvfrom(size))
 
     def sendto(self, data: bytes, address: Any) -> int:
-        """Send one datagram; returns the number of bytes sent. Raises BlockingIOError when the
-        receiver's buffer is full."""
-        return self._bound.socket.sendto(data, address)
+        """Send one datagram, from a socket of the family that `address` belongs to; returns the
+        number of bytes sent. Raises BlockingIOError when the receiver's buffer is full."""
+        family = AF_UNIX if isinstance(address, (str, bytes)) else _FAMILIES.get(len(address))
+        fitting = [sock for sock in self._bound.sockets if sock.family == family]
+        return (fitting or self._bound.sockets)[0].sendto(data, address)
+
+
+def _first_ready(socks: Sequence[Socket], call: Callable[[Socket], T]) -> T:
+    """What a call gives for the first socket that has something; raises BlockingIOError if none has."""
+    for sock in socks[:-1]:
+        with contextlib.suppress(BlockingIOError):
+            return call(sock)
+    return call(socks[-1])

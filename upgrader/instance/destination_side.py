@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, MutableMapping
@@ -15,15 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 from upgrader.errors import PreflightPassed, UpgradeError, VerifyError
 from upgrader.instance.control import Answering
+from upgrader.instance.declarations import check_name
 from upgrader.instance.load import Loader
 from upgrader.instance.loaded import Arrival
 from upgrader.instance.process import is_main, no_collection, reserve
 from upgrader.instance.self_report import SelfReport
 from upgrader.protocol.fd import Fd
+from upgrader.protocol.identity import HasFileno
 from upgrader.protocol.rendezvous import EXECUTED, PREFLIGHT, PREFLIGHT_1, TAKEOVER, UPGRADE
 from upgrader.systemd.fdstore import FdStore, Stored, StoreName
 from upgrader.systemd.journal import JournalOutcome, Priority
-from upgrader.systemd.listen_fds import forget, take
+from upgrader.systemd.listen_fds import Passed, forget, take
 from upgrader.systemd.notify import one_line
 
 if TYPE_CHECKING:  # loaded by the instances that migrate live
@@ -90,7 +93,7 @@ class DestinationSide:
         report.declarations.serving = True
         loader = Loader(
             report.declarations, report.parameters, self._store, self._passed, self._taker,
-            executed=self._executed,
+            executed=self._executed, unit=report.unit if report.supervised else "",
         )  # fmt: skip
         self._passed = []
         with no_collection():
@@ -147,6 +150,17 @@ class DestinationSide:
             Priority.ERR, "destination", "load", JournalOutcome.FAILED, f"failed to load: {text}"
         )
         self._answering.close()
+
+    def keep(self, name: str, fd: HasFileno) -> None:
+        """Store an FD for the program, in place of what was under that name; raises as documented at
+        the instance."""
+        check_name(f"keep({name!r})", name)
+        declarations = self._report.declarations
+        kept = Passed(name, Fd(os.dup(fd.fileno())))
+        declarations.replace_kept(kept)
+        stored = StoreName.of_kept(name)
+        self._store.remove(stored)
+        self._store.push(stored, kept.fd)
 
     # The first seconds of an owner
 

@@ -5,6 +5,7 @@ Nothing is started and nobody else is needed. PID 1 holds a copy of the channel 
 restart, so that a version which fails after the execve(2) loses nothing if Restart= follows.
 """
 
+import json
 import logging
 import os
 import socket
@@ -20,7 +21,7 @@ from upgrader.protocol import image
 from upgrader.protocol.channel import ParkedChannel
 from upgrader.protocol.fd import Fd
 from upgrader.protocol.identity import HasFileno
-from upgrader.protocol.rendezvous import EXECUTED, UPGRADE
+from upgrader.protocol.rendezvous import EXECUTED, EXECUTED_PASSED, UPGRADE
 from upgrader.systemd.fdstore import FdStore, StoreName
 from upgrader.systemd.listen_fds import Passed
 from upgrader.systemd.main_command import MainCommand
@@ -54,16 +55,18 @@ def become(
     execution: Execution,
     manifest: image.Manifest,
     fds: Sequence[HasFileno],
+    beyond: Sequence[tuple[str, HasFileno]],
     name: StoreName,
     store: FdStore | None,
     unit: str,
 ) -> None:
     """Become the new version with this image; returns never, or raises ExecutionError.
 
-    `store` is None where there is none. Then, and where PID 1 does not take the channel, a version
+    `beyond`: what PID 1 would pass to a start besides, by its FDNAME. `store` is None where there is none. Then, and where PID 1 does not take the channel, a version
     that fails takes everything with it.
     """
     carried: list[socket.socket] = []
+    also: list[tuple[str, Fd]] = []
 
     def keep(reader: socket.socket) -> None:
         carried.append(reader.dup())
@@ -77,15 +80,21 @@ def become(
     try:
         save.carry(manifest, fds, keep)
         carried[0].set_inheritable(True)
+        for text, owner in beyond:
+            also.append((text, Fd(os.dup(owner.fileno()))))
+            os.set_inheritable(also[-1][1].fileno(), True)
         environment = {
             **execution.command.environment,
             EXECUTED: f"{carried[0].fileno()}:{name}",
+            EXECUTED_PASSED: json.dumps([(text, fd.fileno()) for text, fd in also]),
             UPGRADE: execution.upgrade,
         }
         _flush()
         os.execve(execution.command.path, list(execution.command.arguments), environment)
     except (UpgradeError, OSError) as error:
         # PID 1's copy must not be loaded one day: what was in it goes on here.
+        for _, fd in also:
+            fd.close()
         for sock in carried:
             ParkedChannel(sock, str(name)).spend()
         if store is not None:
@@ -98,13 +107,17 @@ def become(
 
 
 def carried(environment: MutableMapping[str, str]) -> list[Passed]:
-    """The channel that this process has brought along through an execve(2), if it has."""
+    """The channel that this process has brought along through an execve(2), if it has, and what PID 1
+    would pass to a start besides."""
     line = environment.pop(EXECUTED, "")
+    also = json.loads(environment.pop(EXECUTED_PASSED, "[]"))  # version 0.1.0 brings nothing along
     if not line:
         return []
     number, _, name = line.partition(":")
-    os.set_inheritable(int(number), False)
-    return [Passed(name, Fd(int(number)))]
+    found = [(name, int(number)), *also]
+    for _, each in found:
+        os.set_inheritable(each, False)
+    return [Passed(text, Fd(each)) for text, each in found]
 
 
 def _flush() -> None:

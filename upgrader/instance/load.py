@@ -16,24 +16,22 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from upgrader.backends.listener import bind, path_inode
 from upgrader.errors import (
-    BindError,
-    DeclarationError,
     ImageError,
     MismatchError,
     UnclaimedError,
     UnreadableState,
 )
 from upgrader.instance.choose_image import ParkedImages, origin
-from upgrader.instance.declarations import Bound, Declarations, Protocols
-from upgrader.instance.image_in_fd_store import SpreadImage
+from upgrader.instance.declarations import Declarations, Protocols
+from upgrader.instance.fork_guard import Closeable
 from upgrader.instance.loaded import Adopted, Arrival, others
+from upgrader.instance.open_sockets import Opening
 from upgrader.protocol import image, records
-from upgrader.protocol.channel import ParkedChannel, ReceivedImage
+from upgrader.protocol.channel import ReceivedImage
 from upgrader.protocol.connection_state import ConnectionState, Waiting
 from upgrader.protocol.fd import Fd
-from upgrader.protocol.identity import identify, is_socket
+from upgrader.protocol.identity import Kind, identify, is_socket
 from upgrader.protocol.parameters import Parameters
 from upgrader.protocol.state import SavedState, check_readable, load
 from upgrader.protocol.state_shape import name_some
@@ -60,31 +58,28 @@ class Loader:
         taker: Taker | None = None,
         *,
         executed: bool = False,
+        unit: str = "",
     ) -> None:
-        """`executed`: what was passed has come through an execve(2), not from PID 1."""
+        """`executed`: what was passed has come through an execve(2), not from PID 1; `unit`: the
+        name of this one, empty outside of systemd."""
         self._declarations = declarations
         self._parameters = parameters
         self._store = store
         self._taker = taker
         self._executed = executed
-        self._channels: list[Passed] = []
-        self._stored: dict[StoreName, Fd] = {}
-        self._activated: list[Passed] = []
-        for item in passed:
-            name = StoreName.parse(item.name)
-            if name is None:
-                self._activated.append(item)
-            elif name.what in (Stored.CHANNEL, Stored.INSURANCE):
-                self._channels.append(item)
-            else:
-                self._stored[name] = item.fd
-        declarations.activated = [str(item) for item in self._activated]
         self._arrival = Arrival()
         self._was_passed: frozenset[str] = frozenset()
         self._dropped: dict[str, set[str]] = {}  # unknown fields, by the state that they are of
-        self._opened: list[
-            ParkedChannel | SpreadImage | socket.socket
-        ] = []  # to be closed by a refusal
+        self._opened: list[Closeable] = []  # to be closed by a refusal
+        self._opening = Opening(declarations, self._arrival, unit, self._opened)
+        self._channels: list[Passed] = []
+        for item in passed:
+            name = StoreName.parse(item.name)
+            if name and name.what in (Stored.CHANNEL, Stored.INSURANCE):
+                self._channels.append(item)
+            else:
+                self._opening.add(item)
+        declarations.activated = [str(item) for item in self._opening.others if item.is_socket]
 
     def load(self) -> Arrival:
         """Load everything; raises UpgradeError, consuming nothing and leaving nothing open."""
@@ -97,7 +92,7 @@ class Loader:
 
     def _load(self) -> Arrival:
         parked = ParkedImages(
-            self._parameters, self._store, self._channels, self._stored, self._opened
+            self._parameters, self._store, self._channels, self._opening.stored, self._opened
         )
         channel = parked.choose()
         self._arrival.status = parked.status
@@ -115,14 +110,15 @@ class Loader:
             if not declared.filled:
                 declared.fill(None)
         for bound in self._declarations.sockets.values():
-            self._open(bound, received.get(bound.name))
-        # Nobody would accept from what is still there: clients would hang instead of being refused.
-        for item in self._activated:
-            _log.warning("FD %r that PID 1 passed is not declared: it is closed", item.name)
+            self._opening.open(
+                bound, received.get(bound.name), moved=self._unpassed,
+                passed=bound.name in self._was_passed,
+            )  # fmt: skip
+        self._declarations.take_passed(self._opening.others, self._opening.kept())
         # What belongs to an image goes with it.
         kept = {str(n) for n in others(channel)} | {channel.name} if channel else set()
         self._arrival.unwanted += [
-            n for n in self._stored if n.what is not Stored.ASIDE and str(n) not in kept
+            n for n in self._opening.stored if n.what is not Stored.ASIDE and str(n) not in kept
         ]
         return self._arrival
 
@@ -144,6 +140,7 @@ class Loader:
             "sessions": {
                 listener: header.version for listener, header in declared.sessions().items()
             },
+            "kinds": sorted(Kind),  # version 0.1.0 does not say, and knows the first three
             "backends": sorted({*declared.sockets, *declared.dropped}),
             "withheld": [n for n in declared.sockets if not self._parameters.transfers(n)],
         }
@@ -162,6 +159,12 @@ class Loader:
         bound: dict[str, tuple[image.ManifestEntry, socket.socket]] = {}
         withheld: list[image.LeftBehind] = []
         for index, (entry, fd) in enumerate(zip(manifest.entries, stream.fds, strict=False)):
+            if entry.kind is Kind.PASSED:
+                if identify(fd) != entry.identity:
+                    raise MismatchError(str(entry), entry.identity, identify(fd))
+                self._opened.append(fd)
+                self._opening.add(Passed(entry.backend, fd))
+                continue
             sock = _as_socket(entry, fd)
             self._opened.append(sock)
             if self._taker:
@@ -220,14 +223,15 @@ class Loader:
         if len(manifest.entries) != stream.announced:
             raise ImageError("image", f"{len(manifest.entries)} entries, {stream.announced} FDs")
         _check_unique([f"state {saved.name!r}" for saved in manifest.states])
-        _check_unique([str(entry) for entry in manifest.entries if entry.connection is None])
+        own = [entry for entry in manifest.entries if entry.kind is not Kind.PASSED]
+        _check_unique([str(entry) for entry in own if entry.connection is None])
         declared = self._declarations
         unclaimed = {  # what it is called in messages: the name it is declared under
             f"state {saved.name!r}": saved.name
             for saved in manifest.states
             if saved.name not in declared.states
         }
-        for entry in manifest.entries:
+        for entry in own:
             if entry.connection is not None:
                 name = entry.backend
                 known = name in declared.connections or name in declared.protocols
@@ -288,70 +292,6 @@ class Loader:
             Adopted(entry.backend, sock, entry.identity, connection, session)
         )
 
-    # Sockets: image, then FD store, then socket activation, then bind
-
-    def _open(
-        self, bound: Bound, received: tuple[image.ManifestEntry, socket.socket] | None
-    ) -> None:
-        stored_name = StoreName(Stored(bound.kind.value), bound.name)
-        activated = self._activated_socket(bound)
-        stored = self._stored.pop(stored_name, None)
-        current = activated
-        inode = 0
-        passed = activated is not None
-        if received:
-            entry, sock = received
-            inode = entry.path_inode
-            passed = passed or bound.name in self._was_passed
-            if activated and identify(activated) != entry.identity:
-                self._replace(bound, sock)  # the .socket unit has changed
-            else:
-                current = sock
-        elif stored and not activated:
-            current = stored.socket()
-        if current and not passed and not _fits(bound, current, inode):
-            self._replace(bound, current)
-            self._arrival.unwanted.append(stored_name)
-            current = None
-        if current is None:
-            if bound.address is None:
-                raise DeclarationError(
-                    f"{bound.kind} {bound.name!r}",
-                    "PID 1 passed none of that name, and there is no bind= address",
-                    remedy=f"add a .socket unit with FileDescriptorName={bound.name}",
-                )
-            try:
-                current = bind(bound.address, bound.socket_type)
-            except OSError as error:
-                raise BindError(f"{bound.kind} {bound.name!r}", str(error.strerror)) from error
-            stored = None
-            passed = False
-        self._opened.append(current)
-        bound.open(current)
-        bound.persistent = not passed
-        if bound.persistent and stored is None:
-            self._arrival.persistent.append((stored_name, current))
-        elif passed and stored:
-            self._arrival.unwanted.append(stored_name)
-
-    def _replace(self, bound: Bound, old: socket.socket) -> None:
-        self._arrival.replaced.append((bound, old))
-
-    def _activated_socket(self, bound: Bound) -> socket.socket | None:
-        """The socket of a .socket unit by name, or the only one if only one is declared."""
-        named = [item for item in self._activated if item.name == bound.name]
-        if not named and len(self._activated) == 1 == len(self._declarations.sockets):
-            named = self._activated
-        for item in named[:1]:
-            self._activated.remove(item)
-            sock = item.fd.socket()
-            self._opened.append(sock)
-            if sock.type != bound.socket_type:
-                raise MismatchError(f"{bound.kind} {bound.name!r}", bound.socket_type.name, sock)
-            sock.setblocking(False)
-            return sock
-        return None
-
 
 def _as_socket(entry: image.ManifestEntry, fd: Fd) -> socket.socket:
     """The socket of an entry; raises MismatchError unless it is the one that the manifest says."""
@@ -381,17 +321,6 @@ def _check_protocol(
     check_readable(own.name, found.version, found.readable_from, own=own.version)
     if connection.unsent or connection.waiting is not Waiting.MESSAGE:
         raise UnreadableState(item, "one of them is in the middle of something")
-
-
-def _fits(bound: Bound, sock: socket.socket, inode: int) -> bool:
-    """Whether a socket is still what the program wants, and can still be reached."""
-    if bound.address is not None and not bound.address.matches(sock):
-        return False
-    name = sock.getsockname()
-    if sock.family != socket.AF_UNIX or not isinstance(name, str) or not name:
-        return True
-    found = path_inode(sock)
-    return found != 0 and inode in (0, found)
 
 
 def _check_unique(items: Sequence[str]) -> None:

@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from upgrader.errors import NotifyError
+from upgrader.backends.listener import Address, bind, listen_again, release
+from upgrader.errors import BindError, NotifyError
 from upgrader.instance.declarations import Bound
 from upgrader.instance.image_in_fd_store import SpreadImage
 from upgrader.protocol.channel import ParkedChannel
@@ -41,6 +43,50 @@ class Adopted(msgspec.Struct, frozen=True):
 
 
 @dataclass(slots=True)
+class Rebinding:
+    """A listener whose new address is free only once the old one, on the same port, is released.
+
+    That is the last thing before the commit, because a client that has been accepted from the old
+    one then is lost if the commit fails. `wanted`: the sockets, and the addresses still to be bound.
+    """
+
+    bound: Bound
+    old: Sequence[socket.socket]
+    wanted: Sequence[socket.socket | Address]
+    _made: list[socket.socket] = field(default_factory=list)
+
+    def perform(self) -> list[tuple[StoreName, socket.socket]]:
+        """Release and bind; returns all sockets with their names for the FD store. Raises BindError,
+        and the old ones listen again."""
+        for old in self.old:
+            _take_backlog(self.bound, old)
+            release(old)
+        socks = []
+        try:
+            for item in self.wanted:
+                if isinstance(item, Address):
+                    item = bind(item, self.bound.socket_type)
+                    self._made.append(item)
+                socks.append(item)
+        except OSError as error:
+            self.undo()
+            raise BindError(
+                f"{self.bound.kind} {self.bound.name!r}", str(error.strerror)
+            ) from error
+        self.bound.open(*socks)
+        kind, name = self.bound.kind, self.bound.name
+        return [(StoreName.of_backend(kind, name, n), sock) for n, sock in enumerate(socks)]
+
+    def undo(self) -> None:
+        """Have the old ones listen again: another instance serves."""
+        for sock in self._made:
+            sock.close()
+        for old in self.old:
+            with contextlib.suppress(OSError):
+                listen_again(old)
+
+
+@dataclass(slots=True)
 class Arrival:
     """A loaded instance before its commit."""
 
@@ -51,6 +97,7 @@ class Arrival:
     frozen_at: int | None = None  # CLOCK_MONOTONIC in nanoseconds: nobody serves since
     overrides: Mapping[str, str] = field(default_factory=dict)  # set at run time, inherited
     replaced: list[tuple[Bound, socket.socket]] = field(default_factory=list)
+    rebinding: list[Rebinding] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)  # fields that this version does not know
     unwanted: list[StoreName] = field(default_factory=list)  # to leave the FD store
     persistent: list[tuple[StoreName, socket.socket]] = field(default_factory=list)  # to enter it
@@ -65,18 +112,31 @@ class Arrival:
         given up waiting; the image is not consumed then.
         """
 
+        owned = False
+
         def own() -> None:
+            nonlocal owned
+            owned = True
             if self.taker:
                 self._note_pause()
             for bound, old in self.replaced:
                 _take_backlog(bound, old)
+                old.close()
             serve()
 
-        if self.taker:
-            self.taker.acknowledge(own)
-        else:
-            self._commit(notifier, store)
-            own()
+        try:
+            for each in self.rebinding:
+                self.persistent += each.perform()
+            if self.taker:
+                self.taker.acknowledge(own)
+            else:
+                self._commit(notifier, store)
+                own()
+        except BaseException:
+            if not owned:
+                for each in self.rebinding:
+                    each.undo()
+            raise
 
     def settle(self, notifier: Notifier, store: FdStore) -> None:
         """Tell PID 1 what it takes from its main process only; raises NotifyError."""
@@ -120,7 +180,7 @@ def others(channel: ParkedChannel | SpreadImage) -> tuple[StoreName, ...]:
 
 
 def _take_backlog(bound: Bound, old: socket.socket) -> None:
-    """Take what already waits on a socket that is replaced, then let it go."""
+    """Take what already waits on a socket that is replaced."""
     old.setblocking(False)
     try:
         while True:
@@ -131,4 +191,3 @@ def _take_backlog(bound: Bound, old: socket.socket) -> None:
     except OSError:
         count = len(bound.backlog)
         _log.info("%s %r: %d came from the one it replaces", bound.kind, bound.name, count)
-    old.close()

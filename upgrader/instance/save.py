@@ -63,12 +63,14 @@ def build(
     readers: Readers = Readers(),
     *,
     partial: bool = False,
+    beyond: bool = False,
 ) -> tuple[image.Manifest, list[HasFileno]]:
     """The manifest of this instance as it stands now, and the FDs in its order.
 
     `parameters`: what was set at run time, for the next instance to inherit. `readers`: what is
     known of the next instance; states are in all earlier forms for one that is not known.
     `partial`: a state that cannot be saved is left behind, because nobody can serve on with it.
+    `beyond`: with all that PID 1 would pass to a start besides, as the last entries.
 
     Raises UnsavableState for a state that cannot be saved, OSError for a closed FD.
     """
@@ -89,6 +91,9 @@ def build(
         state = sessions.convert(frozen, len(entries))
         entries.append(image.ManifestEntry(frozen.listener, kind, frozen.identity, 0, state))
         fds.append(frozen.sock)
+    for name, owner in declarations.beyond_image() if beyond else ():
+        entries.append(image.ManifestEntry(name, Kind.PASSED, identify(owner)))
+        fds.append(owner)
     passed = [bound.name for bound in declarations.sockets.values() if not bound.persistent]
     manifest = image.Manifest(
         service=declarations.service,
@@ -227,10 +232,19 @@ def insurance(
     A connection that has gone on since would get bytes twice, and its duplicate in a parked queue
     would hide from the client that it was closed.
     """
+    manifest, fds = lasting(manifest, fds)
     kept = [i for i, entry in enumerate(manifest.entries) if entry.connection is None]
     entries = [manifest.entries[i] for i in kept]
     lean = msgspec.structs.replace(manifest, entries=entries, left_behind=[], earlier=msgspec.UNSET)
     return lean, [fds[i] for i in kept]
+
+
+def lasting(
+    manifest: image.Manifest, fds: Sequence[HasFileno]
+) -> tuple[image.Manifest, list[HasFileno]]:
+    """What of an image is left with PID 1: it passes the rest anyway."""
+    own = [entry for entry in manifest.entries if entry.kind is not Kind.PASSED]
+    return msgspec.structs.replace(manifest, entries=own), list(fds[: len(own)])
 
 
 def push(store: FdStore, unit: str, name: StoreName, reader: socket) -> None:

@@ -130,7 +130,8 @@ class SourceSide:
                 report.tell(Priority.INFO, "source", "migrate", JournalOutcome.DONE, message)
                 name = StoreName(Stored.CHANNEL, str(report.generation))
                 store = self._store if report.supervised else None
-                become(execution, manifest, fds, name, store, report.unit)
+                beyond = self._declarations.beyond_image()
+                become(execution, manifest, fds, beyond, name, store, report.unit)
         except (UpgradeError, OSError) as error:
             code = error.code if isinstance(error, ExecutionError) else Code.SOURCE_FAILED
             execution.failed.set_result(self._serve_on(code, str(error)))
@@ -143,13 +144,14 @@ class SourceSide:
         readers: save.Readers = _UNKNOWN,
         *,
         partial: bool = False,
+        beyond: bool = False,
     ) -> tuple[image.Manifest, list[HasFileno]]:
         """`readers`: what the destination has said that it can read; `partial`: leave behind what
-        cannot be saved."""
+        cannot be saved; `beyond`: with what PID 1 would pass to a start besides."""
         report = self._report
         return save.build(
             self._declarations, report.generation, report.version, frozen, busy, report.overrides,
-            readers, partial=partial,
+            readers, partial=partial, beyond=beyond,
         )  # fmt: skip
 
     def _serve_on(self, code: Code, why: str) -> str:
@@ -217,9 +219,7 @@ class SourceSide:
         A listener that PID 1 keeps with nobody behind it makes clients hang, not be refused.
         """
         names = [
-            StoreName(Stored(bound.kind.value), bound.name)
-            for bound in self._declarations.sockets.values()
-            if bound.persistent
+            name for bound in self._declarations.sockets.values() for name in bound.stored_names
         ]
         names += [self._destination.insurance] if self._destination.insurance else []
         try:
@@ -249,7 +249,13 @@ class _Steps:
         progress.enter(Phase.FROZEN)
         negotiation = self._side._answering.negotiation
         readers = negotiation.readers if negotiation else _UNKNOWN
-        manifest, fds = self._side._build(*self._loop.freeze(), readers)
+        frozen, busy = self._loop.freeze()
+        beyond = negotiation is not None and negotiation.takes_passed
+        if not beyond:
+            why = "the library of the new version does not take it"
+            here = self._side._declarations
+            busy += [LeftBehind(item.name, "FD", why) for item in here.passed]
+        manifest, fds = self._side._build(frozen, busy, readers, beyond=beyond)
         self._built = built = Built(manifest, fds)
         progress.enter(Phase.LOADING, fds=len(fds), left_behind=len(manifest.left_behind))
         return built
@@ -294,7 +300,8 @@ class _Steps:
         if ask(self._report.unit).reason is StopReason.STOP:
             self._side._store.remove(self._name(Stored.INSURANCE))
         else:
-            self._park(self._image.manifest, self._image.fds, Stored.CHANNEL)
+            manifest, fds = save.lasting(self._image.manifest, self._image.fds)
+            self._park(manifest, fds, Stored.CHANNEL)
 
     def exit(self, *, failed: bool) -> None:
         """Have the process end as soon as `attach` is left."""
@@ -326,7 +333,7 @@ class _Steps:
 
 def _unlink(bound: Bound) -> None:
     """Remove the socket file of a listener that we bound, if it is still ours to remove."""
-    address = bound.address
-    if bound.persistent and address and isinstance(address.name, str) and address.name[0] == "/":
-        with contextlib.suppress(OSError):
-            os.unlink(address.name)
+    for address in bound.addresses if bound.persistent else ():
+        if isinstance(address.name, str) and address.name[0] == "/":
+            with contextlib.suppress(OSError):
+                os.unlink(address.name)

@@ -16,6 +16,9 @@ class Kind(StrEnum):
     LISTENER = "listener"
     DATAGRAMS = "datagrams"
     CONNECTION = "connection"
+    #: What PID 1 would pass to a start besides the image, by its FDNAME; only live, and only to a
+    #: destination that says that it knows this kind.
+    PASSED = "passed"
 
 
 class HasFileno(Protocol):

@@ -18,6 +18,8 @@ PREFLIGHT = "UPGRADER_PREFLIGHT"
 PREFLIGHT_1 = "UPGRADER_REHEARSAL"
 #: Tells a program after an execve(2) that it goes on with an image: `FD:NAME`, the channel's.
 EXECUTED = "UPGRADER_EXECUTED"
+#: With it, what PID 1 would pass to a start besides: pairs of FDNAME and FD, in JSON.
+EXECUTED_PASSED = "UPGRADER_EXECUTED_PASSED"
 #: The socket of an instance, in the first RuntimeDirectory= of its unit.
 SOCKET = "upgrader.sock"
 #: Beside it, of an instance that was replaced and still drains; by generation.

@@ -202,7 +202,7 @@ method Revoke(pid: int, why: string, code: ?string) -> ()
 # For the registered process only, with "upgrade": the connection becomes the migration channel, of
 # the newest of the streams that both speak. stream is all that an instance of interface 1 knows.
 # withheld are backends whose connections it does not take; sessions are the versions of the states
-# that go with connections, by backend
+# that go with connections, by backend; kinds are those of FDs that it takes
 method Migrate(
   stream: int,
   streams: ?[]int,
@@ -210,6 +210,7 @@ method Migrate(
   states: [string]int,
   sessions: ?[string]int,
   backends: []string,
+  kinds: ?[]string,
   withheld: ?[]string,
   upgrade: ?string
 ) -> (generation: int, stream: int)

@@ -27,7 +27,9 @@ class Stored(StrEnum):
     DATAGRAMS = "datagrams"  #: likewise a datagram socket
     IMAGE = "image"  #: the memfd of an image whose FDs are stored one by one, by generation
     LEDGER = "ledger"  #: what goes with that memfd, by generation
-    ENTRY = "entry"  #: one FD of that image, by generation and number
+    #: One FD of that image, by generation and number; or what library 0.1.0 must let go of: a further
+    #: socket of a backend, by kind, name and number, or what a program keeps, by `kept` and name.
+    ENTRY = "entry"
 
 
 _NAME = re.compile(rf"upgrader-({'|'.join(Stored)})-(.+)")
@@ -48,6 +50,24 @@ class StoreName:
         """Our name, or None for anybody else's."""
         match = _NAME.fullmatch(text)
         return cls(Stored(match[1]), match[2]) if match else None
+
+    @classmethod
+    def of_backend(cls, kind: str, name: str, number: int) -> Self:
+        """The name of one socket of a backend, the first one being number 0."""
+        if number == 0:
+            return cls(Stored(kind), name)
+        return cls(Stored.ENTRY, f"{kind}.{name}.{number}")
+
+    @classmethod
+    def of_kept(cls, name: str) -> Self:
+        """The name of what a program keeps as `name`."""
+        return cls(Stored.ENTRY, f"kept.{name}")
+
+    @property
+    def kept(self) -> str:
+        """What the program calls an FD that it keeps, empty for any other FD."""
+        what, _, name = self.item.partition(".")
+        return name if self.what is Stored.ENTRY and what == "kept" else ""
 
 
 class FdStore:

@@ -23,6 +23,11 @@ class Passed:
     name: str
     fd: Fd
 
+    @property
+    def is_socket(self) -> bool:
+        """Whether it is a socket, and not a file or a memfd."""
+        return bool(identify(self.fd).family)
+
     def __str__(self) -> str:
         """What a `.socket` unit has passed, in one line: `web=SOCK_STREAM [::]:80`."""
         identity = identify(self.fd)
