@@ -3,8 +3,10 @@
 clients must never notice."""
 
 import contextlib
+import json
 import subprocess
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from tests.support import SETTLE, eventually
 from tests.system.serving import Client, Install, Service
@@ -83,29 +85,39 @@ class Paused:
         """Whether `systemctl reload` says that all went well."""
         return self._command.wait(SETTLE * 2) == 0
 
+    def said(self) -> Any:
+        """What `upgrader upgrade --json` has said, its exit code included."""
+        text, _ = self._command.communicate(timeout=SETTLE * 3)
+        said = json.loads(text)
+        assert self._command.returncode == said["exit_code"]
+        return said
+
 
 @contextlib.contextmanager
-def paused(service: Service, step: str, **variables: str) -> Iterator[Paused]:
-    """Reload into a version that waits at a step until told to go on."""
+def paused(
+    service: Service, step: str, command: Sequence[str] = ("systemctl", "reload"), **variables: str
+) -> Iterator[Paused]:
+    """Upgrade, by a reload or by another command, into a version that waits at a step until told to
+    go on."""
     for name in ("mark", "go"):
         service.inside(f"/run/{service.name}/{name}").unlink(missing_ok=True)
     assert socket_there(service)
     service.environment(STEP=step, **variables)
     with service.machine.popen(
-        ["systemctl", "reload", service.unit], stderr=subprocess.DEVNULL
-    ) as command:
+        [*command, service.unit], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as asked:
         there = service.inside(f"/run/{service.name}/mark")
         assert eventually(there.exists), service.messages()
         try:
-            yield Paused(service, command)
+            yield Paused(service, asked)
         finally:
             service.environment()  # whatever is started from here on waits for nothing
             # Whoever is still stopped would be in the way of the next test.
             service.machine.run(["systemctl", "kill", "-s", "CONT", service.unit], check=False)
             service.inside(f"/run/{service.name}").mkdir(exist_ok=True)
             service.inside(f"/run/{service.name}/go").touch()
-            if not eventually(lambda: command.poll() is not None):
-                command.kill()
+            if not eventually(lambda: asked.poll() is not None):
+                asked.kill()
 
 
 class Crowd:
@@ -113,6 +125,7 @@ class Crowd:
 
     def __init__(self, clients: Sequence[Client]) -> None:
         self.clients = clients
+        self.others = 0  #: what other clients have added
         self.added = 0
         self.add(generation=1)
         self.begin()
@@ -129,7 +142,7 @@ class Crowd:
             client.send("d\n" if half else "add\n")
             count, total, seen = map(int, client.line().split())
             assert (self.added, generation) == (count, seen)
-        assert total == self.added * len(self.clients)
+        assert total == self.added * len(self.clients) + self.others
 
     def is_served_by(self, generation: int) -> None:
         """The half lines arrive, and nothing was lost; and again there is half a line."""

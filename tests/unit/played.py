@@ -81,7 +81,8 @@ def is_over(world: World) -> bool:
 
 def paths(rules: Rules) -> dict[tuple[object, ...], Path]:
     """The shortest path, with one fault at most, to each event that a side may see: in each pair of
-    states of both sides, and for each way in which its actions may end."""
+    states of both sides, with the image loaded before or not, and for each way in which its actions
+    may end."""
     model = Model(rules)
     found: dict[tuple[object, ...], Path] = {}
     seen = {(World(), False)}
@@ -94,7 +95,8 @@ def paths(rules: Rules) -> dict[tuple[object, ...], Path]:
                 longer = (*path, move)
                 if move.rows:
                     sides = world.source.at, world.destination.at
-                    found.setdefault((*sides, move.ops), longer)
+                    loaded = any(m.world.destination.at is Destination.LOADING for m in path)
+                    found.setdefault((*sides, loaded, move.ops), longer)
                 reached = move.world, faulty or move.texts[0] in faults
                 if reached not in seen and not is_over(move.world):
                     seen.add(reached)

@@ -75,8 +75,7 @@ class Negotiation:
         self._since = 0.0
         self._migrating = False
         self._channel: socket.socket | None = None
-        self._decided = threading.Event()
-        self._cancelled = False
+        self._called_off: tuple[Code, str] | None = None
         self._withheld: frozenset[str] = frozenset()
         self.readers = Readers()  #: what the destination has said that it can read
         self.takes_passed = False  #: it takes what PID 1 would pass to a start besides
@@ -118,18 +117,10 @@ class Negotiation:
         with self._lock:
             if self._successor is None or not self._successor.alive:
                 raise VarlinkError(f"{INTERFACE}.NothingToCancel", {})
-            self._cancelled = True
-            if self._channel is None:  # it has not said Go, and now it never will
-                self._successor.kill()
-                self._migrating = False
-                self._successor = None
-                self._abort(Code.CANCELLED, Phase.CANCELLED.value)
-                return {"migration": msgspec.to_builtins(self._host.progress.now)}
-            self._decided.clear()
-            with contextlib.suppress(OSError):  # it has ended by itself
-                self._channel.shutdown(socket.SHUT_RD)
-        self._decided.wait(_DECIDED)
-        now = self._host.progress.now
+            self._call_off(Code.CANCELLED, Phase.CANCELLED.value)
+        progress = self._host.progress
+        progress.wait_decided(progress.last.id, _DECIDED)
+        now = progress.now
         if now.phase is not Phase.CANCELLED:
             raise VarlinkError(f"{INTERFACE}.TooLate", {"phase": now.phase})
         return {"migration": msgspec.to_builtins(now)}
@@ -151,10 +142,10 @@ class Negotiation:
         return time.monotonic() < self._preflight_until
 
     def withdraw(self, caller: Caller, upgrade: str) -> dict[str, Any]:
-        """Have an upgrade decided: whoever waited for it has gone, or has heard that it is over.
+        """Call off an upgrade that nobody waits for any more, unless it is too late, and say how it is
+        decided.
 
-        One that was not registered cannot be any more; one that migrates is waited for, for some
-        seconds, and may be undecided after that. Raises VarlinkError for one without an id.
+        One that was not registered cannot be any more. Raises VarlinkError for one without an id.
         """
         _require_root(caller)
         if not upgrade:
@@ -170,10 +161,7 @@ class Negotiation:
                     source=self._host.generation, destination=self._host.generation + 1,
                 )  # fmt: skip
                 return {"last": msgspec.to_builtins(gone)}
-            if self._successor and not self._migrating:
-                self._successor.kill()
-                self._successor = None
-                self._abort(Code.TAKEOVER_GONE, _GONE)
+            self._call_off(Code.TAKEOVER_GONE, _GONE)
         return {"last": msgspec.to_builtins(progress.wait_decided(upgrade, _DECIDED))}
 
     def try_states(self, caller: Caller) -> dict[str, Any]:
@@ -217,7 +205,7 @@ class Negotiation:
                 raise refused(f"process {pid} belongs to {unit_of(group) or 'no unit'}")
             self._successor = successor
             self._since = time.monotonic()
-            self._cancelled = False
+            self._called_off = None
             self._preflight, self._preflight_until = self._preflight_due, 0.0
             # A takeover of interface 1 does not say for which upgrade it was started.
             upgrade = upgrade or self._expected or uuid.uuid4().hex
@@ -228,14 +216,27 @@ class Negotiation:
             )
 
     def revoke(self, caller: Caller, pid: int, why: str, code: Code) -> None:
-        """Withdraw the registration of a process; raises Busy if it has begun to migrate."""
+        """Call off the upgrade of a process; raises Busy until it is decided, if it migrates."""
         self._require_takeover(caller)
         with self._lock:
             if self._successor is not None and self._successor.pid == pid:
+                self._call_off(code, why)
                 if self._migrating:
                     raise _busy(f"process {pid}, which migrates")
-                self._successor = None
-                self._abort(code, why)
+
+    def _call_off(self, code: Code, reason: str) -> None:
+        """Have the upgrade under way fail for this reason, unless it is decided otherwise."""
+        if self._successor is None or self._host.progress.last.decision is not Decision.NONE:
+            return
+        if self._channel is None:  # it has not said Go, and now it never will
+            self._successor.kill()
+            self._successor = None
+            self._migrating = False
+            self._abort(code, reason)
+            return
+        self._called_off = self._called_off or (code, reason)
+        with contextlib.suppress(OSError):  # it has ended by itself
+            self._channel.shutdown(socket.SHUT_RD)
 
     def _abort(self, code: Code, reason: str) -> None:
         """Decide that this instance serves on; what was decided before stays."""
@@ -308,12 +309,14 @@ class Negotiation:
             self._migrating = False
             self._channel = None
             self._withheld = frozenset()
-            if self._cancelled:
+            if self._called_off:
                 if successor:
                     successor.kill()
-                code, reason = Code.CANCELLED, Phase.CANCELLED.value
+                # To the source, a channel that was shut looks like one that has ended by itself.
+                told = code not in (Code.ENDED_EARLY, Code.UNKNOWN)
+                if not told or self._called_off[0] is Code.CANCELLED:
+                    code, reason = self._called_off
             self._abort(code, reason)
-        self._decided.set()
         return code, reason
 
     def execute(self, caller: Caller, parameters: Mapping[str, Any], upgrade: str) -> NoReturn:
@@ -334,7 +337,7 @@ class Negotiation:
                 raise _busy("another execution")
             self._migrating = True
             self._since = time.monotonic()
-            self._cancelled = self._preflight = False
+            self._called_off, self._preflight = None, False
             host = self._host
             host.progress.begin(
                 "exec", host.generation, destination=host.generation + 1, pid=os.getpid(),
@@ -352,10 +355,6 @@ class Negotiation:
         with Bus(_BUS) as bus:
             unit = Unit.from_properties("", bus.properties(self._host.unit))
         return main_process(unit, os.environ, int(own_number(os.environ)), given_environment())
-
-    def committed(self) -> None:
-        """The migration can no longer be called off."""
-        self._decided.set()
 
     def crosses(self, backend: str) -> bool:
         """Whether both sides want the connections of a backend to move."""

@@ -270,8 +270,6 @@ class _Steps:
         report = self._report
         pause = time.clock_gettime(time.CLOCK_MONOTONIC) - self._image.manifest.frozen_at / 1e9
         report.progress.enter(Phase.COMMITTED, pause=round(pause, 6))
-        if self._side._answering.negotiation:
-            self._side._answering.negotiation.committed()
         report.standing = Standing.DRAINING
         for declared in report.declarations.states.values():
             declared.retire()

@@ -148,9 +148,10 @@ def preflight(unit: Unit, upgrade: str, *, interface: int, user: bool = False) -
     _ask(unit, _place(unit, user), method, {"upgrade": upgrade})
 
 
-def withdraw(unit: Unit, upgrade: str, *, user: bool = False) -> Last:
-    """Have an upgrade decided that nobody waits for any more; returns how it is decided."""
-    answer = _ask(unit, _place(unit, user), "Withdraw", {"upgrade": upgrade})
+def withdraw(unit: Unit, upgrade: str, *, pid: int, user: bool = False) -> Last:
+    """Have an upgrade decided that nobody waits for any more; returns how it is decided. Raises
+    InstanceError, also if another process than `pid` answers."""
+    answer = _ask(unit, _place(unit, user), "Withdraw", {"upgrade": upgrade}, pid)
     return _typed(answer.get("last"), Last)
 
 

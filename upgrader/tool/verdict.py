@@ -86,12 +86,13 @@ def _of_main(attempt: Attempt, now: Unit, main: Description | None) -> Decision:
 
 
 def _of_source(attempt: Attempt, now: Unit) -> Last:
-    """What the instance that served before says; nothing if it does not answer."""
+    """What the main process says, which served before; nothing if it does not answer. The new one may
+    have its place already, and PID 1 not know it yet."""
     user = attempt.systemd.user
     with contextlib.suppress(InstanceError):
         if attempt.id and attempt.before and attempt.before.interface > 1:
-            return instance_client.withdraw(now, attempt.id, user=user)
-        said = instance_client.describe(now, user=user)
+            return instance_client.withdraw(now, attempt.id, pid=now.main_pid, user=user)
+        said = instance_client.describe(now, pid=now.main_pid, user=user)
         if said.interface > 1 and attempt.before and said.last.id != attempt.before.last.id:
             return said.last
         return _of_migration(said, attempt.before)
