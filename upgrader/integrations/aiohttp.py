@@ -86,14 +86,14 @@ class _Watched(asyncio.Protocol):
 
     def __init__(self, inner: web.RequestHandler) -> None:
         self.inner = inner
-        self._begin()
-
-    def _begin(self) -> None:
         self._fed = 0  # bytes since the last boundary
         self._tail = b""  # the last of them
         self._head = bytearray()  # all of them, until there is a whole head of a request
         self._end = -1  # where the only request since then ends, by its Content-Length
         self._payload: Any = None  # of the newest request
+
+    def _begin(self) -> None:
+        self._fed, self._tail, self._head, self._end, self._payload = 0, b"", bytearray(), -1, None
 
     @property
     def at_boundary(self) -> bool:
