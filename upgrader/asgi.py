@@ -87,8 +87,15 @@ async def _start(instance: Instance, config: uvicorn.Config) -> Adapter:
         raise _refused(instance, UpgradeError("the application cannot be loaded")) from error
     except Exception as error:
         raise _refused(instance, error) from error
-    instance._parts.report.version = str(getattr(config.load_app(), "version", ""))
+    instance._parts.report.version = version_of(config.load_app())
     return adapter
+
+
+def version_of(application: object) -> str:
+    """What an application says that its version is; the default of its framework says nothing."""
+    version = getattr(application, "version", "")
+    own = inspect.signature(type(application)).parameters.get("version")
+    return "" if own and own.default == version else str(version)
 
 
 def _refused(instance: Instance, error: Exception) -> Exception:
