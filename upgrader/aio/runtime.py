@@ -92,7 +92,7 @@ class AsyncioRuntime:
             parts.destination.refuse(error)
             raise
         await self._open()
-        parts.answering.open()
+        parts.open()
         self._loop.call_later(parts.report.parameters.insurance, self._trust)
         self._begin_tasks(wanted)
         try:

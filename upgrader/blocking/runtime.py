@@ -155,7 +155,7 @@ class BlockingRuntime:
         parts.answering.prepare(self._want, self._want_reload, now=parts.destination.live)
         try:
             self._load()
-            parts.answering.open()
+            parts.open()
             self._trusted = time.monotonic() + parts.report.parameters.insurance
             yield from self._turns()
             if not self.frozen:

@@ -146,9 +146,14 @@ class DestinationSide:
             self._report.notifier.send(
                 f"STATUS=failed to load: {one_line(text)}", "ERRNO=71"
             )  # EPROTO
-        self._report.tell(
-            Priority.ERR, "destination", "load", JournalOutcome.FAILED, f"failed to load: {text}"
-        )
+        if self._report.supervised:  # at a desk, the error itself is seen
+            self._report.tell(
+                Priority.ERR,
+                "destination",
+                "load",
+                JournalOutcome.FAILED,
+                f"failed to load: {text}",
+            )
         self._answering.close()
 
     def keep(self, name: str, fd: HasFileno) -> None:

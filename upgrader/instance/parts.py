@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import MutableMapping
 
-from upgrader.errors import DeclarationError, UpgradeError
+from upgrader.errors import BindError, DeclarationError, UpgradeError
 from upgrader.instance.control import Answering
 from upgrader.instance.destination_side import DestinationSide
 from upgrader.instance.process import raise_fd_limit
@@ -59,6 +59,11 @@ class InstanceParts:
         raise_fd_limit()
         report.open()
 
+    def open(self) -> None:
+        """Be asked by others from now on; at a desk, say where this instance serves."""
+        self.answering.open()
+        self.report.say_where()
+
     def end(self, error: BaseException | None) -> None:
         """Leave `attach`; ends the process if all of it has moved.
 
@@ -77,5 +82,7 @@ class InstanceParts:
             os._exit(self.source.exit_status)
         self.destination.abandon(error)
         self.report.close()
-        if isinstance(error, UpgradeError) and self.report.supervised:
+        # No author has to look into his program because an address is in use: no traceback.
+        at_desk = not self.report.supervised
+        if isinstance(error, BindError if at_desk else UpgradeError):
             raise SystemExit(f"{self.report.service}: {error}")

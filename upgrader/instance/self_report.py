@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import socket
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -18,6 +19,7 @@ from upgrader.errors import ParameterError, UpgradeError
 from upgrader.instance.declarations import Declarations
 from upgrader.instance.phases import Phases, fields
 from upgrader.protocol.connection_state import Waiting
+from upgrader.protocol.identity import show_address
 from upgrader.protocol.parameters import Parameters
 from upgrader.protocol.status_text import Origin, Status
 from upgrader.protocol.varlink_types import Loaded, Migration, Phase, Refusal, Standing, Trial
@@ -112,6 +114,15 @@ class SelfReport:
                 _log.warning("not inherited: %s", error)
 
     # What it tells
+
+    def say_where(self) -> None:
+        """At a desk, say where it serves: no systemd can be asked. Only a terminal is told."""
+        if self.supervised or not sys.stderr.isatty():
+            return
+        bounds = self.declarations.sockets.values()
+        names = [sock.getsockname() for bound in bounds for sock in bound.sockets]
+        where = "".join(f" on {show_address(name)}" for name in names)
+        print(f"{self.service}: serves{where}; Ctrl-C stops it", file=sys.stderr)
 
     def refused(self, why: str, refusal: Refusal | None) -> None:
         """Show, in the status text, why a newer version has not taken over; `refusal` if that was

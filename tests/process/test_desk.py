@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A program at a desk, without systemd: what its author sees."""
+
+import os
+import pty
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.process.chat import DEADLINE
+
+PROGRAM = Path(__file__).with_name("hosted.py")
+ENVIRONMENT = {
+    name: value
+    for name, value in os.environ.items()
+    if name not in ("NOTIFY_SOCKET", "SYSTEMD_EXEC_PID")
+}
+
+
+def command(path: Path, kind: str = "handler") -> list[str]:
+    return [sys.executable, str(PROGRAM), kind, str(path), "1"]
+
+
+def test_a_terminal_is_told_where_it_serves(tmp_path: Path) -> None:
+    """There is no systemd to ask; Ctrl-C stops it without an error."""
+    path = tmp_path / "socket"
+    terminal, theirs = pty.openpty()
+    with (
+        open(terminal, "rb", buffering=0) as told,
+        open(theirs, "wb", buffering=0) as stderr,
+        subprocess.Popen(command(path), stderr=stderr, env=ENVIRONMENT) as process,
+    ):
+        said = b""
+        while not said.endswith(b"\n"):
+            said += told.read(1)
+        process.send_signal(signal.SIGINT)
+
+        assert f"asgi: serves on {path}; Ctrl-C stops it\r\n" == said.decode()
+        assert 0 == process.wait(DEADLINE)
+
+
+def test_an_address_in_use_is_one_line(tmp_path: Path) -> None:
+    """Nobody has to look into a program because of that: there is no traceback."""
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+        sock.listen()
+        done = subprocess.run(
+            command(path), capture_output=True, text=True, env=ENVIRONMENT, check=False
+        )
+
+    assert 1 == done.returncode
+    assert (
+        f"asgi: listener 'http': cannot bind unix:{path}: Address already in use\n" == done.stderr
+    )
