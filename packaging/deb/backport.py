@@ -31,13 +31,15 @@ def fetch(suite: str, tree: Path, progress: Callable[[str], None]) -> list[Path]
     if suite != _SUITE:
         return []
     place = suites.cache_directory().with_name("backports")
-    if not (found := list(place.glob(f"python3-msgspec_{_VERSION}-*.deb"))):
-        progress(f"{suite} has no python3-msgspec: building it (once)")
-        place.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place) as work:
-            source = _download(Path(work))
-            found = [path.rename(place / path.name) for path in _build(tree, source, Path(work))]
-    return found
+    place.mkdir(parents=True, exist_ok=True)
+    with suites.locked(place / ".lock"):
+        if not (found := list(place.glob(f"python3-msgspec_{_VERSION}-*.deb"))):
+            progress(f"{suite} has no python3-msgspec: building it (once)")
+            with tempfile.TemporaryDirectory(dir=place) as work:
+                source = _download(Path(work))
+                built = _build(tree, source, Path(work))
+                found = [path.rename(place / path.name) for path in built]
+        return found
 
 
 def _download(work: Path) -> Path:

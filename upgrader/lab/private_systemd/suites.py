@@ -73,7 +73,7 @@ def fetch(suite: str, progress: Callable[[str], None], packages: Sequence[str] =
         )
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(place.with_name(f"{place.name}.lock")):
+        with locked(place.with_name(f"{place.name}.lock")):
             if not place.exists():
                 progress(
                     f"fetching a root tree of Debian {suite} into {place} (some hundred MB, once)"
@@ -88,7 +88,8 @@ def fetch(suite: str, progress: Callable[[str], None], packages: Sequence[str] =
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`, for which every other process of this machine waits; raises OSError."""
     with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
