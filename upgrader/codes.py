@@ -23,6 +23,7 @@ class Code(StrEnum):
     BUSY = "busy"  #: another upgrade is under way
     TAKEOVER_STOPPED = "takeover-stopped"  #: takeover was told to stop
     TAKEOVER_GONE = "takeover-gone"  #: takeover has ended, so nobody waited for the outcome
+    BUSY_WORK = "busy-work"  #: work would have been cut in two, so nothing was moved
     SOURCE_FAILED = "source-failed"  #: the running instance could not freeze, save or send
     UNKNOWN = "unknown"  #: a word of a later version, or none at all
 

@@ -7,6 +7,7 @@ UpgradeError
 ├── BindError               a socket cannot be bound where the program wants it   .item
 ├── Retired                 this instance no longer owns its backends
 ├── UnsavableState          a state that cannot be saved as it stands             .item .reason
+├── BusyWork                work would be cut in two by a migration           .who
 ├── RefusedError            something offered by the other side is refused    .item
 │   ├── ImageError          the image is damaged or of an unknown format
 │   ├── ProtocolError       a record breaks the rules of the stream
@@ -94,6 +95,20 @@ class UnsavableState(UpgradeError):
         )
         self.item = item
         self.reason = reason
+
+
+class BusyWork(UpgradeError):
+    """Work is between two safe points: moving now would cut it in two. `who` names it."""
+
+    code = Code.BUSY_WORK
+
+    def __init__(self, who: Sequence[str]) -> None:
+        named = ", ".join(who[:5]) + (f" and {len(who) - 5} more" if len(who) > 5 else "")
+        super().__init__(
+            f"busy all the time that there was: {named}",
+            remedy="try again when that is done, or raise drain-timeout and downtime-limit",
+        )
+        self.who = tuple(who)
 
 
 class RefusedError(UpgradeError):

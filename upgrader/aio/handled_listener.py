@@ -62,6 +62,11 @@ class HandledListener:
         return [(connection, served.peer) for connection, served in self._served.items()]
 
     @property
+    def drains(self) -> bool:
+        """Whether those that are busy may be left behind."""
+        return self._declared.drains
+
+    @property
     def tasks(self) -> list[asyncio.Task[None]]:
         """Their handlers."""
         return [served.task for served in self._served.values() if served.task]

@@ -11,14 +11,17 @@ import contextlib
 import inspect
 import logging
 import signal
+import socket
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
+from upgrader.aio.handled_connection import HandledConnection
 from upgrader.aio.handled_listener import HandledListener
 from upgrader.aio.hosting import Hosting, end_all
 from upgrader.aio.safe_points import SafePoints
-from upgrader.aio.waiting import cancel, next_event
+from upgrader.aio.waiting import cancel, first, next_event
+from upgrader.errors import BusyWork
 from upgrader.instance.base import Ended
 from upgrader.instance.declarations import DeclaredState
 from upgrader.instance.destination_side import refused_by_check
@@ -27,6 +30,7 @@ from upgrader.instance.parts import InstanceParts
 from upgrader.instance.process import no_collection, stop_signals
 from upgrader.instance.save import Frozen
 from upgrader.instance.self_report import Open
+from upgrader.instance.turns import PAUSES
 from upgrader.protocol.identity import Kind
 from upgrader.protocol.image import LeftBehind
 from upgrader.protocol.switchover import Event, Source
@@ -199,6 +203,11 @@ class AsyncioRuntime:
         source = self._parts.source
         parks, deadline = source.told_to_stop(failed=failure is not None)
         self.deadline = deadline
+        if parks:  # whoever comes meanwhile is served
+            await self._let_end(deadline)
+            self.deadline = deadline = max(
+                deadline, time.monotonic() + self._parts.report.parameters.downtime_limit
+            )
         self._hold(for_good=True)
         if not parks:
             source.leave()
@@ -233,9 +242,11 @@ class AsyncioRuntime:
 
     async def _execute(self, execution: Execution) -> None:
         """Become the new version; returns only if that fails, and this instance serves on."""
+        parameters = self._parts.report.parameters
+        await self._let_end(time.monotonic() + parameters.drain_timeout)
         self._hold(for_good=False)
         # Nobody could drain afterwards.
-        deadline = time.monotonic() + self._parts.report.parameters.drain_timeout
+        deadline = time.monotonic() + parameters.drain_timeout
         await self._come_to_a_stop(deadline, for_good=False)
         self._parts.source.execute(execution, self)
 
@@ -248,9 +259,8 @@ class AsyncioRuntime:
         if not isinstance(request, MigrationRequest):
             await self._execute(request)
             return False
-        self._hold(for_good=False)
+        await self._come_to_rest(request.sock)
         parameters = self._parts.report.parameters
-        await self._collect(time.monotonic() + parameters.downtime_limit, drained=True)
         giver = self._parts.source.give(request, self)  # nothing else runs meanwhile: the freeze
         if giver.state is Source.SERVING:
             return False
@@ -264,6 +274,76 @@ class AsyncioRuntime:
         await draining
         giver.side.feed(Event.STOP if self._stop.is_set() else Event.DRAINED)
         return True
+
+    async def _come_to_rest(self, channel: socket.socket) -> None:
+        """Hold all that moves at its safe points. If it is not all there, the freeze refuses.
+
+        First everybody is served while what runs now comes to an end; then all are held for
+        `downtime-limit`. What has begun meanwhile may take longer: all are let go, and it is tried
+        again a little later. No wait goes on if this instance is told to stop, or if there is news
+        on the channel: the destination has nothing to say now, so it has ended or is cancelled.
+        """
+        parameters = self._parts.report.parameters
+        news = asyncio.Event()
+        self._loop.add_reader(channel, news.set)
+        last = time.monotonic() + parameters.migration_timeout / 2  # the rest is for the image
+        try:
+            await self._let_end(
+                min(last, time.monotonic() + parameters.drain_timeout), self._stop, news
+            )
+            for pause in (*PAUSES, float("inf")):
+                self._hold(for_good=False)
+                await self._collect(time.monotonic() + parameters.downtime_limit, drained=True)
+                over = self._stop.is_set() or news.is_set()
+                if over or time.monotonic() + pause > last or not self._busy():
+                    return
+                self.resume()
+                await asyncio.sleep(pause)
+        finally:
+            self._loop.remove_reader(channel)
+
+    async def _let_end(self, deadline: float, *events: asyncio.Event) -> None:
+        """Serve on until every turn and handler that is at something now has ended that, until the
+        deadline, or until one of the events."""
+        ended = asyncio.Event()
+        waiting = self._loop.create_task(self._all_end(deadline))
+        waiting.add_done_callback(lambda _: ended.set())
+        try:
+            await first(max(deadline - time.monotonic(), 0), ended, *events)
+        finally:
+            waiting.cancel()
+
+    async def _all_end(self, deadline: float) -> None:
+        turns = self._parts.turns
+        begun = turns.begun()
+        changed = asyncio.Event()
+        turns.on_end(lambda: self._loop.call_soon_threadsafe(changed.set))
+        try:
+            await self._safe_points.all_passed(self._moving(), deadline)
+            while turns.run_still(begun):
+                await changed.wait()
+                changed.clear()
+        finally:
+            turns.on_end(lambda: None)
+
+    def _moving(self) -> list[HandledConnection]:
+        """The connections that have to be at a safe point to move."""
+        return [
+            connection
+            for name, handled in self.handled.items()
+            if self._crosses(name) and not handled.drains
+            for connection in handled.connections
+        ]
+
+    def _busy(self) -> list[str]:
+        """What is between two safe points, for people."""
+        busy = self._safe_points.busy_among(self._moving())
+        names = [
+            f"the handler of {connection.address} at {connection.listener!r}"
+            for connection in self._moving()
+            if connection in busy
+        ]
+        return [f"the turn of {name}" for name in self._parts.turns.running] + names
 
     def give_up(self) -> None:
         """Nothing that has moved is touched any more; the rest is drained."""
@@ -311,14 +391,8 @@ class AsyncioRuntime:
     ) -> None:
         """Wait until all that moves is at safe points and no turn runs, or for the deadline.
         `drained`: what is not, may end here afterwards."""
-        moving = [
-            connection
-            for name, handled in self.handled.items()
-            if self._crosses(name)
-            for connection in handled.connections
-        ]
         # No grace here: PID 1 kills at the end of TimeoutStopSec=, and parking comes first.
-        await self._safe_points.all_safe(moving, _before_turns(deadline))
+        await self._safe_points.all_safe(self._moving(), _before_turns(deadline))
         settled = _before_turns(deadline)
         for hosting in self.hostings.values():
             await hosting.settle(settled, for_good=for_good, drained=drained)
@@ -337,7 +411,7 @@ class AsyncioRuntime:
     def _park(self) -> bool:
         # From here to the end of park() no other callback runs: this is the freeze.
         source = self._parts.source
-        source.frozen = source.park(*self.freeze())
+        source.frozen = source.park(*self._taken())
         if source.frozen:
             for handled in self.handled.values():
                 handled.let_go()
@@ -346,7 +420,12 @@ class AsyncioRuntime:
         return source.frozen
 
     def freeze(self) -> tuple[list[Frozen], list[LeftBehind]]:
-        """What moves, and what stays and why; nothing changes."""
+        """What moves, and what stays and why; nothing changes. Raises BusyWork."""
+        if busy := self._busy():
+            raise BusyWork(busy)
+        return self._taken()
+
+    def _taken(self) -> tuple[list[Frozen], list[LeftBehind]]:
         frozen: list[Frozen] = []
         busy: list[LeftBehind] = []
         for name, handled in self.handled.items():

@@ -17,6 +17,7 @@ class SafePoints:
         self._open = asyncio.Event()
         self._busy: set[object] = set()
         self._coming: set[object] = set()  # adopted; its handler has not waited for anything yet
+        self._passing: set[object] = set()  # were busy when a wait began, and have been since
         self._changed = asyncio.Event()
 
     # For connections
@@ -27,6 +28,7 @@ class SafePoints:
             self._busy.add(connection)
             return
         self._busy.discard(connection)
+        self._passing.discard(connection)
         self._changed.set()
 
     def expect(self, connection: object) -> None:
@@ -67,6 +69,20 @@ class SafePoints:
             async with asyncio.timeout(max(deadline - time.monotonic(), 0)):
                 while not self._busy.isdisjoint(connections):
                     await self.change()
+
+    def busy_among(self, connections: Collection[object]) -> set[object]:
+        """Those of these connections that are not at a safe point."""
+        return self._busy.intersection(connections)
+
+    async def all_passed(self, connections: Collection[object], deadline: float) -> None:
+        """Wait until each of these has been at a safe point once, or for the deadline (of
+        `time.monotonic`); meanwhile they go on."""
+        self._passing = self._busy.intersection(connections)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(deadline - time.monotonic(), 0)):
+                while self._passing:
+                    await self.change()
+        self._passing = set()
 
     async def change(self) -> None:
         """Wait until something has changed for one of them: it has come to a safe point, or has

@@ -16,10 +16,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from upgrader.errors import Retired, UnsavableState
+from upgrader.errors import BusyWork, Retired, UnsavableState
 from upgrader.instance.connection import HIGH_WATER, ConnectionStream, accept, show_peer
 from upgrader.instance.declarations import Bound, Connections
 from upgrader.instance.declared import DeclaredSocket
@@ -30,6 +31,7 @@ from upgrader.instance.parts import InstanceParts
 from upgrader.instance.process import stop_signals
 from upgrader.instance.save import Frozen
 from upgrader.instance.self_report import Open
+from upgrader.instance.turns import PAUSES
 from upgrader.protocol.connection_state import Waiting
 from upgrader.protocol.image import LeftBehind
 from upgrader.protocol.state import encode
@@ -101,6 +103,17 @@ class BlockingConnection:
         return Frozen(self.listener, self.stream.sock, self.stream.identity, moved)
 
 
+@dataclass(slots=True)
+class _Attempt:
+    """A migration that waits for turns: those that ran when the wait began, up to `until` (of
+    `time.monotonic`); `pauses` are seconds before each further try."""
+
+    request: MigrationRequest | Execution
+    waits_for: frozenset[int]
+    until: float
+    pauses: list[float]
+
+
 class BlockingRuntime:
     """Runs the parts of an instance from load to end; implements `source_side.Loop`."""
 
@@ -122,6 +135,7 @@ class BlockingRuntime:
         self._staying: list[BlockingConnection] = []
         self._arguments: dict[str, dict[str, Any]] = {}
         self._requests: deque[MigrationRequest | Execution] = deque()
+        self._attempt: _Attempt | None = None
         self._reloads: deque[Future[None]] = deque()
         self._trusted = float("inf")  # when it is; of `time.monotonic`
         self._selector = selectors.DefaultSelector()
@@ -240,7 +254,9 @@ class BlockingRuntime:
             for _ in range(len(bound.backlog)):
                 yield backend
         while True:
-            left = max(self._trusted - time.monotonic(), 0) if destination.insurance else None
+            due = [self._trusted] if destination.insurance else []
+            due += [self._attempt.until] if self._attempt else []
+            left = max(min(due) - time.monotonic(), 0) if due else None
             for key, events in self._selector.select(left):
                 if self._stopped.is_set():
                     return
@@ -254,12 +270,10 @@ class BlockingRuntime:
                     case _:
                         self._wake.recv(4096)
                         self._reload()
-                        while self._requests:
-                            if self._migrate(self._requests.popleft()):
-                                return
-            due = destination.insurance and time.monotonic() >= self._trusted
-            if due and not destination.trust():
-                self._trusted += 1
+            if self._try_to_migrate():
+                return
+            if destination.insurance and time.monotonic() >= self._trusted:
+                self._trusted += 0 if destination.trust() else 1
 
     def _want_reload(self) -> None:
         """In the control thread: have the callbacks run between two turns, and wait for them."""
@@ -351,7 +365,6 @@ class BlockingRuntime:
         )
 
         source, parameters = self._parts.source, self._parts.report.parameters
-        self._close_turns(parameters.downtime_limit, "downtime-limit")
         if not isinstance(request, MigrationRequest):
             source.execute(request, self)
             return False
@@ -364,23 +377,49 @@ class BlockingRuntime:
             giver.side.feed(Event.DRAINED)
         return True
 
-    def _close_turns(self, patience: float, limit: str) -> None:
-        """Wait until no turn runs, for as long as `limit` says."""
+    def _try_to_migrate(self) -> bool:
+        """Go on with the migration that is wanted, if it is time; True if this instance is over.
+
+        First everybody is served while the turns that run now end; then all are held for
+        `downtime-limit`, and let go again if one still runs, until the last try: that is refused.
+        """
+        parameters, turns = self._parts.report.parameters, self._parts.turns
+        if self._attempt is None:
+            if not self._requests:
+                return False
+            turns.on_end(self._wake_up)
+            until = time.monotonic() + min(
+                parameters.drain_timeout, parameters.migration_timeout / 2
+            )
+            self._attempt = _Attempt(self._requests.popleft(), turns.begun(), until, list(PAUSES))
+        attempt = self._attempt
+        if turns.run_still(attempt.waits_for) and time.monotonic() < attempt.until:
+            return False
+        if not self._close_turns(parameters.downtime_limit) and attempt.pauses:
+            turns.open()
+            attempt.waits_for = turns.begun()
+            attempt.until = time.monotonic() + attempt.pauses.pop(0)
+            return False
+        self._attempt = None
+        turns.on_end(lambda: None)
+        return self._migrate(attempt.request)
+
+    def _close_turns(self, patience: float) -> bool:
+        """Let no turn begin; returns whether those that ran have ended in time."""
         idle = threading.Event()
-        turns = self._parts.turns
-        turns.close(idle.set)
-        if not idle.wait(min(patience, threading.TIMEOUT_MAX)):
-            for name in turns.running:
-                _log.error("%s did not end its turn within %s", name, limit)
+        self._parts.turns.close(idle.set)
+        return idle.wait(min(patience, threading.TIMEOUT_MAX))
 
     def _retire(self) -> None:
         source = self._parts.source
         parks, deadline = source.told_to_stop()
         if not parks:
             source.leave()
-        self._close_turns(max(deadline - time.monotonic(), 0), "drain-timeout")
+        if not self._close_turns(max(deadline - time.monotonic(), 0)):
+            for name in self._parts.turns.running:
+                _log.error("%s did not end its turn within drain-timeout", name)
         if parks:
-            self.frozen = source.frozen = source.park(*self.freeze())
+            self.frozen = source.frozen = source.park(*self._taken())
         if self.frozen:
             self._flush(self._staying, deadline)
         else:
@@ -389,7 +428,12 @@ class BlockingRuntime:
             self._flush([connection for connection, _ in self._served.values()], deadline)
 
     def freeze(self) -> tuple[list[Frozen], list[LeftBehind]]:
-        """What moves, and what stays and why; nothing changes."""
+        """What moves, and what stays and why; nothing changes. Raises BusyWork."""
+        if running := self._parts.turns.running:
+            raise BusyWork([f"the turn of {name}" for name in running])
+        return self._taken()
+
+    def _taken(self) -> tuple[list[Frozen], list[LeftBehind]]:
         frozen: list[Frozen] = []
         left: list[LeftBehind] = []
         self._staying = []

@@ -83,18 +83,24 @@ class BaseInstance:
         return bound
 
     def connections(
-        self, listener: Listener, *, state: type | None = None
+        self, listener: Listener, *, state: type | None = None, drains: bool = False
     ) -> Callable[[Function], Function]:
         """Declare who handles the connections of a listener, accepted and adopted ones alike.
 
         The handler gets the peer, and each declared state by the annotation of a parameter.
         `state` is a state class of which every connection has its own object (`peer.state`).
+        A handler that is not at a safe point when all the time of an upgrade has passed ends the
+        attempt; with `drains` it is left behind instead, and may end in the old instance: what
+        it writes to a declared state then is lost (Retired is raised), so use it for handlers
+        without one.
         Raises DeclarationError for a listener that somebody handles already, and for a parameter
         that no declared state can fill.
         """
 
         def register(handler: Function) -> Function:
-            self._parts.declarations.add_connections(Connections(listener._bound, state, handler))
+            self._parts.declarations.add_connections(
+                Connections(listener._bound, state, handler, drains)
+            )
             return handler
 
         return register

@@ -158,11 +158,15 @@ def check_name(item: str, name: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Connections:
-    """The connections of a listener: who handles them, and the state that goes with each one."""
+    """The connections of a listener: who handles them, and the state that goes with each one.
+
+    `drains`: one that is between two safe points may end in the instance that is replaced.
+    """
 
     listener: Bound
     session: type | None
     handler: Callable[..., Any]
+    drains: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from upgrader.codes import Code
-from upgrader.errors import UpgradeError
+from upgrader.errors import BusyWork, UpgradeError
 from upgrader.protocol import channel, image, interpreter, records
 from upgrader.protocol.fd import Fd
 from upgrader.protocol.identity import HasFileno
@@ -227,7 +227,8 @@ class Giver:
         try:
             self._built = self._steps.freeze()
         except (UpgradeError, OSError) as error:
-            return self._because(Event.NOT_SENT, Code.SOURCE_FAILED, str(error))
+            code = Code.BUSY_WORK if isinstance(error, BusyWork) else Code.SOURCE_FAILED
+            return self._because(Event.NOT_SENT, code, str(error))
         return None
 
     def send_image(self) -> Event | None:

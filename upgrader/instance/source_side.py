@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from upgrader.codes import Code
-from upgrader.errors import UpgradeError
+from upgrader.errors import BusyWork, UpgradeError
 from upgrader.instance import save
 from upgrader.instance.control import Answering
 from upgrader.instance.declarations import Bound
@@ -45,7 +45,10 @@ class Loop(Protocol):
     """What a loop does with its connections, in the order of a migration."""
 
     def freeze(self) -> tuple[list[save.Frozen], list[LeftBehind]]:
-        """What moves, and what stays and why; nothing changes."""
+        """What moves, and what stays and why; nothing changes.
+
+        Raises BusyWork if that would cut in two what is between two safe points.
+        """
 
     def resume(self) -> None:
         """Serve as if nothing had happened."""
@@ -133,7 +136,9 @@ class SourceSide:
                 beyond = self._declarations.beyond_image()
                 become(execution, manifest, fds, beyond, name, store, report.unit)
         except (UpgradeError, OSError) as error:
-            code = error.code if isinstance(error, ExecutionError) else Code.SOURCE_FAILED
+            code = Code.SOURCE_FAILED
+            if isinstance(error, ExecutionError | BusyWork):
+                code = error.code
             execution.failed.set_result(self._serve_on(code, str(error)))
             loop.resume()
 
