@@ -193,11 +193,14 @@ SETTABLE = {
     "downtime-limit": Parameter(
         "downtime_limit",
         _wait,
-        "How long a live upgrade may wait until connections are at a safe point, and then for each"
-        " item that the new instance loads.",
+        "How long new work may be held in a live upgrade until all is at a safe point, and then how"
+        " long for each item that the new instance loads.",
     ),
     "drain-timeout": Parameter(
-        "drain_timeout", _wait, "How long the old instance may drain connections that did not move."
+        "drain_timeout",
+        _wait,
+        "How long all are served while work that has begun comes to an end, before anything is held;"
+        " and how long the old instance may drain connections that did not move.",
     ),
     "migration-timeout": Parameter(
         "migration_timeout", _wait, "How long one migration may take as a whole."

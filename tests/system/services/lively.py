@@ -66,6 +66,11 @@ async def main() -> None:
                     case [b"busy", seconds]:
                         await asyncio.sleep(float(seconds))
                         await peer.write(b"done\n")
+                    case [b"turn", seconds]:
+                        async with instance.turn():
+                            await asyncio.sleep(float(seconds))
+                            counters.total += 10**6
+                        await peer.write(b"done\n")
                     case [b"environment"]:
                         await peer.write(json.dumps(STARTED_WITH).encode() + b"\n")
                     case [b"weights"]:
