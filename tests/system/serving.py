@@ -235,11 +235,11 @@ class Service:
                 client.close()
 
 
-def hook(machine: PrivateSystemd, *arguments: str) -> str:
-    """What the hook of package managers said; it must end with 0."""
-    return machine.run(
-        [*machine.python, "-m", "upgrader.hooks.package_hook", *arguments], timeout=120
-    ).stderr
+def hook(machine: PrivateSystemd, *arguments: str, files: str = "") -> str:
+    """What the hook of package managers said, with `files` as its standard input; it must end with
+    0."""
+    command = [*machine.python, "-m", "upgrader.hooks.package_hook", *arguments]
+    return machine.run(command, input=files, timeout=120).stderr
 
 
 class Client:

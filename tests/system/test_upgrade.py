@@ -313,6 +313,21 @@ def test_starting_without_the_image_is_no_success(
     assert f"serving, but started without the image: {cause}" in done.stderr
 
 
+def test_a_stray_ready_is_no_success(service: Service) -> None:
+    """A program that says READY=1 itself and fails a little later does not serve: 3, a hold is left,
+    and what was kept is loaded by the next good version."""
+    put(service, "stray")
+    done = upgrade(service)
+
+    assert done.returncode == 3, done.stderr
+    assert "NOT SERVING: " in done.stderr
+    assert "this version fails a little later" in done.stderr
+    assert service.inside(f"/var/lib/upgrader/hold/{service.unit}").exists()
+    put(service, "good")
+    service.restart()
+    assert "generation 2, loaded by restart from generation 1" in shown(service, "StatusText")
+
+
 def test_an_old_instance_that_does_not_stop(service: Service) -> None:
     """The cause is that the old instance was killed before it parked, not the cold start."""
     put(service, "stuck")

@@ -4,10 +4,12 @@
 What the new main process says of itself counts; the journal explains a failure.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
 from upgrader.protocol.status_text import Origin, Status
+from upgrader.protocol.varlink_types import Description
 from upgrader.systemd.fdstore import Stored, StoreName
 from upgrader.systemd.unit import Unit, UnitError, WaitTimeout
 from upgrader.tool import failure_cause, instance_client
@@ -16,6 +18,9 @@ from upgrader.tool.blockers import Obstacle, of_generation, parked_image, what_t
 from upgrader.tool.outcome import Outcome, Result, duration
 from upgrader.tool.startable import startable
 from upgrader.tool.verdict import INTRODUCTION
+
+#: Seconds that a new instance may take from its READY=1 to its first word, at most.
+_LONGEST = 90.0
 
 
 def restart(attempt: Attempt) -> Outcome:
@@ -41,10 +46,10 @@ def await_restart(attempt: Attempt, job: int) -> Outcome:
 
 def _judge(attempt: Attempt, now: Unit, word: str) -> Outcome:
     unit = attempt.unit
+    now, main = _main(attempt, now)
     if not now.serves:
         return _not_serving(attempt, now, word)
     pause = (now.active_enter_usec - now.active_exit_usec) / 1e6
-    main = instance_client.introduced(attempt.systemd, now, INTRODUCTION)
     after = instance_client.status(main) if main else None
     if after and after.origin is Origin.RESTART and _expected(attempt, after):
         took = f" in {duration(pause)}" if pause else ""
@@ -61,6 +66,23 @@ def _judge(attempt: Attempt, now: Unit, word: str) -> Outcome:
     return attempt.failed(
         Result.WITHOUT_IMAGE, obstacle.cause, obstacle.remedy, after=after, pause=pause
     )
+
+
+def _main(attempt: Attempt, now: Unit) -> tuple[Unit, Description | None]:
+    """The unit and what its main process says, once it says something or serves no more.
+
+    READY=1 alone is nothing: any program may send it, and fail afterwards. One that does not use the
+    library is told from that only by the time that a start may take.
+    """
+    span = min(now.timeout_start_usec / 1e6, _LONGEST)
+    if attempt.timeout is not None:
+        span = min(span, attempt.timeout)
+    deadline = time.monotonic() + max(span, INTRODUCTION)
+    while now.serves and (left := deadline - time.monotonic()) > 0:
+        if main := instance_client.introduced(attempt.systemd, now, left):
+            return now, main
+        now = attempt.systemd.unit(now.id)
+    return now, None
 
 
 def _not_serving(attempt: Attempt, now: Unit, word: str) -> Outcome:

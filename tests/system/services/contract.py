@@ -3,12 +3,14 @@
 
 VERSION says how: good, exit, hang, kill, unreadable (its state is older),
 cold (it has lost what PID 1 passed), aside (it sets the image aside), plain (it does not use the
-library), or stuck (it does not stop).
+library), stray (it says that it is ready, and fails later), or stuck (it does not stop).
 """
 
 import os
 import signal
 import socket
+import sys
+import time
 
 HOW = os.environ.get("VERSION", "good")
 
@@ -18,10 +20,13 @@ if HOW == "hang":
     signal.pause()
 if HOW == "kill":
     os.kill(os.getpid(), signal.SIGKILL)
-if HOW == "plain":
+if HOW in ("plain", "stray"):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         notify.connect(os.environ["NOTIFY_SOCKET"].replace("@", "\0", 1))
         notify.send(b"READY=1\nSTATUS=Processing requests...")
+    if HOW == "stray":
+        time.sleep(1)
+        sys.exit("this version fails a little later")
     signal.pause()
 if HOW == "cold":
     for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Answers lines and counts them; MODE says in which way this version of it is a bad one."""
+"""Answers lines and counts them; MODE says in which way this version of it is a bad one. With SAYS
+it writes a status text of its own, twice a second."""
 
 import asyncio
 import logging
 import os
+import socket
 import sys
 import time
 
@@ -11,6 +13,7 @@ import upgrader
 
 MODE = os.environ.get("MODE", "good")
 VERSION = 1 if MODE == "unreadable" else 2
+NOTIFY = os.environ.get("NOTIFY_SOCKET", "")
 BIND = os.environ.get("BIND") or f"127.0.0.1:{os.environ['PORT']}"
 
 
@@ -81,7 +84,16 @@ async def main() -> None:
                 with open(os.environ["MARK"], "w"):
                     os._exit(1)
 
-        await instance.serve([crash] if MODE == "crashing" else [])
+        async def say(counters: Counters) -> None:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+                notify.connect(NOTIFY.replace("@", "\0", 1))
+                while True:
+                    notify.send(b"STATUS=%d messages so far" % counters.total)
+                    await asyncio.sleep(0.5)
+
+        tasks = {"crash": crash} if MODE == "crashing" else {}
+        tasks |= {"say": say} if "SAYS" in os.environ else {}
+        await instance.serve(list(tasks.values()))
 
 
 if __name__ == "__main__":
