@@ -139,3 +139,20 @@ def test_holds_of_units_that_are_not_there(host_machine: PrivateSystemd, verb: s
     done = upgrader(host_machine, verb, "nosuch", *why)
 
     assert (4, True) == (done.returncode, "there is no such unit" in done.stderr)
+
+
+def test_a9_a_hold_that_cannot_be_written_is_told(
+    trixie_machine: PrivateSystemd, install: Install
+) -> None:
+    """With what failed, and with what to do meanwhile; so is one that cannot be lifted."""
+    held = Held(trixie_machine, install, "untold")
+    place = "/var/lib/upgrader/hold"
+    held.put(BAD)
+    trixie_machine.run(["rm", "-rf", place])
+    trixie_machine.write(place, "in the way")
+    done = upgrader(trixie_machine, "upgrade", "--quiet", held.service.unit)
+    trixie_machine.run(["rm", place])
+
+    assert 1 == done.returncode
+    assert f"warning: no hold could be put on {held.service.unit}" in done.stderr
+    assert "do not let anything restart it" in done.stderr
