@@ -194,6 +194,23 @@ def look(module, names):
     return found
 
 
+def still(units, serving):
+    """Raise Failed if an instance that has just taken over is not the one that serves by now."""
+    now = {each["unit"]: each.get("status") for each in serving}
+    for each in units:
+        took_over, serves = each.get("after"), now.get(each["unit"])
+        if not (each.get("changed") and took_over and serves):
+            continue
+        # After a crash, the same generation may have been loaded again, from what was parked.
+        if any(took_over[name] != serves[name] for name in ("generation", "origin")):
+            generation = took_over["generation"]
+            raise Failed(
+                f"{each['unit']}: generation {generation} took over, and has ended at once",
+                1,
+                units,
+            )
+
+
 def see(module):
     """See that all units serve, by the instances that are wanted; returns the overviews. Raises Failed."""
     found = look(module, module.params["name"])
@@ -236,6 +253,8 @@ def main():
         else:
             units = upgrade(module)
             serving = look(module, [each["unit"] for each in units])
+            if not module.check_mode:
+                still(units, serving)
     except Failed as failed:
         module.fail_json(msg=failed.message, rc=failed.rc, units=failed.units)
     module.exit_json(
