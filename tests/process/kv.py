@@ -2,7 +2,7 @@
 """A store of keys and values in two versions: `python kv.py '{"bind": ..., "version": 2}'`.
 
 Commands are lines: `set K V`, `get K`, `count`, `task K` (a value that cannot be saved), `drop K`.
-Version 2 counts under another name and keeps notes. `without` names what a careless author forgot, and `odd` begins with a value that cannot be saved.
+Version 2 counts under another name and keeps notes. If it `refuses`, its check fails; it `waits` (MARK, GO) before it serves. `without` names what a careless author forgot, and `odd` begins with a value that cannot be saved.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ import json
 import logging
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import upgrader
@@ -97,6 +98,11 @@ async def main() -> None:
         instance.state(Lines)
         door = instance.listener("kv", bind=OPTIONS["bind"])
 
+        @instance.verify
+        async def check() -> None:
+            if OPTIONS.get("refuses"):
+                raise upgrader.VerifyError("not with me")
+
         @instance.connections(door)
         async def talk(peer: Any, store: Store, lines: Lines) -> None:
             async for line in peer.lines():
@@ -106,6 +112,11 @@ async def main() -> None:
                     continue
                 await peer.write(answer(store, line.decode()).encode() + b"\n")
 
+        if waits := OPTIONS.get("waits"):
+            mark, go = map(Path, waits)
+            mark.touch()
+            while not go.exists():
+                await asyncio.sleep(0.01)
         await instance.serve()
 
 

@@ -1,41 +1,15 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """State between versions of a program, up and down: nothing is reset, dropped or lost in silence."""
 
-import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.process.chat import DEADLINE, Client
+from tests.process.keys import Kv
 from tests.support import eventually
-from upgrader.protocol.status_text import Origin, Status
-from upgrader.testing import Service, ServiceError
-
-PROGRAM = Path(__file__).with_name("kv.py")
-
-
-class Kv:
-    """The service of kv.py, in the versions that a test asks for."""
-
-    def __init__(self, directory: Path) -> None:
-        self.path = directory / "socket"
-        self.service = Service(timeout=DEADLINE)
-
-    def command(self, version: int, **options: Any) -> list[str]:
-        options = {"bind": f"unix:{self.path}", "version": version, **options}
-        return [sys.executable, str(PROGRAM), json.dumps(options)]
-
-    def start(self, version: int, **options: Any) -> Status:
-        return self.service.start(self.command(version, **options))
-
-    def upgrade(self, version: int, **options: Any) -> Status:
-        return self.service.upgrade(self.command(version, **options))
-
-    def connect(self) -> Client:
-        return Client(self.path)
+from upgrader.protocol.status_text import Origin
+from upgrader.testing import ServiceError
 
 
 @pytest.fixture

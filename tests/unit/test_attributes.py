@@ -11,9 +11,9 @@ import upgrader
 
 ROOT = Path(upgrader.__file__).parent
 #: What lives in a service.
-PLACES = ("aio", "blocking", "instance", "integrations", "protocol", "systemd")
+PLACES = ("aio", "blocking", "instance", "integrations", "protocol", "systemd", "testing")
 MODULES = [
-    *(ROOT / name for name in ("asgi.py", "attach.py", "testing.py")),
+    *(ROOT / name for name in ("asgi.py", "attach.py")),
     *(path for place in PLACES for path in sorted((ROOT / place).rglob("*.py"))),
 ]
 

@@ -474,6 +474,22 @@ def test_nobody_reaches_what_is_not_open(tmp_path: Path, instance: Instance) -> 
     new.close()
 
 
+def test_an_instance_may_end_before_it_answers(tmp_path: Path, instance: Instance) -> None:
+    """At whatever moment: nothing is left, and nobody is reached."""
+    control = Control(tmp_path / "upgrader.sock", instance, "1.0")
+    control.close()
+    control.open()
+    control.close()
+    assert [] == list(tmp_path.iterdir())
+    for _ in range(20):
+        control = Control(tmp_path / "upgrader.sock", instance, "1.0")
+        opening = threading.Thread(target=control.open)
+        opening.start()
+        control.close()
+        opening.join()
+        assert [] == list(tmp_path.iterdir())
+
+
 def test_sockets_of_the_dead_are_removed(tmp_path: Path, path: Path) -> None:
     """Only those on which nobody listens."""
     dead = tmp_path / "draining-1.sock"

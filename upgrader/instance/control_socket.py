@@ -139,17 +139,23 @@ class Control:
         self._selector.register(listener, selectors.EVENT_READ)
         self._selector.register(self._wake, selectors.EVENT_READ)
         self._thread: threading.Thread | None = None
+        self._opening = threading.Lock()  # an instance may end as soon as it is ready
+        self._closed = False
 
     def open(self) -> None:
-        """Take the place of the instance before, and answer; raises OSError."""
-        if self._path:
-            ((beside, inode),) = self._paths.items()
-            self._paths = {self._path: inode}
-            os.rename(beside, self._path)
-            for pattern in (DRAINING.format("*"), _BESIDE.format(self._path.name, "*")):
-                remove_dead(self._path.parent, pattern)
-        self._thread = threading.Thread(target=self._run, name="upgrader-control", daemon=True)
-        self._thread.start()
+        """Take the place of the instance before, and answer, unless it is closed by now; raises
+        OSError."""
+        with self._opening:
+            if self._closed:
+                return
+            if self._path:
+                ((beside, inode),) = self._paths.items()
+                self._paths = {self._path: inode}
+                os.rename(beside, self._path)
+                for pattern in (DRAINING.format("*"), _BESIDE.format(self._path.name, "*")):
+                    remove_dead(self._path.parent, pattern)
+            self._thread = threading.Thread(target=self._run, name="upgrader-control", daemon=True)
+            self._thread.start()
 
     def also_at(self, path: Path) -> None:
         """Answer at a second path, too; raises OSError."""
@@ -165,6 +171,10 @@ class Control:
 
     def close(self) -> None:
         """Tell the last news, and stop answering; a path goes only if no other instance has it."""
+        with self._opening:
+            if self._closed:
+                return
+            self._closed = True
         self._later(self._stop)
         if self._thread:
             self._thread.join(_LAST_WORDS * 5)

@@ -142,7 +142,12 @@ class Arrival:
         """Tell PID 1 what it takes from its main process only; raises NotifyError."""
         self._tidy(store)
         # From here on WatchdogSec= counts for this process.
-        notifier.send("WATCHDOG=1", f"STATUS={self.status}")
+        notifier.send("WATCHDOG=1", f"STATUS={self.status}", self._facts)
+
+    @property
+    def _facts(self) -> str:
+        """PID 1 takes no notice of it; `upgrader.testing`, which plays its part, does."""
+        return f"{FACTS}={msgspec.json.encode(self.status).decode()}"
 
     def _tidy(self, store: FdStore) -> None:
         store.remove(*self.unwanted)
@@ -161,9 +166,7 @@ class Arrival:
         self._tidy(store)
         self._note_pause()
         removed = removal(self.channel.name) if self.channel else ()
-        # PID 1 takes no notice of the last one; `upgrader.testing`, which plays its part, does.
-        told = msgspec.json.encode(self.status).decode()
-        notifier.send("READY=1", f"STATUS={self.status}", *removed, f"{FACTS}={told}")
+        notifier.send("READY=1", f"STATUS={self.status}", *removed, self._facts)
         # The datagram is queued, and PID 1 will get to it: from here on there is no way back.
         try:
             notifier.barrier()

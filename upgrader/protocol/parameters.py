@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any, NoReturn, Self
 
 from upgrader.errors import DeclarationError, ParameterError
-from upgrader.protocol.rendezvous import PREFLIGHT, PREFLIGHT_1
+from upgrader.protocol.rendezvous import BUS, PREFLIGHT, PREFLIGHT_1
 from upgrader.protocol.systemd_syntax import LONGEST, boolean, show_span, time_span
 
 
@@ -129,7 +129,7 @@ class Parameters:
     @staticmethod
     def unknown(environment: Mapping[str, str]) -> list[str]:
         """Variables that look like ours and are not: a typing error worth a warning."""
-        known = {*_VARIABLES, PREFLIGHT, PREFLIGHT_1}
+        known = {*_VARIABLES, PREFLIGHT, PREFLIGHT_1, BUS}
         return [v for v in environment if v.startswith("UPGRADER_") and v not in known]
 
     def updated(self, values: Mapping[str, str], backends: Collection[str]) -> Self:

@@ -20,6 +20,8 @@ PREFLIGHT_1 = "UPGRADER_REHEARSAL"
 EXECUTED = "UPGRADER_EXECUTED"
 #: With it, what PID 1 would pass to a start besides: pairs of FDNAME and FD, in JSON.
 EXECUTED_PASSED = "UPGRADER_EXECUTED_PASSED"
+#: Where PID 1 is asked, in place of its own sockets: `upgrader.testing` answers there.
+BUS = "UPGRADER_BUS"
 #: The socket of an instance, in the first RuntimeDirectory= of its unit.
 SOCKET = "upgrader.sock"
 #: Beside it, of an instance that was replaced and still drains; by generation.

@@ -15,6 +15,7 @@ import struct
 import time
 
 from upgrader.errors import BusError
+from upgrader.protocol.rendezvous import BUS
 from upgrader.protocol.values import Value
 from upgrader.systemd.bus_values import read
 
@@ -58,7 +59,8 @@ class Bus:
     def __init__(self, timeout: float) -> None:
         private = os.geteuid() == 0 and os.path.exists(PRIVATE)
         user = os.environ.get("XDG_RUNTIME_DIR", "") if is_user_service() else ""
-        self._path = f"{user}/systemd/private" if user else PRIVATE if private else SYSTEM_BUS
+        own = f"{user}/systemd/private" if user else PRIVATE if private else SYSTEM_BUS
+        self._path = os.environ.get(BUS) or own
         try:
             self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         except OSError as error:  # out of FDs

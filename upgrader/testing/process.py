@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Main processes of a service under test: children of the test, or adopted by it."""
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import subprocess
+import time
+from typing import Protocol
+
+from upgrader.protocol.fd import Fd
+
+_PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
+
+
+class Process(Protocol):
+    """The part of `subprocess.Popen` that both kinds have."""
+
+    pid: int
+
+    def poll(self) -> int | None:
+        """The exit status, negative for a signal; None while it runs."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its exit status; raises subprocess.TimeoutExpired."""
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal; nothing happens if it has ended."""
+
+
+class AdoptedProcess:
+    """A process that takeover has started. Takeover is gone by then, so it is this one's child."""
+
+    def __init__(self, pid: int) -> None:
+        """Raises OSError if there is no such process."""
+        self.pid = pid
+        self._pidfd = Fd(os.pidfd_open(pid))
+        self._status: int | None = None
+
+    def poll(self) -> int | None:
+        """As of Popen."""
+        if self._status is None and select.select([self._pidfd], [], [], 0)[0]:
+            self._status = self._reap()
+        return self._status
+
+    def wait(self, timeout: float | None = None) -> int:
+        """As of Popen."""
+        if self._status is None:
+            select.select([self._pidfd], [], [], timeout)
+        if (status := self.poll()) is None:
+            raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
+        return status
+
+    def send_signal(self, number: int) -> None:
+        """As of Popen."""
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd.fileno(), number)
+
+    def _reap(self) -> int:
+        deadline = time.monotonic() + 1
+        while time.monotonic() < deadline:
+            with contextlib.suppress(ChildProcessError):  # its parent has not quite ended
+                _, status = os.waitpid(self.pid, 0)
+                self._pidfd.close()
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.001)
+        return 0  # somebody else has taken its status
+
+
+def adopt_orphans() -> None:
+    """Have processes whose parent ends become children of this one; raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
