@@ -157,6 +157,9 @@ def test_after_the_ack(
                 ends(service, upgrade.takeover, act)
             said = upgrade.said()
         clients.others += 1
+        words = service.messages(f"UPGRADER_ID={said['upgrade']}")
+        assert "generation 2, loaded by live" in words
+        assert "serves on" not in words
 
         is_told(service, clients, said, None)
 

@@ -97,7 +97,7 @@ def main(arguments: Sequence[str]) -> int:
         kind = {"LIMIT": str(error.kind)} if isinstance(error, Limited) else {}
         # The journal's last line of a failed `systemctl reload` is what an admin reads.
         message = f"not upgraded, the running instance serves on: {error}"
-        takeover.report(message, error.code, **kind)
+        takeover.report(message, error.code, REASON=str(error), **kind)
         return 1
     return 0
 

@@ -7,8 +7,6 @@ The reload is takeover's; neither its exit code nor what it says is believed.
 import contextlib
 import threading
 
-import msgspec
-
 from upgrader.codes import Code
 from upgrader.protocol.parameters import FD_STORE_ONLY, MECHANISM, Mechanism
 from upgrader.protocol.status_text import Origin
@@ -41,7 +39,9 @@ def limits(systemd: Systemd, unit: Unit, found: Presence) -> tuple[Limit, ...]:
         error = found.error or InstanceError("its instance cannot be asked")
         silent = [Limit(LimitKind.INSTANCE, error.message, error.remedy)] if found.ours else []
         return (*live_limits(unit), *_turned_away(systemd, unit), *silent)
-    running = Running.from_description(msgspec.to_builtins(found.said))
+    given = found.said.started
+    passed = None if given.activated is None else tuple(given.activated)
+    running = Running(passed, tuple(given.credentials), given.memory)
     forbidden = live_limits(unit, running, systemd.sockets(unit)) or _turned_away(systemd, unit)
     if not forbidden and found.said.parameters.get(MECHANISM) == Mechanism.FD_STORE:
         return (Limit(LimitKind.INSTANCE, FD_STORE_ONLY, RESTART.format(unit=unit.id)),)
@@ -189,7 +189,7 @@ def explain(attempt: Attempt, verdict: Verdict) -> str:
             return "takeover, which ExecReload= runs, was killed"
         return verdict.reason or "the reload changed nothing"
     reason = verdict.reason or failure_cause.reported(entries, attempt.id) or "nobody said why"
-    if verdict.code in (Code.ENDED_EARLY, Code.UNKNOWN):
+    if verdict.code is Code.ENDED_EARLY:
         # Takeover reports it, by its standard error as well.
         told = {each.pid for each in entries if each.fields.get("UPGRADER_SIDE") == "takeover"}
         if said := failure_cause.last_words(entries, {now.main_pid, *told}):

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What an instance keeps of its last upgrade: how it was decided, and for whom it is kept."""
+
+import threading
+
+import pytest
+
+from tests.support import SETTLE
+from upgrader.codes import Code
+from upgrader.instance.phases import Phases
+from upgrader.protocol.varlink_types import Decision, Loaded, Migration, Phase
+
+ID, OTHER = "0" * 32, "1" * 32
+
+
+@pytest.fixture
+def phases() -> Phases:
+    """Of a source, at the beginning of an upgrade."""
+    made = Phases()
+    made.begin("live", 3, upgrade=ID, destination=4)
+    return made
+
+
+def test_it_is_not_decided_before_it_is(phases: Phases) -> None:
+    """As far as the image is on its way."""
+    for phase in (Phase.COLLECTING, Phase.FROZEN, Phase.LOADING):
+        assert (ID, "source", Decision.NONE, "") == (
+            phases.last.id, phases.last.side, phases.last.decision, phases.last.code,
+        )  # fmt: skip
+        phases.enter(phase)
+    assert Decision.NONE is phases.last.decision
+
+
+@pytest.mark.parametrize(
+    ("phase", "code", "decision"),
+    [
+        (Phase.COMMITTED, None, Decision.COMMITTED),
+        (Phase.FAILED, Code.VERIFY_FAILED, Decision.ABORTED),
+        (Phase.CANCELLED, Code.CANCELLED, Decision.ABORTED),
+        (Phase.PREFLIGHT, Code.PREFLIGHT_PASSED, Decision.ABORTED),
+    ],
+)
+def test_what_is_decided_first_stays(
+    phases: Phases, phase: Phase, code: Code | None, decision: Decision
+) -> None:
+    """With its code, whatever is said afterwards; only a commit goes on, and ends."""
+    phases.enter(phase, code=code, reason="why")
+    for later in (Phase.FAILED, Phase.DONE) if decision is Decision.ABORTED else (Phase.DONE,):
+        phases.enter(later, code=Code.UNKNOWN if later is Phase.FAILED else None)
+
+    last = phases.last
+    assert (decision, code or "", "why") == (last.decision, last.code, last.reason)
+
+
+def test_a_destination_keeps_how_it_came_to_be() -> None:
+    """Also when it is the source of the next upgrade."""
+    phases = Phases()
+    loaded = Loaded("live", 3, 5, 100, 1, 0, 0.2)
+    phases.loaded(loaded, Migration(Phase.DONE, "live", 3, 4, pause=0.2), ID)
+    assert (ID, "destination", Decision.COMMITTED, 0.2) == (
+        phases.last.id, phases.last.side, phases.last.decision, phases.last.pause,
+    )  # fmt: skip
+
+    phases.begin("live", 4, upgrade=OTHER)
+
+    assert (OTHER, "source", loaded) == (phases.last.id, phases.last.side, phases.origin)
+
+
+@pytest.mark.parametrize("how", ["decided", "another"])
+def test_who_waits_is_told(phases: Phases, how: str) -> None:
+    """Once it is decided, or another upgrade has begun; and at once, if it is already."""
+    told = []
+    thread = threading.Thread(target=lambda: told.append(phases.wait_decided(ID, SETTLE)))
+    thread.start()
+    phases.enter(Phase.FROZEN)
+    if how == "decided":
+        phases.enter(Phase.FAILED, code=Code.ENDED_EARLY)
+    else:
+        phases.begin("live", 3, upgrade=OTHER)
+    thread.join(SETTLE)
+
+    assert not thread.is_alive()
+    assert [phases.last] == told
+    assert phases.last == phases.wait_decided(ID, SETTLE)
+
+
+def test_nobody_waits_for_longer_than_he_wants(phases: Phases) -> None:
+    """The answer is that it is not decided."""
+    assert Decision.NONE is phases.wait_decided(ID, 0.01).decision
