@@ -160,8 +160,24 @@ def reported(entries: Sequence[JournalEntry], upgrade: str = "") -> str:
 def ended(unit: Unit) -> str:
     """How the last main process of a unit has ended, by PID 1."""
     if _CODES.get(unit.exec_main_code) in ("killed", "dumped"):
-        return f"the main process was killed by {_signal(unit.exec_main_status)} meanwhile"
+        return _killed(unit.exec_main_status)
     return f"the main process ended meanwhile, with status {unit.exec_main_status}"
+
+
+def killed_before_it_was_loaded(entries: Sequence[JournalEntry]) -> str:
+    """How the main process was killed before a destination had loaded everything, of which the new
+    version is innocent; "" if it was not."""
+    for entry in entries:
+        fields = entry.fields
+        if (fields.get("UPGRADER_SIDE"), fields.get("UPGRADER_OUTCOME")) == ("destination", "done"):
+            return ""
+        if _is_main_exit(entry) and fields.get("EXIT_CODE") in ("killed", "dumped"):
+            return _killed(_exit_status(fields.get("EXIT_STATUS", ""), 0))
+    return ""
+
+
+def _killed(status: int) -> str:
+    return f"the main process was killed by {_signal(status)} meanwhile"
 
 
 def last_words(entries: Sequence[JournalEntry], others: Collection[int] = ()) -> str:

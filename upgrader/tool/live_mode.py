@@ -163,8 +163,10 @@ def _not_serving(attempt: Attempt, now: Unit) -> Outcome:
         interrupted = failure_cause.ended(now)
     else:
         entries = failure_cause.read(attempt.unit, attempt.since, user=attempt.systemd.user)
-        why, remedy = failure_cause.cause(entries, now).text, what_to_do(attempt.systemd, now)
-        return attempt.failed(Result.NOT_SERVING, why, remedy, bad_version=True)
+        interrupted = failure_cause.killed_before_it_was_loaded(entries)
+        if not interrupted:
+            why, remedy = failure_cause.cause(entries, now).text, what_to_do(attempt.systemd, now)
+            return attempt.failed(Result.NOT_SERVING, why, remedy, bad_version=True)
     # What is parked for the next start may only be on its way.
     return attempt.failed(Result.NOT_SERVING, interrupted, _look(now))
 
