@@ -25,6 +25,7 @@ from upgrader.errors import BusyWork
 from upgrader.instance.base import Ended
 from upgrader.instance.declarations import DeclaredState
 from upgrader.instance.destination_side import refused_by_check
+from upgrader.instance.fork_guard import catches
 from upgrader.instance.loaded import Arrival
 from upgrader.instance.parts import InstanceParts
 from upgrader.instance.process import no_collection, stop_signals
@@ -84,6 +85,7 @@ class AsyncioRuntime:
             now=parts.destination.live,
         )
         signals = stop_signals(parts.report.supervised)
+        catches(signals)
         try:
             arrival = parts.destination.load()
             for name, hosting in self.hostings.items():

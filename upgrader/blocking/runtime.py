@@ -25,6 +25,7 @@ from upgrader.instance.connection import HIGH_WATER, ConnectionStream, accept, s
 from upgrader.instance.declarations import Bound, Connections
 from upgrader.instance.declared import DeclaredSocket
 from upgrader.instance.destination_side import refused_by_check
+from upgrader.instance.fork_guard import catches
 from upgrader.instance.inbox import Frame
 from upgrader.instance.loaded import Adopted, Arrival
 from upgrader.instance.parts import InstanceParts
@@ -205,7 +206,9 @@ class BlockingRuntime:
             self._stopped.set()
 
         signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
-        return {n: signal.signal(n, stop) for n in stop_signals(self._parts.report.supervised)}
+        signals = stop_signals(self._parts.report.supervised)
+        catches(signals)
+        return {number: signal.signal(number, stop) for number in signals}
 
     def _begin(self, arrival: Arrival) -> None:
         for bound in self._backends:

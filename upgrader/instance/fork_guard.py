@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Closes, in forked processes, what a destination holds before the commit; nothing else.
+"""What a forked process must not have of an instance: FDs before the commit, and its signal handlers.
 
 CLOEXEC does it for whatever is executed. A process that is only forked (a pool of workers, say)
 would keep the channel and every connection open, however the one that forked it ends.
@@ -7,7 +7,9 @@ would keep the channel and every connection open, however the one that forked it
 
 import contextlib
 import os
+import signal
 import weakref
+from collections.abc import Iterable
 from typing import Protocol
 
 
@@ -43,9 +45,24 @@ class Fence:
 _fences: "weakref.WeakSet[Fence]" = weakref.WeakSet()
 
 
-def _close_in_child() -> None:
+def catches(signals: Iterable[signal.Signals]) -> None:
+    """Note what this instance handles: a forked worker is ended by these signals, as by default.
+
+    It shares the FD by which a handler wakes the loop: a SIGTERM to it would stop the *instance*.
+    """
+    _caught.update(signals)
+
+
+_caught: set[signal.Signals] = set()
+
+
+def _in_child() -> None:
     for fence in list(_fences):
         fence.close()
+    if _caught:
+        signal.set_wakeup_fd(-1)
+        for number in _caught:
+            signal.signal(number, signal.SIG_DFL)
 
 
-os.register_at_fork(after_in_child=_close_in_child)
+os.register_at_fork(after_in_child=_in_child)
