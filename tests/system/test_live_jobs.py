@@ -147,8 +147,11 @@ def test_a_stop_that_takes_its_time(service: Service) -> None:
 
 
 def test_an_earlier_source_still_drains(any_machine: PrivateSystemd, install: Install) -> None:
-    """A busy handler ends in the process that it began in, however many upgrades later."""
-    service = install(any_machine, "drained", "lively", *live(any_machine, "drained"))
+    """A busy handler that may drain ends in the process that it began in, however many upgrades
+    later."""
+    service = install(
+        any_machine, "drained", "lively", *live(any_machine, "drained"), "Environment=DRAINS=1"
+    )
     with crowd(service) as clients, service.connect() as busy:
         busy.send("busy 3\n")
         for generation in (2, 3):

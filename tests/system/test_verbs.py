@@ -22,7 +22,8 @@ SVG = "{http://www.w3.org/2000/svg}"
 @pytest.fixture
 def service(any_machine: PrivateSystemd, install: Install) -> Service:
     """A service that can be upgraded live, and is asked about."""
-    made = install(any_machine, "asked", "holder", *live(any_machine, "asked"))
+    drains = "Environment=DRAINS=1"
+    made = install(any_machine, "asked", "holder", *live(any_machine, "asked"), drains)
     assert socket_there(made)
     return made
 

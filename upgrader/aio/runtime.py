@@ -206,10 +206,7 @@ class AsyncioRuntime:
         parks, deadline = source.told_to_stop(failed=failure is not None)
         self.deadline = deadline
         if parks:  # whoever comes meanwhile is served
-            await self._let_end(deadline)
-            self.deadline = deadline = max(
-                deadline, time.monotonic() + self._parts.report.parameters.downtime_limit
-            )
+            await self._let_end(deadline - self._parts.report.parameters.downtime_limit)
         self._hold(for_good=True)
         if not parks:
             source.leave()

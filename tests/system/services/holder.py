@@ -32,7 +32,7 @@ async def main() -> None:
         instance.state(Counters)
         door = instance.listener("door", bind=BIND)
 
-        @instance.connections(door, state=Session)
+        @instance.connections(door, state=Session, drains="DRAINS" in os.environ)
         async def answer(peer: upgrader.Peer[Session], counters: Counters) -> None:
             try:
                 async for line in peer.lines():

@@ -54,7 +54,7 @@ async def main() -> None:
         if FLAW == "wrong":
             instance.state(Counters)  # declared twice
 
-        @instance.connections(door, state=Session)
+        @instance.connections(door, state=Session, drains="DRAINS" in os.environ)
         async def answer(peer: upgrader.Peer[Session], counters: Counters) -> None:
             async for line in peer.lines():
                 match line.split():
