@@ -8,6 +8,7 @@ would keep the channel and every connection open, however the one that forked it
 import contextlib
 import os
 import signal
+import threading
 import weakref
 from collections.abc import Iterable
 from typing import Protocol
@@ -63,6 +64,17 @@ def _in_child() -> None:
         signal.set_wakeup_fd(-1)
         for number in _caught:
             signal.signal(number, signal.SIG_DFL)
+    _unblock()
 
 
-os.register_at_fork(after_in_child=_in_child)
+def _block() -> None:
+    # One that comes before the handlers are gone would still wake the instance, and end nobody.
+    _before.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _caught)
+
+
+def _unblock() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _before.mask)
+
+
+_before = threading.local()
+os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_in_child)
