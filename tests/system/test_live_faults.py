@@ -254,7 +254,7 @@ def test_what_the_destination_has_forked(service: Service) -> None:
 
         assert not reload(service)
 
-        assert "has ended" in service.messages()
+        assert "not upgraded" in service.messages()
         clients.is_served_by(1)
         leaver = clients.clients[0]
         leaver.send("d\nquit\n")
