@@ -42,7 +42,7 @@ def ends(service: Service, pid: int, act: str) -> None:
     """Have takeover end in one of these ways; stopped, it is killed by PID 1 after TimeoutStartSec=."""
     service.machine.run(["kill", "-s", act, str(pid)])
     if act == "TERM":
-        service.machine.run(["kill", "-s", "CONT", str(pid)])
+        service.machine.run(["kill", "-s", "CONT", str(pid)], check=False)  # it may be gone
 
 
 def limit(act: str) -> list[str]:
