@@ -132,3 +132,6 @@ def test_how_a_main_process_ended() -> None:
     assert "the main process was killed by SIGKILL meanwhile" == failure_cause.ended(killed)
     exited = unit(exec_main_code=1, exec_main_status=3)
     assert "the main process ended meanwhile, with status 3" == failure_cause.ended(exited)
+    assert not failure_cause.ended_well(exited)
+    assert failure_cause.ended_well(unit(exec_main_code=1, exec_main_status=0))
+    assert not failure_cause.ended_well(killed)

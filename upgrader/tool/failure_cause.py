@@ -164,13 +164,15 @@ def ended(unit: Unit) -> str:
     return f"the main process ended meanwhile, with status {unit.exec_main_status}"
 
 
-def killed_before_it_was_loaded(entries: Sequence[JournalEntry]) -> str:
-    """How the main process was killed before a destination had loaded everything, of which the new
-    version is innocent; "" if it was not."""
+def ended_well(unit: Unit) -> bool:
+    """Whether the last main process of a unit has exited with status 0, by PID 1."""
+    return (_CODES.get(unit.exec_main_code), unit.exec_main_status) == ("exited", 0)
+
+
+def killed(entries: Sequence[JournalEntry]) -> str:
+    """By what a main process was killed; "" if none was."""
     for entry in entries:
         fields = entry.fields
-        if (fields.get("UPGRADER_SIDE"), fields.get("UPGRADER_OUTCOME")) == ("destination", "done"):
-            return ""
         if _is_main_exit(entry) and fields.get("EXIT_CODE") in ("killed", "dumped"):
             return _killed(_exit_status(fields.get("EXIT_STATUS", ""), 0))
     return ""

@@ -159,14 +159,13 @@ def _refused(attempt: Attempt, verdict: Verdict) -> Outcome:
 def _not_serving(attempt: Attempt, now: Unit) -> Outcome:
     if now.active_state in ("inactive", "deactivating") and now.result == "success":
         interrupted = "the unit was stopped meanwhile"
-    elif now.exec_main_pid == attempt.unit.main_pid:
-        interrupted = failure_cause.ended(now)
     else:
         entries = failure_cause.read(attempt.unit, attempt.since, user=attempt.systemd.user)
-        interrupted = failure_cause.killed_before_it_was_loaded(entries)
-        if not interrupted:
+        # If the source dies, systemd ends the new main process as well, which then parks and exits.
+        if now.exec_main_pid != attempt.unit.main_pid and not failure_cause.ended_well(now):
             why, remedy = failure_cause.cause(entries, now).text, what_to_do(attempt.systemd, now)
             return attempt.failed(Result.NOT_SERVING, why, remedy, bad_version=True)
+        interrupted = failure_cause.killed(entries) or failure_cause.ended(now)
     # What is parked for the next start may only be on its way.
     return attempt.failed(Result.NOT_SERVING, interrupted, _look(now))
 
