@@ -72,7 +72,7 @@ def installed(
 ) -> Service:
     """A service that runs with one version of the library."""
     lines = [*live(machine, name), f"Environment=PYTHONPATH={place}", *more]
-    service = install(machine, name, "holder", *lines)
+    service = install(machine, name, "crossing", *lines)
     assert eventually(service.inside(f"/run/{name}/upgrader.sock").exists)
     return service
 
@@ -96,7 +96,7 @@ def into(service: Service, mode: str, place: str, **variables: str) -> Sequence[
     if mode != "exec":
         return ["--mode", mode]
     values = [f"{name}={value}" for name, value in variables.items()]
-    program = ["/usr/bin/env", *values, *service.machine.python, "/opt/upgrader-tests/holder.py"]
+    program = ["/usr/bin/env", *values, *service.machine.python, "/opt/upgrader-tests/crossing.py"]
     return ["--mode", mode, "--exec-command", shlex.join(program)]
 
 
