@@ -18,7 +18,8 @@ import pytest
 from tests.support import SETTLE, eventually
 from upgrader.codes import Code
 from upgrader.instance import control_socket
-from upgrader.instance.control_socket import Caller, Control, remove_dead
+from upgrader.instance.control_listener import Caller, remove_dead
+from upgrader.instance.control_socket import Control
 from upgrader.instance.phases import News, Phases
 from upgrader.protocol import varlink
 from upgrader.protocol.rendezvous import socket_name
@@ -231,7 +232,7 @@ def test_an_abstract_name_is_for_this_user(
     instance: Instance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Anybody can connect to it, and is told that he may not ask."""
-    monkeypatch.setattr(control_socket, "_caller", lambda sock: Caller(1, os.geteuid() + 1))
+    monkeypatch.setattr(control_socket, "caller_at", lambda sock: Caller(1, os.geteuid() + 1))
     name = socket_name(os.urandom(16).hex())
     answering = Control(name, instance, "1.0")
     answering.open()

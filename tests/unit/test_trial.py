@@ -11,7 +11,7 @@ import pytest
 import upgrader
 from upgrader.cli.list_status import lines
 from upgrader.instance.control_answers import Negotiation
-from upgrader.instance.control_socket import Caller
+from upgrader.instance.control_listener import Caller
 from upgrader.instance.self_report import SelfReport
 from upgrader.protocol.state import save
 from upgrader.protocol.state_trial import blame, measure

@@ -21,7 +21,7 @@ import msgspec
 
 from upgrader.codes import Code
 from upgrader.errors import BusError, IncompatibleState, ParameterError, UpgradeError
-from upgrader.instance.control_socket import Caller
+from upgrader.instance.control_listener import Caller
 from upgrader.instance.exec_mode import Execution
 from upgrader.instance.live_source import MigrationRequest, Successor
 from upgrader.instance.phases import News

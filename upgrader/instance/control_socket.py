@@ -9,10 +9,8 @@ import contextlib
 import logging
 import os
 import re
-import select
 import selectors
 import socket
-import struct
 import threading
 import time
 from collections import deque
@@ -24,9 +22,17 @@ from typing import Any, NoReturn, Protocol
 import msgspec
 
 from upgrader.codes import Code
+from upgrader.instance.control_listener import (
+    BESIDE,
+    Caller,
+    caller_at,
+    listen,
+    listen_beside,
+    remove_dead,
+    remove_own,
+)
 from upgrader.instance.phases import News
 from upgrader.protocol import varlink
-from upgrader.protocol.fd import Fd
 from upgrader.protocol.rendezvous import DRAINING
 from upgrader.protocol.varlink import INTERFACE, SERVICE, VarlinkError
 from upgrader.protocol.varlink_messages import Call, Reply, encode
@@ -40,30 +46,8 @@ MAX_UNREAD = 4 << 20
 #: Seconds for clients to be told the last news before this process ends.
 _LAST_WORDS = 0.2
 
-#: The place of a socket before its place is free, by the name of that and a PID.
-_BESIDE = ".{}.{}"
-_PEERCRED = struct.Struct("3i")  # struct ucred: pid, uid, gid
-_SO_PEERPIDFD = 77  # Linux 6.5
 _ID = re.compile(r"[0-9a-f]{32}")
 _log = logging.getLogger("upgrader")
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who is at the other end: SO_PEERCRED, and a pidfd where the kernel gives one (6.5)."""
-
-    pid: int
-    uid: int
-    pidfd: Fd | None = None
-
-    @property
-    def gone(self) -> bool:
-        """Whether that process has ended, so that another one may have its number by now."""
-        if self.pidfd is None:
-            return False
-        poll = select.poll()
-        poll.register(self.pidfd.fileno(), select.POLLIN)
-        return bool(poll.poll(0))
 
 
 class Answers(Protocol):
@@ -131,10 +115,10 @@ class Control:
         self._clients: dict[socket.socket, _Client] = {}
         self._paths: dict[Path, int] = {}
         if isinstance(place, Path):
-            listener, beside = _listen_beside(place)
+            listener, beside = listen_beside(place)
             self._paths[beside] = beside.stat().st_ino
         else:
-            listener = _listen(place)
+            listener = listen(place)
         self._listeners = [listener]
         self._selector.register(listener, selectors.EVENT_READ)
         self._selector.register(self._wake, selectors.EVENT_READ)
@@ -152,14 +136,14 @@ class Control:
                 ((beside, inode),) = self._paths.items()
                 self._paths = {self._path: inode}
                 os.rename(beside, self._path)
-                for pattern in (DRAINING.format("*"), _BESIDE.format(self._path.name, "*")):
+                for pattern in (DRAINING.format("*"), BESIDE.format(self._path.name, "*")):
                     remove_dead(self._path.parent, pattern)
             self._thread = threading.Thread(target=self._run, name="upgrader-control", daemon=True)
             self._thread.start()
 
     def also_at(self, path: Path) -> None:
         """Answer at a second path, too; raises OSError."""
-        listener, beside = _listen_beside(path)
+        listener, beside = listen_beside(path)
         os.rename(beside, path)
         self._paths[path] = path.stat().st_ino
         self._listeners.append(listener)
@@ -182,7 +166,7 @@ class Control:
             self._end()
         for path, inode in self._paths.items():
             with contextlib.suppress(OSError):
-                _remove_own(path, inode)
+                remove_own(path, inode)
 
     # The thread
 
@@ -223,7 +207,7 @@ class Control:
         if len(self._clients) >= MAX_CLIENTS:
             self._drop(min(self._clients.values(), key=lambda client: client.since))
         sock.setblocking(False)
-        client = _Client(sock, _caller(sock))
+        client = _Client(sock, caller_at(sock))
         self._clients[sock] = client
         self._selector.register(sock, selectors.EVENT_READ, client)
 
@@ -434,72 +418,8 @@ _SLOW = frozenset(
 )
 
 
-def _listen(name: str) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        listener.bind(name)
-        listener.listen(16)
-        listener.setblocking(False)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
-
-
-def _listen_beside(path: Path) -> tuple[socket.socket, Path]:
-    """Listen beside a place, to be renamed: the old instance's socket works until then, and there
-    is no moment without one."""
-    beside = path.with_name(_BESIDE.format(path.name, os.getpid()))
-    with contextlib.suppress(FileNotFoundError):
-        beside.unlink()
-    listener = _listen(str(beside))
-    try:
-        os.chmod(beside, 0o600)
-    except BaseException:
-        listener.close()
-        raise
-    return listener, beside
-
-
-def _remove_own(path: Path, inode: int) -> None:
-    """Remove the socket with this inode, and no other that takes its path meanwhile; raises OSError.
-
-    Between a look at the path and unlink(2) a new instance may take it, so the path is moved first.
-    """
-    if path.stat().st_ino != inode:
-        return
-    taken = path.with_name(_BESIDE.format(path.name, f"{os.getpid()}.old"))
-    os.rename(path, taken)
-    try:
-        if taken.stat().st_ino != inode:
-            os.link(taken, path)  # fails if one that is newer still has come
-    finally:
-        taken.unlink()
-
-
 def _told(news: News) -> dict[str, Any]:
     return {"migration": msgspec.to_builtins(news.migration)}
-
-
-def remove_dead(directory: Path, pattern: str) -> None:
-    """Remove sockets that nobody listens on: left by processes that were killed."""
-    for path in directory.glob(pattern):
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as sock:
-            sock.setblocking(False)
-            try:
-                sock.connect(str(path))
-            except ConnectionRefusedError:
-                path.unlink()
-
-
-def _caller(sock: socket.socket) -> Caller:
-    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
-    pid, uid, _ = _PEERCRED.unpack(credentials)
-    try:
-        pidfd = Fd(sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD))
-    except OSError:  # an older kernel, or it has ended already
-        return Caller(pid, uid)
-    return Caller(pid, uid, pidfd)
 
 
 def _pid(call: Call) -> int:

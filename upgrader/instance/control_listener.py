@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Where an instance's socket lies, and who calls there: listens, and reads no byte."""
+
+import contextlib
+import os
+import select
+import socket
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from upgrader.protocol.fd import Fd
+
+#: The place of a socket before its place is free, by the name of that and a PID.
+BESIDE = ".{}.{}"
+_PEERCRED = struct.Struct("3i")  # struct ucred: pid, uid, gid
+_SO_PEERPIDFD = 77  # Linux 6.5
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who is at the other end: SO_PEERCRED, and a pidfd where the kernel gives one (6.5)."""
+
+    pid: int
+    uid: int
+    pidfd: Fd | None = None
+
+    @property
+    def gone(self) -> bool:
+        """Whether that process has ended, so that another one may have its number by now."""
+        if self.pidfd is None:
+            return False
+        poll = select.poll()
+        poll.register(self.pidfd.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
+
+
+def caller_at(sock: socket.socket) -> Caller:
+    """Who is at the other end of a connection."""
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
+    pid, uid, _ = _PEERCRED.unpack(credentials)
+    try:
+        pidfd = Fd(sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD))
+    except OSError:  # an older kernel, or it has ended already
+        return Caller(pid, uid)
+    return Caller(pid, uid, pidfd)
+
+
+def listen(name: str) -> socket.socket:
+    """Listen at a path or an abstract name; raises OSError."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(name)
+        listener.listen(16)
+        listener.setblocking(False)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def listen_beside(path: Path) -> tuple[socket.socket, Path]:
+    """Listen beside a place, to be renamed: the old instance's socket works until then, and there
+    is no moment without one."""
+    beside = path.with_name(BESIDE.format(path.name, os.getpid()))
+    with contextlib.suppress(FileNotFoundError):
+        beside.unlink()
+    listener = listen(str(beside))
+    try:
+        os.chmod(beside, 0o600)
+    except BaseException:
+        listener.close()
+        raise
+    return listener, beside
+
+
+def remove_own(path: Path, inode: int) -> None:
+    """Remove the socket with this inode, and no other that takes its path meanwhile; raises OSError.
+
+    Between a look at the path and unlink(2) a new instance may take it, so the path is moved first.
+    """
+    if path.stat().st_ino != inode:
+        return
+    taken = path.with_name(BESIDE.format(path.name, f"{os.getpid()}.old"))
+    os.rename(path, taken)
+    try:
+        if taken.stat().st_ino != inode:
+            os.link(taken, path)  # fails if one that is newer still has come
+    finally:
+        taken.unlink()
+
+
+def remove_dead(directory: Path, pattern: str) -> None:
+    """Remove sockets that nobody listens on: left by processes that were killed."""
+    for path in directory.glob(pattern):
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as sock:
+            sock.setblocking(False)
+            try:
+                sock.connect(str(path))
+            except ConnectionRefusedError:
+                path.unlink()
