@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import socket
 import threading
 from collections.abc import Iterator
@@ -523,3 +524,21 @@ def test_the_interface_has_the_fields_of_the_values(struct: type[msgspec.Struct]
     for field in msgspec.structs.fields(struct):
         if field.type in kinds:
             assert kinds[field.type] == described[field.name]
+
+
+def test_a_process_without_free_fds_answers(path: Path) -> None:
+    """Its clients may use up all numbers but those for the ones who ask, one after the other."""
+    with contextlib.ExitStack() as stack:
+        asking = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(20)]
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        last = os.dup(asking[0].fileno())
+        os.close(last)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (last, hard))
+        with pytest.raises(OSError, match="Too many open files"):
+            os.dup(0)
+        for sock in asking:
+            sock.settimeout(SETTLE)
+            sock.connect(str(path))
+            assert "x" == call(sock, DESCRIBE, {})["service"]
+            sock.close()

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What an instance does to its own process, which is its author's."""
 
+import contextlib
 import gc
+import os
+import resource
 import weakref
 from collections.abc import Iterator
 
 import pytest
 
-from upgrader.instance.process import no_collection
+from upgrader.instance.process import free_numbers, no_collection
 
 
 class Cycle:
@@ -68,3 +71,19 @@ def test_what_the_program_does_with_the_collector_stays() -> None:
 
     assert not gc.isenabled()
     assert 0 < gc.get_freeze_count() <= frozen
+
+
+def test_free_numbers() -> None:
+    """Those below the limit: none is left once all are open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.ExitStack() as stack:
+        lowest = os.dup(0)
+        os.close(lowest)
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 3, hard))
+        assert 3 == free_numbers()
+        with contextlib.suppress(OSError):
+            while True:
+                stack.callback(os.close, os.dup(0))
+
+        assert 0 == free_numbers()

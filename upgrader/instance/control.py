@@ -6,12 +6,15 @@ What is answered there is `negotiation`'s, and how is `control`'s.
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from upgrader._version import VERSION
+from upgrader.instance.process import free_numbers
 from upgrader.instance.self_report import SelfReport
 from upgrader.protocol.rendezvous import DRAINING, socket_name, socket_path
 
@@ -21,6 +24,9 @@ if TYPE_CHECKING:  # loaded by the instances that can be asked
     from upgrader.instance.exec_mode import Execution
     from upgrader.instance.live_source import MigrationRequest
 
+#: Free numbers of FDs that clients do not use up before the socket is made.
+_PLENTY = 1024
+_AGAIN = 1.0  # seconds until the socket is tried again
 _log = logging.getLogger("upgrader")
 
 
@@ -64,29 +70,43 @@ class Answering:
             report = self._report
             report.settings = ask_settings(report.unit)
             self.negotiation = Negotiation(report, VERSION, on_request, on_reload)
-            try:
-                place = Path(path) if path else name
-                self._control = control = Control(place, self.negotiation, VERSION)
-            except OSError as error:
-                _log.error("%s: %s: nobody can ask this instance", path or name, error.strerror)
-                return
+            place = Path(path) if path else name
+            self._control = control = Control(place, self.negotiation, VERSION)
             report.progress.on_change(control.announce)
 
+        self._make = make
         if now:
-            make()
-        else:
-            self._make = make
+            self._try_to_make()
+
+    def before_clients(self) -> None:
+        """Make the socket now if FDs are scarce: once clients are served, they may use up all of
+        them, and modules are loaded from files."""
+        if free_numbers() < _PLENTY:
+            self._try_to_make()
 
     def open(self) -> None:
         """Answer from now on; made in a thread if it is not there yet: clients wait."""
 
         def opening() -> None:
-            self._make()
+            while not self._try_to_make():
+                time.sleep(_AGAIN)
             if self._control:
                 self._control.open()
             self._report.try_states()
 
         threading.Thread(target=opening, name="upgrader-opening", daemon=True).start()
+
+    def _try_to_make(self) -> bool:
+        """Make the socket, unless it is there; False if that may go well another time."""
+        make, self._make = self._make, lambda: None
+        try:
+            make()
+        except OSError as error:
+            _log.error("%s: nobody can ask this instance: %s", self._path or self._name, error)
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self._make = make
+                return False
+        return True
 
     def drain(self) -> None:
         """Be found beside the new instance, until this process ends."""

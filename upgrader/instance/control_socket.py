@@ -6,6 +6,7 @@ given away whole, before a single byte of the stream has been read.
 """
 
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -32,6 +33,7 @@ from upgrader.instance.control_listener import (
     remove_own,
 )
 from upgrader.instance.phases import News
+from upgrader.instance.process import reserve
 from upgrader.protocol import varlink
 from upgrader.protocol.rendezvous import DRAINING
 from upgrader.protocol.varlink import INTERFACE, SERVICE, VarlinkError
@@ -41,6 +43,9 @@ from upgrader.protocol.varlink_messages import Call, Reply, encode
 MAX_CLIENTS = 32
 #: Seconds that a connection may be silent; one that is told about a migration may for longer.
 IDLE = 30.0
+#: Numbers of FDs for those who ask a service that has used up all others.
+_SPARE = 4
+_PATIENCE = 0.1  # seconds until accepting is tried again
 #: Bytes of answers that a client may leave unread.
 MAX_UNREAD = 4 << 20
 #: Seconds for clients to be told the last news before this process ends.
@@ -113,6 +118,7 @@ class Control:
         self._wake.setblocking(False)
         self._todo: deque[Callable[[], object]] = deque()
         self._clients: dict[socket.socket, _Client] = {}
+        self._spare = reserve(_SPARE)
         self._paths: dict[Path, int] = {}
         if isinstance(place, Path):
             listener, beside = listen_beside(place)
@@ -199,11 +205,18 @@ class Control:
             self._todo.popleft()()
 
     def _accept(self, listener: socket.socket) -> None:
-        try:
-            sock, _ = listener.accept()
-        except OSError as error:
-            _log.debug("control socket: %s", error)
-            return
+        while True:
+            try:
+                sock, _ = listener.accept()
+                break
+            except OSError as error:
+                _log.debug("control socket: %s", error)
+                if error.errno not in (errno.EMFILE, errno.ENFILE):
+                    return
+                if not self._spare:  # all are in use by others who ask
+                    time.sleep(_PATIENCE)
+                    return
+                self._spare.pop().close()
         if len(self._clients) >= MAX_CLIENTS:
             self._drop(min(self._clients.values(), key=lambda client: client.since))
         sock.setblocking(False)
@@ -374,6 +387,7 @@ class Control:
         if self._clients.pop(client.sock, None) is not None:
             self._selector.unregister(client.sock)
             client.sock.close()
+            self._spare += reserve(_SPARE - len(self._spare))
 
     def _stop(self) -> NoReturn:
         """Give those who wait for the end of a migration the time to be told."""
@@ -387,6 +401,7 @@ class Control:
     def _end(self) -> None:
         for client in list(self._clients.values()):
             self._drop(client)
+        self._spare.clear()
         self._selector.close()
         for listener in self._listeners:
             listener.close()

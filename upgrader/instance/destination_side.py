@@ -113,6 +113,7 @@ class DestinationSide:
             report.since = time.time()
             serve()
 
+        self._answering.before_clients()
         self.committing = True
         arrival.commit(report.notifier, self._store, own)
         self._settled.set()

@@ -40,11 +40,23 @@ def watchdog_span(environment: Mapping[str, str], own: str) -> float:
 def reserve(count: int) -> list[Fd]:
     """Numbers that clients cannot use up: parking opens a few FDs, and so does loading."""
     kept: list[Fd] = []
+    if count < 1:
+        return kept
     with contextlib.suppress(OSError):
         kept.append(Fd(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)))
         while len(kept) < count:
             kept.append(kept[0].duplicate())
     return kept
+
+
+def free_numbers() -> int:
+    """About how many more FDs this process may open: numbers are given from the lowest on."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        with Fd(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)) as lowest:
+            return soft - lowest.fileno()
+    except OSError:
+        return 0
 
 
 def raise_fd_limit() -> None:
