@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A store of keys and values in two versions: `python kv.py '{"bind": ..., "version": 2}'`.
 
-Commands are lines: `set K V`, `get K`, `count`, `task K` (a value that cannot be saved), `drop K`.
+Commands are lines: `set K V`, `get K`, `count`, `task K` (a value that cannot be saved), `drop K`,
+`slow K V` and `turn K V` (set after a second, within a turn), `subscribe`, `publish TEXT`.
 Version 2 counts under another name and keeps notes. If it `refuses`, its check fails; it `waits` (MARK, GO) before it serves. `without` names what a careless author forgot, and `odd` begins with a value that cannot be saved.
 """
 
@@ -75,6 +76,11 @@ class Lines:
     read: int = 0
 
 
+@upgrader.state("subscriber")
+class Subscriber:
+    subscribed: bool = False
+
+
 def answer(store: Any, line: str) -> str:
     command, *words = line.split()
     number = store.count()
@@ -103,13 +109,33 @@ async def main() -> None:
             if OPTIONS.get("refuses"):
                 raise upgrader.VerifyError("not with me")
 
-        @instance.connections(door)
+        subscribers: set[Any] = set()
+
+        @instance.connections(door, state=Subscriber)
         async def talk(peer: Any, store: Store, lines: Lines) -> None:
+            if peer.state.subscribed:
+                subscribers.add(peer)
             async for line in peer.lines():
                 lines.read += 1
                 if line == b"lines":
                     await peer.write(b"%d\n" % lines.read)
                     continue
+                match line.decode().split():
+                    case ["subscribe"]:
+                        peer.state.subscribed = True
+                        subscribers.add(peer)
+                    case ["publish", text]:
+                        for each in subscribers:
+                            await each.write(f"{text}\n".encode())
+                        await peer.write(b"%d\n" % len(subscribers))
+                        continue
+                    case ["slow", key, text]:
+                        await asyncio.sleep(1)
+                        store.values[key] = Value(text)
+                    case ["turn", key, text]:
+                        async with instance.turn():
+                            await asyncio.sleep(1)
+                            store.values[key] = Value(text)
                 await peer.write(answer(store, line.decode()).encode() + b"\n")
 
         if waits := OPTIONS.get("waits"):

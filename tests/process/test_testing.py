@@ -119,8 +119,46 @@ def test_p12_a_process_that_ends_by_itself_is_seen(kv: Kv) -> None:
     assert -signal.SIGKILL == kv.service.process.poll()
 
 
-def test_p5_a_state_that_cannot_be_saved_refuses_a_live_upgrade(kv: Kv) -> None:
-    """With the source's own reason and code; the version is not blamed, and goes in afterwards."""
+@pytest.mark.parametrize("how", ["slow", "turn"])
+def test_p1_what_was_acknowledged_is_there_after_a_live_upgrade(how: str, kv: Kv) -> None:
+    """A handler that is busy for longer than the downtime limit, in a turn or not."""
+    kv.start(2)
+    with kv.connect() as client, kv.connect() as other:
+        client.send(f"{how} a 1\n")
+        assert "OK" == other.ask("set b 2")
+        kv.service.live(kv.command(2))
+
+        assert "OK" == client.line()
+        assert ("1", "2") == (client.ask("get a"), other.ask("get b"))
+
+
+@pytest.mark.parametrize("mode", ["restart", "live"])
+def test_p2_nothing_is_published_before_all_subscribers_are_back(mode: str, kv: Kv) -> None:
+    """The publisher was there first, and has whole lines on their way."""
+    kv.start(2)
+    with kv.connect() as publisher, kv.connect() as first, kv.connect() as second:
+        assert "0" == publisher.ask("publish 0")
+        for client in (first, second):
+            assert "OK" == client.ask("subscribe")
+        texts = [str(number) for number in range(1, 200)]
+        lines = "".join(f"publish {text}\n" for text in texts)
+        if mode == "live":
+            publisher.send(lines)
+            kv.service.live(kv.command(2))
+        else:
+            kv.service.stop()
+            publisher.send(lines)
+            kv.start(2)
+
+        assert ["2"] * len(texts) == [publisher.line() for _ in texts]
+        for client in (first, second):
+            assert texts == [client.line() for _ in texts]
+
+
+def test_p5_a_state_that_cannot_be_saved_refuses_a_live_upgrade(kv: Kv, tmp_path: Path) -> None:
+    """With the source's own reason and code; the version is not started, not blamed, and goes in
+    afterwards."""
+    mark, go = tmp_path / "mark", tmp_path / "go"
     kv.start(2)
     with kv.connect() as client:
         assert "OK" == client.ask("task a")
@@ -128,8 +166,9 @@ def test_p5_a_state_that_cannot_be_saved_refuses_a_live_upgrade(kv: Kv) -> None:
         with pytest.raises(
             ServiceError, match=r"kv.* cannot be saved: values\['a'\]\.more"
         ) as caught:
-            kv.service.live(kv.command(1))
+            kv.service.live(kv.command(1, waits=[str(mark), str(go)]))
 
+        assert not mark.exists()
         assert Code.SOURCE_FAILED is caught.value.code
         assert not caught.value.code.blames_version
         assert "Traceback" not in str(caught.value)

@@ -381,7 +381,7 @@ def test_fields_of_sessions_that_are_dropped_are_named(
     assert ["state 'session' of connections of 'door': dropped, unknown to this version: name"] == [
         record.getMessage() for record in caplog.records
     ]
-    assert ["state 'session' of connections of 'door': name"] == arrival.dropped
+    assert ("state 'session' of connections of 'door': name",) == arrival.status.dropped
 
 
 def built(bench: Bench, readers: Readers) -> tuple[Manifest, list[Any]]:
@@ -431,7 +431,7 @@ def test_p6_connections_take_renamed_fields_down_with_them(
     assert expected == [adopted.session for adopted in arrival.adopted]
     assert Counters(5) == bench.declarations.states["counters"].value
     name = ["state 'session' of connections of 'door': name"] if session is Session else []
-    assert ["state 'counters': seen", *name] == arrival.dropped
+    assert ("state 'counters': seen", *name) == arrival.status.dropped
 
 
 @upgrader.state("odd", version=2, readable_from=1)

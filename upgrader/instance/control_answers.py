@@ -43,6 +43,7 @@ from upgrader.systemd.unit import Unit
 _GO = 10.0  # seconds that a destination may take between its negotiation and Go
 _BUS = 1.0
 _PREFLIGHT = 10.0  # seconds in which the reload must begin that is to be a preflight
+_TRIAL = 1.0  # seconds up to which a trial of the states is worth its time
 _DECIDED = 5.0  # seconds that Cancel and Withdraw wait for the decision
 _REMEMBERED = 16  # upgrades that were withdrawn before they began
 _PHASES = {Code.CANCELLED: Phase.CANCELLED, Code.PREFLIGHT_PASSED: Phase.PREFLIGHT}
@@ -185,6 +186,7 @@ class Negotiation:
             raise refused("UPGRADER=off: it is a plain service, and can only be restarted")
         if self._host.parameters.mechanism is Mechanism.FD_STORE:
             raise refused(FD_STORE_ONLY, Code.LIMIT)
+        problem = self._unsavable()
         with self._lock:
             if upgrade in self._withdrawn:
                 raise refused("nobody waits for this upgrade any more", Code.TAKEOVER_GONE)
@@ -214,6 +216,19 @@ class Negotiation:
             host.progress.begin(
                 "live", host.generation, destination=host.generation + 1, pid=pid, upgrade=upgrade
             )
+            if problem:  # before the new version is started
+                self._successor = None
+                self._abort(Code.SOURCE_FAILED, problem)
+                raise refused(problem, Code.SOURCE_FAILED)
+
+    def _unsavable(self) -> str:
+        """What this instance could not give away now; nothing if a trial is too costly, because the
+        freeze will tell."""
+        declared = self._host.declarations.states.values()
+        if sum(each.trial.seconds for each in declared if each.trial) > _TRIAL:
+            return ""
+        problems = [each for each in self._host.try_states() if each.problem]
+        return "; ".join(f"state {p.name!r} cannot be saved: {p.problem}" for p in problems)
 
     def revoke(self, caller: Caller, pid: int, why: str, code: Code) -> None:
         """Call off the upgrade of a process; raises Busy until it is decided, if it migrates."""
@@ -330,6 +345,8 @@ class Negotiation:
             execution.check()
         except (UpgradeError, OSError) as error:
             raise refused(str(error)) from error
+        if problem := self._unsavable():
+            raise refused(problem, Code.SOURCE_FAILED)
         with self._lock:
             if self._successor and self._successor.alive:
                 raise _busy(f"process {self._successor.pid}")

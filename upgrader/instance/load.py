@@ -40,6 +40,7 @@ from upgrader.systemd.fdstore import FdStore, Stored, StoreName
 from upgrader.systemd.listen_fds import Passed
 
 _NAMED = 20  # items of one kind that are named in the log before only their number is
+_LISTED = 100  # fields that were dropped, in what is said of how it was loaded
 if TYPE_CHECKING:
     from upgrader.instance.live_destination import Taker
 
@@ -187,7 +188,7 @@ class Loader:
                 sock.close()
             else:
                 self._adopt(manifest, index, sock)
-        self._tell_dropped()
+        dropped = self._tell_dropped()
         left = (
             manifest.left_behind
             + withheld
@@ -209,6 +210,8 @@ class Loader:
             len(stream.fds),
             os.fstat(stream.image.fileno()).st_size,
             len(left),
+            dropped=tuple(dropped[:_LISTED]),
+            unsaved=tuple(manifest.unsaved or ()),
         )
         return bound
 
@@ -258,11 +261,14 @@ class Loader:
                 if unknown:
                     self._dropped.setdefault(declared.description.item, set()).update(unknown)
 
-    def _tell_dropped(self) -> None:
+    def _tell_dropped(self) -> list[str]:
+        """Name the fields that this version does not know; returns all of them."""
+        dropped = []
         for item, fields in self._dropped.items():
             names = sorted(fields)
-            self._arrival.dropped += [f"{item}: {name}" for name in names]
+            dropped += [f"{item}: {name}" for name in names]
             _log.warning("%s: dropped, unknown to this version: %s", item, name_some(names))
+        return dropped
 
     def _adopt(self, manifest: image.Manifest, index: int, sock: socket.socket) -> None:
         entry = manifest.entries[index]

@@ -98,7 +98,6 @@ class Arrival:
     overrides: Mapping[str, str] = field(default_factory=dict)  # set at run time, inherited
     replaced: list[tuple[Bound, socket.socket]] = field(default_factory=list)
     rebinding: list[Rebinding] = field(default_factory=list)
-    dropped: list[str] = field(default_factory=list)  # fields that this version does not know
     unwanted: list[StoreName] = field(default_factory=list)  # to leave the FD store
     persistent: list[tuple[StoreName, socket.socket]] = field(default_factory=list)  # to enter it
 

@@ -149,6 +149,8 @@ class SelfReport:
             left_behind=status.left_behind,
             set_aside=status.set_aside or 0,
             pause=pause,
+            dropped=list(status.dropped),
+            unsaved=list(status.unsaved),
         )
         migration = None
         if status.source_generation is not None:

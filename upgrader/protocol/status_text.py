@@ -28,7 +28,8 @@ class Status:
 
     `fds` and `state_bytes` (size of the image) came from `source_generation`; `left_behind` counts
     what could not cross; `set_aside` is the generation of an image that was not loaded. For
-    `pause` seconds nobody served. `refused` says why a newer version has not taken over. `library`
+    `pause` seconds nobody served. `dropped` are fields of states that this version does not know, and
+    `unsaved` states that the source could not save, so that they began anew. `refused` says why a newer version has not taken over. `library`
     is the version of the library where the origin is unknown.
     """
 
@@ -42,6 +43,8 @@ class Status:
     pause: float | None = None
     refused: str = ""
     library: str = ""
+    dropped: tuple[str, ...] = ()
+    unsaved: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         refused = f"{_REFUSED}{self.refused}" if self.refused else ""
@@ -51,6 +54,10 @@ class Status:
             aside = f", image of generation {self.set_aside} set aside" if self.set_aside else ""
             return f"generation {self.generation}, cold start{aside}{refused}"
         paused = "" if self.pause is None else f", paused {self.pause * 1000:.1f} ms"
+        if self.dropped:
+            paused += f", {len(self.dropped)} fields dropped"
+        if self.unsaved:
+            paused += f", without state {', '.join(self.unsaved)}"
         return (
             f"generation {self.generation}, loaded by {self.origin}"
             f" from generation {self.source_generation}: {self.fds} FDs,"

@@ -80,7 +80,8 @@ type Last (
 )
 
 # How it came to be: origin is cold, restart, live, exec or insurance; source is the generation that
-# it was loaded from, set_aside that of an image that was not loaded
+# it was loaded from, set_aside that of an image that was not loaded; dropped are fields of states
+# that this version does not know, unsaved are states that the source could not save
 type Loaded (
   origin: string,
   source: int,
@@ -88,7 +89,9 @@ type Loaded (
   bytes: int,
   left_behind: int,
   set_aside: int,
-  pause: float
+  pause: float,
+  dropped: []string,
+  unsaved: []string
 )
 
 # The last version that did not take over, by its own fault; since in seconds since the epoch

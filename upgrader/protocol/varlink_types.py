@@ -129,7 +129,8 @@ class Loaded(msgspec.Struct, frozen=True):
 
     `origin` is a `systemd.status.Origin`; `source` is the generation that it was loaded from, and
     `set_aside` that of an image that was not loaded, 0 if there is none; `bytes` is the size of the
-    image; for `pause` seconds nobody served.
+    image; for `pause` seconds nobody served. `dropped` are fields of states that this version does not
+    know, and `unsaved` states that the source could not save, so that they began anew.
     """
 
     origin: str = ""
@@ -139,6 +140,8 @@ class Loaded(msgspec.Struct, frozen=True):
     left_behind: int = 0
     set_aside: int = 0
     pause: float = 0.0
+    dropped: list[str] = []
+    unsaved: list[str] = []
 
 
 class Refusal(msgspec.Struct, frozen=True):

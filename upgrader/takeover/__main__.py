@@ -152,7 +152,8 @@ class Takeover:
                     sock.settimeout(self._left)
                     call(sock, f"{INTERFACE}.Reload", {})
             except VarlinkError as error:
-                code = Code.BUSY if error.name == "Busy" else Code.REFUSED
+                usual = Code.BUSY if error.name == "Busy" else Code.REFUSED
+                code = Code(error.parameters.get("code", usual))
                 raise TakeoverError(f"{path}: {error}", code) from error
             except OSError as error:
                 raise TakeoverError(f"{path}: {error}", Code.UNKNOWN) from error

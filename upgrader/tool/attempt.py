@@ -21,6 +21,9 @@ _PHASES = {
 }
 
 
+_NAMED = 10  # fields that are named in a warning
+
+
 def _now() -> int:
     return time.monotonic_ns() // 1000
 
@@ -90,7 +93,7 @@ class Attempt:
         """It is done; `pause`: seconds in which nobody served."""
         return Outcome.done(
             Verb.UPGRADE, self.unit.id, text, mode=self.mode, upgrade=self.id, before=self._before,
-            after=after, pause_seconds=pause, warnings=_left_behind(after), changed=True,
+            after=after, pause_seconds=pause, warnings=_lost(after), changed=True,
         )  # fmt: skip
 
     def failed(
@@ -120,8 +123,16 @@ class Attempt:
         return status(self.before) if self.before else None
 
 
-def _left_behind(after: Status) -> tuple[str, ...]:
-    """A warning if not everything could cross."""
-    if not after.left_behind:
-        return ()
-    return (f"{after.left_behind} connections could not be kept and were drained",)
+def _lost(after: Status) -> tuple[str, ...]:
+    """Warnings if not everything could cross."""
+    warnings = []
+    if connections := after.left_behind - len(after.unsaved):
+        warnings.append(f"{connections} connections could not be kept and were drained")
+    if after.unsaved:
+        states = ", ".join(after.unsaved)
+        warnings.append(f"the old instance could not save, and so the new one has anew: {states}")
+    if after.dropped:
+        fields = ", ".join(after.dropped[:_NAMED])
+        more = f" and {len(after.dropped) - _NAMED} more" if len(after.dropped) > _NAMED else ""
+        warnings.append(f"fields dropped, which the new version does not know: {fields}{more}")
+    return tuple(warnings)

@@ -75,7 +75,7 @@ def status(said: Description) -> Status:
         return Status(
             said.generation, _origin(loaded.origin), loaded.source or None, loaded.fds,
             loaded.bytes, loaded.left_behind, loaded.set_aside or None, loaded.pause or None,
-            refused, said.library,
+            refused, said.library, tuple(loaded.dropped), tuple(loaded.unsaved),
         )  # fmt: skip
     last = said.migration
     if last.phase is Phase.NONE:

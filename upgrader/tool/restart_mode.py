@@ -4,10 +4,12 @@
 What the new main process says of itself counts; the journal explains a failure.
 """
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+from upgrader.codes import Code
 from upgrader.protocol.status_text import Origin, Status
 from upgrader.protocol.varlink_types import Description
 from upgrader.systemd.fdstore import Stored, StoreName
@@ -15,6 +17,7 @@ from upgrader.systemd.unit import Unit, UnitError, WaitTimeout
 from upgrader.tool import failure_cause, instance_client
 from upgrader.tool.attempt import Attempt
 from upgrader.tool.blockers import Obstacle, of_generation, parked_image, what_to_do
+from upgrader.tool.instance_client import InstanceError
 from upgrader.tool.outcome import Outcome, Result, duration
 from upgrader.tool.startable import startable
 from upgrader.tool.verdict import INTRODUCTION
@@ -26,11 +29,32 @@ _LONGEST = 90.0
 def restart(attempt: Attempt) -> Outcome:
     """Restart one unit and wait for the outcome; raises UnitError only if nothing was done."""
     systemd, unit = attempt.systemd, attempt.unit
+    if problem := _unsavable(attempt):
+        return attempt.failed(
+            Result.OLD_SERVES,
+            problem,
+            f"keep what cannot be saved out of the state; systemctl restart {unit.id} begins without it",
+            code=Code.SOURCE_FAILED,
+        )
     # Else StartLimitBurst= may refuse the start of a service that the same job has just stopped.
     with startable(systemd, unit):
         job = systemd.restart(unit)
         attempt.say(f"systemd restarts it (job {job})")
         return await_restart(attempt, job)
+
+
+def _unsavable(attempt: Attempt) -> str:
+    """Which states the running instance could not park."""
+    if attempt.before is None or attempt.before.interface == 1:
+        return ""
+    trials = attempt.before.trials
+    with contextlib.suppress(InstanceError):  # then as of the last time
+        trials = instance_client.try_states(attempt.unit, user=attempt.systemd.user)
+    return "; ".join(
+        f"state {trial.name!r} cannot be saved: {trial.problem}"
+        for trial in trials
+        if trial.problem
+    )
 
 
 def await_restart(attempt: Attempt, job: int) -> Outcome:
