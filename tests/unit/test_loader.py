@@ -504,3 +504,20 @@ def test_a_cut_list_is_left_behind(bench: Bench, caplog: pytest.LogCaptureFixtur
 
     assert (3, 1) == (arrival.status.fds, arrival.status.left_behind)
     assert "channel-full" in caplog.text
+
+
+def test_however_much_is_dropped_systemd_is_told_that_it_is_ready(bench: Bench) -> None:
+    """PID 1 takes 4096 bytes: what is longer it drops, READY=1 included."""
+    manifest, fds = image(bench)
+    names = [f"a field with a long name {number}" + "x" * 500 for number in range(300)]
+    data = msgspec.msgpack.encode({"requests": 5, **dict.fromkeys(names, 0)})
+    saved = SavedState("counters", 3, 1, data)
+    bench.park(msgspec.structs.replace(manifest, states=[saved], unsaved=["x\nREADY=0"]), fds)
+    arrival = bench.load()
+    arrival.commit(bench.notifier, bench.store, lambda: None)
+    (ready,) = [text for text in bench.told() if text.startswith("READY=1")]
+
+    assert 100 == len(arrival.status.dropped)
+    assert "100 fields dropped" in ready
+    assert "READY=0" not in ready
+    assert len(ready) < 4096

@@ -203,6 +203,7 @@ class Loader:
             _log.warning("%d were left behind in all", len(left))
         if origin is not Origin.INSURANCE:  # there, somebody else has served since
             self._arrival.frozen_at = manifest.frozen_at
+        known = self._declarations.states
         self._arrival.status = Status(
             manifest.generation + 1,
             origin,
@@ -211,7 +212,7 @@ class Loader:
             os.fstat(stream.image.fileno()).st_size,
             len(left),
             dropped=tuple(dropped[:_LISTED]),
-            unsaved=tuple(manifest.unsaved or ()),
+            unsaved=tuple(name for name in manifest.unsaved or () if name in known),
         )
         return bound
 

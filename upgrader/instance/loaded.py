@@ -22,11 +22,13 @@ from upgrader.protocol.connection_state import ConnectionState
 from upgrader.protocol.identity import Identity, Kind
 from upgrader.protocol.status_text import FACTS, Origin, Status
 from upgrader.systemd.fdstore import FdStore, StoreName, removal
-from upgrader.systemd.notify import Notifier
+from upgrader.systemd.notify import Notifier, one_line
 
 if TYPE_CHECKING:
     from upgrader.instance.live_destination import Taker
 
+#: Bytes: PID 1 takes 4096 in all, and drops what is longer, READY=1 included.
+_FACTS = 1000
 _LARGEST_DATAGRAM = 1 << 20  # bytes; UNIX ones are bounded by the sender's buffer only
 
 _log = logging.getLogger("upgrader")
@@ -141,12 +143,15 @@ class Arrival:
         """Tell PID 1 what it takes from its main process only; raises NotifyError."""
         self._tidy(store)
         # From here on WatchdogSec= counts for this process.
-        notifier.send("WATCHDOG=1", f"STATUS={self.status}", self._facts)
+        notifier.send("WATCHDOG=1", f"STATUS={one_line(str(self.status))}", self._facts)
 
     @property
     def _facts(self) -> str:
         """PID 1 takes no notice of it; `upgrader.testing`, which plays its part, does."""
-        return f"{FACTS}={msgspec.json.encode(self.status).decode()}"
+        told = msgspec.json.encode(self.status)
+        if len(told) > _FACTS:
+            told = msgspec.json.encode(replace(self.status, dropped=(), unsaved=()))
+        return f"{FACTS}={told.decode()}"
 
     def _tidy(self, store: FdStore) -> None:
         store.remove(*self.unwanted)
@@ -165,7 +170,7 @@ class Arrival:
         self._tidy(store)
         self._note_pause()
         removed = removal(self.channel.name) if self.channel else ()
-        notifier.send("READY=1", f"STATUS={self.status}", *removed, self._facts)
+        notifier.send("READY=1", f"STATUS={one_line(str(self.status))}", *removed, self._facts)
         # The datagram is queued, and PID 1 will get to it: from here on there is no way back.
         try:
             notifier.barrier()

@@ -36,6 +36,7 @@ _LOADABLE: tuple[Any, ...] = (
     datetime(2000, 1, 1, tzinfo=UTC),
 )
 _REMEDY = "keep it beside the state, and make it anew in each instance"
+_LONGEST = 200  # characters of a path that are shown
 _NAMED = 20  # fields that are named in a message before only their number is
 
 #: How to get somewhere: the way before, and the next step ("[...]" into a container).
@@ -353,4 +354,5 @@ def _show(path: Path) -> str:
         path, step = path
         parts.append(step if step.startswith("[") else f".{step}")
     text = "".join(reversed(parts)).removeprefix(".")
+    text = text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
     return text if text.isprintable() else repr(text)

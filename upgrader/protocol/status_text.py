@@ -55,7 +55,8 @@ class Status:
             return f"generation {self.generation}, cold start{aside}{refused}"
         paused = "" if self.pause is None else f", paused {self.pause * 1000:.1f} ms"
         if self.dropped:
-            paused += f", {len(self.dropped)} fields dropped"
+            count = len(self.dropped)
+            paused += f", {count} field{'s' * (count > 1)} dropped"
         if self.unsaved:
             paused += f", without state {', '.join(self.unsaved)}"
         return (
