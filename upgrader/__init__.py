@@ -8,6 +8,7 @@ only by those who use it.
 import sys
 
 from upgrader._version import VERSION
+from upgrader.protocol.later import names
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,9 +33,9 @@ if TYPE_CHECKING:
 __version__ = VERSION
 
 _PLACES = {
-    "aio": ("Peer",),
+    "aio.peer": ("Peer",),
     "attach": ("attach",),
-    "blocking": ("Instance",),
+    "blocking.instance": ("Instance",),
     "instance.declared": ("Datagrams", "Declared", "Listener"),
     "errors": (
         "ChannelError",
@@ -50,7 +51,6 @@ _PLACES = {
     "instance.peers": ("Peers",),
     "protocol.state": ("convert", "convert_back", "since", "state"),
 }
-_PLACE = {name: module for module, names in _PLACES.items() for name in names}
 
 __all__ = [
     "ChannelError",
@@ -77,12 +77,9 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    if name not in _PLACE:
-        raise AttributeError(f"module 'upgrader' has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"upgrader.{_PLACE[name]}"), name)
+_get = names("upgrader", _PLACES)
+if not TYPE_CHECKING:
+    __getattr__ = _get
 
 
 def __dir__() -> list[str]:
@@ -92,7 +89,7 @@ def __dir__() -> list[str]:
 class _Package(type(sys)):  # type: ignore[misc]
     """Keeps a name for what it means here: the import of the module would take it for itself."""
 
-    attach = property(lambda _: __getattr__("attach"), lambda _, module: None)
+    attach = property(lambda _: _get("attach"), lambda _, module: None)
 
 
 sys.modules[__name__].__class__ = _Package

@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The way in: `with attach(...)` for blocking programs, `async with attach(...)` for asyncio."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from upgrader.blocking import instance
 from upgrader.errors import UpgradeError
 from upgrader.systemd import journal
 from upgrader.systemd.cgroup import own_unit
 from upgrader.systemd.journal import JournalOutcome, Priority
 
-if TYPE_CHECKING:  # asyncio is loaded only by those who use it
-    from upgrader import aio
+if TYPE_CHECKING:  # each is loaded only by those who use it
+    from upgrader import aio, blocking
 
 
 class attach:  # noqa: N801, it reads as a function
@@ -27,12 +28,14 @@ class attach:  # noqa: N801, it reads as a function
     def __init__(self, service: str, *, version: str = "") -> None:
         self._service = service
         self._version = version
-        self._blocking: instance.Instance | None = None
+        self._blocking: blocking.Instance | None = None
         self._aio: aio.Instance | None = None
 
-    def __enter__(self) -> instance.Instance:
+    def __enter__(self) -> blocking.Instance:
+        from upgrader.blocking.instance import Instance
+
         with _explained(self._service):
-            self._blocking = instance.Instance(self._service, self._version, os.environ)
+            self._blocking = Instance(self._service, self._version, os.environ)
         return self._blocking
 
     def __exit__(
@@ -44,11 +47,11 @@ class attach:  # noqa: N801, it reads as a function
         assert self._blocking is not None
         self._blocking.__exit__(kind, error, trace)
 
-    async def __aenter__(self) -> "aio.Instance":
-        from upgrader import aio
+    async def __aenter__(self) -> aio.Instance:
+        from upgrader.aio.instance import Instance
 
         with _explained(self._service):
-            self._aio = aio.Instance(self._service, self._version, os.environ)
+            self._aio = Instance(self._service, self._version, os.environ)
         return await self._aio.__aenter__()
 
     async def __aexit__(

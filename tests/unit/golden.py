@@ -10,10 +10,11 @@ from pathlib import Path
 
 from upgrader.codes import Code
 from upgrader.protocol import records
-from upgrader.protocol.connection_state import ConnectionState, Waiting
-from upgrader.protocol.identity import Identity, Kind
+from upgrader.protocol.connection_state import ConnectionState
+from upgrader.protocol.identity import Identity
 from upgrader.protocol.image import LeftBehind, Manifest, ManifestEntry, seal
-from upgrader.protocol.state import SavedState
+from upgrader.protocol.kinds import Kind, Waiting
+from upgrader.protocol.saved_state import SavedState
 
 STREAMS = Path(__file__).with_name("streams")
 

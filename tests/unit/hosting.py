@@ -16,8 +16,9 @@ from upgrader.aio.hosting import Hosting
 from upgrader.instance.declarations import Bound, Protocols
 from upgrader.instance.loaded import Adopted
 from upgrader.instance.save import Frozen
-from upgrader.protocol.identity import HasFileno, Kind
+from upgrader.protocol.identity import HasFileno
 from upgrader.protocol.image import LeftBehind
+from upgrader.protocol.kinds import Kind
 
 SECONDS = 10.0
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"

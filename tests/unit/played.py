@@ -26,8 +26,9 @@ from upgrader.instance.live_destination import Taker
 from upgrader.instance.live_source import Built, Giver, MigrationRequest
 from upgrader.protocol import channel, image, interpreter, records
 from upgrader.protocol.channel import ReceivedImage
-from upgrader.protocol.connection_state import ConnectionState, Waiting
-from upgrader.protocol.identity import HasFileno, Kind, identify
+from upgrader.protocol.connection_state import ConnectionState
+from upgrader.protocol.identity import HasFileno, identify
+from upgrader.protocol.kinds import Kind, Waiting
 from upgrader.protocol.switchover import (
     DESTINATION,
     SOURCE,

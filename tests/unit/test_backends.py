@@ -12,7 +12,8 @@ import pytest
 from upgrader.backends.listener import Address, bind, path_inode
 from upgrader.errors import DeclarationError
 from upgrader.protocol.fd import Fd
-from upgrader.protocol.identity import Identity, identify, show_address
+from upgrader.protocol.identity import Identity, identify
+from upgrader.protocol.kinds import show_address
 
 
 def parse(text: str) -> Address:

@@ -24,6 +24,7 @@ from upgrader.instance.control_socket import Control
 from upgrader.instance.phases import News, Phases
 from upgrader.protocol import varlink
 from upgrader.protocol.rendezvous import socket_name
+from upgrader.protocol.standing import Phase
 from upgrader.protocol.varlink import INTERFACE, VarlinkError
 from upgrader.protocol.varlink_client import call, watch
 from upgrader.protocol.varlink_messages import Call, encode
@@ -34,7 +35,6 @@ from upgrader.protocol.varlink_types import (
     Last,
     Loaded,
     Migration,
-    Phase,
     Refusal,
     Started,
     Trial,

@@ -21,9 +21,10 @@ from upgrader.errors import UnreadableState
 from upgrader.instance.loaded import Adopted
 from upgrader.integrations import aiohttp as our_aiohttp
 from upgrader.integrations import uvicorn as our_uvicorn
-from upgrader.protocol.connection_state import ConnectionState, Waiting
+from upgrader.protocol.connection_state import ConnectionState
 from upgrader.protocol.identity import identify
 from upgrader.protocol.image import LeftBehind
+from upgrader.protocol.kinds import Waiting
 
 LARGE = 8 << 20
 

@@ -2,13 +2,19 @@
 """What is loaded by whom: takeover gets by on a part of the standard library, and a program loads
 what it uses."""
 
+import os
+import re
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from tests.support import SETTLE, eventually
 from upgrader.protocol.values import Value
 
+README = Path(__file__).parents[2] / "README.md"
 #: All of ours that takeover loads.
 TAKEOVER = {
     "_version",
@@ -16,6 +22,7 @@ TAKEOVER = {
     "errors",
     "protocol",
     "protocol.fd",
+    "protocol.later",
     "protocol.rendezvous",
     "protocol.systemd_syntax",
     "protocol.takeover_line",
@@ -76,9 +83,111 @@ takeover.main([])
 
 def test_the_package_alone() -> None:
     """A name is loaded when somebody asks for it."""
-    assert {"_version"} == ours(loaded("import upgrader\nSHOW"))
-    assert not HEAVY & loaded("import upgrader\nSHOW")
-    assert {"_version", "codes", "errors"} == ours(loaded("from upgrader import VerifyError\nSHOW"))
+    alone = loaded("import upgrader\nSHOW")
+    assert {"_version", "protocol", "protocol.later"} == ours(alone)
+    assert not HEAVY & alone
+    one = loaded("from upgrader import VerifyError\nSHOW")
+    assert {"codes", "errors"} == ours(one) - ours(alone)
+
+
+#: What the program of the README has loaded of ours when it is ready.
+PROGRAM = {
+    "_version",
+    "aio",
+    "aio.acceptor",
+    "aio.handled_connection",
+    "aio.handled_listener",
+    "aio.instance",
+    "aio.peer",
+    "aio.runtime",
+    "aio.safe_points",
+    "aio.waiting",
+    "attach",
+    "backends",
+    "backends.listener",
+    "codes",
+    "errors",
+    "instance",
+    "instance.base",
+    "instance.connection",
+    "instance.control",
+    "instance.declarations",
+    "instance.declared",
+    "instance.destination_side",
+    "instance.fork_guard",
+    "instance.inbox",
+    "instance.load",
+    "instance.loaded",
+    "instance.open_sockets",
+    "instance.parts",
+    "instance.peers",
+    "instance.process",
+    "instance.self_report",
+    "instance.source_side",
+    "instance.turns",
+    "protocol",
+    "protocol.fd",
+    "protocol.kinds",
+    "protocol.later",
+    "protocol.parameters",
+    "protocol.rendezvous",
+    "protocol.standing",
+    "protocol.state",
+    "protocol.status_text",
+    "protocol.systemd_syntax",
+    "protocol.values",
+    "systemd",
+    "systemd.cgroup",
+    "systemd.fdstore",
+    "systemd.journal",
+    "systemd.listen_fds",
+    "systemd.notify",
+    "systemd.unit_settings",
+}
+#: Writes down what is loaded, whenever something is sent to systemd.
+WATCH = """
+import sys
+
+def heard(event, arguments):
+    if event == "socket.sendmsg":
+        with open(sys.argv[1], "w") as file:
+            file.write(" ".join(sys.modules))
+
+sys.addaudithook(heard)
+exec(compile(open(sys.argv[2]).read(), sys.argv[2], "exec"))
+"""
+
+
+def test_a_program_at_ready(tmp_path: Path) -> None:
+    """It has what it needs to serve, and msgspec is not part of that; in a moment it has the rest, as
+    the files may be another version's later."""
+    text = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    assert text
+    program = tmp_path / "program.py"
+    program.write_text(text[1].replace("127.0.0.1:7000", f"unix:{tmp_path}/listener"))
+    place, listed = tmp_path / "notify", tmp_path / "listed"
+    command = [sys.executable, "-c", WATCH, str(listed), str(program)]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.bind(str(place))
+        notify.settimeout(SETTLE)
+        environment = {**os.environ, "NOTIFY_SOCKET": str(place)}
+        environment.pop("RUNTIME_DIRECTORY", None)
+        with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
+            try:
+                ready = done = False
+                while not done:
+                    data, fds, _, _ = socket.recv_fds(notify, 4096, 8)
+                    ready = ready or b"READY=1" in data
+                    done = ready and b"BARRIER=1" in data
+                    modules = set(listed.read_text().split())
+                    for fd in fds:  # what the barrier waits for
+                        os.close(fd)
+                assert PROGRAM == ours(modules)
+                assert not {"msgspec", "pathlib", "shutil"} & modules
+                maps = Path(f"/proc/{process.pid}/maps")
+                assert eventually(lambda: "/msgspec/" in maps.read_text())
+            finally:
+                process.kill()
 
 
 def test_a_name_is_not_lost_to_its_module() -> None:

@@ -26,12 +26,14 @@ from upgrader.instance.loaded import Arrival
 from upgrader.instance.save import Frozen, Readers, build, insurance
 from upgrader.protocol import channel, records
 from upgrader.protocol.channel import park
-from upgrader.protocol.connection_state import ConnectionState, Waiting
+from upgrader.protocol.connection_state import ConnectionState
 from upgrader.protocol.fd import Fd
-from upgrader.protocol.identity import Identity, Kind, identify
+from upgrader.protocol.identity import Identity, identify
 from upgrader.protocol.image import Manifest, ManifestEntry, seal
+from upgrader.protocol.kinds import Kind, Waiting
 from upgrader.protocol.parameters import Parameters
-from upgrader.protocol.state import SavedState, encode, save
+from upgrader.protocol.saved_state import SavedState
+from upgrader.protocol.state import encode, save
 from upgrader.protocol.status_text import Origin
 from upgrader.systemd.fdstore import FdStore
 from upgrader.systemd.listen_fds import Passed

@@ -8,7 +8,8 @@ import pytest
 from tests.support import SETTLE
 from upgrader.codes import Code
 from upgrader.instance.phases import Phases
-from upgrader.protocol.varlink_types import Decision, Loaded, Migration, Phase
+from upgrader.protocol.standing import Decision, Phase
+from upgrader.protocol.varlink_types import Loaded, Migration
 
 ID, OTHER = "0" * 32, "1" * 32
 

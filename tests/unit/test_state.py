@@ -40,9 +40,9 @@ from upgrader.instance.declarations import (
     Declarations,
     DeclaredState,
 )
-from upgrader.protocol.identity import Kind
+from upgrader.protocol.kinds import Kind
+from upgrader.protocol.saved_state import SavedState
 from upgrader.protocol.state import (
-    SavedState,
     check_readable,
     convert_for,
     describe,

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from upgrader.instance.connection import ConnectionStream
-from upgrader.protocol.connection_state import ConnectionState, Waiting
+from upgrader.protocol.connection_state import ConnectionState
 from upgrader.protocol.identity import identify
+from upgrader.protocol.kinds import Waiting
 
 LARGE = b"x" * 8_000_000
 

@@ -8,16 +8,9 @@ import pytest
 from tests.unit.units import unit
 from upgrader.codes import Code
 from upgrader.protocol.parameters import Mode
+from upgrader.protocol.standing import Decision, Phase
 from upgrader.protocol.status_text import Origin, Status
-from upgrader.protocol.varlink_types import (
-    Decision,
-    Description,
-    Last,
-    Loaded,
-    Migration,
-    Phase,
-    Refusal,
-)
+from upgrader.protocol.varlink_types import Description, Last, Loaded, Migration, Refusal
 from upgrader.tool import failure_cause
 from upgrader.tool.attempt import Attempt
 from upgrader.tool.instance_client import status

@@ -10,8 +10,7 @@ import functools
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from upgrader.aio.acceptor import Acceptor
 from upgrader.aio.handled_connection import HandledConnection
@@ -21,17 +20,25 @@ from upgrader.aio.waiting import first, until_deadline
 from upgrader.instance.connection import ConnectionStream
 from upgrader.instance.declarations import Connections
 from upgrader.instance.loaded import Adopted
-from upgrader.instance.save import Frozen
-from upgrader.protocol.connection_state import Waiting
-from upgrader.protocol.image import LeftBehind
+from upgrader.protocol.kinds import Waiting
+from upgrader.protocol.later import later
+
+if TYPE_CHECKING:
+    from upgrader.instance import save
+    from upgrader.protocol import image
+else:
+    save = later("upgrader.instance.save")
+    image = later("upgrader.protocol.image")
 
 
-@dataclass(frozen=True, slots=True)
 class _Served:
     """Who serves a connection: a task, unless its handler was done before it moved here."""
 
-    peer: Peer[Any]
-    task: asyncio.Task[None] | None
+    __slots__ = ("peer", "task")
+
+    def __init__(self, peer: Peer[Any], task: asyncio.Task[None] | None) -> None:
+        self.peer = peer
+        self.task = task
 
 
 class HandledListener:
@@ -123,20 +130,20 @@ class HandledListener:
             connection.resume()
         self.open()
 
-    def freeze(self, *, crosses: bool) -> tuple[list[Frozen], list[LeftBehind]]:
+    def freeze(self, *, crosses: bool) -> tuple[list[save.Frozen], list[image.LeftBehind]]:
         """What moves, and what stays and why; nothing changes. `crosses`: backend-transfer is on."""
-        frozen: list[Frozen] = []
-        left: list[LeftBehind] = []
+        frozen: list[save.Frozen] = []
+        left: list[image.LeftBehind] = []
         self._moving = []
         for connection in self._served:
             if not crosses:
-                left.append(LeftBehind(self._name, connection.address, "backend-transfer=no"))
+                left.append(image.LeftBehind(self._name, connection.address, "backend-transfer=no"))
                 continue
             match connection.freeze():
-                case Frozen() as item:
+                case save.Frozen() as item:
                     frozen.append(item)
                     self._moving.append(connection)
-                case LeftBehind() as item:
+                case image.LeftBehind() as item:
                     left.append(item)
         return frozen, left
 

@@ -15,9 +15,10 @@ from typing import Any, cast
 
 from upgrader.aio.adapter import Adapter
 from upgrader.instance.save import Frozen
-from upgrader.protocol.connection_state import ConnectionState, Waiting
-from upgrader.protocol.identity import Identity, show_address
+from upgrader.protocol.connection_state import ConnectionState
+from upgrader.protocol.identity import Identity
 from upgrader.protocol.image import LeftBehind
+from upgrader.protocol.kinds import Waiting, show_address
 
 _log = logging.getLogger("upgrader")
 

@@ -8,7 +8,6 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from upgrader.aio.adapter import Adapter
 from upgrader.aio.peer import Peer
 from upgrader.aio.runtime import AsyncioRuntime, Task
 from upgrader.instance.base import BaseInstance, Ended
@@ -19,6 +18,8 @@ from upgrader.instance.peers import Peers
 
 if TYPE_CHECKING:
     import ssl
+
+    from upgrader.aio.adapter import Adapter
 
 #: The instance whose `async with attach(...)` this code runs in.
 attached: ContextVar[Instance] = ContextVar("upgrader.aio.attached")

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from upgrader.aio.handled_connection import HandledConnection
 from upgrader.aio.handled_listener import HandledListener
-from upgrader.aio.hosting import Hosting, end_all
 from upgrader.aio.safe_points import SafePoints
 from upgrader.aio.waiting import cancel, first, next_event
 from upgrader.errors import BusyWork
@@ -29,16 +28,22 @@ from upgrader.instance.fork_guard import catches
 from upgrader.instance.loaded import Arrival
 from upgrader.instance.parts import InstanceParts
 from upgrader.instance.process import no_collection, stop_signals
-from upgrader.instance.save import Frozen
 from upgrader.instance.self_report import Open
 from upgrader.instance.turns import PAUSES
-from upgrader.protocol.identity import Kind
-from upgrader.protocol.image import LeftBehind
-from upgrader.protocol.switchover import Event, Source
+from upgrader.protocol.kinds import Kind
+from upgrader.protocol.later import later
 
 if TYPE_CHECKING:
+    from upgrader.aio import hosting as hosted_listeners
+    from upgrader.instance import save
     from upgrader.instance.exec_mode import Execution
     from upgrader.instance.live_source import MigrationRequest
+    from upgrader.protocol import image, switchover
+else:
+    hosted_listeners = later("upgrader.aio.hosting")
+    save = later("upgrader.instance.save")
+    image = later("upgrader.protocol.image")
+    switchover = later("upgrader.protocol.switchover")
 
 #: What `serve` runs beside the connections: a coroutine function that gets each declared state by the
 #: annotation of a parameter.
@@ -53,7 +58,7 @@ class AsyncioRuntime:
 
     def __init__(self, parts: InstanceParts) -> None:
         self.handled: dict[str, HandledListener] = {}
-        self.hostings: dict[str, Hosting] = {}
+        self.hostings: dict[str, hosted_listeners.Hosting] = {}
         self.replaced = False  #: another instance owns all that has moved; what is left is drained
         #: Of `time.monotonic`: by then a process that was told to end should be gone.
         self.deadline = float("inf")
@@ -76,7 +81,7 @@ class AsyncioRuntime:
         parts = self._parts
         wanted = [(task, self._declarations.arguments(task)) for task in tasks]
         self.hostings = {
-            name: Hosting(self._loop, declared)
+            name: hosted_listeners.Hosting(self._loop, declared)
             for name, declared in self._declarations.protocols.items()
         }
         parts.answering.prepare(
@@ -261,17 +266,18 @@ class AsyncioRuntime:
         await self._come_to_rest(request.sock)
         parameters = self._parts.report.parameters
         giver = self._parts.source.give(request, self)  # nothing else runs meanwhile: the freeze
-        if giver.state is Source.SERVING:
+        if giver.state is switchover.Source.SERVING:
             return False
         self.deadline = time.monotonic() + parameters.drain_timeout
         draining = self._loop.create_task(self._drain_rest())
-        while giver.state is Source.COMMITTED:
+        while giver.state is switchover.Source.COMMITTED:
             giver.side.feed(await asyncio.wrap_future(giver.told))
-        if giver.state is Source.PARKED:  # Restart= brings all back, once this process is gone
+        if giver.state is switchover.Source.PARKED:
+            # Restart= brings all back, once this process is gone.
             draining.cancel()
             return True
         await draining
-        giver.side.feed(Event.STOP if self._stop.is_set() else Event.DRAINED)
+        giver.side.feed(switchover.Event.STOP if self._stop.is_set() else switchover.Event.DRAINED)
         return True
 
     async def _come_to_rest(self, channel: socket.socket) -> None:
@@ -371,7 +377,7 @@ class AsyncioRuntime:
         if self._connections_open():
             self._parts.answering.drain()
         await cancel(self._tasks, self.deadline)
-        await end_all(self.hostings.values(), self.deadline, self._stop)
+        await hosted_listeners.end_all(self.hostings.values(), self.deadline, self._stop)
         for handled in self.handled.values():
             await handled.all_ended(self.deadline, self._stop)
 
@@ -418,15 +424,15 @@ class AsyncioRuntime:
                 hosting.let_go()
         return source.frozen
 
-    def freeze(self) -> tuple[list[Frozen], list[LeftBehind]]:
+    def freeze(self) -> tuple[list[save.Frozen], list[image.LeftBehind]]:
         """What moves, and what stays and why; nothing changes. Raises BusyWork."""
         if busy := self._busy():
             raise BusyWork(busy)
         return self._taken()
 
-    def _taken(self) -> tuple[list[Frozen], list[LeftBehind]]:
-        frozen: list[Frozen] = []
-        busy: list[LeftBehind] = []
+    def _taken(self) -> tuple[list[save.Frozen], list[image.LeftBehind]]:
+        frozen: list[save.Frozen] = []
+        busy: list[image.LeftBehind] = []
         for name, handled in self.handled.items():
             moving, staying = handled.freeze(crosses=self._crosses(name))
             frozen += moving
@@ -444,7 +450,7 @@ class AsyncioRuntime:
         for hosting in self.hostings.values():
             hosting.finish()
         await cancel([*self._tasks, *handlers], deadline)
-        await end_all(self.hostings.values(), deadline)
+        await hosted_listeners.end_all(self.hostings.values(), deadline)
         for handled in self.handled.values():
             await handled.all_sent(deadline)
         for bound in self._declarations.sockets.values():

@@ -1,24 +1,28 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Addresses, and sockets bound to them: listeners and datagram sockets; accepts nothing."""
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import os
 import socket
 import stat
-from dataclasses import dataclass
-from typing import Any, Self
 
 from upgrader.errors import DeclarationError
-from upgrader.protocol.identity import show_address
+from upgrader.protocol.kinds import show_address
+from upgrader.protocol.values import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Self
 
 #: What systemd's Backlog= defaults to since 251 is "the kernel's limit"; so is this.
 BACKLOG = 2**31 - 1
 _INET = (socket.AF_INET, socket.AF_INET6)
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(Value):
     """Where to bind one socket."""
 
     text: str

@@ -30,17 +30,21 @@ from upgrader.instance.inbox import Frame
 from upgrader.instance.loaded import Adopted, Arrival
 from upgrader.instance.parts import InstanceParts
 from upgrader.instance.process import stop_signals
-from upgrader.instance.save import Frozen
 from upgrader.instance.self_report import Open
 from upgrader.instance.turns import PAUSES
-from upgrader.protocol.connection_state import Waiting
-from upgrader.protocol.image import LeftBehind
+from upgrader.protocol.kinds import Waiting
+from upgrader.protocol.later import later
 from upgrader.protocol.state import encode
-from upgrader.protocol.switchover import Event, Source
 
 if TYPE_CHECKING:
+    from upgrader.instance import save
     from upgrader.instance.exec_mode import Execution
     from upgrader.instance.live_source import MigrationRequest
+    from upgrader.protocol import image, switchover
+else:
+    save = later("upgrader.instance.save")
+    image = later("upgrader.protocol.image")
+    switchover = later("upgrader.protocol.switchover")
 
 _log = logging.getLogger("upgrader")
 
@@ -93,15 +97,15 @@ class BlockingConnection:
         """Close the connection once this call of the handler is over and all is sent."""
         self.stream.waiting = Waiting.CLOSING
 
-    def freeze(self) -> Frozen | LeftBehind:
+    def freeze(self) -> save.Frozen | image.LeftBehind:
         """What moves, or why it stays."""
         try:
             moved = self.stream.freeze(encode(self.session))
         except UnsavableState as error:
-            return LeftBehind(self.listener, self.address, str(error))
+            return image.LeftBehind(self.listener, self.address, str(error))
         if moved is None:
-            return LeftBehind(self.listener, self.address, "its handler is busy")
-        return Frozen(self.listener, self.stream.sock, self.stream.identity, moved)
+            return image.LeftBehind(self.listener, self.address, "its handler is busy")
+        return save.Frozen(self.listener, self.stream.sock, self.stream.identity, moved)
 
 
 @dataclass(slots=True)
@@ -372,12 +376,12 @@ class BlockingRuntime:
             source.execute(request, self)
             return False
         giver = source.give(request, self)
-        if giver.state is Source.SERVING:
+        if giver.state is switchover.Source.SERVING:
             return False
         self._flush(self._staying, time.monotonic() + parameters.drain_timeout)
         giver.settle()
-        if giver.state is Source.RETIRED:
-            giver.side.feed(Event.DRAINED)
+        if giver.state is switchover.Source.RETIRED:
+            giver.side.feed(switchover.Event.DRAINED)
         return True
 
     def _try_to_migrate(self) -> bool:
@@ -430,26 +434,26 @@ class BlockingRuntime:
             source.leave()
             self._flush([connection for connection, _ in self._served.values()], deadline)
 
-    def freeze(self) -> tuple[list[Frozen], list[LeftBehind]]:
+    def freeze(self) -> tuple[list[save.Frozen], list[image.LeftBehind]]:
         """What moves, and what stays and why; nothing changes. Raises BusyWork."""
         if running := self._parts.turns.running:
             raise BusyWork([f"the turn of {name}" for name in running])
         return self._taken()
 
-    def _taken(self) -> tuple[list[Frozen], list[LeftBehind]]:
-        frozen: list[Frozen] = []
-        left: list[LeftBehind] = []
+    def _taken(self) -> tuple[list[save.Frozen], list[image.LeftBehind]]:
+        frozen: list[save.Frozen] = []
+        left: list[image.LeftBehind] = []
         self._staying = []
         for connection, _ in self._served.values():
             if connection.stream.lost:
                 continue
-            item: Frozen | LeftBehind
+            item: save.Frozen | image.LeftBehind
             if self._parts.answering.crosses(connection.listener):
                 item = connection.freeze()
             else:
                 why = "backend-transfer=no"
-                item = LeftBehind(connection.listener, connection.address, why)
-            if isinstance(item, Frozen):
+                item = image.LeftBehind(connection.listener, connection.address, why)
+            if isinstance(item, save.Frozen):
                 frozen.append(item)
             else:
                 left.append(item)

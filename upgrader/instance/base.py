@@ -5,15 +5,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from upgrader.backends.listener import Address
 from upgrader.instance.declarations import Bound, Connections
 from upgrader.instance.declared import Datagrams, Declared, Listener
 from upgrader.instance.parts import InstanceParts
 from upgrader.instance.turns import Turn
-from upgrader.protocol.identity import HasFileno, Kind
+from upgrader.protocol.kinds import Kind
 from upgrader.systemd.listen_fds import Passed
+
+if TYPE_CHECKING:
+    from upgrader.protocol.identity import HasFileno
 
 T = TypeVar("T")
 Function = TypeVar("Function", bound=Callable[..., Any])

@@ -2,14 +2,24 @@
 """One connection without a loop: its socket, what came and was not read, what was written and
 did not go out; never blocks and calls nobody back."""
 
+from __future__ import annotations
+
 import contextlib
 import socket
 import time
 
 from upgrader.backends import listener as listeners
 from upgrader.instance.inbox import Inbox
-from upgrader.protocol.connection_state import ConnectionState, Waiting
-from upgrader.protocol.identity import Identity, identify, show_address
+from upgrader.protocol.kinds import Waiting, show_address
+from upgrader.protocol.later import later
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from upgrader.protocol import connection_state
+    from upgrader.protocol import identity as identities
+else:
+    connection_state = later("upgrader.protocol.connection_state")
+    identities = later("upgrader.protocol.identity")
 
 #: Above so many bytes of unread or unsent data, reading or writing waits.
 HIGH_WATER = 65536
@@ -25,14 +35,14 @@ class ConnectionStream:
     def __init__(
         self,
         sock: socket.socket,
-        moved: ConnectionState | None = None,
-        identity: Identity | None = None,
+        moved: connection_state.ConnectionState | None = None,
+        identity: identities.Identity | None = None,
     ) -> None:
         sock.setblocking(False)
         self.sock = sock
         self.since = time.monotonic()
         # Asked once, when there is time: thousands of them would make a pause of it.
-        self.identity = identity or identify(sock)
+        self.identity = identity or identities.identify(sock)
         self.inbox = Inbox(moved.unread if moved else b"")
         self.unsent = bytearray(moved.unsent if moved else b"")
         self.waiting: Waiting | None = moved.waiting if moved else None
@@ -72,11 +82,13 @@ class ConnectionStream:
             else:
                 del self.unsent[:sent]
 
-    def freeze(self, session: bytes) -> ConnectionState | None:
+    def freeze(self, session: bytes) -> connection_state.ConnectionState | None:
         """What moves along; None if the connection is busy or gone."""
         if self.waiting is None or self.lost:
             return None
-        return ConnectionState(self.waiting, bytes(self.inbox.buffer), bytes(self.unsent), session)
+        return connection_state.ConnectionState(
+            self.waiting, bytes(self.inbox.buffer), bytes(self.unsent), session
+        )
 
     def close(self, *, shared: bool) -> None:
         """Close the connection; one that is `shared` ends for its client although another process

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from upgrader._version import VERSION
 from upgrader.instance.process import free_numbers
 from upgrader.instance.self_report import SelfReport
+from upgrader.protocol.later import load_all
 from upgrader.protocol.rendezvous import DRAINING, socket_name, socket_path
 
 if TYPE_CHECKING:  # loaded by the instances that can be asked
@@ -59,7 +60,6 @@ class Answering:
             return
 
         def make() -> None:
-            # All that is needed now, because the files on disk may be another version's by then.
             from pathlib import Path
 
             from upgrader.instance import live_source  # noqa: F401
@@ -97,9 +97,11 @@ class Answering:
         threading.Thread(target=opening, name="upgrader-opening", daemon=True).start()
 
     def _try_to_make(self) -> bool:
-        """Make the socket, unless it is there; False if that may go well another time."""
+        """Load what is loaded later, and make the socket unless it is there; False if that may go
+        well another time."""
         make, self._make = self._make, lambda: None
         try:
+            load_all()
             make()
         except OSError as error:
             _log.error("%s: nobody can ask this instance: %s", self._path or self._name, error)

@@ -29,11 +29,12 @@ from upgrader.instance.save import Readers
 from upgrader.instance.self_description import Describer
 from upgrader.instance.self_report import SelfReport
 from upgrader.protocol import channel, image, records
-from upgrader.protocol.identity import Kind
+from upgrader.protocol.kinds import Kind
 from upgrader.protocol.parameters import FD_STORE_ONLY, Mechanism
+from upgrader.protocol.standing import Decision, Phase
 from upgrader.protocol.state import check_readable
 from upgrader.protocol.varlink import INTERFACE, VarlinkError, denied, invalid
-from upgrader.protocol.varlink_types import Decision, Last, Phase, Refusal
+from upgrader.protocol.varlink_types import Last, Refusal
 from upgrader.systemd.bus import Bus, is_user_service
 from upgrader.systemd.cgroup import unit_of
 from upgrader.systemd.listen_fds import own_number

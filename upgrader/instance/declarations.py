@@ -5,25 +5,36 @@ Declarations come before `serve`, live objects only as arguments: handlers, task
 each state by the annotation of a parameter. So the wrong order cannot be written.
 """
 
+from __future__ import annotations
+
 import inspect
 import logging
 import re
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from socket import AF_INET, AF_INET6, SOCK_DGRAM, SOCK_STREAM, SocketKind
 from socket import socket as Socket
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from upgrader.backends.listener import Address
 from upgrader.errors import DeclarationError, UnsavableState
-from upgrader.protocol.identity import HasFileno, Kind
-from upgrader.protocol.state import SavedState, convert_for, describe, header, retire, save
-from upgrader.protocol.state_trial import Measured, blame, measure
-from upgrader.protocol.varlink_types import Trial
+from upgrader.protocol.kinds import Kind
+from upgrader.protocol.later import later
+from upgrader.protocol.state import convert_for, describe, header, retire, save
+from upgrader.protocol.values import Value
 from upgrader.systemd.fdstore import StoreName
-from upgrader.systemd.listen_fds import Passed
+
+if TYPE_CHECKING:
+    from upgrader.backends.listener import Address
+    from upgrader.protocol import saved_state, state_trial, varlink_types
+    from upgrader.protocol.identity import HasFileno
+    from upgrader.protocol.saved_state import SavedState
+    from upgrader.protocol.varlink_types import Trial
+    from upgrader.systemd.listen_fds import Passed
+else:
+    saved_state = later("upgrader.protocol.saved_state")
+    state_trial = later("upgrader.protocol.state_trial")
+    varlink_types = later("upgrader.protocol.varlink_types")
 
 T = TypeVar("T")
 
@@ -35,7 +46,7 @@ _CONVERTED = 1 << 20
 #: The family of a socket address, by the length of its tuple.
 _FAMILIES = {2: AF_INET, 4: AF_INET6}
 #: A name is part of an FDNAME: at most 255 bytes, no colon, with our prefix before it.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 
 
 class DeclaredState(Generic[T]):
@@ -45,7 +56,7 @@ class DeclaredState(Generic[T]):
         self.cls = cls
         self.description = describe(cls)
         try:
-            self.description.shape  # noqa: B018
+            self.description.check_fields()
         except NameError as error:
             raise _unreadable(self.description.item, error) from error
         self.trial: Trial | None = None  #: the last one
@@ -76,16 +87,16 @@ class DeclaredState(Generic[T]):
     def try_saving(self) -> Trial:
         """Find out whether the live state can be saved as it is now, from any thread."""
         d = self.description
-        problem, measured = "", Measured(0, 0.0)
+        problem, measured = "", state_trial.Measured(0, 0.0)
         try:
-            measured = measure(self.value)
+            measured = state_trial.measure(self.value)
             if d.backward and measured.bytes <= _CONVERTED:
                 convert_for(self.cls, save(self.value), None)
         except UnsavableState as error:
             problem = error.reason
         except Exception:
-            problem = blame(self.value)  # nothing, if it has changed in the meantime
-        self.trial = Trial(
+            problem = state_trial.blame(self.value)  # nothing, if it has changed in the meantime
+        self.trial = varlink_types.Trial(
             d.name, d.version, measured.bytes, round(measured.seconds, 6), round(time.time(), 3),
             problem,
         )  # fmt: skip
@@ -152,12 +163,11 @@ class Bound:
 
 def check_name(item: str, name: str) -> None:
     """Raise DeclarationError for what cannot be part of an FDNAME."""
-    if not _NAME.fullmatch(name):
+    if not re.fullmatch(_NAME, name):
         raise DeclarationError(item, "a name has letters, digits, dots, dashes, at most 100")
 
 
-@dataclass(frozen=True, slots=True)
-class Connections:
+class Connections(Value):
     """The connections of a listener: who handles them, and the state that goes with each one.
 
     `drains`: one that is between two safe points may end in the instance that is replaced.
@@ -169,8 +179,7 @@ class Connections:
     drains: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Protocols:
+class Protocols(Value):
     """The connections of a listener that another library owns: its adapter (an `aio.Adapter`), and
     the SSLContext of those that speak TLS."""
 
@@ -183,26 +192,26 @@ class Protocols:
         """What goes with each connection, without data."""
         adapter = self.adapter
         name = f"protocol {adapter.speaks}"
-        return SavedState(name, adapter.version, adapter.readable_from, b"")
+        return saved_state.SavedState(name, adapter.version, adapter.readable_from, b"")
 
 
-@dataclass(slots=True)
 class Declarations:
     """All that one program declares, by name. `drop` names items it lets go of."""
 
-    service: str
-    states: dict[str, DeclaredState[Any]] = field(default_factory=dict)
-    sockets: dict[str, Bound] = field(default_factory=dict)
-    connections: dict[str, Connections] = field(default_factory=dict)
-    protocols: dict[str, Protocols] = field(default_factory=dict)
-    checks: list[Callable[..., Any]] = field(default_factory=list)
-    reloads: list[Callable[..., Any]] = field(default_factory=list)
-    dropped: set[str] = field(default_factory=set)
-    serving: bool = False
-    generation: int = 0  # of the instance that loads them, once an image says so
-    activated: list[str] = field(default_factory=list)  # what `.socket` units passed, in words
-    _passed: tuple[Passed, ...] | None = None  # what nobody declared
-    _kept: set[str] = field(default_factory=set)  # the names of those that the program keeps
+    def __init__(self, service: str) -> None:
+        self.service = service
+        self.states: dict[str, DeclaredState[Any]] = {}
+        self.sockets: dict[str, Bound] = {}
+        self.connections: dict[str, Connections] = {}
+        self.protocols: dict[str, Protocols] = {}
+        self.checks: list[Callable[..., Any]] = []
+        self.reloads: list[Callable[..., Any]] = []
+        self.dropped: set[str] = set()
+        self.serving = False
+        self.generation = 0  #: of the instance that loads them, once an image says so
+        self.activated: list[str] = []  #: what `.socket` units passed, in words
+        self._passed: tuple[Passed, ...] | None = None  # what nobody declared
+        self._kept: set[str] = set()  # the names of those that the program keeps
 
     def add_state(self, cls: type[T]) -> DeclaredState[T]:
         """Declare a state; raises DeclarationError for a second one of that name."""

@@ -22,7 +22,6 @@ from upgrader.instance.loaded import Arrival
 from upgrader.instance.process import is_main, no_collection, reserve
 from upgrader.instance.self_report import SelfReport
 from upgrader.protocol.fd import Fd
-from upgrader.protocol.identity import HasFileno
 from upgrader.protocol.rendezvous import EXECUTED, PREFLIGHT, PREFLIGHT_1, TAKEOVER, UPGRADE
 from upgrader.systemd.fdstore import FdStore, Stored, StoreName
 from upgrader.systemd.journal import JournalOutcome, Priority
@@ -31,6 +30,7 @@ from upgrader.systemd.notify import one_line
 
 if TYPE_CHECKING:  # loaded by the instances that migrate live
     from upgrader.instance.live_destination import Taker
+    from upgrader.protocol.identity import HasFileno
 
 #: Seconds that a new owner waits for PID 1 to take it for the main process.
 NAMED = 2.0

@@ -11,10 +11,7 @@ import logging
 import os
 import socket
 from collections import Counter
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-import msgspec
+from typing import TYPE_CHECKING
 
 from upgrader.errors import (
     ImageError,
@@ -22,28 +19,41 @@ from upgrader.errors import (
     UnclaimedError,
     UnreadableState,
 )
-from upgrader.instance.choose_image import ParkedImages, origin
-from upgrader.instance.declarations import Declarations, Protocols
-from upgrader.instance.fork_guard import Closeable
 from upgrader.instance.loaded import Adopted, Arrival, others
 from upgrader.instance.open_sockets import Opening
-from upgrader.protocol import image, records
-from upgrader.protocol.channel import ReceivedImage
-from upgrader.protocol.connection_state import ConnectionState, Waiting
 from upgrader.protocol.fd import Fd
-from upgrader.protocol.identity import Kind, identify, is_socket
-from upgrader.protocol.parameters import Parameters
-from upgrader.protocol.state import SavedState, check_readable, load
-from upgrader.protocol.state_shape import name_some
+from upgrader.protocol.kinds import Kind, Waiting
+from upgrader.protocol.later import later
+from upgrader.protocol.state import check_readable, load
 from upgrader.protocol.status_text import Origin, Status
 from upgrader.systemd.fdstore import FdStore, Stored, StoreName
-from upgrader.systemd.listen_fds import Passed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    import msgspec
+
+    from upgrader.instance import choose_image
+    from upgrader.instance.declarations import Declarations, Protocols
+    from upgrader.instance.fork_guard import Closeable
+    from upgrader.instance.live_destination import Taker
+    from upgrader.protocol import identity, image, records, state_shape
+    from upgrader.protocol.channel import ReceivedImage
+    from upgrader.protocol.connection_state import ConnectionState
+    from upgrader.protocol.parameters import Parameters
+    from upgrader.protocol.saved_state import SavedState
+    from upgrader.systemd.listen_fds import Passed
+else:
+    msgspec = later("msgspec")
+    choose_image = later("upgrader.instance.choose_image")
+    identity = later("upgrader.protocol.identity")
+    image = later("upgrader.protocol.image")
+    records = later("upgrader.protocol.records")
+    state_shape = later("upgrader.protocol.state_shape")
 
 _NAMED = 20  # items of one kind that are named in the log before only their number is
 _LISTED = 100  # fields that were dropped, in what is said of how it was loaded
-if TYPE_CHECKING:
-    from upgrader.instance.live_destination import Taker
-
 _log = logging.getLogger("upgrader")
 
 
@@ -92,11 +102,13 @@ class Loader:
             raise
 
     def _load(self) -> Arrival:
-        parked = ParkedImages(
-            self._parameters, self._store, self._channels, self._opening.stored, self._opened
-        )
-        channel = parked.choose()
-        self._arrival.status = parked.status
+        channel = None
+        if self._channels or self._opening.stored:
+            parked = choose_image.ParkedImages(
+                self._parameters, self._store, self._channels, self._opening.stored, self._opened
+            )
+            channel = parked.choose()
+            self._arrival.status = parked.status
         received: dict[str, tuple[image.ManifestEntry, socket.socket]] = {}
         if self._taker:
             self._taker.take(
@@ -104,7 +116,7 @@ class Loader:
             )
             self._arrival.taker = self._taker
         elif channel:
-            came_by = Origin.EXEC if self._executed else origin(channel)
+            came_by = Origin.EXEC if self._executed else choose_image.origin(channel)
             received = self._load_image(channel.peek(), came_by)
             self._arrival.channel = channel
         for declared in self._declarations.states.values():
@@ -161,8 +173,8 @@ class Loader:
         withheld: list[image.LeftBehind] = []
         for index, (entry, fd) in enumerate(zip(manifest.entries, stream.fds, strict=False)):
             if entry.kind is Kind.PASSED:
-                if identify(fd) != entry.identity:
-                    raise MismatchError(str(entry), entry.identity, identify(fd))
+                if identity.identify(fd) != entry.identity:
+                    raise MismatchError(str(entry), entry.identity, identity.identify(fd))
                 self._opened.append(fd)
                 self._opening.add(Passed(entry.backend, fd))
                 continue
@@ -268,7 +280,9 @@ class Loader:
         for item, fields in self._dropped.items():
             names = sorted(fields)
             dropped += [f"{item}: {name}" for name in names]
-            _log.warning("%s: dropped, unknown to this version: %s", item, name_some(names))
+            _log.warning(
+                "%s: dropped, unknown to this version: %s", item, state_shape.name_some(names)
+            )
         return dropped
 
     def _adopt(self, manifest: image.Manifest, index: int, sock: socket.socket) -> None:
@@ -307,11 +321,11 @@ def _as_socket(entry: image.ManifestEntry, fd: Fd) -> socket.socket:
     try:
         sock = socket.socket(said.family, said.type, 0, fileno=fd.fileno())
     except OSError:
-        raise MismatchError(str(entry), said, identify(fd)) from None
+        raise MismatchError(str(entry), said, identity.identify(fd)) from None
     fd.detach()
-    if not is_socket(sock, said):
+    if not identity.is_socket(sock, said):
         with Fd(sock.detach()) as found_fd:
-            found = identify(found_fd)
+            found = identity.identify(found_fd)
         raise MismatchError(str(entry), said, found)
     return sock
 

@@ -5,27 +5,31 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
-
-import msgspec
 
 from upgrader.backends.listener import Address, bind, listen_again, release
 from upgrader.errors import BindError, NotifyError
 from upgrader.instance.declarations import Bound
-from upgrader.instance.image_in_fd_store import SpreadImage
-from upgrader.protocol.channel import ParkedChannel
-from upgrader.protocol.connection_state import ConnectionState
-from upgrader.protocol.identity import Identity, Kind
-from upgrader.protocol.status_text import FACTS, Origin, Status
+from upgrader.protocol.kinds import Kind
+from upgrader.protocol.later import later
+from upgrader.protocol.status_text import FACTS, Origin, Status, to_json
 from upgrader.systemd.fdstore import FdStore, StoreName, removal
-from upgrader.systemd.notify import Notifier, one_line
+from upgrader.systemd.notify import one_line
 
 if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Mapping, Sequence
+
+    from upgrader.instance import image_in_fd_store
+    from upgrader.instance.image_in_fd_store import SpreadImage
     from upgrader.instance.live_destination import Taker
+    from upgrader.protocol.channel import ParkedChannel
+    from upgrader.protocol.connection_state import ConnectionState
+    from upgrader.protocol.identity import Identity
+    from upgrader.systemd.notify import Notifier
+else:
+    image_in_fd_store = later("upgrader.instance.image_in_fd_store")
 
 #: Bytes: PID 1 takes 4096 in all, and drops what is longer, READY=1 included.
 _FACTS = 1000
@@ -34,17 +38,26 @@ _LARGEST_DATAGRAM = 1 << 20  # bytes; UNIX ones are bounded by the sender's buff
 _log = logging.getLogger("upgrader")
 
 
-class Adopted(msgspec.Struct, frozen=True):
+class Adopted:
     """One connection that has moved here, with what moved along."""
 
-    listener: str
-    sock: socket.socket
-    identity: Identity
-    state: ConnectionState
-    session: object | None
+    __slots__ = ("identity", "listener", "session", "sock", "state")
+
+    def __init__(
+        self,
+        listener: str,
+        sock: socket.socket,
+        identity: Identity,
+        state: ConnectionState,
+        session: object | None,
+    ) -> None:
+        self.listener = listener
+        self.sock = sock
+        self.identity = identity
+        self.state = state
+        self.session = session
 
 
-@dataclass(slots=True)
 class Rebinding:
     """A listener whose new address is free only once the old one, on the same port, is released.
 
@@ -52,10 +65,16 @@ class Rebinding:
     one then is lost if the commit fails. `wanted`: the sockets, and the addresses still to be bound.
     """
 
-    bound: Bound
-    old: Sequence[socket.socket]
-    wanted: Sequence[socket.socket | Address]
-    _made: list[socket.socket] = field(default_factory=list)
+    def __init__(
+        self,
+        bound: Bound,
+        old: Sequence[socket.socket],
+        wanted: Sequence[socket.socket | Address],
+    ) -> None:
+        self.bound = bound
+        self.old = old
+        self.wanted = wanted
+        self._made: list[socket.socket] = []
 
     def perform(self) -> list[tuple[StoreName, socket.socket]]:
         """Release and bind; returns all sockets with their names for the FD store. Raises BindError,
@@ -88,20 +107,20 @@ class Rebinding:
                 listen_again(old)
 
 
-@dataclass(slots=True)
 class Arrival:
     """A loaded instance before its commit."""
 
-    status: Status = field(default_factory=lambda: Status(1, Origin.COLD))
-    adopted: list[Adopted] = field(default_factory=list)
-    channel: ParkedChannel | SpreadImage | None = None
-    taker: Taker | None = None
-    frozen_at: int | None = None  # CLOCK_MONOTONIC in nanoseconds: nobody serves since
-    overrides: Mapping[str, str] = field(default_factory=dict)  # set at run time, inherited
-    replaced: list[tuple[Bound, socket.socket]] = field(default_factory=list)
-    rebinding: list[Rebinding] = field(default_factory=list)
-    unwanted: list[StoreName] = field(default_factory=list)  # to leave the FD store
-    persistent: list[tuple[StoreName, socket.socket]] = field(default_factory=list)  # to enter it
+    def __init__(self) -> None:
+        self.status = Status(1, Origin.COLD)
+        self.adopted: list[Adopted] = []
+        self.channel: ParkedChannel | SpreadImage | None = None
+        self.taker: Taker | None = None
+        self.frozen_at: int | None = None  #: CLOCK_MONOTONIC in nanoseconds: nobody serves since
+        self.overrides: Mapping[str, str] = {}  #: set at run time, inherited
+        self.replaced: list[tuple[Bound, socket.socket]] = []
+        self.rebinding: list[Rebinding] = []
+        self.unwanted: list[StoreName] = []  #: to leave the FD store
+        self.persistent: list[tuple[StoreName, socket.socket]] = []  #: to enter it
 
     def commit(self, notifier: Notifier, store: FdStore, serve: Callable[[], None]) -> None:
         """Become the owner: tell PID 1 in one datagram, then mark the channel as spent. `serve` runs
@@ -148,10 +167,10 @@ class Arrival:
     @property
     def _facts(self) -> str:
         """PID 1 takes no notice of it; `upgrader.testing`, which plays its part, does."""
-        told = msgspec.json.encode(self.status)
+        told = to_json(self.status)
         if len(told) > _FACTS:
-            told = msgspec.json.encode(replace(self.status, dropped=(), unsaved=()))
-        return f"{FACTS}={told.decode()}"
+            told = to_json(self.status.replace(dropped=(), unsaved=()))
+        return f"{FACTS}={told}"
 
     def _tidy(self, store: FdStore) -> None:
         store.remove(*self.unwanted)
@@ -164,7 +183,7 @@ class Arrival:
     def _note_pause(self) -> None:
         if self.frozen_at is not None:
             pause = time.clock_gettime_ns(time.CLOCK_MONOTONIC) - self.frozen_at
-            self.status = replace(self.status, pause=max(0, round(pause / 1e9, 4)))
+            self.status = self.status.replace(pause=max(0, round(pause / 1e9, 4)))
 
     def _commit(self, notifier: Notifier, store: FdStore) -> None:
         self._tidy(store)
@@ -183,7 +202,7 @@ class Arrival:
 
 def others(channel: ParkedChannel | SpreadImage) -> tuple[StoreName, ...]:
     """What PID 1 holds for an image besides the one FD that stands for it."""
-    return channel.others if isinstance(channel, SpreadImage) else ()
+    return channel.others if isinstance(channel, image_in_fd_store.SpreadImage) else ()
 
 
 def _take_backlog(bound: Bound, old: socket.socket) -> None:

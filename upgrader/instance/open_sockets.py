@@ -2,40 +2,51 @@
 """Finding the sockets of a declared backend: in the image, the FD store, a `.socket` unit, or by
 binding them; no FD under a name of its own is ever used for another one."""
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import logging
 import os
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from upgrader.backends.listener import Address, bind, listen_again, path_inode
 from upgrader.errors import BindError, BusError, DeclarationError, MismatchError
 from upgrader.instance.declarations import Bound, Declarations
-from upgrader.instance.fork_guard import Closeable
 from upgrader.instance.loaded import Arrival, Rebinding
 from upgrader.protocol.fd import Fd
-from upgrader.protocol.identity import Identity, Kind, identify
-from upgrader.protocol.image import ManifestEntry
-from upgrader.protocol.state_shape import name_some
-from upgrader.systemd.bus import Bus
+from upgrader.protocol.kinds import Kind
+from upgrader.protocol.later import later
 from upgrader.systemd.fdstore import Stored, StoreName
 from upgrader.systemd.listen_fds import Passed
-from upgrader.systemd.own_unit import TIMEOUT
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from upgrader.instance.fork_guard import Closeable
+    from upgrader.protocol import identity, image, state_shape
+    from upgrader.systemd import bus, own_unit
+else:
+    identity = later("upgrader.protocol.identity")
+    image = later("upgrader.protocol.image")
+    state_shape = later("upgrader.protocol.state_shape")
+    bus = later("upgrader.systemd.bus")
+    own_unit = later("upgrader.systemd.own_unit")
 
 #: A host has an address here that this machine has not got, or not of that family.
 _NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 _log = logging.getLogger("upgrader")
 
 
-@dataclass(slots=True)
 class _Candidate:
     """A socket that this backend had before: what PID 1 calls it, and the inode of its path."""
 
-    sock: socket.socket
-    stored: StoreName | None = None
-    inode: int = 0
+    def __init__(
+        self, sock: socket.socket, stored: StoreName | None = None, inode: int = 0
+    ) -> None:
+        self.sock = sock
+        self.stored = stored
+        self.inode = inode
 
 
 class Opening:
@@ -71,7 +82,7 @@ class Opening:
     def open(
         self,
         bound: Bound,
-        received: tuple[ManifestEntry, socket.socket] | None,
+        received: tuple[image.ManifestEntry, socket.socket] | None,
         *,
         moved: bool,
         passed: bool,
@@ -83,7 +94,7 @@ class Opening:
         Raises MismatchError, DeclarationError if there is nothing to open, and BindError.
         """
         activated = self._activated(bound)
-        if received and received[0].identity in map(identify, activated):
+        if received and received[0].identity in map(identity.identify, activated):
             received[1].close()
             received = None
         kept = [received[1]] if received and (moved and (activated or passed)) else []
@@ -105,7 +116,7 @@ class Opening:
         elif candidates:
             self._use(bound, [each.sock for each in candidates], candidates)
         else:
-            passed_here = name_some([repr(item.name) for item in self.others])
+            passed_here = state_shape.name_some([repr(item.name) for item in self.others])
             also = f", but {passed_here}, which is not declared," if passed_here else ""
             raise DeclarationError(
                 f"{bound.kind} {bound.name!r}",
@@ -118,9 +129,9 @@ class Opening:
         named = [item for item in self.others if item.name == bound.name]
         if not named and len(self._declarations.sockets) == 1:
             named = self._only_one(bound)
-        fitting = [item for item in named if _is_for(bound, identify(item.fd))]
+        fitting = [item for item in named if _is_for(bound, identity.identify(item.fd))]
         if named and not fitting:
-            what = identify(named[0].fd)
+            what = identity.identify(named[0].fd)
             raise MismatchError(f"{bound.kind} {bound.name!r}", bound.socket_type.name, what)
         socks = []
         for item in fitting:
@@ -138,8 +149,8 @@ class Opening:
             return []
         if self._unit:
             # It may as well be one that the program has stored for itself.
-            with contextlib.suppress(BusError), Bus(TIMEOUT) as bus:
-                by = bus.properties(self._unit).get("TriggeredBy", [])
+            with contextlib.suppress(BusError), bus.Bus(own_unit.TIMEOUT) as pid1:
+                by = pid1.properties(self._unit).get("TriggeredBy", [])
                 return found if sum(each.endswith(".socket") for each in by) == 1 else []
         return found
 
@@ -162,7 +173,7 @@ class Opening:
         try:
             sock = fd.socket()
         except OSError:
-            raise MismatchError(str(name), "a socket", identify(fd)) from None
+            raise MismatchError(str(name), "a socket", identity.identify(fd)) from None
         self._opened.append(sock)
         return sock
 
@@ -248,13 +259,13 @@ class Opening:
         self._arrival.unwanted.append(candidate.stored or first)
 
 
-def _is_for(bound: Bound, identity: Identity) -> bool:
+def _is_for(bound: Bound, identity: identity.Identity) -> bool:
     return bool(identity.family) and identity.type == bound.socket_type
 
 
 def _takes_new(bound: Bound, fd: Fd) -> bool:
     """Whether an FD is a socket on which somebody new may come, of the kind that is declared."""
-    if not _is_for(bound, identify(fd)):
+    if not _is_for(bound, identity.identify(fd)):
         return False
     with fd.duplicate().socket() as sock:
         accepts = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)

@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 
 from upgrader.codes import Code
-from upgrader.protocol.varlink_types import Decision, Last, Loaded, Migration, Phase
+from upgrader.protocol.standing import Decision, Phase
+from upgrader.protocol.varlink_types import Last, Loaded, Migration
 
 
 @dataclass(frozen=True, slots=True)

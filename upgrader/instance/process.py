@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """This process itself: its signals, its FDs, its watchdog, its collector; knows no backend."""
 
+from __future__ import annotations
+
 import contextlib
 import gc
 import os
@@ -10,7 +12,13 @@ from collections.abc import Iterator, Mapping
 
 from upgrader.errors import BusError
 from upgrader.protocol.fd import Fd
-from upgrader.systemd.bus import Bus
+from upgrader.protocol.later import later
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from upgrader.systemd import bus
+else:
+    bus = later("upgrader.systemd.bus")
 
 _BUS = 2.0  # seconds for PID 1 to answer
 
@@ -23,8 +31,8 @@ def stop_signals(supervised: bool) -> tuple[signal.Signals, ...]:
 def is_main(unit: str) -> bool:
     """Whether PID 1 takes this process for the main one; what it does not say counts as yes."""
     try:
-        with Bus(_BUS) as bus:
-            return bool(bus.get(unit, "MainPID") == os.getpid())
+        with bus.Bus(_BUS) as pid1:
+            return bool(pid1.get(unit, "MainPID") == os.getpid())
     except BusError:
         return True
 

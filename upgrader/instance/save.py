@@ -18,8 +18,10 @@ from upgrader.instance import image_in_fd_store
 from upgrader.instance.declarations import Declarations
 from upgrader.protocol import channel, image
 from upgrader.protocol.connection_state import ConnectionState
-from upgrader.protocol.identity import HasFileno, Identity, Kind, identify
-from upgrader.protocol.state import SavedState, convert_for, describe, save
+from upgrader.protocol.identity import HasFileno, Identity, identify
+from upgrader.protocol.kinds import Kind
+from upgrader.protocol.saved_state import SavedState
+from upgrader.protocol.state import convert_for, describe, save
 from upgrader.systemd.bus import Bus
 from upgrader.systemd.fdstore import FdStore, Stored, StoreName
 from upgrader.systemd.own_unit import TIMEOUT

@@ -12,7 +12,7 @@ from upgrader.errors import UpgradeError
 from upgrader.instance.connection import show_peer
 from upgrader.instance.self_report import Open, SelfReport
 from upgrader.protocol.identity import identify
-from upgrader.protocol.varlink_types import VERSION, Backend, Connection, Description
+from upgrader.protocol.varlink_types import VERSION, Backend, Connection, Description, Refusal
 from upgrader.systemd import start_record
 
 _LISTED = 100  # connections that are described one by one, the busy and old first; and modules
@@ -70,7 +70,7 @@ class Describer:
             interface=VERSION,
             last=host.progress.last,
             loaded=host.progress.origin,
-            refused=host.refusal,
+            refused=host.refusal or Refusal(),
             fingerprint=self.fingerprint(),
         )
 

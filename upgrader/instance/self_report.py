@@ -11,22 +11,28 @@ import logging
 import os
 import socket
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from upgrader.errors import ParameterError, UpgradeError
 from upgrader.instance.declarations import Declarations
-from upgrader.instance.phases import Phases, fields
-from upgrader.protocol.connection_state import Waiting
-from upgrader.protocol.identity import show_address
+from upgrader.protocol.kinds import Waiting, show_address
+from upgrader.protocol.later import later
 from upgrader.protocol.parameters import Parameters
+from upgrader.protocol.standing import Phase, Standing
 from upgrader.protocol.status_text import Origin, Status
-from upgrader.protocol.varlink_types import Loaded, Migration, Phase, Refusal, Standing, Trial
 from upgrader.systemd import journal
 from upgrader.systemd.journal import JournalOutcome, Priority
 from upgrader.systemd.notify import Notifier, one_line
 from upgrader.systemd.unit_settings import Settings
+
+if TYPE_CHECKING:
+    from upgrader.instance import phases
+    from upgrader.protocol import varlink_types
+else:
+    phases = later("upgrader.instance.phases")
+    varlink_types = later("upgrader.protocol.varlink_types")
 
 _log = logging.getLogger("upgrader")
 
@@ -61,11 +67,11 @@ class SelfReport:
         self.generation = 0  #: 1 on a cold start, one more with each migration; 0 before `serve`
         self.since = 0.0  #: seconds since the epoch at which it became the owner
         self.standing = Standing.SERVING
-        self.progress = Phases()
         self._configured = Parameters.from_environment(environment)
         self.parameters = self._configured
         self.overrides: dict[str, str] = {}
-        self.refusal = Refusal()  #: the last version that did not take over, by its own fault
+        #: The last version that did not take over, by its own fault.
+        self.refusal: varlink_types.Refusal | None = None
         self.settings = Settings()  #: of the unit at the start of this process
         self.declarations = Declarations(service)
         self.notifier = Notifier.from_environment(environment)
@@ -73,6 +79,9 @@ class SelfReport:
         #: All open connections with their backend; called from any thread.
         self.connections_open: Callable[[], Sequence[tuple[str, Open]]] = lambda: ()
         self._status = Status(0, Origin.COLD)
+        self._upgrade = ""  # the id of the one that has brought this instance here
+        self._progress: phases.Phases | None = None
+        self._lock = threading.Lock()
         self._prefix = _Prefix(self)
 
     def open(self) -> None:
@@ -86,6 +95,16 @@ class SelfReport:
 
     # What others ask for
 
+    @property
+    def progress(self) -> phases.Phases:
+        """The migration under way, or the last one."""
+        with self._lock:
+            if self._progress is None:
+                self._progress = phases.Phases()
+                if self.since:
+                    self._remember(self._progress)
+            return self._progress
+
     def override(self, parameters: Mapping[str, str]) -> None:
         """Set parameters until the service is stopped, whatever the unit says; an empty value takes
         back what was set. Raises ParameterError, and sets none then."""
@@ -93,7 +112,7 @@ class SelfReport:
         self.parameters = self._configured.updated(overrides, self.declarations.sockets)
         self.overrides = overrides
 
-    def try_states(self) -> list[Trial]:
+    def try_states(self) -> list[varlink_types.Trial]:
         """Find out which states can be saved as they are now, from any thread, and say which cannot:
         an upgrade would fail, and a restart would lose them."""
         trials = []
@@ -124,24 +143,26 @@ class SelfReport:
         where = "".join(f" on {show_address(name)}" for name in names)
         print(f"{self.service}: serves{where}; Ctrl-C stops it", file=sys.stderr)
 
-    def refused(self, why: str, refusal: Refusal | None) -> None:
+    def refused(self, why: str, refusal: varlink_types.Refusal | None) -> None:
         """Show, in the status text, why a newer version has not taken over; `refusal` if that was
         its own fault."""
         self.refusal = refusal or self.refusal
-        self._status = replace(self._status, refused=one_line(why))
+        self._status = self._status.replace(refused=one_line(why))
         with contextlib.suppress(UpgradeError):
             self.notifier.send(f"STATUS={self._status}")
 
     def loaded(self, status: Status, upgrade: str) -> None:
         """Say that this instance is the owner now, and what has brought it here: the upgrade with
         the id `upgrade`, if any."""
-        self._status = status
-        self._remember(status, upgrade)
+        self._status, self._upgrade = status, upgrade
+        if self._progress:
+            self._remember(self._progress)
         self.tell(Priority.INFO, "destination", "load", JournalOutcome.DONE, str(status))
 
-    def _remember(self, status: Status, upgrade: str) -> None:
+    def _remember(self, progress: phases.Phases) -> None:
+        status = self._status
         pause = status.pause or 0.0
-        loaded = Loaded(
+        loaded = varlink_types.Loaded(
             origin=status.origin,
             source=status.source_generation or 0,
             fds=status.fds,
@@ -154,7 +175,7 @@ class SelfReport:
         )
         migration = None
         if status.source_generation is not None:
-            migration = Migration(
+            migration = varlink_types.Migration(
                 Phase.DONE,
                 mode=status.origin,
                 source=status.source_generation,
@@ -167,9 +188,9 @@ class SelfReport:
                 bytes=status.state_bytes,
                 left_behind=status.left_behind,
             )
-        self.progress.loaded(loaded, migration, upgrade)
+        progress.loaded(loaded, migration, self._upgrade)
 
-    def _tell_unsavable(self, trial: Trial) -> None:
+    def _tell_unsavable(self, trial: varlink_types.Trial) -> None:
         message = (
             f"state {trial.name!r} cannot be saved: {trial.problem}; until it can, no upgrade works,"
             " and a restart begins without it"
@@ -187,11 +208,12 @@ class SelfReport:
     ) -> None:
         """Send a journal entry; at a desk, log what has failed."""
         if self.supervised:
-            news, last = self.progress.now, self.progress.last
             details = {}
             # What is parked has no destination yet: the last migration is the one before.
-            if news.mode and phase != "park":
-                details = {**fields(news), "ID": last.id, "CODE": last.code}
+            if phase != "park" and (self._progress or self._status.source_generation is not None):
+                news, last = self.progress.now, self.progress.last
+                if news.mode:
+                    details = {**phases.fields(news), "ID": last.id, "CODE": last.code}
             journal.report(
                 message, priority, unit=self.unit, generation=self.generation, side=side,
                 phase=phase, outcome=outcome, details={n: v for n, v in details.items() if v},

@@ -15,36 +15,38 @@ from typing import TYPE_CHECKING, Protocol
 
 from upgrader.codes import Code
 from upgrader.errors import BusyWork, UpgradeError
-from upgrader.instance import save
 from upgrader.instance.control import Answering
 from upgrader.instance.declarations import Bound
 from upgrader.instance.destination_side import DestinationSide
 from upgrader.instance.process import no_collection, watchdog_span
 from upgrader.instance.self_report import SelfReport
-from upgrader.protocol import image
-from upgrader.protocol.identity import HasFileno
-from upgrader.protocol.image import LeftBehind
+from upgrader.protocol.later import later
 from upgrader.protocol.parameters import Mechanism
-from upgrader.protocol.switchover import Event, Source
-from upgrader.protocol.varlink_types import Phase, Standing
+from upgrader.protocol.standing import Phase, Standing
 from upgrader.systemd.fdstore import FdStore, Stored, StoreName
 from upgrader.systemd.journal import JournalOutcome, Priority
 from upgrader.systemd.listen_fds import own_number
-from upgrader.systemd.own_unit import StopJob, StopReason, ask
 
 if TYPE_CHECKING:  # loaded by the instances that migrate live
+    from upgrader.instance import save
     from upgrader.instance.exec_mode import Execution
     from upgrader.instance.live_source import Built, Giver, MigrationRequest
+    from upgrader.protocol import identity, image, switchover
+    from upgrader.systemd import own_unit
+else:
+    save = later("upgrader.instance.save")
+    image = later("upgrader.protocol.image")
+    identity = later("upgrader.protocol.identity")
+    switchover = later("upgrader.protocol.switchover")
+    own_unit = later("upgrader.systemd.own_unit")
 
-#: A destination of which nothing is known.
-_UNKNOWN = save.Readers()
 _log = logging.getLogger("upgrader")
 
 
 class Loop(Protocol):
     """What a loop does with its connections, in the order of a migration."""
 
-    def freeze(self) -> tuple[list[save.Frozen], list[LeftBehind]]:
+    def freeze(self) -> tuple[list[save.Frozen], list[image.LeftBehind]]:
         """What moves, and what stays and why; nothing changes.
 
         Raises BusyWork if that would cut in two what is between two safe points.
@@ -102,7 +104,7 @@ class SourceSide:
             beat=self._watchdog / 2 if self._watchdog else float("inf"),
         )
         with no_collection():
-            if giver.give() is Source.SERVING:
+            if giver.give() is switchover.Source.SERVING:
                 self._giver = None
         return giver
 
@@ -110,8 +112,8 @@ class SourceSide:
         """End a migration that was left in the middle, once PID 1 knows whom it has."""
         if self._giver:
             self._giver.settle()
-            if self._giver.state is Source.RETIRED:
-                self._giver.side.feed(Event.STOP)
+            if self._giver.state is switchover.Source.RETIRED:
+                self._giver.side.feed(switchover.Event.STOP)
 
     def execute(self, execution: Execution, loop: Loop) -> None:
         """Become the new version; returns only if that fails, and this instance serves on.
@@ -145,18 +147,18 @@ class SourceSide:
     def _build(
         self,
         frozen: Sequence[save.Frozen],
-        busy: Sequence[LeftBehind],
-        readers: save.Readers = _UNKNOWN,
+        busy: Sequence[image.LeftBehind],
+        readers: save.Readers | None = None,
         *,
         partial: bool = False,
         beyond: bool = False,
-    ) -> tuple[image.Manifest, list[HasFileno]]:
+    ) -> tuple[image.Manifest, list[identity.HasFileno]]:
         """`readers`: what the destination has said that it can read; `partial`: leave behind what
         cannot be saved; `beyond`: with what PID 1 would pass to a start besides."""
         report = self._report
         return save.build(
             self._declarations, report.generation, report.version, frozen, busy, report.overrides,
-            readers, partial=partial, beyond=beyond,
+            readers or save.Readers(), partial=partial, beyond=beyond,
         )  # fmt: skip
 
     def _serve_on(self, code: Code, why: str) -> str:
@@ -184,16 +186,16 @@ class SourceSide:
         report = self._report
         report.standing = Standing.STOPPING
         self._destination.wait_settled()
-        stop = StopJob(StopReason.STOP, float("inf"))
+        stop = own_unit.StopJob(own_unit.StopReason.STOP, float("inf"))
         if report.supervised:
-            stop = ask(report.unit, failed=failed)
+            stop = own_unit.ask(report.unit, failed=failed)
         with contextlib.suppress(UpgradeError):
             report.notifier.send("STOPPING=1")
         patience = min(report.parameters.drain_timeout, stop.timeout * 0.8)
-        parks = report.parameters.enabled and stop.reason is not StopReason.STOP
+        parks = report.parameters.enabled and stop.reason is not own_unit.StopReason.STOP
         return parks, time.monotonic() + patience
 
-    def park(self, connections: Sequence[save.Frozen], busy: Sequence[LeftBehind]) -> bool:
+    def park(self, connections: Sequence[save.Frozen], busy: Sequence[image.LeftBehind]) -> bool:
         """Park everything; False (and said so) if that cannot be done and must be drained."""
         report = self._report
         try:
@@ -253,13 +255,13 @@ class _Steps:
         progress = self._report.progress
         progress.enter(Phase.FROZEN)
         negotiation = self._side._answering.negotiation
-        readers = negotiation.readers if negotiation else _UNKNOWN
+        readers = negotiation.readers if negotiation else None
         frozen, busy = self._loop.freeze()
         beyond = negotiation is not None and negotiation.takes_passed
         if not beyond:
             why = "the library of the new version does not take it"
             here = self._side._declarations
-            busy += [LeftBehind(item.name, "FD", why) for item in here.passed]
+            busy += [image.LeftBehind(item.name, "FD", why) for item in here.passed]
         manifest, fds = self._side._build(frozen, busy, readers, beyond=beyond)
         self._built = built = Built(manifest, fds)
         progress.enter(Phase.LOADING, fds=len(fds), left_behind=len(manifest.left_behind))
@@ -300,7 +302,7 @@ class _Steps:
     def park(self) -> None:
         """Leave everything with PID 1, or nothing if the unit is stopped for good."""
         self._done("parked")
-        if ask(self._report.unit).reason is StopReason.STOP:
+        if own_unit.ask(self._report.unit).reason is own_unit.StopReason.STOP:
             self._side._store.remove(self._name(Stored.INSURANCE))
         else:
             manifest, fds = save.lasting(self._image.manifest, self._image.fds)
@@ -321,7 +323,9 @@ class _Steps:
         assert self._built is not None
         return self._built
 
-    def _park(self, manifest: image.Manifest, fds: Sequence[HasFileno], what: Stored) -> None:
+    def _park(
+        self, manifest: image.Manifest, fds: Sequence[identity.HasFileno], what: Stored
+    ) -> None:
         save.park(manifest, fds, self._name(what), self._side._store, self._report.unit)
 
     def _name(self, what: Stored) -> StoreName:

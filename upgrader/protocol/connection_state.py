@@ -1,17 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What moves with a connection besides its FD; reads and writes nothing."""
 
-from enum import StrEnum
-
 import msgspec
 
-
-class Waiting(StrEnum):
-    """Where the handler of a connection stood when it was frozen; on the wire."""
-
-    MESSAGE = "message"  #: for the next message, with nothing in hand
-    SAFE = "safe"  #: inside `peer.safe()`: the state says where it stands
-    CLOSING = "closing"  #: the handler is done, unsent bytes are left
+from upgrader.protocol.kinds import Waiting
 
 
 class ConnectionState(msgspec.Struct, frozen=True, array_like=True):

@@ -4,21 +4,12 @@
 import os
 import socket
 import stat
-from enum import IntEnum, StrEnum
+from enum import IntEnum
 from typing import Protocol
 
 import msgspec
 
-
-class Kind(StrEnum):
-    """What a backend's FD is for; on the wire."""
-
-    LISTENER = "listener"
-    DATAGRAMS = "datagrams"
-    CONNECTION = "connection"
-    #: What PID 1 would pass to a start besides the image, by its FDNAME; only live, and only to a
-    #: destination that says that it knows this kind.
-    PASSED = "passed"
+from upgrader.protocol.kinds import show_address
 
 
 class HasFileno(Protocol):
@@ -79,17 +70,6 @@ def is_socket(sock: socket.socket, said: Identity) -> bool:
         and sock.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN) == said.family
         and sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) == said.type
     )
-
-
-def show_address(name: object) -> str:
-    """A socket address as people write it: `[::1]:80`, `127.0.0.1:80`, `/run/x`, `@abstract`."""
-    if isinstance(name, tuple) and len(name) >= 2:
-        host = str(name[0])  # a number in some families, AF_VSOCK for one
-        return f"[{host}]:{name[1]}" if ":" in host else f"{host}:{name[1]}"
-    if isinstance(name, bytes):
-        return "@" + name[1:].decode(errors="replace")
-    # A path need not be UTF-8, what travels in an image must be.
-    return os.fsencode(str(name)).decode(errors="replace") if name else ""
 
 
 def _name(names: type[IntEnum], number: int) -> str:

@@ -16,8 +16,9 @@ import msgspec
 from upgrader.errors import ImageError
 from upgrader.protocol.connection_state import ConnectionState
 from upgrader.protocol.fd import Fd
-from upgrader.protocol.identity import Identity, Kind
-from upgrader.protocol.state import SavedState
+from upgrader.protocol.identity import Identity
+from upgrader.protocol.kinds import Kind
+from upgrader.protocol.saved_state import SavedState
 
 MAGIC = b"UPGRADER"
 FORMAT = 1

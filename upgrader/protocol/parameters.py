@@ -7,13 +7,13 @@ switch: a plain service.
 """
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, NoReturn, Self
 
 from upgrader.errors import DeclarationError, ParameterError
 from upgrader.protocol.rendezvous import BUS, PREFLIGHT, PREFLIGHT_1
 from upgrader.protocol.systemd_syntax import LONGEST, boolean, show_span, time_span
+from upgrader.protocol.values import Value
 
 
 def _wait(text: str) -> float:
@@ -60,8 +60,7 @@ class Mode(StrEnum):
         raise ValueError(f"{value!r} is not one of {', '.join(cls)}")
 
 
-@dataclass(frozen=True, slots=True)
-class Transfer:
+class Transfer(Value):
     """Which connections move: all of them or none, and backends of which none do."""
 
     all: bool = True
@@ -81,7 +80,7 @@ class Transfer:
 
     def with_backend(self, name: str, text: str) -> Self:
         """With one backend set; raises ValueError."""
-        return replace(self, backends=(*dict(self.backends, **{name: boolean(text)}).items(),))
+        return self.replace(backends=(*dict(self.backends, **{name: boolean(text)}).items(),))
 
     def __contains__(self, backend: str) -> bool:
         return self.all and dict(self.backends).get(backend, True)
@@ -91,8 +90,7 @@ class Transfer:
         return " ".join([_yes_or_no(self.all), *own])
 
 
-@dataclass(frozen=True, slots=True)
-class Parameters:
+class Parameters(Value):
     """`drain_timeout` in seconds; `downtime_limit`: seconds that a live migration may wait for safe
     points, and for progress of the destination; `migration_timeout`: seconds for all of it;
     `insurance`: seconds after a live upgrade in which a crash goes back to the switchover;
@@ -152,7 +150,7 @@ class Parameters:
                 )
             except ValueError as error:
                 raise ParameterError(name, str(error)) from error
-            changed = replace(changed, **{parameter.field: value})
+            changed = changed.replace(**{parameter.field: value})
         return changed
 
     def transfers(self, backend: str) -> bool:
@@ -164,8 +162,7 @@ class Parameters:
         return {name: _show(getattr(self, each.field)) for name, each in SETTABLE.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class Parameter:
+class Parameter(Value):
     """One that `upgrader set` knows: the field, how its text is read, and what it means."""
 
     field: str

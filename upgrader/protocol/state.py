@@ -6,13 +6,21 @@ says from which version on it can be read, because old code cannot know newer co
 that has other fields the newer one makes those, too (`convert_back`).
 """
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any, TypeVar, dataclass_transform
-
-import msgspec
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    TypeVar,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from upgrader.errors import (
     DeclarationError,
@@ -21,33 +29,38 @@ from upgrader.errors import (
     UnreadableState,
     UnsavableState,
 )
-from upgrader.protocol.state_shape import SINCE, Shape, name_some
-from upgrader.protocol.state_trial import blame
+from upgrader.protocol.kinds import SINCE
+from upgrader.protocol.later import later
+from upgrader.protocol.values import Value
+
+if TYPE_CHECKING:
+    import msgspec
+
+    from upgrader.protocol import saved_state, state_shape, state_trial
+    from upgrader.protocol.saved_state import SavedState
+else:
+    msgspec = later("msgspec")
+    saved_state = later("upgrader.protocol.saved_state")
+    state_shape = later("upgrader.protocol.state_shape")
+    state_trial = later("upgrader.protocol.state_trial")
 
 T = TypeVar("T")
 Converter = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 _CONVERTED = 0  # in place of the mark of a shape
+_PLAIN = (int, float, str, bytes, bool)
 
 
-class SavedState(msgspec.Struct, frozen=True):
-    """One state as it travels in an image: `data` is a msgpack map of the fields.
-
-    `earlier`: the fields as earlier versions had them, by version, where those are others.
-    `shape`: `Shape.mark` of the class that saved it, 0 for converted fields. Version 0.1.0 of the library wrote neither.
-    """
-
-    name: str
-    version: int
-    readable_from: int
-    data: bytes
-    earlier: dict[int, bytes] | msgspec.UnsetType = msgspec.UNSET
-    shape: int | msgspec.UnsetType = msgspec.UNSET
+class _Unset:
+    def __repr__(self) -> str:
+        return "UNSET"
 
 
-@dataclasses.dataclass(frozen=True)
-class StateVersions:
+_UNSET = _Unset()
+
+
+class StateVersions(Value):
     """What `@state` declares about a class. `converters` is keyed by the version converted from,
     `backward` by the version converted to."""
 
@@ -65,10 +78,20 @@ class StateVersions:
         return f"state {self.name!r}"
 
     @cached_property
-    def shape(self) -> Shape:
+    def shape(self) -> state_shape.Shape:
         """Its fields at every depth; raises DeclarationError, and NameError as long as a class that
         an annotation names is not defined."""
-        return Shape(self.cls, self.item)
+        return state_shape.Shape(self.cls, self.item)
+
+    def check_fields(self) -> None:
+        """Raise for a field that can never be saved, and as long as a class is not defined, as
+        `shape` does. Of plain fields none is: those cost a start nothing."""
+        try:
+            hints = get_type_hints(self.cls)
+        except TypeError:  # what stands there is no type: in `shape`, it gets a message
+            hints = {"": None}
+        if not all(map(_is_plain, hints.values())):
+            self.shape  # noqa: B018
 
     def check_readable(self, version: int, readable_from: int) -> None:
         """Raise IncompatibleState unless this program can read what `version` has saved."""
@@ -82,7 +105,7 @@ def check_readable(name: str, version: int, readable_from: int, *, own: int) -> 
         raise IncompatibleState(name, offered=version, readable_from=readable_from, own=own)
 
 
-def since(version: int, *, default: Any = msgspec.UNSET, default_factory: Any = None) -> Any:
+def since(version: int, *, default: Any = _UNSET, default_factory: Any = None) -> Any:
     """A field that exists from `version` of its state on: what an older version has saved leaves it
     at its default. A missing field of any other kind refuses the state.
 
@@ -91,7 +114,7 @@ def since(version: int, *, default: Any = msgspec.UNSET, default_factory: Any = 
     metadata = {SINCE: version}
     if default_factory is not None:
         return dataclasses.field(default_factory=default_factory, metadata=metadata)
-    if default is msgspec.UNSET:
+    if default is _UNSET:
         raise DeclarationError("since()", "needs a default: an older image has no such field")
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -121,11 +144,19 @@ def state(
                 raise DeclarationError(f"state {name!r}", what)
         description = StateVersions(made, name, version, oldest, {}, {}, {})
         with contextlib.suppress(NameError):  # defined further down: `Declared` asks again
-            description.shape  # noqa: B018
+            description.check_fields()
         made.__upgrader__ = description  # type: ignore[attr-defined]
         return made
 
     return declare
+
+
+def _is_plain(kind: object) -> bool:
+    """Whether whatever is of this type can be saved: numbers, text, and containers of them."""
+    items = get_args(kind)
+    if get_origin(kind) is dict:
+        return items[0] in (str, int) and _is_plain(items[1])
+    return kind in _PLAIN or (get_origin(kind) is list and _is_plain(items[0]))
 
 
 def describe(cls: type) -> StateVersions:
@@ -182,8 +213,8 @@ def save(value: object) -> SavedState:
     try:
         data = msgspec.msgpack.encode(value)
     except Exception as error:
-        raise UnsavableState(d.item, blame(value) or str(error)) from error
-    return SavedState(d.name, d.version, d.readable_from, data, shape=d.shape.mark)
+        raise UnsavableState(d.item, state_trial.blame(value) or str(error)) from error
+    return saved_state.SavedState(d.name, d.version, d.readable_from, data, shape=d.shape.mark)
 
 
 def encode(value: object | None) -> bytes:
@@ -214,13 +245,15 @@ def convert_for(cls: type, saved: SavedState, reader: int | None) -> SavedState:
             raise UnsavableState(d.item, why) from error
     if reader is None:
         return msgspec.structs.replace(saved, earlier=forms)
-    return SavedState(d.name, wanted[-1], d.readable_from, forms[wanted[-1]], shape=_CONVERTED)
+    return saved_state.SavedState(
+        d.name, wanted[-1], d.readable_from, forms[wanted[-1]], shape=_CONVERTED
+    )
 
 
 def header(cls: type) -> SavedState:
     """Name and versions of a state class, without data."""
     d = describe(cls)
-    return SavedState(d.name, d.version, d.readable_from, b"", shape=d.shape.mark)
+    return saved_state.SavedState(d.name, d.version, d.readable_from, b"", shape=d.shape.mark)
 
 
 def load(cls: type[T], saved: SavedState) -> tuple[T, tuple[str, ...]]:
@@ -254,7 +287,7 @@ def load(cls: type[T], saved: SavedState) -> tuple[T, tuple[str, ...]]:
     ]:
         raise UnreadableState(
             d.item,
-            f"version {saved.version} has saved no {name_some(unexplained)}, and version"
+            f"version {saved.version} has saved no {state_shape.name_some(unexplained)}, and version"
             f" {d.version} does not say why",
             remedy=_remedy(d, saved.version),
         )

@@ -19,9 +19,7 @@ import msgspec
 from msgspec import inspect
 
 from upgrader.errors import DeclarationError
-
-#: Key of the metadata of a field: the version of the state from which on it is saved.
-SINCE = "upgrader.since"
+from upgrader.protocol.kinds import SINCE
 
 #: One of each kind of value that comes out of msgpack: what is none of them is never loaded.
 _LOADABLE: tuple[Any, ...] = (

@@ -4,8 +4,12 @@
 Nothing reads it back: any program may send STATUS=.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+import json
 from enum import StrEnum
+
+from upgrader.protocol.values import Value
 
 #: The variable in which a `Status` comes with READY=1, as JSON; sd_notify(3) leaves X_ to services.
 FACTS = "X_UPGRADER"
@@ -22,8 +26,7 @@ class Origin(StrEnum):
     UNKNOWN = "unknown"  #: An instance of an older library does not say.
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
+class Status(Value):
     """Generation and origin of a serving instance.
 
     `fds` and `state_bytes` (size of the image) came from `source_generation`; `left_behind` counts
@@ -64,6 +67,17 @@ class Status:
             f" from generation {self.source_generation}: {self.fds} FDs,"
             f" {self.state_bytes} bytes of state, {self.left_behind} left behind{paused}{refused}"
         )
+
+
+def to_json(status: Status) -> str:
+    """All of a status, for programs."""
+    return json.dumps(vars(status))
+
+
+def from_json(text: str) -> Status:
+    """What `to_json` has written; raises ValueError."""
+    fields = {n: tuple(v) if isinstance(v, list) else v for n, v in json.loads(text).items()}
+    return Status(**{**fields, "origin": Origin(fields["origin"])})
 
 
 _REFUSED = "; upgrade failed: "

@@ -5,16 +5,21 @@ Every FD gets a name of its own, because FDSTOREREMOVE=1 removes all of one name
 everywhere: else PID 1 drops an FD whose other end hangs up.
 """
 
+from __future__ import annotations
+
 import contextlib
-import re
-import socket
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Self
 
 from upgrader.errors import NotifyError
-from upgrader.protocol.identity import HasFileno
-from upgrader.systemd.notify import Notifier
+from upgrader.protocol.values import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from typing import Self
+
+    from upgrader.protocol.identity import HasFileno
+    from upgrader.systemd.notify import Notifier
 
 
 class Stored(StrEnum):
@@ -32,11 +37,7 @@ class Stored(StrEnum):
     ENTRY = "entry"
 
 
-_NAME = re.compile(rf"upgrader-({'|'.join(Stored)})-(.+)")
-
-
-@dataclass(frozen=True, slots=True)
-class StoreName:
+class StoreName(Value):
     """A name in the FD store: `upgrader-<what>-<item>`."""
 
     what: Stored
@@ -48,8 +49,11 @@ class StoreName:
     @classmethod
     def parse(cls, text: str) -> Self | None:
         """Our name, or None for anybody else's."""
-        match = _NAME.fullmatch(text)
-        return cls(Stored(match[1]), match[2]) if match else None
+        ours, _, rest = text.partition("-")
+        what, _, item = rest.partition("-")
+        if ours != "upgrader" or not item or what not in [*Stored]:
+            return None
+        return cls(Stored(what), item)
 
     @classmethod
     def of_backend(cls, kind: str, name: str, number: int) -> Self:

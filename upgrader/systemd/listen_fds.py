@@ -4,20 +4,29 @@
 The order of the FDs means nothing (it changes with a daemon-reload), names may repeat.
 """
 
+from __future__ import annotations
+
 import os
-from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass
 
 from upgrader.errors import DeclarationError
 from upgrader.protocol.fd import Fd
-from upgrader.protocol.identity import identify
-from upgrader.systemd.unit import show_socket
+from upgrader.protocol.later import later
+from upgrader.protocol.values import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, MutableMapping
+
+    from upgrader.protocol import identity
+    from upgrader.systemd import unit
+else:
+    identity = later("upgrader.protocol.identity")
+    unit = later("upgrader.systemd.unit")
 
 FIRST = 3  # SD_LISTEN_FDS_START
 
 
-@dataclass(frozen=True, slots=True)
-class Passed:
+class Passed(Value):
     """One FD that PID 1 passed, and its name (FileDescriptorName= or FDNAME=)."""
 
     name: str
@@ -26,12 +35,12 @@ class Passed:
     @property
     def is_socket(self) -> bool:
         """Whether it is a socket, and not a file or a memfd."""
-        return bool(identify(self.fd).family)
+        return bool(identity.identify(self.fd).family)
 
     def __str__(self) -> str:
         """What a `.socket` unit has passed, in one line: `web=SOCK_STREAM [::]:80`."""
-        identity = identify(self.fd)
-        return show_socket(self.name, identity.kind_name, identity.address)
+        found = identity.identify(self.fd)
+        return unit.show_socket(self.name, found.kind_name, found.address)
 
 
 def own_number(environment: Mapping[str, str]) -> str:

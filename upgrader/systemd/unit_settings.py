@@ -6,7 +6,6 @@ from __future__ import annotations
 import binascii
 
 from upgrader.protocol.values import Value
-from upgrader.systemd.unit import credential_names
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,6 +22,8 @@ class Settings(Value):
 
 def settings(bus: Bus, unit: str) -> Settings:
     """What PID 1 calls constant of a unit: all that changes at run time is left out."""
+    from upgrader.systemd.unit import credential_names  # too much for a start
+
     constants = bus.constants(unit)
     checksum = f"{binascii.crc32(repr(sorted(constants.items())).encode()):08x}"
     return Settings(checksum, credential_names(constants))

@@ -6,7 +6,8 @@ from typing import TypeVar
 
 import msgspec
 
-from upgrader.protocol.state import SavedState, load, save
+from upgrader.protocol.saved_state import SavedState
+from upgrader.protocol.state import load, save
 
 T = TypeVar("T")
 

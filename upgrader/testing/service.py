@@ -18,13 +18,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import msgspec
-
 from upgrader.protocol.channel import ParkedChannel
 from upgrader.protocol.fd import Fd
 from upgrader.protocol.image import unseal
 from upgrader.protocol.rendezvous import BUS
-from upgrader.protocol.status_text import FACTS, Origin, Status
+from upgrader.protocol.status_text import FACTS, Origin, Status, from_json
 from upgrader.systemd.cgroup import own_unit
 from upgrader.systemd.fdstore import Stored, StoreName
 from upgrader.testing.live import LiveUpgrade, ServiceError, describe
@@ -340,7 +338,7 @@ class Service:
         if fields.get("READY") == "1":
             self._ready, self._facts = True, None
         if FACTS in fields:
-            self._facts = msgspec.json.decode(fields[FACTS], type=Status)
+            self._facts = from_json(fields[FACTS])
         if fields.get("MAINPID", "").isdecimal():
             self._name_main(int(fields["MAINPID"]))
 

@@ -18,10 +18,11 @@ import msgspec
 
 from upgrader.errors import UpgradeError
 from upgrader.protocol.rendezvous import DRAINING, SOCKET, socket_name
+from upgrader.protocol.standing import Phase
 from upgrader.protocol.status_text import Origin, Status
 from upgrader.protocol.varlink import INTERFACE, VarlinkError
 from upgrader.protocol.varlink_client import call, watch
-from upgrader.protocol.varlink_types import Description, Last, Migration, Phase, Trial
+from upgrader.protocol.varlink_types import Description, Last, Migration, Trial
 from upgrader.systemd.cgroup import unit_of
 from upgrader.systemd.unit import Unit
 from upgrader.tool.systemd_client import Systemd

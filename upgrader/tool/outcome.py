@@ -247,7 +247,7 @@ class Outcome:
 
     def json(self) -> bytes:
         """One object: the fields, and `line`, `exit_code` and `serves`."""
-        values = msgspec.to_builtins(self)
+        values = msgspec.to_builtins(self, enc_hook=vars)  # of a `Value`, its fields
         del values["text"]
         return msgspec.json.encode(
             {**values, "line": self.line, "exit_code": int(self.exit_code), "serves": self.serves}

@@ -56,7 +56,9 @@ class Overview:
 
     def builtins(self) -> dict[str, Any]:
         """The fields, as JSON has them."""
-        values: dict[str, Any] = msgspec.to_builtins(self)
+        values: dict[str, Any] = msgspec.to_builtins(
+            self, enc_hook=vars
+        )  # of a `Value`, its fields
         return values
 
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 
 from upgrader.codes import Code
 from upgrader.protocol.parameters import Mode
+from upgrader.protocol.standing import Decision
 from upgrader.protocol.status_text import Origin, Status
-from upgrader.protocol.varlink_types import Decision, Description
+from upgrader.protocol.varlink_types import Description
 from upgrader.systemd.process_start import process_started
 from upgrader.systemd.unit import Job, JobConflict, NoSuchUnit, Unit, UnitError, unit_name
 from upgrader.tool import counts, hold, instance_client, overview

@@ -17,9 +17,10 @@ from upgrader.lab.demo.options import DemoError
 from upgrader.lab.demo.stage import SERVICE, Stage
 from upgrader.lab.demo.succession import connect, inside, processes
 from upgrader.protocol.fd import Fd
+from upgrader.protocol.standing import Phase
 from upgrader.protocol.varlink import INTERFACE, VarlinkError
 from upgrader.protocol.varlink_client import watch
-from upgrader.protocol.varlink_types import Migration, Phase
+from upgrader.protocol.varlink_types import Migration
 
 #: Seconds in which the next phase must come.
 _PHASE = 30.0
