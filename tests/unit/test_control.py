@@ -23,8 +23,8 @@ from upgrader.instance.control_listener import Caller, remove_dead
 from upgrader.instance.control_socket import Control
 from upgrader.instance.phases import News, Phases
 from upgrader.protocol import varlink
+from upgrader.protocol.phase import Phase
 from upgrader.protocol.rendezvous import socket_name
-from upgrader.protocol.standing import Phase
 from upgrader.protocol.varlink import INTERFACE, VarlinkError
 from upgrader.protocol.varlink_client import call, watch
 from upgrader.protocol.varlink_messages import Call, encode

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import pytest
 
 from upgrader.instance.phases import Phases, fields
-from upgrader.protocol.standing import Phase
+from upgrader.protocol.phase import Phase
 from upgrader.protocol.varlink_types import Migration
 from upgrader.tool.history import HistoryEvent, parse
 from upgrader.tool.history_svg import plot

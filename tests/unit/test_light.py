@@ -131,7 +131,6 @@ PROGRAM = {
     "protocol.later",
     "protocol.parameters",
     "protocol.rendezvous",
-    "protocol.standing",
     "protocol.state",
     "protocol.status_text",
     "protocol.systemd_syntax",
@@ -142,7 +141,6 @@ PROGRAM = {
     "systemd.journal",
     "systemd.listen_fds",
     "systemd.notify",
-    "systemd.unit_settings",
 }
 #: Writes down what is loaded, whenever something is sent to systemd.
 WATCH = """

@@ -8,7 +8,7 @@ import pytest
 from tests.support import SETTLE
 from upgrader.codes import Code
 from upgrader.instance.phases import Phases
-from upgrader.protocol.standing import Decision, Phase
+from upgrader.protocol.phase import Decision, Phase
 from upgrader.protocol.varlink_types import Loaded, Migration
 
 ID, OTHER = "0" * 32, "1" * 32

@@ -8,7 +8,7 @@ import pytest
 from tests.unit.units import unit
 from upgrader.codes import Code
 from upgrader.protocol.parameters import Mode
-from upgrader.protocol.standing import Decision, Phase
+from upgrader.protocol.phase import Decision, Phase
 from upgrader.protocol.status_text import Origin, Status
 from upgrader.protocol.varlink_types import Description, Last, Loaded, Migration, Refusal
 from upgrader.tool import failure_cause

@@ -28,7 +28,6 @@ from upgrader.instance.fork_guard import catches
 from upgrader.instance.loaded import Arrival
 from upgrader.instance.parts import InstanceParts
 from upgrader.instance.process import no_collection, stop_signals
-from upgrader.instance.self_report import Open
 from upgrader.instance.turns import PAUSES
 from upgrader.protocol.kinds import Kind
 from upgrader.protocol.later import later
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from upgrader.aio import hosting as hosted_listeners
     from upgrader.instance import save
     from upgrader.instance.exec_mode import Execution
+    from upgrader.instance.interfaces import Open
     from upgrader.instance.live_source import MigrationRequest
     from upgrader.protocol import image, switchover
 else:
@@ -54,7 +54,7 @@ _log = logging.getLogger("upgrader")
 
 
 class AsyncioRuntime:
-    """Runs the parts of an instance on the running loop; implements `source_side.Loop`."""
+    """Runs the parts of an instance on the running loop; implements `interfaces.Loop`."""
 
     def __init__(self, parts: InstanceParts) -> None:
         self.handled: dict[str, HandledListener] = {}

@@ -47,8 +47,10 @@ class Address(Value):
             raise DeclarationError(text, "an address is host:port, [v6]:port or unix:/path")
         bare = host.removeprefix("[").removesuffix("]")
         try:
+            # As bytes, a name in ASCII needs no codec for others, which takes a start a millisecond.
+            name = bare.encode() if bare.isascii() else bare
             found = socket.getaddrinfo(
-                bare or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+                name or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             )
         except OSError as error:
             raise DeclarationError(text, f"cannot be resolved: {error}") from error

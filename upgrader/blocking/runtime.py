@@ -30,7 +30,6 @@ from upgrader.instance.inbox import Frame
 from upgrader.instance.loaded import Adopted, Arrival
 from upgrader.instance.parts import InstanceParts
 from upgrader.instance.process import stop_signals
-from upgrader.instance.self_report import Open
 from upgrader.instance.turns import PAUSES
 from upgrader.protocol.kinds import Waiting
 from upgrader.protocol.later import later
@@ -39,6 +38,7 @@ from upgrader.protocol.state import encode
 if TYPE_CHECKING:
     from upgrader.instance import save
     from upgrader.instance.exec_mode import Execution
+    from upgrader.instance.interfaces import Open
     from upgrader.instance.live_source import MigrationRequest
     from upgrader.protocol import image, switchover
 else:
@@ -120,7 +120,7 @@ class _Attempt:
 
 
 class BlockingRuntime:
-    """Runs the parts of an instance from load to end; implements `source_side.Loop`."""
+    """Runs the parts of an instance from load to end; implements `interfaces.Loop`."""
 
     def __init__(
         self,

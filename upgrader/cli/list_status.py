@@ -12,7 +12,7 @@ import msgspec
 from upgrader.cli.group import cli
 from upgrader.cli.options import complete_units, json_option, user_option
 from upgrader.cli.output import give_up, plain, say, show, table
-from upgrader.protocol.standing import Phase
+from upgrader.protocol.phase import Phase
 from upgrader.protocol.systemd_syntax import show_span
 from upgrader.protocol.varlink_types import Backend, Connection, Description, Migration
 from upgrader.systemd.unit import UnitError

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Which of the images that PID 1 has kept is loaded, and what becomes of the others; loads none."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Sequence
 
 from upgrader.errors import ProtocolError, RefusedError
 from upgrader.instance import image_in_fd_store
-from upgrader.instance.fork_guard import Closeable
 from upgrader.instance.image_in_fd_store import SpreadImage
 from upgrader.instance.loaded import others
 from upgrader.protocol.channel import ParkedChannel
@@ -15,6 +16,10 @@ from upgrader.protocol.parameters import Parameters
 from upgrader.protocol.status_text import Origin, Status
 from upgrader.systemd.fdstore import FdStore, Stored, StoreName
 from upgrader.systemd.listen_fds import Passed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from upgrader.instance.interfaces import Closeable
 
 _log = logging.getLogger("upgrader")
 

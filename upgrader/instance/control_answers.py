@@ -31,7 +31,7 @@ from upgrader.instance.self_report import SelfReport
 from upgrader.protocol import channel, image, records
 from upgrader.protocol.kinds import Kind
 from upgrader.protocol.parameters import FD_STORE_ONLY, Mechanism
-from upgrader.protocol.standing import Decision, Phase
+from upgrader.protocol.phase import Decision, Phase
 from upgrader.protocol.state import check_readable
 from upgrader.protocol.varlink import INTERFACE, VarlinkError, denied, invalid
 from upgrader.protocol.varlink_types import Last, Refusal

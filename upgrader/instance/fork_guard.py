@@ -5,20 +5,18 @@ CLOEXEC does it for whatever is executed. A process that is only forked (a pool 
 would keep the channel and every connection open, however the one that forked it ends.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import signal
 import threading
 import weakref
 from collections.abc import Iterable
-from typing import Protocol
 
-
-class Closeable(Protocol):
-    """An FD's owner."""
-
-    def close(self) -> None:
-        """Close the FD."""
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from upgrader.instance.interfaces import Closeable
 
 
 class Fence:
@@ -43,7 +41,7 @@ class Fence:
                 owner.close()
 
 
-_fences: "weakref.WeakSet[Fence]" = weakref.WeakSet()
+_fences: weakref.WeakSet[Fence] = weakref.WeakSet()
 
 
 def catches(signals: Iterable[signal.Signals]) -> None:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from upgrader.instance import choose_image
     from upgrader.instance.declarations import Declarations, Protocols
-    from upgrader.instance.fork_guard import Closeable
+    from upgrader.instance.interfaces import Closeable
     from upgrader.instance.live_destination import Taker
     from upgrader.protocol import identity, image, records, state_shape
     from upgrader.protocol.channel import ReceivedImage

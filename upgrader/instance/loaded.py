@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from upgrader.errors import BindError, NotifyError
 from upgrader.instance.declarations import Bound
 from upgrader.protocol.kinds import Kind
 from upgrader.protocol.later import later
+from upgrader.protocol.rendezvous import BUS
 from upgrader.protocol.status_text import FACTS, Origin, Status, to_json
 from upgrader.systemd.fdstore import FdStore, StoreName, removal
 from upgrader.systemd.notify import one_line
@@ -162,15 +164,16 @@ class Arrival:
         """Tell PID 1 what it takes from its main process only; raises NotifyError."""
         self._tidy(store)
         # From here on WatchdogSec= counts for this process.
-        notifier.send("WATCHDOG=1", f"STATUS={one_line(str(self.status))}", self._facts)
+        notifier.send("WATCHDOG=1", f"STATUS={one_line(str(self.status))}", *self._facts())
 
-    @property
-    def _facts(self) -> str:
-        """PID 1 takes no notice of it; `upgrader.testing`, which plays its part, does."""
+    def _facts(self) -> tuple[str, ...]:
+        """What only `upgrader.testing` is told, which plays the part of PID 1."""
+        if BUS not in os.environ:
+            return ()
         told = to_json(self.status)
         if len(told) > _FACTS:
             told = to_json(self.status.replace(dropped=(), unsaved=()))
-        return f"{FACTS}={told}"
+        return (f"{FACTS}={told}",)
 
     def _tidy(self, store: FdStore) -> None:
         store.remove(*self.unwanted)
@@ -189,7 +192,7 @@ class Arrival:
         self._tidy(store)
         self._note_pause()
         removed = removal(self.channel.name) if self.channel else ()
-        notifier.send("READY=1", f"STATUS={one_line(str(self.status))}", *removed, self._facts)
+        notifier.send("READY=1", f"STATUS={one_line(str(self.status))}", *removed, *self._facts())
         # The datagram is queued, and PID 1 will get to it: from here on there is no way back.
         try:
             notifier.barrier()

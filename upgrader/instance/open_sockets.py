@@ -23,7 +23,7 @@ from upgrader.systemd.listen_fds import Passed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from upgrader.instance.fork_guard import Closeable
+    from upgrader.instance.interfaces import Closeable
     from upgrader.protocol import identity, image, state_shape
     from upgrader.systemd import bus, own_unit
 else:

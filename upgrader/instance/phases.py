@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from upgrader.codes import Code
-from upgrader.protocol.standing import Decision, Phase
+from upgrader.protocol.phase import Decision, Phase
 from upgrader.protocol.varlink_types import Last, Loaded, Migration
 
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What an instance says of itself when it is asked: collects it from any thread, and changes nothing."""
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import os
@@ -10,10 +12,14 @@ from collections.abc import Sequence
 
 from upgrader.errors import UpgradeError
 from upgrader.instance.connection import show_peer
-from upgrader.instance.self_report import Open, SelfReport
+from upgrader.instance.self_report import SelfReport
 from upgrader.protocol.identity import identify
 from upgrader.protocol.varlink_types import VERSION, Backend, Connection, Description, Refusal
 from upgrader.systemd import start_record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from upgrader.instance.interfaces import Open
 
 _LISTED = 100  # connections that are described one by one, the busy and old first; and modules
 

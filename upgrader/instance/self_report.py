@@ -9,52 +9,32 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import socket
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from upgrader.errors import ParameterError, UpgradeError
 from upgrader.instance.declarations import Declarations
-from upgrader.protocol.kinds import Waiting, show_address
+from upgrader.protocol.kinds import Standing, show_address
 from upgrader.protocol.later import later
 from upgrader.protocol.parameters import Parameters
-from upgrader.protocol.standing import Phase, Standing
 from upgrader.protocol.status_text import Origin, Status
 from upgrader.systemd import journal
 from upgrader.systemd.journal import JournalOutcome, Priority
 from upgrader.systemd.notify import Notifier, one_line
-from upgrader.systemd.unit_settings import Settings
 
 if TYPE_CHECKING:
     from upgrader.instance import phases
-    from upgrader.protocol import varlink_types
+    from upgrader.instance.interfaces import Open
+    from upgrader.protocol import phase, varlink_types
+    from upgrader.systemd.unit_settings import Settings
 else:
+    phase = later("upgrader.protocol.phase")
     phases = later("upgrader.instance.phases")
     varlink_types = later("upgrader.protocol.varlink_types")
 
 _log = logging.getLogger("upgrader")
-
-
-class Open(Protocol):
-    """An open connection, of this library or of another one."""
-
-    @property
-    def sock(self) -> socket.socket:
-        """Its socket."""
-
-    @property
-    def since(self) -> float:
-        """When it was opened here, as of `time.monotonic`."""
-
-    @property
-    def waiting(self) -> Waiting | None:
-        """Its safe point; None while it is busy."""
-
-    @property
-    def what(self) -> str:
-        """What it is at, where that is known."""
 
 
 class SelfReport:
@@ -72,7 +52,8 @@ class SelfReport:
         self.overrides: dict[str, str] = {}
         #: The last version that did not take over, by its own fault.
         self.refusal: varlink_types.Refusal | None = None
-        self.settings = Settings()  #: of the unit at the start of this process
+        #: Of the unit at the start of this process; None as long as PID 1 was not asked.
+        self.settings: Settings | None = None
         self.declarations = Declarations(service)
         self.notifier = Notifier.from_environment(environment)
         self.supervised = self.notifier.connected  #: systemd started this process
@@ -176,7 +157,7 @@ class SelfReport:
         migration = None
         if status.source_generation is not None:
             migration = varlink_types.Migration(
-                Phase.DONE,
+                phase.Phase.DONE,
                 mode=status.origin,
                 source=status.source_generation,
                 destination=status.generation,

@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from upgrader.codes import Code
 from upgrader.errors import BusyWork, UpgradeError
@@ -20,9 +20,9 @@ from upgrader.instance.declarations import Bound
 from upgrader.instance.destination_side import DestinationSide
 from upgrader.instance.process import no_collection, watchdog_span
 from upgrader.instance.self_report import SelfReport
+from upgrader.protocol.kinds import Standing
 from upgrader.protocol.later import later
 from upgrader.protocol.parameters import Mechanism
-from upgrader.protocol.standing import Phase, Standing
 from upgrader.systemd.fdstore import FdStore, Stored, StoreName
 from upgrader.systemd.journal import JournalOutcome, Priority
 from upgrader.systemd.listen_fds import own_number
@@ -30,10 +30,12 @@ from upgrader.systemd.listen_fds import own_number
 if TYPE_CHECKING:  # loaded by the instances that migrate live
     from upgrader.instance import save
     from upgrader.instance.exec_mode import Execution
+    from upgrader.instance.interfaces import Loop
     from upgrader.instance.live_source import Built, Giver, MigrationRequest
-    from upgrader.protocol import identity, image, switchover
+    from upgrader.protocol import identity, image, phase, switchover
     from upgrader.systemd import own_unit
 else:
+    phase = later("upgrader.protocol.phase")
     save = later("upgrader.instance.save")
     image = later("upgrader.protocol.image")
     identity = later("upgrader.protocol.identity")
@@ -41,25 +43,6 @@ else:
     own_unit = later("upgrader.systemd.own_unit")
 
 _log = logging.getLogger("upgrader")
-
-
-class Loop(Protocol):
-    """What a loop does with its connections, in the order of a migration."""
-
-    def freeze(self) -> tuple[list[save.Frozen], list[image.LeftBehind]]:
-        """What moves, and what stays and why; nothing changes.
-
-        Raises BusyWork if that would cut in two what is between two safe points.
-        """
-
-    def resume(self) -> None:
-        """Serve as if nothing had happened."""
-
-    def give_up(self) -> None:
-        """Nothing that has moved is touched any more, and nothing is closed; the rest is drained."""
-
-    def let_go(self) -> None:
-        """Close what has moved."""
 
 
 class SourceSide:
@@ -124,7 +107,7 @@ class SourceSide:
 
         report = self._report
         report.standing = Standing.MIGRATING
-        report.progress.enter(Phase.FROZEN)
+        report.progress.enter(phase.Phase.FROZEN)
         command = execution.command
         try:
             with no_collection():
@@ -253,7 +236,7 @@ class _Steps:
         from upgrader.instance.live_source import Built
 
         progress = self._report.progress
-        progress.enter(Phase.FROZEN)
+        progress.enter(phase.Phase.FROZEN)
         negotiation = self._side._answering.negotiation
         readers = negotiation.readers if negotiation else None
         frozen, busy = self._loop.freeze()
@@ -264,7 +247,7 @@ class _Steps:
             busy += [image.LeftBehind(item.name, "FD", why) for item in here.passed]
         manifest, fds = self._side._build(frozen, busy, readers, beyond=beyond)
         self._built = built = Built(manifest, fds)
-        progress.enter(Phase.LOADING, fds=len(fds), left_behind=len(manifest.left_behind))
+        progress.enter(phase.Phase.LOADING, fds=len(fds), left_behind=len(manifest.left_behind))
         return built
 
     def resume(self, code: Code, reason: str) -> None:
@@ -276,7 +259,7 @@ class _Steps:
         """The states are another instance's from here on."""
         report = self._report
         pause = time.clock_gettime(time.CLOCK_MONOTONIC) - self._image.manifest.frozen_at / 1e9
-        report.progress.enter(Phase.COMMITTED, pause=round(pause, 6))
+        report.progress.enter(phase.Phase.COMMITTED, pause=round(pause, 6))
         report.standing = Standing.DRAINING
         for declared in report.declarations.states.values():
             declared.retire()
@@ -333,7 +316,7 @@ class _Steps:
 
     def _done(self, how: str) -> None:
         report = self._report
-        report.progress.enter(Phase.DONE)
+        report.progress.enter(phase.Phase.DONE)
         message = f"generation {report.generation} has been replaced, {how}"
         report.tell(Priority.INFO, "source", "migrate", JournalOutcome.DONE, message)
 

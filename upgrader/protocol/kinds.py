@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The words for what moves, and how an address is written; on the wire."""
+"""The words for what moves and for what an instance is doing, and how an address is written; on the
+wire."""
 
 import os
 from enum import StrEnum
@@ -25,6 +26,15 @@ class Waiting(StrEnum):
     MESSAGE = "message"  #: for the next message, with nothing in hand
     SAFE = "safe"  #: inside `peer.safe()`: the state says where it stands
     CLOSING = "closing"  #: the handler is done, unsent bytes are left
+
+
+class Standing(StrEnum):
+    """What an instance is doing."""
+
+    SERVING = "serving"
+    MIGRATING = "migrating"
+    DRAINING = "draining"  #: replaced; it ends what could not move
+    STOPPING = "stopping"
 
 
 def show_address(name: object) -> str:

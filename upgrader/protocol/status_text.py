@@ -6,12 +6,19 @@ Nothing reads it back: any program may send STATUS=.
 
 from __future__ import annotations
 
-import json
 from enum import StrEnum
 
+from upgrader.protocol.later import later
 from upgrader.protocol.values import Value
 
-#: The variable in which a `Status` comes with READY=1, as JSON; sd_notify(3) leaves X_ to services.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import json
+else:
+    json = later("json")
+
+#: The variable in which `upgrader.testing` gets a `Status` with READY=1, as JSON; sd_notify(3) leaves
+#: X_ to services.
 FACTS = "X_UPGRADER"
 
 
@@ -76,8 +83,10 @@ def to_json(status: Status) -> str:
 
 def from_json(text: str) -> Status:
     """What `to_json` has written; raises ValueError."""
-    fields = {n: tuple(v) if isinstance(v, list) else v for n, v in json.loads(text).items()}
-    return Status(**{**fields, "origin": Origin(fields["origin"])})
+    status = Status(**json.loads(text))
+    return status.replace(
+        origin=Origin(status.origin), dropped=tuple(status.dropped), unsaved=tuple(status.unsaved)
+    )
 
 
 _REFUSED = "; upgrade failed: "

@@ -6,7 +6,7 @@ Every field has a default, so that a tool of another version can read what it kn
 
 import msgspec
 
-from upgrader.protocol.standing import Decision, Phase
+from upgrader.protocol.phase import Decision, Phase
 
 #: Of the interface that this library speaks; an instance that does not say has 1.
 VERSION = 2

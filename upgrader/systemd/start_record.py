@@ -25,8 +25,9 @@ def ask_settings(unit: str) -> Settings:
     return Settings()
 
 
-def describe(activated: Sequence[str], settings: Settings) -> Started:
-    """For the answer to Describe."""
+def describe(activated: Sequence[str], known: Settings | None) -> Started:
+    """For the answer to Describe; `known`: as far as PID 1 was asked."""
+    settings = known or Settings()
     return Started(list(activated), list(settings.credentials), _memory(), settings.checksum)
 
 

@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from upgrader.errors import UpgradeError
+from upgrader.protocol.phase import Phase
 from upgrader.protocol.rendezvous import DRAINING, SOCKET, socket_name
-from upgrader.protocol.standing import Phase
 from upgrader.protocol.status_text import Origin, Status
 from upgrader.protocol.varlink import INTERFACE, VarlinkError
 from upgrader.protocol.varlink_client import call, watch

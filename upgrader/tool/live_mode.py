@@ -9,7 +9,7 @@ import threading
 
 from upgrader.codes import Code
 from upgrader.protocol.parameters import FD_STORE_ONLY, MECHANISM, Mechanism
-from upgrader.protocol.standing import Decision
+from upgrader.protocol.phase import Decision
 from upgrader.protocol.status_text import Origin
 from upgrader.systemd.live_limits import (
     DYNAMIC_USERS,

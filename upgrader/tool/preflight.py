@@ -3,7 +3,7 @@
 and goes away again. Clients see what they see of an upgrade that fails: a pause of milliseconds."""
 
 from upgrader.codes import Code
-from upgrader.protocol.standing import Decision
+from upgrader.protocol.phase import Decision
 from upgrader.systemd.unit import UnitError
 from upgrader.tool import instance_client
 from upgrader.tool.attempt import Attempt

@@ -6,7 +6,7 @@ https://prometheus.io/docs/instrumenting/exposition_formats/
 
 from collections.abc import Iterator, Sequence
 
-from upgrader.protocol.standing import Phase
+from upgrader.protocol.phase import Phase
 from upgrader.tool.hold import HoldKind
 from upgrader.tool.overview import Overview
 

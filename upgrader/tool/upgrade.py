@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from upgrader.codes import Code
 from upgrader.protocol.parameters import Mode
-from upgrader.protocol.standing import Decision
+from upgrader.protocol.phase import Decision
 from upgrader.protocol.status_text import Origin, Status
 from upgrader.protocol.varlink_types import Description
 from upgrader.systemd.process_start import process_started

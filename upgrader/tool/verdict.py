@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 
 from upgrader.codes import Code
-from upgrader.protocol.standing import Decision, Phase
+from upgrader.protocol.phase import Decision, Phase
 from upgrader.protocol.varlink_types import Description, Last
 from upgrader.systemd.unit import Unit
 from upgrader.tool import instance_client

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from upgrader.lab.demo.bad_versions import Bad
 from upgrader.lab.demo.interference import Interference
-from upgrader.protocol.standing import Phase
+from upgrader.protocol.phase import Phase
 
 #: Connections end with the last process that has them open, whatever anybody has kept.
 _GONE = "the kernel closes what a killed process had open"

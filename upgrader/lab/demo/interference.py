@@ -17,7 +17,7 @@ from upgrader.lab.demo.options import DemoError
 from upgrader.lab.demo.stage import SERVICE, Stage
 from upgrader.lab.demo.succession import connect, inside, processes
 from upgrader.protocol.fd import Fd
-from upgrader.protocol.standing import Phase
+from upgrader.protocol.phase import Phase
 from upgrader.protocol.varlink import INTERFACE, VarlinkError
 from upgrader.protocol.varlink_client import watch
 from upgrader.protocol.varlink_types import Migration

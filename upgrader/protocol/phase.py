@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""How far a migration has come, how it was decided, and what an instance is doing meanwhile."""
+"""How far a migration has come, and how it was decided; on the wire."""
 
 from enum import StrEnum
 
@@ -35,12 +35,3 @@ class Decision(StrEnum):
     NONE = "none"  #: not decided yet, or there was no upgrade
     ABORTED = "aborted"  #: the source serves on
     COMMITTED = "committed"  #: the destination owns everything
-
-
-class Standing(StrEnum):
-    """What an instance is doing."""
-
-    SERVING = "serving"
-    MIGRATING = "migrating"
-    DRAINING = "draining"  #: replaced; it ends what could not move
-    STOPPING = "stopping"
