@@ -54,6 +54,7 @@ _HEALTHY = Unit(
     gid=UNSET_ID,
     private_pids="",
     kill_mode="control-group",
+    kill_signals=(15, 15),
     oom_policy="continue",
     runtime_directories=("web",),
     credentials=(),

@@ -13,7 +13,7 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 from upgrader.aio.handled_connection import HandledConnection
@@ -27,14 +27,19 @@ from upgrader.instance.destination_side import refused_by_check
 from upgrader.instance.fork_guard import catches
 from upgrader.instance.loaded import Arrival
 from upgrader.instance.parts import InstanceParts
-from upgrader.instance.process import no_collection, stop_signals
+from upgrader.instance.process import (
+    no_collection,
+    reload_signals,
+    stop_signals,
+    unhandled,
+)
 from upgrader.instance.turns import PAUSES
-from upgrader.protocol.kinds import Kind
+from upgrader.protocol.kinds import Kind, Standing
 from upgrader.protocol.later import later
 
 if TYPE_CHECKING:
     from upgrader.aio import hosting as hosted_listeners
-    from upgrader.instance import save
+    from upgrader.instance import save, unit_signals
     from upgrader.instance.exec_mode import Execution
     from upgrader.instance.interfaces import Open
     from upgrader.instance.live_source import MigrationRequest
@@ -42,6 +47,7 @@ if TYPE_CHECKING:
 else:
     hosted_listeners = later("upgrader.aio.hosting")
     save = later("upgrader.instance.save")
+    unit_signals = later("upgrader.instance.unit_signals")
     image = later("upgrader.protocol.image")
     switchover = later("upgrader.protocol.switchover")
 
@@ -69,6 +75,9 @@ class AsyncioRuntime:
         self._stop = asyncio.Event()
         self._requests: asyncio.Queue[MigrationRequest | Execution] = asyncio.Queue()
         self._tasks: list[asyncio.Task[object]] = []
+        self._stops: set[int] = set()  # signals
+        self._waits = False  # PID 1 waits for the end of a reload that a signal has begun
+        self._by_signal: unit_signals.ReloadBySignal | None = None
         parts.report.connections_open = self._connections_open
 
     @property
@@ -84,32 +93,33 @@ class AsyncioRuntime:
             name: hosted_listeners.Hosting(self._loop, declared)
             for name, declared in self._declarations.protocols.items()
         }
+
         parts.answering.prepare(
             lambda request: self._loop.call_soon_threadsafe(self._requests.put_nowait, request),
-            lambda: asyncio.run_coroutine_threadsafe(self._reload(), self._loop).result(),
+            self._wait_for_reload,
             now=parts.destination.live,
         )
-        signals = stop_signals(parts.report.supervised)
-        catches(signals)
+        supervised = parts.report.supervised
+        stops, reloads = stop_signals(supervised), reload_signals(supervised)
+        catches(stops | reloads)
         try:
             arrival = parts.destination.load()
             for name, hosting in self.hostings.items():
                 hosting.prepare([item for item in arrival.adopted if item.listener == name])
             await self._verify()
-            for number in signals:
-                self._catch(number)
+            self._catch(stops, reloads)
             parts.destination.commit(arrival, lambda: self._adopt(arrival))
         except Exception as error:
             parts.destination.refuse(error)
             raise
         await self._open()
-        parts.open()
+        parts.open(self._heed_later)
         self._loop.call_later(parts.report.parameters.insurance, self._trust)
         self._begin_tasks(wanted)
         try:
             return await self._until_the_end()
         finally:
-            for number in signals:
+            for number in self._stops:
                 self._loop.remove_signal_handler(number)
 
     async def _until_the_end(self) -> Ended:
@@ -142,9 +152,39 @@ class AsyncioRuntime:
             except Exception as error:
                 raise refused_by_check(check, error) from error
 
-    def _catch(self, number: signal.Signals) -> None:
+    def _heed_later(self, found: unit_signals.UnitSignals) -> None:
+        """In another thread: have the loop handle what the unit names as well."""
+        with contextlib.suppress(RuntimeError):  # it has ended
+            self._loop.call_soon_threadsafe(self._heed, found)
+
+    def _heed(self, found: unit_signals.UnitSignals) -> None:
+        """Handle what the unit names as well."""
+        if self._parts.report.standing in (Standing.SERVING, Standing.MIGRATING):
+            catches(found.stops | found.reloads)
+            self._waits = found.waits
+            self._catch(found.stops - self._stops, unhandled(*found.reloads))
+
+    def _catch(self, stops: Set[int], reloads: Set[int]) -> None:
+        for number in stops:
+            self._stops.add(number)
+            self._end_at(number)
+        for number in reloads:
+            self._loop.add_signal_handler(number, self._signalled)
+
+    def _signalled(self) -> None:
+        """A signal has asked for a reload."""
+        self._by_signal = self._by_signal or unit_signals.ReloadBySignal(
+            self._parts.report, self._wait_for_reload
+        )
+        self._by_signal.came(waits=self._waits)
+
+    def _wait_for_reload(self) -> None:
+        """In another thread: have the callbacks run, and wait for them."""
+        asyncio.run_coroutine_threadsafe(self._reload(), self._loop).result()
+
+    def _end_at(self, number: int) -> None:
         """End at a signal; a handler that somebody else had for SIGTERM runs then, too."""
-        theirs = signal.getsignal(number) if number is signal.SIGTERM else None
+        theirs = signal.getsignal(number) if number == signal.SIGTERM else None
 
         def stopped() -> None:
             self._stop.set()

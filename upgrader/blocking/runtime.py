@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future
 from dataclasses import dataclass
 from types import FrameType, TracebackType
@@ -29,20 +29,21 @@ from upgrader.instance.fork_guard import catches
 from upgrader.instance.inbox import Frame
 from upgrader.instance.loaded import Adopted, Arrival
 from upgrader.instance.parts import InstanceParts
-from upgrader.instance.process import stop_signals
+from upgrader.instance.process import reload_signals, stop_signals, unhandled
 from upgrader.instance.turns import PAUSES
 from upgrader.protocol.kinds import Waiting
 from upgrader.protocol.later import later
 from upgrader.protocol.state import encode
 
 if TYPE_CHECKING:
-    from upgrader.instance import save
+    from upgrader.instance import save, unit_signals
     from upgrader.instance.exec_mode import Execution
     from upgrader.instance.interfaces import Open
     from upgrader.instance.live_source import MigrationRequest
     from upgrader.protocol import image, switchover
 else:
     save = later("upgrader.instance.save")
+    unit_signals = later("upgrader.instance.unit_signals")
     image = later("upgrader.protocol.image")
     switchover = later("upgrader.protocol.switchover")
 
@@ -142,6 +143,11 @@ class BlockingRuntime:
         self._requests: deque[MigrationRequest | Execution] = deque()
         self._attempt: _Attempt | None = None
         self._reloads: deque[Future[None]] = deque()
+        self._signalled = False  # a signal has asked for a reload
+        self._by_signal: unit_signals.ReloadBySignal | None = None
+        self._found: unit_signals.UnitSignals | None = None  # what PID 1 has said by now
+        self._waits = False  # PID 1 waits for the end of a reload that a signal has begun
+        self._before: dict[int, Any] = {}  # handlers that were there before ours
         self._trusted = float("inf")  # when it is; of `time.monotonic`
         self._selector = selectors.DefaultSelector()
         self._wake, self._waker = socket.socketpair()
@@ -170,18 +176,18 @@ class BlockingRuntime:
     def serve(self) -> Iterator[DeclaredSocket]:
         """Load, serve and end; see `Instance.serve`."""
         parts = self._parts
-        before = self._listen_to_signals()
+        self._listen_to_signals()
         parts.answering.prepare(self._want, self._want_reload, now=parts.destination.live)
         try:
             self._load()
-            parts.open()
+            parts.open(self._heed_later)
             self._trusted = time.monotonic() + parts.report.parameters.insurance
             yield from self._turns()
             if not self.frozen:
                 self._retire()
         finally:
             signal.set_wakeup_fd(-1)
-            for number, handler in before.items():
+            for number, handler in self._before.items():
                 signal.signal(number, handler)
 
     def _connections_open(self) -> Sequence[tuple[str, Open]]:
@@ -203,16 +209,42 @@ class BlockingRuntime:
             destination.refuse(error)
             raise
 
-    def _listen_to_signals(self) -> dict[signal.Signals, Any]:
+    def _listen_to_signals(self) -> None:
+        signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
+        supervised = self._parts.report.supervised
+        self._catch(stop_signals(supervised), reload_signals(supervised))
+
+    def _catch(self, stops: Set[int], reloads: Set[int]) -> None:
         def stop(number: int, frame: FrameType | None) -> None:
             if not self._parts.destination.committing:
                 raise SystemExit(128 + number)  # not the owner yet: nothing to park, somebody waits
             self._stopped.set()
 
-        signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
-        signals = stop_signals(self._parts.report.supervised)
-        catches(signals)
-        return {number: signal.signal(number, stop) for number in signals}
+        def reload(number: int, frame: FrameType | None) -> None:
+            self._signalled = True
+
+        catches(stops | reloads)
+        for number in reloads:
+            signal.signal(number, reload)
+        for number in stops:
+            self._before[number] = signal.signal(number, stop)
+
+    def _heed_later(self, found: unit_signals.UnitSignals) -> None:
+        """In another thread: have the loop handle what the unit names as well."""
+        self._found = found
+        self._wake_up()
+
+    def _heed(self) -> None:
+        """Do what other threads and signals have left to the loop."""
+        if found := self._found:
+            self._found, self._waits = None, found.waits
+            self._catch(found.stops - self._before.keys(), unhandled(*found.reloads))
+        if self._signalled:
+            self._signalled = False
+            self._by_signal = self._by_signal or unit_signals.ReloadBySignal(
+                self._parts.report, self._want_reload
+            )
+            self._by_signal.came(waits=self._waits)
 
     def _begin(self, arrival: Arrival) -> None:
         for bound in self._backends:
@@ -276,6 +308,7 @@ class BlockingRuntime:
                         self._serve(connection, events)
                     case _:
                         self._wake.recv(4096)
+                        self._heed()
                         self._reload()
             if self._try_to_migrate():
                 return

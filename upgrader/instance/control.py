@@ -84,14 +84,16 @@ class Answering:
         if free_numbers() < _PLENTY:
             self._try_to_make()
 
-    def open(self) -> None:
-        """Answer from now on; made in a thread if it is not there yet: clients wait."""
+    def open(self, then: Callable[[], object]) -> None:
+        """Answer from now on; made in a thread if it is not there yet: clients wait. Call `then` in
+        that thread, once it is done."""
 
         def opening() -> None:
             while not self._try_to_make():
                 time.sleep(_AGAIN)
             if self._control:
                 self._control.open()
+            then()
             self._report.try_states()
 
         threading.Thread(target=opening, name="upgrader-opening", daemon=True).start()

@@ -44,7 +44,7 @@ class Fence:
 _fences: weakref.WeakSet[Fence] = weakref.WeakSet()
 
 
-def catches(signals: Iterable[signal.Signals]) -> None:
+def catches(signals: Iterable[int]) -> None:
     """Note what this instance handles: a forked worker is ended by these signals, as by default.
 
     It shares the FD by which a handler wakes the loop: a SIGTERM to it would stop the *instance*.
@@ -52,7 +52,7 @@ def catches(signals: Iterable[signal.Signals]) -> None:
     _caught.update(signals)
 
 
-_caught: set[signal.Signals] = set()
+_caught: set[int] = set()
 
 
 def _in_child() -> None:

@@ -7,7 +7,8 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
+from typing import TYPE_CHECKING
 
 from upgrader.errors import BindError, DeclarationError, UpgradeError
 from upgrader.instance.control import Answering
@@ -16,10 +17,16 @@ from upgrader.instance.process import raise_fd_limit
 from upgrader.instance.self_report import SelfReport
 from upgrader.instance.source_side import SourceSide
 from upgrader.instance.turns import Turns
+from upgrader.protocol.later import later
 from upgrader.protocol.parameters import Parameters
 from upgrader.systemd.cgroup import own_unit
 from upgrader.systemd.fdstore import FdStore
 from upgrader.systemd.listen_fds import own_number
+
+if TYPE_CHECKING:
+    from upgrader.instance import unit_signals
+else:
+    unit_signals = later("upgrader.instance.unit_signals")
 
 _log = logging.getLogger("upgrader")
 
@@ -59,9 +66,17 @@ class InstanceParts:
         raise_fd_limit()
         report.open()
 
-    def open(self) -> None:
-        """Be asked by others from now on; at a desk, say where this instance serves."""
-        self.answering.open()
+    def open(self, heed: Callable[[unit_signals.UnitSignals], object]) -> None:
+        """Be asked by others from now on; at a desk, say where this instance serves.
+
+        `heed` is called in a thread with the signals that the unit names.
+        """
+
+        def ask() -> None:
+            if self.report.supervised:
+                heed(unit_signals.ask_signals(self.report.unit))
+
+        self.answering.open(ask)
         self.report.say_where()
 
     def end(self, error: BaseException | None) -> None:

@@ -23,9 +23,21 @@ else:
 _BUS = 2.0  # seconds for PID 1 to answer
 
 
-def stop_signals(supervised: bool) -> tuple[signal.Signals, ...]:
-    """The signals that stop an instance: SIGTERM, and Ctrl-C at a desk."""
-    return (signal.SIGTERM,) if supervised else (signal.SIGTERM, signal.SIGINT)
+def stop_signals(supervised: bool) -> set[int]:
+    """The signals that always stop an instance: SIGTERM and SIGINT, below systemd SIGQUIT as well
+    (see systemd.kill(5)), unless the program handles it."""
+    return {signal.SIGTERM, signal.SIGINT, *unhandled(signal.SIGQUIT if supervised else None)}
+
+
+def reload_signals(supervised: bool) -> set[int]:
+    """The signals that always make an instance reload: SIGHUP below systemd."""
+    return unhandled(signal.SIGHUP if supervised else None)
+
+
+def unhandled(*numbers: int | None) -> set[int]:
+    """Those for which the program has no handler of its own."""
+    default = (signal.SIG_DFL, signal.SIG_IGN, None)
+    return {number for number in numbers if number and signal.getsignal(number) in default}
 
 
 def is_main(unit: str) -> bool:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 RESTART = "restart it instead, which keeps connections and state as well: upgrader restart {unit}"
 
-_TAKEOVER = ("upgrader.takeover", "upgrader-takeover")
 #: Users that DynamicUser= makes; https://systemd.io/UIDS-GIDS/
 DYNAMIC_USERS = range(61184, 65520)
 #: Prefixes of a command line with which it gets other privileges than one without.
@@ -112,11 +111,7 @@ def _settings(unit: Unit) -> list[Limit]:
             found.append(Limit(kind, cause, remedy, wanted))
 
     takeover = "ExecReload=/usr/bin/python3 -m upgrader.takeover"
-    reloads = [
-        line
-        for line in unit.exec_reload
-        if any(name in word for name in _TAKEOVER for word in (line.path, *line.arguments))
-    ]
+    reloads = [line for line in unit.exec_reload if line.runs_takeover]
     unless(
         bool(reloads),
         LimitKind.EXEC_RELOAD,

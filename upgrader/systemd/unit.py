@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 #: PID 1's word for a number or an ID that is not set.
 UNSET = 2**64 - 1
 UNSET_ID = 2**32 - 1
+#: Type= of a unit that reports the end of a reload itself; from systemd 253 on.
+NOTIFY_RELOAD = "notify-reload"
 
+_TAKEOVER = ("upgrader.takeover", "upgrader-takeover")
 _UNIT_NAME = r"[A-Za-z0-9:_.\\@-]{1,255}"
 _OTHER_KINDS = frozenset(
     ("socket", "target", "timer", "mount", "automount", "path", "slice", "scope", "device", "swap")
@@ -151,6 +154,11 @@ class ExecCommand(Value):
     arguments: tuple[str, ...]
     flags: tuple[str, ...]  # no-env-expand, ignore-failure, ...
 
+    @property
+    def runs_takeover(self) -> bool:
+        """Whether it is the line of ExecReload= that does live upgrades."""
+        return any(name in word for name in _TAKEOVER for word in (self.path, *self.arguments))
+
 
 class SocketUnit(Value):
     """A `.socket` unit as PID 1 has it now: what it listens on, and under which name it passes it.
@@ -228,6 +236,8 @@ class Unit(Value):
     private_pids: str
     """PrivatePIDs=; empty before systemd 257, which has no such setting."""
     kill_mode: str
+    kill_signals: tuple[int, ...]
+    """KillSignal= and RestartKillSignal=."""
     oom_policy: str
     runtime_directories: tuple[str, ...]
     credentials: tuple[str, ...]
@@ -301,6 +311,7 @@ class Unit(Value):
             gid=number("GID", UNSET_ID),
             private_pids=text("PrivatePIDs"),
             kill_mode=text("KillMode"),
+            kill_signals=(number("KillSignal", 15), number("RestartKillSignal", 15)),
             oom_policy=text("OOMPolicy"),
             runtime_directories=texts("RuntimeDirectory"),
             credentials=credential_names(values),
@@ -310,6 +321,12 @@ class Unit(Value):
             memory_max=number("MemoryMax", UNSET),
             memory_current=number("MemoryCurrent", UNSET),
         )
+
+    @property
+    def further_reloads(self) -> tuple[str, ...]:
+        """What a reload runs besides takeover, as command lines."""
+        others = [line for line in self.exec_reload if not line.runs_takeover]
+        return tuple(" ".join((line.path, *line.arguments[1:])) for line in others)
 
     @property
     def serves(self) -> bool:

@@ -85,7 +85,11 @@ def main(arguments: Sequence[str]) -> int:
         (sys.stdout if asked else sys.stderr).write(_USAGE)
         return 0 if asked else 2
     takeover = Takeover()
-    signal.signal(signal.SIGTERM, takeover.told_to_stop)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, takeover.told_to_stop)
+    # A program may be told to reload by this, together with all of its unit. What is executed has
+    # the default again.
+    signal.signal(signal.SIGHUP, lambda number, frame: None)
     try:
         takeover.run()
     except HalfwayError as error:
@@ -123,7 +127,7 @@ class Takeover:
         )  # fmt: skip
 
     def told_to_stop(self, number: int, frame: object) -> None:
-        """SIGTERM: a stop of the unit in the middle of a reload is no failure of the unit, and the
+        """SIGTERM or KillSignal=: a stop of the unit in the middle of a reload is no failure of the unit, and the
         death of this process calls the upgrade off; else that is done in order."""
         with contextlib.suppress(BusError), Bus(_BUS_TIMEOUT) as bus:
             if bus.properties(self._name).get("ActiveState") == "deactivating":
@@ -180,6 +184,9 @@ class Takeover:
             raise TakeoverError(why, Code.UNKNOWN) from error
         if not self._unit.main_pid or not self._unit.exec_start:
             raise TakeoverError(f"{self._name} has no main process", Code.REFUSED)
+        for number in self._unit.kill_signals:
+            with contextlib.suppress(OSError, ValueError):  # SIGKILL
+                signal.signal(number, self.told_to_stop)
         span = self._unit.timeout_start_usec
         self._deadline = float("inf") if span == UNSET else self._began + span / 1e6 * _SHARE
 

@@ -83,7 +83,8 @@ def _become(
     path = ""
     try:
         # What takeover has changed for itself, and Python for all.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         os.setsid()
         precedence.give_way()

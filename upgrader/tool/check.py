@@ -154,6 +154,7 @@ def _findings(systemd: Systemd, unit: Unit, present: Presence) -> Iterator[Findi
         )
     yield from _about_systemd(systemd, unit)
     values = systemd.properties(unit)
+    yield from _about_reload(unit)
     yield from _about_settings(unit, values)
     if held := hold.standing(unit, present.said, user=systemd.user):
         remedies = {
@@ -177,6 +178,18 @@ def _about_systemd(systemd: Systemd, unit: Unit) -> Iterator[Finding]:
         else:
             setting = "FileDescriptorStorePreserve=yes"
             yield Finding(Severity.WARNING, what, _edit(unit, setting), setting)
+
+
+def _about_reload(unit: Unit) -> Iterator[Finding]:
+    """What else a reload runs where takeover does."""
+    if len(unit.further_reloads) == len(unit.exec_reload):
+        return
+    for line in unit.further_reloads:
+        yield Finding(
+            Severity.WARNING,
+            f"ExecReload= also runs {line}, at each upgrade too; if it fails, so does the reload",
+            "leave the line out: takeover has the instance reload if nothing has changed",
+        )
 
 
 def _about_settings(unit: Unit, values: Mapping[str, Any]) -> Iterator[Finding]:

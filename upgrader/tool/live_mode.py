@@ -72,6 +72,8 @@ def _turned_away(systemd: Systemd, unit: Unit) -> tuple[Limit, ...]:
 def reload(attempt: Attempt) -> Outcome:
     """Upgrade one unit live and wait for the outcome; raises UnitError only if nothing was done."""
     systemd, unit = attempt.systemd, attempt.unit
+    for line in unit.further_reloads:
+        attempt.say(f"the reload also runs {line}")
     # A reload with nothing changed is the author's own; this one is asked for.
     try:
         instance_client.expect(unit, attempt.id, user=systemd.user)
