@@ -17,22 +17,19 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from upgrader.systemd.unit import (
-    AccessDenied,
     BusUnreachable,
     Change,
     FdStoreContents,
     Job,
-    JobConflict,
-    JobRefused,
     MissingPackage,
     NoSuchUnit,
     SocketUnit,
     Unit,
-    UnitError,
     WaitTimeout,
     as_text,
     unit_name,
 )
+from upgrader.tool.bus_errors import bus_errors, translated
 
 if TYPE_CHECKING:
     from pystemd.dbuslib import DBus, DbusMessage
@@ -91,7 +88,7 @@ class Systemd:
     def unit(self, name: str) -> Unit:
         """Read a unit, through its aliases; raises NoSuchUnit."""
         name = unit_name(name)
-        with _translated(name, "read this unit"):
+        with translated(name, "read this unit"):
             path = as_text(self._call("LoadUnit", b"s", name))
         unit = self._read(name, path)
         if unit.load_state == "not-found":
@@ -100,24 +97,24 @@ class Systemd:
 
     def properties(self, unit: Unit) -> dict[str, Any]:
         """All properties of a unit, as D-Bus has them."""
-        with _translated(unit.id, "read this unit"):
+        with translated(unit.id, "read this unit"):
             return self._get_all(unit.path)
 
     def services(self) -> tuple[str, ...]:
         """The names of all service units in memory, by name."""
-        with _translated("", "list units"):
+        with translated("", "list units"):
             rows = self._call("ListUnitsByPatterns", b"asas", [], ["*.service"])
         return tuple(sorted(as_text(row[0]) for row in rows if as_text(row[2]) == "loaded"))
 
     def keeps(self, name: str) -> bool:
         """Whether a unit in memory has an FD store, which every service of this library needs."""
-        with _translated(name, "read this unit"):
+        with translated(name, "read this unit"):
             path = as_text(self._call("LoadUnit", b"s", name))
             return bool(self._get(path, _PID1 + b".Service", "FileDescriptorStoreMax"))
 
     def similar(self, name: str) -> tuple[str, ...]:
         """At most two names of service units that look like `name`."""
-        with _translated(name, "list units"):
+        with translated(name, "list units"):
             files = self._call("ListUnitFilesByPatterns", b"asas", [], ["*.service"])
             loaded = self._call("ListUnitsByPatterns", b"asas", [], ["*.service"])
         names = {as_text(path).rpartition("/")[2] for path, _ in files}
@@ -131,13 +128,13 @@ class Systemd:
         `failed`: also of those that have failed, or are between two attempts to start.
         """
         states = ["active", "reloading", *(("failed", "activating") if failed else ())]
-        with _translated(pattern, "list units"):
+        with translated(pattern, "list units"):
             rows = self._call("ListUnitsByPatterns", b"asas", states, [pattern])
         return tuple(sorted(as_text(row[0]) for row in rows))
 
     def job(self, unit: Unit) -> Job | None:
         """The job in flight for this unit, as of now."""
-        with _translated(unit.id, "read its job"):
+        with translated(unit.id, "read its job"):
             number, path = self._get(unit.path, _PID1 + b".Unit", "Job")
             if not number:
                 return None
@@ -146,7 +143,7 @@ class Systemd:
                     as_text(self._get(as_text(path), _PID1 + b".Job", name))
                     for name in ("JobType", "State")
                 )
-            except _bus_errors() as error:
+            except bus_errors() as error:
                 if type(error).__name__ == "DBusUnknownObjectError":
                     return None  # done in the meantime
                 raise
@@ -156,7 +153,7 @@ class Systemd:
         """What PID 1 holds for this unit; the names are readable from systemd 254 on."""
         with (
             contextlib.suppress(NoSuchUnit),  # PID 1 has forgotten it: nothing is stored for it
-            _translated(unit.id, "read its FD store"),
+            translated(unit.id, "read its FD store"),
         ):
             if self.release < 254:
                 count = self._get(unit.path, _PID1 + b".Service", "NFileDescriptorStore")
@@ -173,7 +170,7 @@ class Systemd:
         found = []
         for name in unit.triggered_by:
             if name.endswith(".socket"):
-                with _translated(name, "read this unit"):
+                with translated(name, "read this unit"):
                     path = as_text(self._call("LoadUnit", b"s", name))
                     values = self._get_all(path)
                 found.append(SocketUnit.from_properties(values))
@@ -183,7 +180,7 @@ class Systemd:
         """The inode of each FD that PID 1 holds for this unit, by name; none before systemd 254."""
         if self.release < 254 or not unit.fd_store_max:
             return {}
-        with _translated(unit.id, "read its FD store"):
+        with translated(unit.id, "read its FD store"):
             entries = self._call("DumpUnitFileDescriptorStore", b"s", unit.id)
         return {as_text(entry[0]): int(entry[4]) for entry in entries}
 
@@ -191,17 +188,17 @@ class Systemd:
 
     def daemon_reload(self, unit: str) -> None:
         """Make PID 1 read its unit files anew; `unit` only names it in an error."""
-        with _translated(unit, "reload unit files"):
+        with translated(unit, "reload unit files"):
             self._call("Reload", b"")
 
     def reset_failed(self, unit: str) -> None:
         """Forget a failure and the count of starts that StartLimitBurst= bounds, before a start."""
-        with _translated(unit, "start it"):
+        with translated(unit, "start it"):
             self._call("ResetFailedUnit", b"s", unit)
 
     def pin(self, unit: str) -> None:
         """Keep the unit, and so its FD store, in PID 1 while this connection is open."""
-        with _translated(unit, "keep the unit loaded"):
+        with translated(unit, "keep the unit loaded"):
             self._call("RefUnit", b"s", unit)
 
     def start(self, unit: Unit) -> int:
@@ -230,7 +227,7 @@ class Systemd:
         """Have PID 1 send the changes of this unit from now on, for `changes`."""
         if unit.path in self._watched:
             return
-        with _translated(unit.id, "watch it"):
+        with translated(unit.id, "watch it"):
             self._call("Subscribe", b"")
             if self._direct:
                 self._watched.add(unit.path)
@@ -253,7 +250,7 @@ class Systemd:
         if timeout is not None and timeout != math.inf:
             deadline = time.monotonic() + timeout
         while True:
-            with _translated(unit.id, "wait for it"):
+            with translated(unit.id, "wait for it"):
                 message = self._next(deadline)
                 change = None if message is None else _change(unit, message)
             if message is None:
@@ -275,7 +272,7 @@ class Systemd:
 
     def _submit(self, method: str, operation: str, unit: Unit) -> int:
         self.watch(unit)
-        with _translated(unit.id, f"{operation} it"):
+        with translated(unit.id, f"{operation} it"):
             path = as_text(self._call(method, b"ss", unit.id, "fail"))
         return int(path.rpartition("/")[2])
 
@@ -290,7 +287,7 @@ class Systemd:
         ).body
 
     def _read(self, name: str, path: str) -> Unit:
-        with _translated(name, "read this unit"):
+        with translated(name, "read this unit"):
             return Unit.from_properties(path, self._get_all(path))
 
     def _get_all(self, path: str) -> dict[str, Any]:
@@ -324,13 +321,13 @@ def _connected(user: bool) -> "tuple[DBus, bool]":
         raise MissingPackage("pystemd") from error
     bus = DBus(user_mode=user)
     try:
-        with _translated("", "connect"):
+        with translated("", "connect"):
             bus.open()
     except BusUnreachable:
         if user or os.geteuid() != 0 or not os.path.exists(_PRIVATE):
             raise
         bus = DBusAddress(f"unix:path={_PRIVATE}".encode(), peer_to_peer=True)
-        with _translated("", "connect"):
+        with translated("", "connect"):
             bus.open()
         return bus, True
     return bus, False
@@ -355,48 +352,3 @@ def _arguments(signature: bytes, *values: object) -> list[Any]:
     from pystemd.dbuslib import apply_signature
 
     return list(apply_signature(signature, list(values))) if signature else []
-
-
-def _bus_errors() -> type[Exception]:
-    from pystemd.dbusexc import DBusBaseError
-
-    error: type[Exception] = DBusBaseError
-    return error
-
-
-@contextlib.contextmanager
-def _translated(unit: str, operation: str) -> Iterator[None]:
-    """Turn errors of the bus into ours; `operation` completes "systemd does not allow you to"."""
-    try:
-        yield
-    except _bus_errors() as error:
-        raise _translate(unit, operation, error) from error
-
-
-def _translate(unit: str, operation: str, error: Any) -> UnitError:
-    # pystemd gives known D-Bus errors a class each, and the others a name.
-    kind = type(error).__name__
-    name = as_text(error.err_name).rpartition(".")[2]
-    words = as_text(error.err_message).rstrip(".") or os.strerror(abs(int(error.errno)))
-    if kind in ("DBusAccessDeniedError", "DBusInteractiveAuthorizationRequiredError"):
-        return AccessDenied(unit, operation)
-    if kind == "DBusNoSuchUnitError":
-        return NoSuchUnit(unit)
-    if name in ("TransactionIsDestructive", "ShuttingDown"):
-        return JobConflict(unit, words)
-    # An error without a name does not come from the other end of the bus.
-    if operation == "connect" or (not name and kind == "DBusBaseError"):
-        return BusUnreachable(unit, os.strerror(abs(int(error.errno))))
-    if kind in _UNREACHABLE or name in ("ECONNRESET", "ENOTCONN", "EPIPE"):
-        return BusUnreachable(unit, words)
-    return JobRefused(unit, operation, words)
-
-
-_UNREACHABLE = frozenset(
-    f"DBus{name}Error"
-    for name in (
-        "ServiceUnknown", "NameHasNoOwner", "NoReply", "IOError", "BadAddress", "AuthFailed",
-        "NoServer", "Timeout", "TimedOut", "NoNetwork", "Disconnected", "FileNotFound",
-        "ConnectionRefused",
-    )
-)  # fmt: skip
