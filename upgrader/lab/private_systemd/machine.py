@@ -9,24 +9,20 @@ import re
 import select
 import shutil
 import subprocess
-import sys
 import tarfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, NoReturn, Self, TypeVar
-
-import msgspec
+from typing import NoReturn, Self, TypeVar
 
 from upgrader.lab.private_systemd import linux, trees
 from upgrader.lab.private_systemd.command import InsideCommand, Stream
 from upgrader.lab.private_systemd.errors import BootError, CommandError, PrivateSystemdError
+from upgrader.lab.private_systemd.keeper_process import KeeperProcess
 from upgrader.lab.private_systemd.plan import (
     Failed,
-    Gone,
-    MachineEvent,
     MachineReady,
     MachineStarted,
     Stopping,
@@ -48,15 +44,11 @@ class PrivateSystemd:
     the calling process, however it ends, leave no process, mount, cgroup or network interface behind.
     """
 
-    def __init__(
-        self, tree: trees.Tree, keeper: "subprocess.Popen[bytes]", errors: IO[bytes]
-    ) -> None:
+    def __init__(self, tree: trees.Tree, keeper: KeeperProcess) -> None:
         self.tree = tree
         #: Command prefix of a Python inside that can `import upgrader`.
         self.python = list(tree.python)
         self._keeper = keeper
-        self._errors = errors
-        self._buffer = bytearray()
         self._pid = 0
         self._pidfd = -1
         self._cgroup = Path()
@@ -64,7 +56,6 @@ class PrivateSystemd:
         # Commands may be started from several threads.
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
-        self._gone: Gone | None = None
         self._version = 0
 
     @classmethod
@@ -93,21 +84,8 @@ class PrivateSystemd:
                 "nsenter and setpriv are missing", remedy="install the package util-linux"
             )
         resolved = trees.resolve(tree, progress)
-        # A file, not a pipe: nobody has to read it for the keeper to go on.
-        errors = os.fdopen(os.memfd_create("keeper-stderr"), "w+b")
-        keeper = subprocess.Popen(
-            [sys.executable, "-P", "-m", f"{__package__}.keeper"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            env={**os.environ, "PYTHONPATH": str(trees.PACKAGE.parent)},
-            cwd="/",
-            start_new_session=True,
-            bufsize=0,
-        )
-        machine = cls(resolved, keeper, errors)
+        machine = cls(resolved, KeeperProcess(resolved.plan(os.getpid())))
         try:
-            machine._send(msgspec.json.encode(resolved.plan(os.getpid())) + b"\n")
             machine._await_boot(time.monotonic() + timeout, timeout)
         except BaseException:
             machine._discard()
@@ -126,7 +104,7 @@ class PrivateSystemd:
         self.close()
 
     def __repr__(self) -> str:
-        state = "closed" if self._keeper.stdin is None or self._keeper.stdin.closed else "running"
+        state = "closed" if self._keeper.closed else "running"
         return f"<PrivateSystemd {self.tree.name} {state}, PID 1 is {self._pid} outside>"
 
     @property
@@ -311,7 +289,7 @@ class PrivateSystemd:
                 f"systemd {self.systemd_version} has no soft-reboot",
                 remedy="it came with systemd 254",
             )
-        self._drop_events()
+        self._keeper.drop_events()
         deadline = time.monotonic() + timeout
         with self.popen(["systemctl", "--no-block", "soft-reboot"]) as asked:
             try:
@@ -326,33 +304,19 @@ class PrivateSystemd:
 
     def close(self) -> None:
         """Kill everything inside and wait until nothing is left; raises PrivateSystemdError if something is."""
-        assert self._keeper.stdin is not None
-        assert self._keeper.stdout is not None
-        if self._keeper.stdin.closed:
+        if self._keeper.closed:
             return
-        # Say it, do not only close the pipe: a forked copy of this process may hold it open.
-        self._send(b"end\n")
-        self._keeper.stdin.close()
-        deadline = time.monotonic() + _CLOSE_TIMEOUT
-        while self._next_event(deadline) is not None:
-            pass
         try:
-            self._keeper.wait(max(0.1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            raise PrivateSystemdError(
-                f"the keeper of the machine (process {self._keeper.pid}) does not end",
-                remedy="look at what it waits for; killing it kills the machine",
-            ) from None
+            self._keeper.end(_CLOSE_TIMEOUT)
         finally:
-            self._keeper.stdout.close()
-            self._errors.close()
             if self._pidfd >= 0:
                 os.close(self._pidfd)
         for command, _ in self._commands:
             command.wait()
-        if self._gone is not None and self._gone.leftover:
+        gone = self._keeper.gone
+        if gone is not None and gone.leftover:
             raise PrivateSystemdError(
-                f"left behind: {self._gone.leftover}", remedy="remove it by hand and report this"
+                f"left behind: {gone.leftover}", remedy="remove it by hand and report this"
             )
 
     def _discard(self) -> None:
@@ -361,14 +325,14 @@ class PrivateSystemd:
             self.close()
 
     def _check_running(self) -> None:
-        if self._keeper.stdin is None or self._keeper.stdin.closed:
+        if self._keeper.closed:
             raise PrivateSystemdError("this private systemd is closed", remedy="boot another")
         if self._has_ended():
             self._raise_over()
 
     def _has_ended(self) -> bool:
         """Return whether PID 1 is gone or about to be; asks the kernel, which knows before the keeper does."""
-        if self._keeper.poll() is not None:
+        if self._keeper.has_ended():
             return True
         if self._pidfd < 0:
             return False
@@ -386,31 +350,6 @@ class PrivateSystemd:
                     continue
             still.append((command, cgroup))
         self._commands = still
-
-    def _send(self, data: bytes) -> None:
-        assert self._keeper.stdin is not None
-        view = memoryview(data)
-        with contextlib.suppress(BrokenPipeError):
-            while view:
-                view = view[self._keeper.stdin.write(view) :]
-
-    def _next_event(self, deadline: float) -> MachineEvent | None:
-        """Return the keeper's next event; None at the deadline, or if no more can come."""
-        assert self._keeper.stdout is not None
-        while b"\n" not in self._buffer:
-            wait = max(0.0, deadline - time.monotonic())
-            if not select.select([self._keeper.stdout], [], [], wait)[0]:
-                return None
-            piece = os.read(self._keeper.stdout.fileno(), 65536)
-            if not piece:
-                return None
-            self._buffer += piece
-        line, _, rest = bytes(self._buffer).partition(b"\n")
-        self._buffer[:] = rest
-        event: MachineEvent = msgspec.json.decode(line, type=MachineEvent)
-        if isinstance(event, Gone):
-            self._gone = event
-        return event
 
     def _await_boot(self, deadline: float, timeout: float) -> None:
         started = self._await(MachineStarted, deadline, timeout)
@@ -434,13 +373,9 @@ class PrivateSystemd:
                 detail=error.stderr,
             ) from error
 
-    def _drop_events(self) -> None:
-        while self._next_event(0.0) is not None:
-            pass
-
     def _await(self, wanted: type[_E], deadline: float, timeout: float) -> _E:
         """Wait until the keeper reports a `wanted`; raises BootError if it reports an end instead."""
-        while (event := self._next_event(deadline)) is not None:
+        while (event := self._keeper.next_event(deadline)) is not None:
             if isinstance(event, wanted):
                 return event
             if isinstance(event, Failed):
@@ -448,30 +383,24 @@ class PrivateSystemd:
                     f"the private systemd cannot be set up: {event.message}",
                     remedy="it needs root with CAP_SYS_ADMIN, overlayfs, and namespaces",
                 )
-        if self._gone is not None or self._keeper.poll() is not None:
+        if self._keeper.gone is not None or self._keeper.has_ended():
             self._raise_over()
         self._discard()
         raise BootError(
             f"the systemd of {self.tree.name} did not finish its boot within {timeout:g} s",
             remedy="a slow machine needs a longer timeout; else the console below says what it waits for",
-            detail=self._gone.console if self._gone else "",
+            detail=self._keeper.gone.console if self._keeper.gone else "",
         )
 
     def _raise_over(self, because: str = "") -> NoReturn:
-        deadline = time.monotonic() + _CLOSE_TIMEOUT / 3
-        while self._next_event(deadline) is not None:
-            pass
-        if because and self._gone is None and not self._has_ended():
+        self._keeper.drop_events(_CLOSE_TIMEOUT / 3)
+        if because and self._keeper.gone is None and not self._has_ended():
             raise PrivateSystemdError(
                 f"the private systemd of {self.tree.name} cannot be entered: {because}",
                 remedy="it is still there; look at its journal, or boot another",
             )
-        detail = self._gone.console if self._gone else ""
-        if not detail and not self._errors.closed:
-            self._errors.seek(0)
-            detail = self._errors.read().decode(errors="replace")
         raise BootError(
             f"the private systemd of {self.tree.name} has ended",
             remedy="what it said last is below",
-            detail=detail,
+            detail=self._keeper.last_words,
         )
