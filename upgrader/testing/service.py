@@ -1,16 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A service under test: starts, stops, upgrades and ends its processes, and keeps its FDs."""
 
-import array
 import os
-import select
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +22,7 @@ from upgrader.protocol.status_text import FACTS, Origin, Status, from_json
 from upgrader.systemd.cgroup import own_unit
 from upgrader.systemd.fdstore import Stored, StoreName
 from upgrader.testing.live import LiveUpgrade, ServiceError, describe
+from upgrader.testing.notify_socket import NotifySocket
 from upgrader.testing.pid1_bus import Pid1Bus, Typed
 from upgrader.testing.process import AdoptedProcess, Process, adopt_orphans
 
@@ -56,7 +53,6 @@ class Service:
     def __init__(
         self, *, environment: Mapping[str, str] | None = None, timeout: float = 30.0
     ) -> None:
-        self.store: list[tuple[str, Fd]] = []  #: The FD store: each FD and its name.
         self.status_text = ""  #: The last STATUS= of the program, for people.
         self._facts: Status | None = None
         self.process: Process | None = None  #: The main process, while it runs.
@@ -72,18 +68,17 @@ class Service:
         self.runtime_directory = place / "run"  #: RUNTIME_DIRECTORY of its processes.
         self.runtime_directory.mkdir()
         self._stderr = place / "stderr"
-        self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._notify.bind(str(place / "notify"))
-        self._lock = threading.RLock()  # held while the store or a process changes
-        self._news = threading.Condition(self._lock)
         self._ready = False
-        self._closing, self._closed = socket.socketpair()
-        self._listener = threading.Thread(target=self._listen, name="notify")
-        self._listener.start()
+        self._notify = NotifySocket(place / "notify", self._hear)
         self._bus = Pid1Bus(
             place / "bus", self._properties, lambda: [(own_unit(), self._job)] if self._job else []
         )
         adopt_orphans()
+
+    @property
+    def store(self) -> list[tuple[str, Fd]]:
+        """The FD store: each FD and its name."""
+        return self._notify.store
 
     @property
     def status(self) -> Status | None:
@@ -108,7 +103,7 @@ class Service:
         if numbers:
             environment["LISTEN_FDS"] = str(len(numbers))
             environment["LISTEN_FDNAMES"] = ":".join(name for name, _ in self.store)
-        with self._lock, self._stderr.open("wb") as stderr:
+        with self._notify.lock, self._stderr.open("wb") as stderr:
             self.process = subprocess.Popen(
                 [sys.executable, "-S", "-E", "-c", _EXEC, str(len(numbers)), *numbers, *command],
                 env=environment,
@@ -141,7 +136,7 @@ class Service:
             self._job = ""
         self.process = None
         self._end_replaced()
-        self._settle()
+        self._notify.settle()
         if status != 0:
             raise ServiceError(f"ended with {status}", self.stderr)
 
@@ -178,7 +173,7 @@ class Service:
         assert self.process is not None
         assert status is not None
         describe(self)  # the instance answers a little later than it serves
-        with self._lock:  # nobody asks for the control process before it is known
+        with self._notify.lock:  # nobody asks for the control process before it is known
             self._command = command
             self._live = LiveUpgrade(self, status.generation, self._stderr)
             self._control_pid = self._live._begin(self._environment())
@@ -195,19 +190,19 @@ class Service:
             self.process.wait()
             self.process = None
         self._end_replaced()
-        self._settle()
+        self._notify.settle()
 
     def _until(self, reached: Callable[[Status], bool]) -> Status | None:
         """Wait until a status of the instance is wanted; None if it ends, or is not in time."""
         deadline = time.monotonic() + self.timeout
-        with self._news:
+        with self._notify.news:
             while time.monotonic() < deadline:
                 status = self.status
                 if status and reached(status):
                     return status
                 if self.process is None or self.process.poll() is not None:
                     break
-                self._news.wait(0.02)  # short, to see a process that ends at once
+                self._notify.news.wait(0.02)  # short, to see a process that ends at once
         return None
 
     @property
@@ -221,13 +216,7 @@ class Service:
             self._live._close()
         self.kill()
         self._bus.close()
-        self._closing.close()
-        self._listener.join()
-        self._closed.close()
         self._notify.close()
-        for _, fd in self.store:
-            fd.close()
-        self.store.clear()
         self._directory.cleanup()
 
     def __enter__(self) -> Self:
@@ -247,7 +236,7 @@ class Service:
         environment = {
             **os.environ,
             **self.environment,
-            "NOTIFY_SOCKET": str(self._notify.getsockname()),
+            "NOTIFY_SOCKET": str(self._notify.path),
             "RUNTIME_DIRECTORY": str(self.runtime_directory),
             BUS: str(Path(self._directory.name, "bus")),
             # Another one each time: a live upgrade is one even if nothing else has changed.
@@ -261,7 +250,7 @@ class Service:
         usec = int(self.timeout * 1e6)
         program = self._command[0] if self._command else ""
         path = shutil.which(program) or program
-        with self._lock:
+        with self._notify.lock:
             main = self.process.pid if self.process else 0
             return {
                 "Id": ("s", own_unit()),
@@ -302,41 +291,8 @@ class Service:
                 process.wait()
         self._replaced.clear()
 
-    def _settle(self) -> None:
-        """Wait until all that a process sent before its end has been handled."""
-        reading, writing = os.pipe()
-        with Fd(reading) as end:
-            with Fd(writing), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-                sock.connect(self._notify.getsockname())
-                socket.send_fds(sock, [b"BARRIER=1"], [writing])
-            os.read(end.fileno(), 1)
-
-    def _listen(self) -> None:
-        poll = select.poll()
-        poll.register(self._notify, select.POLLIN)
-        poll.register(self._closed, select.POLLIN)
-        while True:
-            ready = [number for number, _ in poll.poll()]
-            if self._notify.fileno() in ready:
-                with self._news:
-                    self._receive()
-                    self._news.notify_all()
-            elif ready:
-                return
-
-    def _receive(self) -> None:
-        space = socket.CMSG_SPACE(253 * 4)
-        data, ancillary, _, _ = self._notify.recvmsg(4096, space, socket.MSG_CMSG_CLOEXEC)
-        numbers = array.array("i")
-        for _, _, part in ancillary:
-            numbers.frombytes(part)
-        fds = [Fd(number) for number in numbers]
-        fields = dict(line.partition("=")[::2] for line in data.decode().splitlines())
-        name = fields.get("FDNAME", "stored")
-        if fields.get("FDSTOREREMOVE") == "1":
-            self.store = [item for item in self.store if item[0] != name]
-        elif fields.get("FDSTORE") == "1":
-            self.store += [(name, fd) for fd in fds if not self._stored(fd)]
+    def _hear(self, fields: Mapping[str, str]) -> None:
+        """Note what a process has told, besides what it stores."""
         self.status_text = fields.get("STATUS", self.status_text)
         if fields.get("READY") == "1":
             self._ready, self._facts = True, None
@@ -377,10 +333,6 @@ class Service:
             raise ServiceError(
                 f"could not save {', '.join(manifest.unsaved)}: {'; '.join(why)}", self.stderr
             )
-
-    def _stored(self, fd: Fd) -> bool:
-        same = os.fstat(fd.fileno())
-        return any(os.path.samestat(same, os.fstat(known.fileno())) for _, known in self.store)
 
 
 def migrate(*versions: Sequence[str], environment: Mapping[str, str] | None = None) -> list[Status]:
