@@ -104,6 +104,25 @@ def test_half_a_request_ends_here(web: Web) -> None:
         assert "two" == web.ask(client)
 
 
+def test_p3_a_restart_that_takes_longer_than_keep_alive(web: Web) -> None:
+    """While half a request is waited for, an idle connection does not time out: what its client
+    sends meanwhile is answered."""
+    web.service.start(web.command("asgi --timeout-keep-alive 1", "one"))
+    with Client(web.path) as half, Client(web.path) as idle:
+        assert "one" == web.ask(idle)
+        half.send(GET[:20])
+        assert web.service.process is not None
+        web.service.process.terminate()
+        with pytest.raises(subprocess.TimeoutExpired):
+            web.service.process.wait(1.5)
+        idle.send(GET)
+        assert "one" == web.ask(half, GET[20:])
+        web.service.stop()
+        web.service.start(web.command("asgi", "two"))
+        assert web.ask(idle, "") in ("one", "two")
+        assert "two" == web.ask(idle)
+
+
 def test_the_lifespan_of_an_application(web: Web) -> None:
     """It begins before the instance is ready, and ends with it, also when everything has moved."""
     web.service.start(web.command("asgi", "one"))

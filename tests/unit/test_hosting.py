@@ -3,6 +3,7 @@
 
 import asyncio
 import contextlib
+import os
 import socket
 import ssl
 import time
@@ -72,16 +73,20 @@ class Application:
 
 
 @contextlib.asynccontextmanager
-async def adapter_of(kind: str, application: Application) -> AsyncIterator[Adapter]:
+async def adapter_of(
+    kind: str, application: Application, keep_alive: float = 10 * SECONDS
+) -> AsyncIterator[Adapter]:
     if kind == "aiohttp":
         app = web.Application()
         app.router.add_route("*", "/{rest:.*}", application.aiohttp)
-        async with our_aiohttp.Adapter(app, access_log=None) as of_aiohttp:
+        options: Any = {"access_log": None, "keepalive_timeout": keep_alive}
+        async with our_aiohttp.Adapter(app, **options) as of_aiohttp:
             yield of_aiohttp
         return
     config = uvicorn.Config(
         application.asgi, http=kind, interface="asgi3", lifespan="off", log_config=None
     )
+    config.timeout_keep_alive = keep_alive  # type: ignore[assignment]
     async with our_uvicorn.Adapter(config) as of_uvicorn:
         yield of_uvicorn
 
@@ -95,8 +100,8 @@ class Scene:
         self.b = b
         self.first = first
 
-    async def connect(self) -> Client:
-        address = self.a.listener.socket.getsockname()
+    async def connect(self, side: Side | None = None) -> Client:
+        address = (side or self.a).listener.socket.getsockname()
         reader, writer = await asyncio.open_connection(*address, limit=2 * LARGE)
         self._stack.callback(writer.close)
         return Client(reader, writer)
@@ -121,12 +126,14 @@ def play(
 ) -> Callable[[Play], None]:
     """Plays a scene with each library on each loop."""
 
-    async def scene(what: Play) -> None:
+    async def scene(what: Play, keep_alive: float) -> None:
         async with contextlib.AsyncExitStack() as stack:
             sides = []
             first = Application("A")
             for application in (first, Application("B")):
-                adapter = await stack.enter_async_context(adapter_of(request.param, application))
+                adapter = await stack.enter_async_context(
+                    adapter_of(request.param, application, keep_alive)
+                )
                 sock = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
                 sock.setblocking(False)
                 sides.append(Side(adapter, sock))
@@ -139,9 +146,9 @@ def play(
                 side.hosting.finish()
                 await side.hosting.cut()
 
-    def run(what: Play) -> None:
+    def run(what: Play, keep_alive: float = 10 * SECONDS) -> None:
         with asyncio.Runner(loop_factory=loop_factory) as runner:
-            runner.run(scene(what))
+            runner.run(scene(what, keep_alive))
 
     return run
 
@@ -202,6 +209,66 @@ def test_a_request_that_comes_meanwhile(play: Callable[[Play], None]) -> None:
         scene.a.commit(frozen, scene.b)
 
         assert [b"B", b"B"] == [(await client.receive())[1] for _ in range(2)]
+
+    play(story)
+
+
+@pytest.mark.parametrize("moves", [True, False], ids=["moved", "resumed"])
+def test_p3_keep_alive_does_not_run_while_held(
+    play: Callable[[Play, float], None], *, moves: bool
+) -> None:
+    """One that became idle before it was held, and one that did so meanwhile: what their clients
+    send long after keep-alive is answered, and then their time is as it always was."""
+
+    async def story(scene: Scene) -> None:
+        scene.b.hosting.open()
+        before, meanwhile = await scene.connect(), await scene.connect()
+        assert "A" == await before.ask()
+        meanwhile.send(GET.replace(b"/ ", b"/slow "))
+        await scene.first.asked.wait()
+        scene.a.hosting.hold(for_good=False)
+        scene.first.go.set()
+        assert b"A" == (await meanwhile.receive())[1]
+        for _ in range(2):  # each of them as long as keep-alive
+            beside = await scene.connect(scene.b)
+            assert "B" == await beside.ask()
+            assert await beside.at_end()
+        before.send(GET)
+        await scene.a.has_read(before)
+        frozen, left = scene.a.hosting.freeze()
+        assert (2, []) == (len(frozen), left)
+        if moves:
+            scene.a.commit(frozen, scene.b)
+        else:
+            scene.a.hosting.resume()
+
+        meanwhile.send(GET)
+
+        answer = b"B" if moves else b"A"
+        assert [answer] * 2 == [(await each.receive())[1] for each in (before, meanwhile)]
+        assert [True, True] == [await before.at_end(), await meanwhile.at_end()]
+
+    play(story, 0.2)
+
+
+def test_p3_a_request_that_was_sent_is_not_dropped_by_a_close(
+    play: Callable[[Play, float], None],
+) -> None:
+    """An idle connection that is to end, whose client has asked already: it is answered first."""
+
+    async def story(scene: Scene) -> None:
+        client = await scene.connect()
+        assert "A" == await client.ask()
+        there = await scene.a.accepted(client)
+        os.write(client.writer.get_extra_info("socket").fileno(), GET)  # before the loop reads
+        assert there.idle
+
+        there.end()
+
+        head, body = await client.receive()
+        assert b"A" == body
+        assert b"connection: close" in head
+        assert await client.at_end()
 
     play(story)
 

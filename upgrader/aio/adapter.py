@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 
 class Adapter:
-    """Four functions that let the connections of a library move, and three that end those which
-    cannot; subclass it for `instance.protocols`.
+    """Functions that let the connections of a library move, and such that end those which cannot;
+    subclass it for `instance.protocols`.
 
     A connection moves when `idle` says so, and nothing that the library has written is unsent:
     then all of it is its FD, what `save` returns, and bytes that have come and were not given to
@@ -44,6 +44,15 @@ class Adapter:
     def load(self, saved: bytes) -> asyncio.BaseProtocol:
         """A protocol for a connection that has moved; what it raises refuses the upgrade."""
         return self.factory()
+
+    # Being held: a library that closes idle connections after a while has to say more.
+
+    def stop_clock(self, protocol: Any) -> None:
+        """No time-out of the library may close this connection until `start_clock`: it is held, so
+        what its client sends does not reach the library. It may still be answering a request."""
+
+    def start_clock(self, protocol: Any) -> None:
+        """Time-outs begin anew: the connection was held, or has moved here."""
 
     # Ending: what is held back goes on in the source.
 

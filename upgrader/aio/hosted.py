@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import select
 import time
 from collections.abc import Callable
 from typing import Any, cast
@@ -51,6 +52,7 @@ class Hosted:
     """A connection of a listener, between a library and its transport."""
 
     __slots__ = (
+        "_clock_stopped",
         "_failed",
         "_gate",
         "_watch",
@@ -82,6 +84,7 @@ class Hosted:
         self.protocol = protocol
         self.tls = tls
         self.since = time.monotonic()
+        self._clock_stopped = False
         self._gate: _Gate | None = None
         self._watch: _Watch | None = None
         self._failed = False
@@ -128,9 +131,13 @@ class Hosted:
         """Whether the library has nothing in hand: unsent bytes do not count."""
         return bool(self._ask(self.adapter.idle, False))
 
-    def hold(self) -> None:
-        """The library goes on with what it is at, and gets nothing new."""
+    def hold(self, *, crosses: bool = True) -> None:
+        """The library goes on with what it is at, no time-out of it runs, and it gets nothing new
+        if the connection can move (`crosses`)."""
+        self._stop_clock()
         if self._gate or self.stays or isinstance(self.protocol, asyncio.BufferedProtocol):
+            return
+        if not crosses:
             return
         self._gate = _Gate(self)
         self.transport.set_protocol(self._gate)
@@ -138,16 +145,29 @@ class Hosted:
     def release(self) -> None:
         """As if it had never been held."""
         gate, self._gate = self._gate, None
-        if gate is None:
-            return
-        if self._now is gate:
+        if gate and self._now is gate:
             self.transport.set_protocol(self.protocol)
         if self.transport.is_closing():
+            return
+        if self._clock_stopped:
+            self.start_clock()
+        if gate is None:
             return
         if gate.paused:
             self.transport.resume_reading()
         if gate.held:
             cast(asyncio.Protocol, self.protocol).data_received(bytes(gate.held))
+
+    def start_clock(self) -> None:
+        """Let the library's time-outs begin anew."""
+        self._clock_stopped = False
+        if not self._has_become_another:
+            self._ask(self.adapter.start_clock, None)
+
+    def _stop_clock(self) -> None:
+        if not (self._clock_stopped or self._has_become_another or self.transport.is_closing()):
+            self._clock_stopped = True
+            self._ask(self.adapter.stop_clock, None)
 
     def freeze(self) -> Frozen | LeftBehind | None:
         """What moves; why it stays; or None if it is gone anyway."""
@@ -179,11 +199,12 @@ class Hosted:
         if not self._has_become_another:
             self._ask(self.adapter.finish, None)
 
-    def end(self) -> None:
-        """Close it once it is idle; until then, it ends after what it is at."""
+    def end(self, *, answers: bool = True) -> None:
+        """Close it once it is idle; until then, it ends after what it is at. `answers`: what its
+        client has sent already is answered first."""
         if self.transport.is_closing():
             return
-        if self.idle:
+        if self.idle and not (answers and self._has_unread):
             self._watch_its_end()
             self.transport.close()
         else:
@@ -237,6 +258,14 @@ class Hosted:
             return self.transport.get_write_buffer_size()
         except AttributeError:
             return 0
+
+    @property
+    def _has_unread(self) -> bool:
+        if self._gate and self._gate.held:
+            return True
+        poll = select.poll()
+        poll.register(self.sock.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
 
     def _watch_its_end(self) -> None:
         """With TLS, what is written and not sent may lie below, where nobody sees it."""

@@ -108,7 +108,7 @@ class Hosting:
             _log.exception("%s: adapter of %s failed", self._name, self._adapter.speaks)
             adopted.sock.close()
             return
-        self._attach(adopted.sock, adopted.identity, protocol, adopted.state.unread)
+        self._attach(adopted.sock, adopted.identity, protocol, adopted.state.unread, moved=True)
 
     def _accept(self, sock: socket.socket) -> None:
         try:
@@ -120,16 +120,24 @@ class Hosting:
         self._attach(sock, identify(sock), protocol, b"")
 
     def _attach(
-        self, sock: socket.socket, identity: Identity, protocol: asyncio.BaseProtocol, unread: bytes
+        self,
+        sock: socket.socket,
+        identity: Identity,
+        protocol: asyncio.BaseProtocol,
+        unread: bytes,
+        *,
+        moved: bool = False,
     ) -> None:
         def made(transport: asyncio.Transport, protocol: asyncio.BaseProtocol) -> None:
             tls = self._tls is not None
             hosted = Hosted(self._name, self._adapter, identity, transport, protocol, tls=tls)
             self.connections.append(hosted)
+            if moved:
+                hosted.start_clock()
             if self._over:
                 hosted.finish()
             elif self._held:
-                hosted.hold()
+                hosted.hold(crosses=self._crosses)
 
         newcomer = Newcomer(protocol, unread, made)
         task = self._loop.create_task(self._connect(sock, newcomer))
@@ -155,9 +163,8 @@ class Hosting:
         self._crosses = crosses
         self._acceptor.close()
         for hosted in self.connections:
-            if crosses and not hosted.stays:
-                hosted.hold()
-            elif for_good and not hosted.gone:
+            hosted.hold(crosses=crosses)
+            if for_good and not hosted.gone and not (crosses and not hosted.stays):
                 why = hosted.why_it_stays if crosses else _SWITCHED_OFF
                 self._told_to_end.append(LeftBehind(self._name, hosted.describe(), why))
                 self._ending.append(hosted)

@@ -15,6 +15,7 @@ from aiohttp import hdrs, web
 from upgrader.aio.adapter import Adapter as BaseAdapter
 
 _END_OF_HEAD = b"\r\n\r\n"
+_NEVER = 86400.0  # seconds; nothing is held so long
 
 
 class Adapter(BaseAdapter):
@@ -53,6 +54,30 @@ class Adapter(BaseAdapter):
         """Its task waits for a request, and no byte of that is in the parser."""
         inner = protocol.inner
         return bool(protocol.at_boundary and inner._waiter is not None and not inner._messages)
+
+    def stop_clock(self, protocol: Any) -> None:
+        """keepalive_timeout: while there is a timer, aiohttp begins no other, and this one is none."""
+        inner = protocol.inner
+        if inner._keepalive_handle is not None:
+            inner._keepalive_handle.cancel()
+        inner._keepalive_handle = asyncio.get_running_loop().call_later(_NEVER, lambda: None)
+
+    def start_clock(self, protocol: Any) -> None:
+        """keepalive_timeout, as after an answer."""
+        inner = protocol.inner
+        if inner._keepalive_handle is not None:
+            inner._keepalive_handle.cancel()
+            inner._keepalive_handle = None
+        if not inner.keepalive_timeout:
+            return
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        due = now + inner.keepalive_timeout
+        # What the timer compares with the time when it is due; before 3.10.8 it was the last answer.
+        for name, value in (("_next_keepalive_close_time", due), ("_keepalive_time", now)):
+            if hasattr(inner, name):
+                setattr(inner, name, value)
+        inner._keepalive_handle = loop.call_at(due, inner._process_keepalive)
 
     def lasting(self, protocol: Any) -> bool:
         """A WebSocket."""

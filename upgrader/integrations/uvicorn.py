@@ -26,6 +26,8 @@ try:
 except ImportError:  # httptools is not installed
     HttpToolsProtocol = None  # type: ignore[assignment, misc]
 
+#: The protocols whose connections can move.
+_KNOWN = tuple(each for each in (H11Protocol, HttpToolsProtocol) if each is not None)
 _CLOSE = (b"connection", b"close")
 _GRACE = 1.0  # seconds for the end of the application although the deadline has passed
 
@@ -48,6 +50,9 @@ class Adapter(BaseAdapter):
         if not config.loaded:
             config.load()
         self._config = config
+        self._make: Any = config.http_protocol_class
+        if isinstance(self._make, type) and issubclass(self._make, _KNOWN):
+            self._make = type("Hosted", (_WithClock, self._make), {})
         self._server = uvicorn.Server(config)
         self._server.lifespan = config.lifespan_class(config)
         self._clock: asyncio.Task[None] | None = None
@@ -91,8 +96,7 @@ class Adapter(BaseAdapter):
 
     def factory(self) -> asyncio.BaseProtocol:
         """A connection as uvicorn's own server makes it."""
-        make: Any = self._config.http_protocol_class
-        made: asyncio.BaseProtocol = make(
+        made: asyncio.BaseProtocol = self._make(
             config=self._config,
             server_state=self._server.server_state,
             app_state=self._server.lifespan.state,
@@ -122,17 +126,22 @@ class Adapter(BaseAdapter):
 
     def load(self, saved: bytes) -> asyncio.BaseProtocol:
         """A connection that is between two requests, so its time to the next one is bounded."""
-        protocol: Any = self.factory()
+        protocol = self.factory()
+        if isinstance(protocol, _WithClock):
+            protocol.moved = True
+        return protocol
 
-        def expire() -> None:
-            if protocol.transport is not None:
-                protocol.timeout_keep_alive_handler()
+    def stop_clock(self, protocol: Any) -> None:
+        """Keep-alive."""
+        if isinstance(protocol, _WithClock):
+            protocol.clock_stopped = True
 
-        loop = asyncio.get_running_loop()
-        timer = loop.call_later(self._config.timeout_keep_alive, expire)
-        protocol.timeout_keep_alive_task = timer
-        made: asyncio.BaseProtocol = protocol
-        return made
+    def start_clock(self, protocol: Any) -> None:
+        """Keep-alive, of one that is between two requests."""
+        if isinstance(protocol, _WithClock):
+            protocol.clock_stopped = False
+            if self.idle(protocol):
+                protocol.begin_anew()
 
     def lasting(self, protocol: Any) -> bool:
         """HTTP/2 and protocol classes that are not known here."""
@@ -162,10 +171,32 @@ class Adapter(BaseAdapter):
         return f"{what} {scope.get('path', '')}".rstrip()
 
 
+class _WithClock:
+    """Goes before one of uvicorn's protocols, whose keep-alive does not run out while it is held."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.clock_stopped = False
+        self.moved = False
+        self.timeout_keep_alive_task: asyncio.TimerHandle | None = None
+
+    def begin_anew(self: Any) -> None:
+        """Give the next request as long as after an answer; the first one has any time."""
+        running = self.timeout_keep_alive_task
+        if running is not None:
+            running.cancel()
+        if running is not None or self.moved:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+    def timeout_keep_alive_handler(self: Any) -> None:
+        if not self.clock_stopped:
+            super().timeout_keep_alive_handler()  # type: ignore[misc]
+
+
 def _is_known(protocol: object) -> bool:
-    return isinstance(protocol, H11Protocol) or (
-        HttpToolsProtocol is not None and isinstance(protocol, HttpToolsProtocol)
-    )
+    return isinstance(protocol, _KNOWN)
 
 
 def _until(deadline: float) -> float:
