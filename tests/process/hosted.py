@@ -2,6 +2,7 @@
 """Programs whose connections other libraries own: `python hosted.py KIND PATH VERSION`."""
 
 import asyncio
+import os
 import signal
 import sys
 from typing import Any
@@ -26,6 +27,47 @@ async def aiohttp() -> None:
         async with Adapter(app) as adapter:
             instance.protocols(door, adapter)
             await instance.serve()
+
+
+@upgrader.state("hits")
+class Hits:
+    count: int = 0
+
+
+async def stateful(*, drains: bool = False) -> None:
+    """Counts in a state: `/slow` only once there is a file beside the socket, `/ws` per message."""
+
+    async with upgrader.attach("asgi") as instance:
+        hits = instance.state(Hits)
+
+        async def answer(request: web.Request) -> web.Response:
+            return web.Response(text=f"{VERSION} {hits.value.count}")
+
+        async def slow(request: web.Request) -> web.Response:
+            while not os.path.exists(f"{PATH}.go"):
+                await asyncio.sleep(0.01)
+            hits.value.count += 1
+            return web.Response(text=f"{VERSION} {hits.value.count}")
+
+        async def chat(request: web.Request) -> web.WebSocketResponse:
+            opened = web.WebSocketResponse()
+            await opened.prepare(request)
+            async for _ in opened:
+                hits.value.count += 1
+            return opened
+
+        app = web.Application()
+        app.router.add_get("/", answer)
+        app.router.add_get("/slow", slow)
+        app.router.add_get("/ws", chat)
+        listener = instance.listener("http", bind=f"unix:{PATH}")
+        async with Adapter(app) as adapter:
+            instance.protocols(listener, adapter, drains=drains)
+            await instance.serve()
+
+
+async def drains() -> None:
+    await stateful(drains=True)
 
 
 async def streams() -> None:
@@ -65,5 +107,12 @@ async def signals() -> None:
 
 if __name__ == "__main__":
     asyncio.run(
-        {"aiohttp": aiohttp, "streams": streams, "handler": handler, "signals": signals}[KIND]()
+        {
+            "aiohttp": aiohttp,
+            "stateful": stateful,
+            "drains": drains,
+            "streams": streams,
+            "handler": handler,
+            "signals": signals,
+        }[KIND]()
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.process.chat import DEADLINE, Client
+from upgrader.codes import Code
 from upgrader.protocol.status_text import Origin
 from upgrader.testing import Service, ServiceError
 
@@ -121,6 +122,61 @@ def test_p3_a_restart_that_takes_longer_than_keep_alive(web: Web) -> None:
         web.service.start(web.command("asgi", "two"))
         assert web.ask(idle, "") in ("one", "two")
         assert "two" == web.ask(idle)
+
+
+SLOW = GET.replace("/ ", "/slow ")
+WEBSOCKET = (
+    "GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+#: An attempt that does not wait long for what does not end.
+IMPATIENT = {"UPGRADER_DRAIN_TIMEOUT": "500ms", "UPGRADER_MIGRATION_TIMEOUT": "3s"}
+
+
+def test_p1_a_request_that_may_write_to_a_state_is_waited_for(web: Web) -> None:
+    """Others are served meanwhile; what it has written is there afterwards. Half a request is not
+    waited for: its client is told, before anything of it was done."""
+    web.service.start(web.command("stateful", "one"))
+    with Client(web.path) as slow, Client(web.path) as other, Client(web.path) as half:
+        assert "one 0" == web.ask(half)
+        half.send(GET[:20])
+        slow.send(SLOW)
+        upgrade = web.service.begin_live(web.command("stateful", "two"))
+        assert "one 0" == web.ask(other)
+        Path(f"{web.path}.go").touch()
+        assert "one 1" == web.ask(slow, "")
+        assert 1 == upgrade.wait().left_behind
+        assert half.gone()
+        assert ["two 1", "two 1"] == [web.ask(slow), web.ask(other)]
+
+
+@pytest.mark.parametrize("request_", [SLOW, WEBSOCKET], ids=["slow", "websocket"])
+def test_p1_a_request_that_does_not_end_refuses_the_upgrade(web: Web, request_: str) -> None:
+    """It is named, and goes on as if nothing had happened."""
+    web.service.environment |= IMPATIENT
+    web.service.start(web.command("stateful", "one"))
+    with Client(web.path) as busy, Client(web.path) as other:
+        busy.send(request_)
+        assert "one 0" == web.ask(other)
+        with pytest.raises(ServiceError, match=request_.split()[1]) as refused:
+            web.service.live(web.command("stateful", "two"))
+        assert Code.BUSY_WORK is refused.value.code
+        assert "one 0" == web.ask(other)
+        Path(f"{web.path}.go").touch()
+        assert (
+            "HTTP/1.1 101" in busy.line() if request_ is WEBSOCKET else "one 1" == web.ask(busy, "")
+        )
+
+
+def test_p1_what_an_author_lets_drain_is_left_behind(web: Web) -> None:
+    """A request without an end, in a program that says that it may end in the old instance."""
+    web.service.environment |= IMPATIENT
+    web.service.start(web.command("drains", "one"))
+    with Client(web.path) as busy, Client(web.path) as other:
+        busy.send(WEBSOCKET)
+        assert "one 0" == web.ask(other)
+        assert 1 == web.service.live(web.command("drains", "two")).left_behind
+        assert "two 0" == web.ask(other)
 
 
 def test_the_lifespan_of_an_application(web: Web) -> None:

@@ -355,7 +355,7 @@ def test_one_more_answer(play: Callable[[Play], None]) -> None:
         scene.a.hosting.freeze()
         scene.a.hosting.let_go()
         scene.a.hosting.close_copies()
-        scene.a.hosting.finish(one_more=True)
+        scene.a.hosting.finish(replaced=True)
         for _ in range(3):
             await turns()
             assert 1 == len(scene.a.hosting.drain())
@@ -557,7 +557,7 @@ def test_a_tls_handshake_under_way(
             assert ([], 1) == (frozen, len(left))
             side.hosting.let_go()
             side.hosting.close_copies()
-            side.hosting.finish(one_more=True)
+            side.hosting.finish(replaced=True)
             assert 1 == len(side.hosting.drain())
             await writer.start_tls(
                 ssl.create_default_context(cafile=CERTIFICATE), server_hostname="localhost"

@@ -45,6 +45,11 @@ class Adapter:
         """A protocol for a connection that has moved; what it raises refuses the upgrade."""
         return self.factory()
 
+    def answering(self, protocol: Any) -> bool:
+        """Whether the application has a request in hand, so that it may write to a state. Half a
+        request is none: nobody has acknowledged it."""
+        return not self.idle(protocol)
+
     # Being held: a library that closes idle connections after a while has to say more.
 
     def stop_clock(self, protocol: Any) -> None:

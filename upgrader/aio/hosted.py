@@ -131,6 +131,11 @@ class Hosted:
         """Whether the library has nothing in hand: unsent bytes do not count."""
         return bool(self._ask(self.adapter.idle, False))
 
+    @property
+    def at_work(self) -> bool:
+        """Whether the application may be at something for it; what is unsent is sent by itself."""
+        return not self.gone and (self.endless or self._ask(self.adapter.answering, True))
+
     def hold(self, *, crosses: bool = True) -> None:
         """The library goes on with what it is at, no time-out of it runs, and it gets nothing new
         if the connection can move (`crosses`)."""
@@ -201,10 +206,10 @@ class Hosted:
 
     def end(self, *, answers: bool = True) -> None:
         """Close it once it is idle; until then, it ends after what it is at. `answers`: what its
-        client has sent already is answered first."""
+        client has sent already is answered first; else no application is asked any more."""
         if self.transport.is_closing():
             return
-        if self.idle and not (answers and self._has_unread):
+        if (self.idle and not self._has_unread) if answers else not self.at_work:
             self._watch_its_end()
             self.transport.close()
         else:

@@ -46,8 +46,12 @@ class _Waiting:
 class Hosting:
     """All connections of one declared `Protocols`."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, declared: Protocols) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, declared: Protocols, *, with_state: bool = False
+    ) -> None:
+        """`with_state`: requests may write to states, so none of them may end in two instances."""
         self._loop = loop
+        self.with_state = with_state and not declared.drains
         self._name = declared.listener.name
         self._adapter = declared.adapter
         self._tls = declared.tls
@@ -64,6 +68,7 @@ class Hosting:
         self._crosses = True
         self._over = False
         self._one_more = False
+        self._owns = True
 
     # The beginning
 
@@ -134,8 +139,10 @@ class Hosting:
             self.connections.append(hosted)
             if moved:
                 hosted.start_clock()
-            if self._over:
+            if self._over and self._owns:
                 hosted.finish()
+            elif self._over:
+                hosted.end(answers=False)
             elif self._held:
                 hosted.hold(crosses=self._crosses)
 
@@ -191,7 +198,7 @@ class Hosting:
             return for_good or (self._crosses and not hosted.stays)
 
         for_requests = deadline
-        if self._adapter.announces_end and drained:
+        if self._adapter.announces_end and drained and not self.with_state:
             for_requests = min(deadline, time.monotonic() + _FOR_REQUESTS)
         waited_for = list(self.connections)
         look = _FIRST_LOOK
@@ -207,6 +214,10 @@ class Hosting:
                 return
             await asyncio.sleep(min(look, left))
             look = min(look * 1.5, _LAST_LOOK)
+
+    def at_work(self) -> list[Hosted]:
+        """Those that have something in hand, and may write to a state."""
+        return [each for each in self.connections if self.with_state and each.at_work]
 
     def freeze(self) -> tuple[list[Frozen], list[LeftBehind]]:
         """What moves, and what stays and why. Nothing changes; nothing else may run meanwhile."""
@@ -248,13 +259,18 @@ class Hosting:
             waiting.adopted.sock.close()
         self._waiting.clear()
 
-    def finish(self, *, one_more: bool = False) -> None:
-        """What is left ends here, each connection after what it is at. `one_more`: an idle one
-        may have one more answer, where that can say that it was the last."""
+    def finish(self, *, replaced: bool = False) -> None:
+        """What is left ends here, each connection after what it is at. `replaced`: by an instance
+        that owns the states. An idle connection may have one more answer then, if that can say that
+        it was the last, or none if it might need a state."""
         self._over = True
-        self._one_more = one_more and self._adapter.announces_end
+        self._owns = not (replaced and self.with_state)
+        self._one_more = replaced and self._owns and self._adapter.announces_end
         for hosted in self.connections:
-            hosted.finish()
+            if self._owns:
+                hosted.finish()
+            else:
+                hosted.end(answers=False)
 
     def drain(self) -> list[str]:
         """Close what has become idle; what holds the drain, for people."""
@@ -263,7 +279,7 @@ class Hosting:
             if self._one_more:
                 hosted.finish()
             else:
-                hosted.end()
+                hosted.end(answers=self._owns)
         left = [hosted.describe() for hosted in self.connections]
         if self._one_more:  # their answer is still to come; a TLS handshake takes a while
             left += [_BEING_ACCEPTED] * len(self._attaching)
@@ -274,7 +290,7 @@ class Hosting:
         cut = self.drain()
         for hosted in self.connections:
             if hosted.idle:
-                hosted.end()
+                hosted.end(answers=self._owns)
             else:
                 hosted.close()
         for task in self._attaching:
@@ -303,6 +319,16 @@ async def end_all(
         _log.warning("cut: %s", what)
     if cut:
         _log.warning("%d connections were cut, their time was up", len(cut))
+
+
+async def all_ended_once(connections: Collection[Hosted], deadline: float) -> None:
+    """Wait until each of these has had nothing in hand once, or for the deadline (of
+    `time.monotonic`); meanwhile they go on. One without an end is not waited for."""
+    left = [each for each in connections if not each.endless]
+    look = _FIRST_LOOK
+    while (left := [each for each in left if each.at_work]) and time.monotonic() < deadline:
+        await asyncio.sleep(look)
+        look = min(look * 1.5, _LAST_LOOK)
 
 
 def _readable(sockets: Sequence[HasFileno]) -> set[int]:

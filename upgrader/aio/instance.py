@@ -38,15 +38,25 @@ class Instance(BaseInstance):
         return Peers([each for handled in self._runtime.handled.values() for each in handled.peers])
 
     def protocols(
-        self, listener: Listener, adapter: Adapter, *, tls: ssl.SSLContext | None = None
+        self,
+        listener: Listener,
+        adapter: Adapter,
+        *,
+        tls: ssl.SSLContext | None = None,
+        drains: bool = False,
     ) -> None:
         """Declare that a library owns the connections of a listener: uvicorn, aiohttp, one of yours.
 
-        Idle connections move; one that is busy ends in the source, after what it is at. With
-        `tls` only the listener moves: the keys of open connections cannot, so all of those are
-        ended that way. Raises DeclarationError for a listener that somebody handles already.
+        Idle connections move. One that is busy ends in the source, after what it is at, if the
+        program declares no state. If it does, requests may write to it, and an upgrade waits for
+        them as for a handler of `connections`: one that does not end in time refuses the upgrade,
+        and so does a WebSocket. With `drains` they end in the source all the same; what they write
+        to a state then raises Retired. With `tls` only the listener moves: the keys of open
+        connections cannot, so all of those are ended that way. Raises DeclarationError for a
+        listener that somebody handles already.
         """
-        self._parts.declarations.add_protocols(Protocols(listener._bound, adapter, tls))
+        declared = Protocols(listener._bound, adapter, tls, drains)
+        self._parts.declarations.add_protocols(declared)
 
     async def serve(self, tasks: Sequence[Task] = ()) -> Ended:
         """Load, verify, tell PID 1 READY=1, and serve until this instance is stopped.

@@ -39,6 +39,7 @@ from upgrader.protocol.later import later
 
 if TYPE_CHECKING:
     from upgrader.aio import hosting as hosted_listeners
+    from upgrader.aio.hosted import Hosted
     from upgrader.instance import save, unit_signals
     from upgrader.instance.exec_mode import Execution
     from upgrader.instance.interfaces import Open
@@ -90,7 +91,9 @@ class AsyncioRuntime:
         parts = self._parts
         wanted = [(task, self._declarations.arguments(task)) for task in tasks]
         self.hostings = {
-            name: hosted_listeners.Hosting(self._loop, declared)
+            name: hosted_listeners.Hosting(
+                self._loop, declared, with_state=bool(self._declarations.states)
+            )
             for name, declared in self._declarations.protocols.items()
         }
 
@@ -361,10 +364,13 @@ class AsyncioRuntime:
     async def _all_end(self, deadline: float) -> None:
         turns = self._parts.turns
         begun = turns.begun()
+        requests = [each for _, each in self._requests_at_work()]
         changed = asyncio.Event()
         turns.on_end(lambda: self._loop.call_soon_threadsafe(changed.set))
         try:
             await self._safe_points.all_passed(self._moving(), deadline)
+            if requests:
+                await hosted_listeners.all_ended_once(requests, deadline)
             while turns.run_still(begun):
                 await changed.wait()
                 changed.clear()
@@ -388,7 +394,17 @@ class AsyncioRuntime:
             for connection in self._moving()
             if connection in busy
         ]
+        names += [f"{each.describe()} at {name!r}" for name, each in self._requests_at_work()]
         return [f"the turn of {name}" for name in self._parts.turns.running] + names
+
+    def _requests_at_work(self) -> list[tuple[str, Hosted]]:
+        """What libraries are at that may write to a declared state, by listener."""
+        return [
+            (name, each)
+            for name, hosting in self.hostings.items()
+            if self._crosses(name)
+            for each in hosting.at_work()
+        ]
 
     def give_up(self) -> None:
         """Nothing that has moved is touched any more; the rest is drained."""
@@ -398,7 +414,7 @@ class AsyncioRuntime:
         for hosting in self.hostings.values():
             hosting.let_go()
             # Our states are another instance's by now: no new request may write to them here.
-            hosting.finish(one_more=not self._declarations.states)
+            hosting.finish(replaced=True)
         self._safe_points.open()
         for handled in self.handled.values():
             handled.finish()

@@ -181,11 +181,15 @@ class Connections(Value):
 
 class Protocols(Value):
     """The connections of a listener that another library owns: its adapter (an `aio.Adapter`), and
-    the SSLContext of those that speak TLS."""
+    the SSLContext of those that speak TLS.
+
+    `drains`: one that is busy may end in the instance that is replaced, although there are states.
+    """
 
     listener: Bound
     adapter: Any
     tls: Any = None
+    drains: bool = False
 
     @property
     def header(self) -> SavedState:

@@ -55,6 +55,10 @@ class Adapter(BaseAdapter):
         inner = protocol.inner
         return bool(protocol.at_boundary and inner._waiter is not None and not inner._messages)
 
+    def answering(self, protocol: Any) -> bool:
+        """Its task does anything but wait for a request."""
+        return protocol.inner._waiter is None or bool(protocol.inner._messages)
+
     def stop_clock(self, protocol: Any) -> None:
         """keepalive_timeout: while there is a timer, aiohttp begins no other, and this one is none."""
         inner = protocol.inner

@@ -124,6 +124,12 @@ class Adapter(BaseAdapter):
             and not protocol.pipeline
         )
 
+    def answering(self, protocol: Any) -> bool:
+        """The application has begun with it, or is about to."""
+        cycle = protocol.cycle
+        begun = cycle is not None and not cycle.response_complete
+        return bool(begun or getattr(protocol, "pipeline", None))
+
     def load(self, saved: bytes) -> asyncio.BaseProtocol:
         """A connection that is between two requests, so its time to the next one is bounded."""
         protocol = self.factory()
