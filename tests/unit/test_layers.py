@@ -29,6 +29,8 @@ ROOMS = {
     "attach": SERVICE | {"blocking", "aio"},
     "integrations": SERVICE | {"aio"},
     "asgi": SERVICE | {"attach", "aio", "integrations"},
+    "runner": SERVICE | {"attach", "aio"},
+    "run": {"runner"},
     "testing": SHARED,
     "takeover": SHARED,
     "tool": SHARED,
@@ -37,7 +39,7 @@ ROOMS = {
     "__main__": {"cli"},
 }
 #: Rooms that are loaded in a service: they need msgspec, and nothing else from outside.
-CORE = {*SERVICE, "blocking", "aio", "attach", "testing", "takeover"}
+CORE = {*SERVICE, "blocking", "aio", "attach", "runner", "run", "testing", "takeover"}
 
 
 def module_of(path: Path) -> str:

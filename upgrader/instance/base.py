@@ -150,6 +150,14 @@ class BaseInstance:
         """
         self._parts.destination.keep(name, fd)
 
+    def forget(self, name: str) -> None:
+        """Have PID 1 give up what it keeps under a name since `keep`; it is closed here as well, and
+        nothing happens if there is none.
+
+        Raises DeclarationError before `serve` has begun, NotifyError if PID 1 cannot be told.
+        """
+        self._parts.destination.forget(name)
+
     def turn(self) -> Turn:
         """Make a context manager for work that no migration cuts in two: `with` in a thread,
         `async with` in a task. Entering it waits while a migration is under way."""

@@ -286,6 +286,14 @@ class Declarations:
         self._passed = (*(item for item in self.passed if item not in same), kept)
         self._kept.add(kept.name)
 
+    def forget_kept(self, name: str) -> None:
+        """Take out what the program keeps under a name, and close it."""
+        gone = [p for p in self.passed if p.name == name and name in self._kept]
+        self._passed = tuple(item for item in self.passed if item not in gone)
+        self._kept.discard(name)
+        for item in gone:
+            item.fd.close()
+
     def beyond_image(self) -> list[tuple[str, HasFileno]]:
         """What PID 1 would pass to a start besides an image, by its FDNAME: all but the first socket
         of each backend, and what nobody declared."""

@@ -168,6 +168,12 @@ class DestinationSide:
         self._store.remove(stored)
         self._store.push(stored, kept.fd)
 
+    def forget(self, name: str) -> None:
+        """Give up what the program keeps under a name; raises as documented at the instance."""
+        self._report.declarations.forget_kept(name)
+        self._settled.wait(NAMED)  # until then, PID 1 listens to another process
+        self._store.remove(StoreName.of_kept(name))
+
     # The first seconds of an owner
 
     def _settle(self, taker: Taker, arrival: Arrival) -> None:

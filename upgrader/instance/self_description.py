@@ -31,7 +31,7 @@ class Describer:
         """`library`: the version of this one."""
         self._host = host
         self._library = library
-        self._files = _program_files()
+        self._files = _program_files(host.files)
         self._modules = frozenset(sys.modules)
 
     def fingerprint(self) -> str:
@@ -120,10 +120,10 @@ def _held(connections: Sequence[tuple[str, Open]]) -> list[Connection]:
     ]
 
 
-def _program_files() -> dict[str, tuple[int, ...]]:
+def _program_files(more: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """The files that this program is made of, with what a replaced one would change."""
     paths = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
-    paths |= {sys.executable, os.path.abspath(sys.argv[0])}
+    paths |= {sys.executable, os.path.abspath(sys.argv[0]), *more}
     return {path: _stamp(path) for path in paths if path}
 
 

@@ -54,6 +54,8 @@ class SelfReport:
         self.refusal: varlink_types.Refusal | None = None
         #: Of the unit at the start of this process; None as long as PID 1 was not asked.
         self.settings: Settings | None = None
+        #: Files of the program besides those of its modules, by path.
+        self.files: tuple[str, ...] = ()
         self.declarations = Declarations(service)
         self.notifier = Notifier.from_environment(environment)
         self.supervised = self.notifier.connected  #: systemd started this process

@@ -29,6 +29,17 @@ def unit_of(cgroup: str) -> str:
     return ""
 
 
+def directory() -> str:
+    """The directory of the cgroup of this process's unit; raises OSError."""
+    for hierarchy, path in _groups(_read("self")):
+        parts = path.split("/")
+        while parts and not parts[-1].endswith((".service", ".scope")):
+            parts.pop()
+        if parts:
+            return _place(hierarchy, "/".join(parts))
+    raise FileNotFoundError(2, "no unit", "/proc/self/cgroup")
+
+
 def move(pid: int, other: int) -> None:
     """Move a process to where another one is, unless it is there; raises OSError."""
     there = dict(_groups(_read(other)))

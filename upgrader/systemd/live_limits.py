@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 RESTART = "restart it instead, which keeps connections and state as well: upgrader restart {unit}"
 
+_RUNNER = ("upgrader.run", "upgrader/run")
 #: Users that DynamicUser= makes; https://systemd.io/UIDS-GIDS/
 DYNAMIC_USERS = range(61184, 65520)
 #: Prefixes of a command line with which it gets other privileges than one without.
@@ -101,6 +102,20 @@ def live_limits(
     return tuple(limits)
 
 
+def is_runner(unit: Unit) -> bool:
+    """Whether the main process of a unit is `python -m upgrader.run`."""
+    return bool(runner_arguments(unit))
+
+
+def runner_arguments(unit: Unit) -> tuple[str, ...]:
+    """The arguments of `python -m upgrader.run` in ExecStart=; none if that runs something else."""
+    for line in unit.exec_start[-1:]:
+        for place, word in enumerate(line.arguments):
+            if word == _RUNNER[0] or word.endswith(_RUNNER[1]):
+                return line.arguments[place + 1 :]
+    return ()
+
+
 def _settings(unit: Unit) -> list[Limit]:
     """Settings without which live mode cannot work at all."""
     found = []
@@ -130,12 +145,20 @@ def _settings(unit: Unit) -> list[Limit]:
         f"NotifyAccess={unit.notify_access}: what ExecReload= starts could not notify systemd",
         "NotifyAccess=exec",
     )
-    unless(
-        unit.kill_mode == "control-group",
-        LimitKind.KILL_MODE,
-        f"KillMode={unit.kill_mode}: systemd would not tell both instances to stop",
-        "KillMode=control-group",
-    )
+    if is_runner(unit):
+        unless(
+            unit.kill_mode == "process",
+            LimitKind.KILL_MODE,
+            f"KillMode={unit.kill_mode}: systemd would end the program that a runner leaves serving",
+            "KillMode=process",
+        )
+    else:
+        unless(
+            unit.kill_mode == "control-group",
+            LimitKind.KILL_MODE,
+            f"KillMode={unit.kill_mode}: systemd would not tell both instances to stop",
+            "KillMode=control-group",
+        )
     unless(
         unit.oom_policy != "kill",
         LimitKind.OOM_POLICY,

@@ -2,7 +2,6 @@
 """Main processes of a service under test: children of the test, or adopted by it."""
 
 import contextlib
-import ctypes
 import os
 import select
 import signal
@@ -11,8 +10,6 @@ import time
 from typing import Protocol
 
 from upgrader.protocol.fd import Fd
-
-_PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 
 
 class Process(Protocol):
@@ -68,10 +65,3 @@ class AdoptedProcess:
                 return os.waitstatus_to_exitcode(status)
             time.sleep(0.001)
         return 0  # somebody else has taken its status
-
-
-def adopt_orphans() -> None:
-    """Have processes whose parent ends become children of this one; raises OSError."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")

@@ -21,10 +21,11 @@ from upgrader.protocol.rendezvous import BUS
 from upgrader.protocol.status_text import FACTS, Origin, Status, from_json
 from upgrader.systemd.cgroup import own_unit
 from upgrader.systemd.fdstore import Stored, StoreName
+from upgrader.systemd.subreaper import adopt_orphans
 from upgrader.testing.live import LiveUpgrade, ServiceError, describe
 from upgrader.testing.notify_socket import NotifySocket
 from upgrader.testing.pid1_bus import Pid1Bus, Typed
-from upgrader.testing.process import AdoptedProcess, Process, adopt_orphans
+from upgrader.testing.process import AdoptedProcess, Process
 
 _EXEC = """
 import fcntl, os, sys

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A runner and a program that knows nothing of it: starts, restarts, crashes, stops, refusals."""
+
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import SETTLE, eventually
+from upgrader.protocol.status_text import Origin
+from upgrader.testing import Service, ServiceError
+from upgrader.testing.pid1_bus import Typed
+
+UNAWARE = str(Path(__file__).with_name("unaware.py"))
+
+
+class RunnerService(Service):
+    """A unit with KillMode=process, whose program listens at a path."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__()
+        self.path = directory / "listener"
+        self.version = 0
+
+    def _properties(self) -> Mapping[str, Typed]:
+        return {**super()._properties(), "KillMode": ("s", "process")}
+
+    def command(self, *options: str) -> list[str]:
+        self.version += 1
+        listen = ("--listen", f"main=unix:{self.path}")
+        program = (sys.executable, UNAWARE, str(self.version))
+        return [sys.executable, "-m", "upgrader.run", *listen, *options, "--", *program]
+
+    def connect(self) -> "Client":
+        return Client(self.path)
+
+
+class Client:
+    """A client of the program."""
+
+    def __init__(self, path: Path) -> None:
+        self._sock = socket.socket(socket.AF_UNIX)
+        self._sock.settimeout(SETTLE)
+        self._sock.connect(str(path))
+        self._file = self._sock.makefile("r")
+
+    def ask(self, text: str) -> str:
+        self._sock.sendall(text.encode() + b"\n")
+        return self.line()
+
+    def line(self) -> str:
+        return self._file.readline().rstrip("\n")
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self._sock.close()
+
+
+def who(service: RunnerService) -> int:
+    """The program that answers a new client."""
+    with service.connect() as client:
+        return int(client.ask("who"))
+
+
+def another(service: RunnerService, first: int) -> int:
+    """The program that answers once the first one is told to drain."""
+    assert eventually(lambda: who(service) != first)
+    return who(service)
+
+
+def runs(pid: int) -> bool:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return text.rpartition(")")[2].split()[0] not in "ZX"
+
+
+def kept(service: Service) -> list[str]:
+    return sorted(name for name, _ in service.store)
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[RunnerService]:
+    with RunnerService(tmp_path) as service:
+        yield service
+        if service.process:
+            service.stop(for_good=True)
+
+
+def test_a_restart_loses_nobody(service: RunnerService) -> None:
+    """The old program serves on until the new one is ready, then ends after what it is at; its path
+    and what PID 1 keeps are as before."""
+    service.start(service.command())
+    first = who(service)
+    with service.connect() as stream:
+        assert "0" == stream.ask("stream 15")
+        service.stop()
+        assert first == who(service)
+        assert Origin.RESTART is service.start(service.command()).origin
+        second = another(service, first)
+        assert runs(first)
+        assert [str(number) for number in range(1, 15)] == [stream.line() for _ in range(14)]
+        assert "" == stream.line()
+    assert eventually(lambda: not runs(first))
+    assert eventually(lambda: kept(service) == kept_of(second))
+    assert second == who(service)
+
+
+def kept_of(pid: int) -> list[str]:
+    return [f"upgrader-entry-kept.program.{pid}", "upgrader-listener-main"]
+
+
+def test_a_runner_that_is_killed(service: RunnerService) -> None:
+    """Its program serves on, and the next runner drains it."""
+    service.start(service.command())
+    first = who(service)
+    service.kill()
+    assert first == who(service)
+
+    service.start(service.command())
+
+    second = another(service, first)
+    assert eventually(lambda: not runs(first))
+    assert eventually(lambda: kept(service) == kept_of(second))
+
+
+def test_a_stop(service: RunnerService) -> None:
+    """The program ends after what it is at; nothing is left, not even the path."""
+    service.start(service.command())
+    first = who(service)
+    with service.connect() as stream:
+        assert "0" == stream.ask("stream 5")
+        service.stop(for_good=True)
+        assert [str(number) for number in range(1, 5)] == [stream.line() for _ in range(4)]
+    assert not runs(first)
+    assert [] == [name for name in kept(service) if "listener" in name]
+    assert [] == list(service.path.parent.iterdir())
+
+
+def test_a_program_that_ends(service: RunnerService) -> None:
+    """The runner ends with a failure and leaves the listeners: no client is refused meanwhile."""
+    service.start(service.command())
+    first = who(service)
+    os.kill(first, signal.SIGKILL)
+    assert service.process
+    assert 1 == service.process.wait(SETTLE)
+    service.kill()
+    with service.connect() as waiting:
+        service.start(service.command())
+        assert first != int(waiting.ask("who"))
+
+
+@pytest.mark.parametrize(
+    ("flaw", "options", "reason"),
+    [
+        ("exit", (), "has ended with status 3, before it was ready"),
+        ("blocking", (), "has changed O_NONBLOCK"),
+        ("", ("--check", "false"), "false has ended with status 1"),
+    ],
+)
+def test_a_bad_program(
+    service: RunnerService, flaw: str, options: tuple[str, ...], reason: str
+) -> None:
+    """It is ended before its runner says why, and the old one serves on."""
+    service.start(service.command())
+    first = who(service)
+    service.stop()
+    service.environment["FLAW"] = flaw
+    with pytest.raises(ServiceError, match=reason):
+        service.start(service.command(*options))
+    assert first == who(service)
+    assert runs(first)
+    service.environment.clear()
+    service.start(service.command())
+    another(service, first)
+    assert eventually(lambda: not runs(first))
+
+
+def test_what_the_program_is_given(service: RunnerService) -> None:
+    """What PID 1 would give to it, and nothing of the runner's."""
+    service.environment["WATCHDOG_USEC"] = "30000000"
+    service.environment["WATCHDOG_PID"] = "1"
+    service.start(service.command())
+    pid = who(service)
+    with service.connect() as client:
+        facts: dict[str, Any] = json.loads(client.ask("facts"))
+    environment = facts["environment"]
+    assert str(pid) == environment["WATCHDOG_PID"] == environment["LISTEN_PID"]
+    assert "main" == environment["LISTEN_FDNAMES"]
+    assert [] == [name for name in environment if name.startswith("UPGRADER")]
+    assert facts["session"]
+    assert [*resource.getrlimit(resource.RLIMIT_NOFILE)] == facts["files"]
+    (path,) = facts["fds"]
+    assert path.startswith("socket:")
+
+
+def test_signals_are_as_systemd_leaves_them(service: RunnerService, tmp_path: Path) -> None:
+    """SIGPIPE is ignored, and SIGXFSZ, which Python ignores as well, is not; none is blocked."""
+    found = tmp_path / "signals"
+    service.start(service.command("--check", f"sh -c 'grep Sig /proc/self/status > {found}'"))
+    signals = dict(line.split(":\t") for line in found.read_text().splitlines())
+    found.unlink()
+
+    # The two above 31 are of the C library.
+    assert 1 << signal.SIGPIPE - 1 == int(signals["SigIgn"], 16) & 0x7FFFFFFF
+    assert 0 == int(signals["SigBlk"], 16)
+
+
+def test_a_reload_and_what_the_program_says(service: RunnerService) -> None:
+    """A signal to the runner is the program's; its status is the unit's."""
+    service.start(service.command("--reload", "SIGHUP"))
+    assert service.process
+    service.process.send_signal(signal.SIGHUP)
+
+    assert eventually(lambda: service.status_text == "reloaded")

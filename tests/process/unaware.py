@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A program that knows nothing of upgrader: it takes LISTEN_FDS, says READY=1, and ends after what it is
+at when it gets SIGTERM. Answers lines: `who` with its PID, `stream N` with N numbers, one each 0.1 s.
+
+FLAW: exit (before it is ready), hang (never ready), blocking (flips O_NONBLOCK).
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+
+FLAW = os.environ.get("FLAW", "")
+
+
+def facts() -> dict[str, object]:
+    """What it was started with."""
+    with open("/proc/self/status") as file:
+        status = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
+    with open("/proc/self/environ", "rb") as raw:
+        items = raw.read().split(b"\0")
+    return {
+        "environment": dict(os.fsdecode(item).partition("=")[::2] for item in items if item),
+        "signals": {name: status[name] for name in ("SigBlk", "SigIgn", "SigCgt")},
+        "files": resource.getrlimit(resource.RLIMIT_NOFILE),
+        "session": os.getsid(0) == os.getpid(),
+        "oom": open("/proc/self/oom_score_adj").read().strip(),
+        "fds": sorted(os.readlink(f"/proc/self/fd/{n}") for n in range(3, 3 + COUNT)),
+    }
+
+
+COUNT = int(os.environ.get("LISTEN_FDS", "0"))
+FACTS = facts() if __name__ == "__main__" else {}
+streams: set[asyncio.Task[None]] = set()
+
+
+def notify(text: str) -> None:
+    address = os.environ["NOTIFY_SOCKET"]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.connect("\0" + address[1:] if address[0] == "@" else address)
+        sock.sendall(text.encode())
+
+
+async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    task = asyncio.current_task()
+    assert task
+    while line := await reader.readline():
+        match line.split():
+            case [b"who"]:
+                writer.write(b"%d\n" % os.getpid())
+            case [b"facts"]:
+                writer.write(json.dumps(FACTS).encode() + b"\n")
+            case [b"stream", count]:
+                streams.add(task)
+                for number in range(int(count)):
+                    writer.write(b"%d\n" % number)
+                    await writer.drain()
+                    await asyncio.sleep(0.1)
+                streams.discard(task)
+        with contextlib.suppress(ConnectionError):
+            await writer.drain()
+    writer.close()
+
+
+async def main() -> None:
+    assert os.environ["LISTEN_PID"] == str(os.getpid())
+    sockets = [socket.socket(fileno=3 + number) for number in range(COUNT)]
+    servers = [await asyncio.start_server(answer, sock=sock.dup()) for sock in sockets]
+    if FLAW == "blocking":
+        sockets[0].setblocking(True)
+    over = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, over.set)
+    loop.add_signal_handler(signal.SIGHUP, notify, "STATUS=reloaded")
+    if FLAW != "hang":
+        notify("READY=1\nSTATUS=serving")
+    await over.wait()
+    for server in servers:
+        server.close()
+    while streams:
+        await asyncio.sleep(0.01)
+
+
+if __name__ == "__main__":
+    if FLAW == "exit":
+        sys.exit(3)
+    asyncio.run(main())

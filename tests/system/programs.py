@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Programs of the distribution behind a runner, and HTTP clients that note how they fare; asserts
+nothing."""
+
+import contextlib
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.support import SETTLE, cannot_run
+from tests.system.reloading import processes
+from tests.system.serving import Install, Service, network_of
+from upgrader.lab.private_systemd import PrivateSystemd
+
+#: Bytes of what nginx sends slowly, and how many of them in a second.
+STREAM = 120_000
+RATE = 40_000
+
+NGINX = """\
+worker_processes 2;
+pid /run/{name}/nginx.pid;
+error_log stderr;
+daemon off;
+events {{ worker_connections 512; }}
+http {{
+  access_log off;
+  server {{
+    listen 127.0.0.1:{port};
+    location = / {{ return 200 "$pid {version}\\n"; }}
+    location = /stream {{ limit_rate {rate}; alias /run/{name}/stream; }}
+  }}
+}}
+"""
+GUNICORN = """\
+import os, time
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [b"%d {version}\\n" % os.getpid()]
+"""
+
+
+def needs(program: str) -> str:
+    """The path of a program of the distribution."""
+    path = shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin")
+    if path is None:
+        cannot_run(f"{program} is not installed: packaging/bootstrap test")
+    return path
+
+
+def runner_unit(
+    service: Service, *options: str, program: str, more: Sequence[str] = ()
+) -> list[str]:
+    """The lines of a unit whose program has one listener, at the port of the service."""
+    python = " ".join(service.machine.python)
+    listen = f"--listen http=127.0.0.1:{service.port}"
+    return [
+        "ExecStart=",
+        f"ExecStart={python} -m upgrader.run {listen} {' '.join(options)} -- {program}",
+        f"ExecStopPost={python} -m upgrader.run --after-stop",
+        f"ExecReload={python} -m upgrader.takeover",
+        "KillMode=process",
+        "OOMPolicy=continue",
+        f"RuntimeDirectory={service.name}",
+        "RuntimeDirectoryPreserve=restart",
+        *more,
+    ]
+
+
+def nginx(machine: PrivateSystemd, install: Install, name: str) -> Service:
+    """nginx, not started yet."""
+    path = needs("nginx")
+    service: Service = install(machine, name, "holder")
+    service.stop()
+    configure_nginx(service, 1)
+    pid_file = f"--pid-file /run/{name}/nginx.pid"
+    program = f"{path} -c /etc/{name}.conf"
+    service.configure(*runner_unit(service, pid_file, program=program))
+    return service
+
+
+def configure_nginx(service: Service, version: int) -> None:
+    """Write a configuration that answers with a version, and what is streamed."""
+    text = NGINX.format(name=service.name, port=service.port, version=version, rate=RATE)
+    service.machine.write(f"/etc/{service.name}.conf", text)
+    service.machine.run(["mkdir", "-p", f"/run/{service.name}"])
+    service.machine.write(f"/run/{service.name}/stream", "x" * STREAM)
+
+
+def gunicorn(machine: PrivateSystemd, install: Install, name: str) -> Service:
+    """gunicorn with two workers, not started yet."""
+    path = needs("gunicorn")
+    service: Service = install(machine, name, "holder")
+    service.stop()
+    machine.run(["mkdir", "-p", f"/srv/{name}"])
+    machine.write(f"/srv/{name}/app.py", GUNICORN.format(version=1))
+    program = f"{path} --workers 2 --chdir /srv/{name} app:app"
+    service.configure(*runner_unit(service, program=program))
+    return service
+
+
+def get(service: Service, path: str = "/") -> bytes:
+    """The body of an answer on a new connection; raises OSError or ValueError."""
+    with network_of(service.machine):
+        sock = socket.create_connection(("127.0.0.1", service.port), SETTLE)
+    with sock:
+        sock.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+        answer = b"".join(iter(lambda: sock.recv(65536), b""))
+    head, end, body = answer.partition(b"\r\n\r\n")
+    if not end or b" 200 " not in head.split(b"\r\n")[0]:
+        raise ValueError(f"answered {answer[:200]!r}")
+    return body
+
+
+def version(service: Service) -> int:
+    """The version that answers."""
+    return int(get(service).split()[1])
+
+
+@dataclass
+class Load:
+    """What clients have seen: answers, failures, and the longest wait in seconds."""
+
+    answers: int = 0
+    failures: list[str] = field(default_factory=list)
+    longest: float = 0.0
+    streams: list[int] = field(default_factory=list)  #: bytes of each stream that has ended
+
+
+@contextlib.contextmanager
+def load(service: Service, *, streams: int = 0) -> Iterator[Load]:
+    """One new connection after the other, and streams; at the end all are over."""
+    seen, over = Load(), threading.Event()
+    begun = threading.Barrier(streams + 2)
+
+    def asks() -> None:
+        begun.wait(SETTLE)
+        while not over.is_set():
+            began = time.monotonic()
+            try:
+                get(service)
+                seen.answers += 1
+            except (OSError, ValueError) as error:
+                seen.failures.append(repr(error))
+            seen.longest = max(seen.longest, time.monotonic() - began)
+            time.sleep(0.005)
+
+    def streamed() -> None:
+        begun.wait(SETTLE)
+        try:
+            seen.streams.append(len(get(service, "/stream")))
+        except (OSError, ValueError) as error:
+            seen.failures.append(repr(error))
+
+    threads = [threading.Thread(target=streamed) for _ in range(streams)]
+    threads.append(threading.Thread(target=asks))
+    for thread in threads:
+        thread.start()
+    begun.wait(SETTLE)
+    try:
+        yield seen
+    finally:
+        for thread in threads[:-1]:
+            thread.join(SETTLE)
+        over.set()
+        threads[-1].join(SETTLE)
+
+
+def command_line(service: Service, pid: int | str) -> str:
+    """How a process of the machine was started, or calls itself."""
+    with contextlib.suppress(OSError):
+        text = service.inside(f"/proc/{pid}/cmdline").read_bytes()
+        return text.replace(b"\0", b" ").decode().strip()
+    return ""
+
+
+def masters(service: Service) -> list[int]:
+    """The processes of the unit that are no runner and no worker of nginx."""
+    lines = {int(pid): command_line(service, pid) for pid in processes(service)}
+    return [
+        p for p, line in lines.items() if line and "upgrader." not in line and "worker" not in line
+    ]
+
+
+def pid_file(service: Service) -> Path:
+    return service.inside(f"/run/{service.name}/nginx.pid")

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What a runner decides by values alone: its command line, what a program is told, what is left."""
+
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from upgrader.errors import DeclarationError
+from upgrader.runner.after_stop import is_restarted
+from upgrader.runner.options import Listen, RunnerOptions
+from upgrader.runner.passing import Given, arguments, variables
+from upgrader.runner.programs import Passing, Readiness
+from upgrader.runner.shared_sockets import Paths, SocketSettings
+from upgrader.systemd.own_unit import StopReason
+
+
+def given(*names: str) -> list[Given]:
+    return [Given(name, None, ("127.0.0.1", 80)) for name in names]  # type: ignore[arg-type]
+
+
+def test_what_is_known_of_a_program() -> None:
+    """nginx is drained by SIGQUIT and says nothing when it is ready."""
+    options = RunnerOptions.parse(["--listen", "http=:80", "--", "/usr/sbin/nginx", "-c", "x"])
+
+    assert ("/usr/sbin/nginx", "-c", "x") == options.program
+    assert [Listen("http", ":80")] == [*options.listen]
+    assert ("nginx", Passing.NGINX, Readiness.LISTENING) == (
+        options.name, options.passing, options.ready,
+    )  # fmt: skip
+    assert (signal.SIGQUIT, signal.SIGHUP) == (options.drain, options.reload)
+
+
+def test_options_come_before_what_is_known() -> None:
+    """An admin knows better."""
+    words = ["--pass=listen-fds", "--ready=after:500ms", "--drain-signal=term", "--drain-limit=2h"]
+    options = RunnerOptions.parse([*words, "--reload=/bin/x -y", "--", "nginx", "--check"])
+
+    assert (Passing.LISTEN_FDS, Readiness.AFTER, 0.5) == (
+        options.passing, options.ready, options.ready_after,
+    )  # fmt: skip
+    assert (signal.SIGTERM, 7200.0) == (options.drain, options.drain_limit)
+    assert ("/bin/x", "-y") == options.reload
+    assert ("nginx", "--check") == options.program
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[], ["--"], ["--ready=soon", "--", "x"], ["--ready=after", "--", "x"], ["--pass=x", "y"]],
+)
+def test_a_command_line_that_makes_no_sense(words: list[str]) -> None:
+    """It is refused as usual."""
+    with pytest.raises(SystemExit) as refused:
+        RunnerOptions.parse(words)
+    assert 2 == refused.value.code
+
+
+@pytest.mark.parametrize(
+    ("passing", "told"),
+    [
+        (Passing.LISTEN_FDS, {"LISTEN_FDS": "2", "LISTEN_FDNAMES": "a:b"}),
+        (Passing.NGINX, {"NGINX": "3;4;"}),
+        (
+            Passing.SERVER_STARTER,
+            {
+                "SERVER_STARTER_PORT": "127.0.0.1:80=3;127.0.0.1:80=4",
+                "SERVER_STARTER_GENERATION": "1",
+            },
+        ),
+        (Passing.NONE, {}),
+    ],
+)
+def test_what_a_program_is_told(passing: Passing, told: dict[str, str]) -> None:
+    """Each in its own way."""
+    assert told == variables(passing, given("a", "b"))
+
+
+def test_places_in_a_command_line() -> None:
+    """The first FD of a name; a name that there is not is refused."""
+    assert ["--fd=3", "{x}", "5"] == arguments(
+        ["--fd={fd:a}", "{x}", "{fd:b}"], given("a", "a", "b")
+    )
+    with pytest.raises(DeclarationError, match="no such listener"):
+        arguments(["{fd:c}"], given("a"))
+
+
+@pytest.mark.parametrize(
+    ("reason", "policy", "result", "restarted"),
+    [
+        (StopReason.STOP, "always", "success", False),
+        (StopReason.RESTART, "no", "success", True),
+        (StopReason.SOFT_REBOOT, "no", "success", True),
+        (StopReason.NO_JOB, "no", "signal", False),
+        (StopReason.NO_JOB, "always", "success", True),
+        (StopReason.NO_JOB, "on-failure", "success", False),
+        (StopReason.NO_JOB, "on-failure", "exit-code", True),
+        (StopReason.NO_JOB, "on-abort", "exit-code", False),
+        (StopReason.NO_JOB, "on-success", "success", True),
+    ],
+)
+def test_who_goes_on_after_a_stop(
+    reason: StopReason, policy: str, result: str, restarted: bool
+) -> None:
+    """A left program is ended only if nobody would drain it."""
+    assert restarted is is_restarted(reason, policy, result)
+
+
+def test_what_a_program_changes_is_put_back() -> None:
+    """The backlog always; the flag and options of a program that is refused."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(100)
+        listener.setblocking(False)
+        settings = SocketSettings(listener)
+        with listener.dup() as other:
+            other.listen(5)
+            other.setblocking(True)
+            other.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 30)
+            with pytest.raises(Exception, match="O_NONBLOCK"):
+                settings.require_kept("it")
+            settings.restore(options=True)
+
+            assert not os.get_blocking(other.fileno())
+            assert 0 == other.getsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT)
+            settings.require_kept("it")
+            assert {100} == {backlog(each) for each in (listener, other)}
+
+
+def backlog(sock: socket.socket) -> int:
+    """As the kernel tells it: tcpi_sacked of a listener."""
+    return int.from_bytes(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)[28:], "little")
+
+
+def test_files_are_put_back(tmp_path: Path) -> None:
+    """The same socket at its path, whatever has happened to that; the PID of who serves."""
+    path, pid_file = tmp_path / "listener", tmp_path / "pid"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        inode = path.stat().st_ino
+        paths = Paths(str(pid_file))
+        paths.keep([listener])
+        paths.note_pid(17)
+        path.unlink()
+        paths.restore()
+        assert inode == path.stat().st_ino
+        assert "17\n" == pid_file.read_text()
+        path.unlink()
+        path.write_text("another's")
+        paths.restore()
+        assert inode == path.stat().st_ino
+        paths.forget()
+
+    assert {path, pid_file} == set(tmp_path.iterdir())

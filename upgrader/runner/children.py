@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The child processes of a runner, adopted orphans included: reaps them all, on its asyncio loop."""
+
+import asyncio
+import os
+import signal
+
+
+class Children:
+    """All there are; whoever wants to know how one ends, asks before it can."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._wanted: dict[int, asyncio.Future[int]] = {}
+        self._loop.add_signal_handler(signal.SIGCHLD, self._reap)
+
+    def end_of(self, pid: int) -> "asyncio.Future[int]":
+        """The exit status of a child once it has ended, negative for a signal."""
+        return self._wanted.setdefault(pid, self._loop.create_future())
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            ended = self._wanted.pop(pid, None)
+            if ended and not ended.done():
+                ended.set_result(os.waitstatus_to_exitcode(status))

@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The entry of `python -m upgrader.run`: as a main process, or with --after-stop for ExecStopPost=."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from upgrader.runner.options import RunnerOptions
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run as told; the exit code of the process."""
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    if [*arguments] == ["--after-stop"]:
+        from upgrader.runner.after_stop import end_left_over
+
+        return end_left_over()
+    from upgrader.runner.runner import Runner
+
+    asyncio.run(Runner(RunnerOptions.parse(arguments)).run())
+    return 0

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The command line of a runner, read; ExecStopPost= reads that of ExecStart= as well."""
+
+import argparse
+import os
+import re
+import shlex
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from upgrader.protocol.systemd_syntax import LONGEST, time_span
+from upgrader.runner.programs import Passing, Readiness, known
+
+_USAGE = "python -m upgrader.run [OPTIONS] -- PROGRAM [ARGUMENTS]"
+_DRAIN_LIMIT = 3600.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """One listener: its name, and where to bind it unless a `.socket` unit passes it."""
+
+    name: str
+    address: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerOptions:
+    """What a runner is told. `ready_after` and `drain_limit` are in seconds; `reload` is a signal, a
+    command, or None."""
+
+    program: Sequence[str]
+    name: str
+    listen: Sequence[Listen]
+    passing: Passing
+    ready: Readiness
+    ready_after: float
+    check: Sequence[str]
+    drain: signal.Signals
+    drain_limit: float
+    reload: signal.Signals | Sequence[str] | None
+    pid_file: str
+
+    @classmethod
+    def parse(cls, arguments: Sequence[str]) -> Self:
+        """Read a command line; ends the process with a message and 2 for one that makes no sense."""
+        given = _parser().parse_args(arguments)
+        words = given.program[1:] if given.program[:1] == ["--"] else given.program
+        if not words:
+            _parser().error("which program? It comes after --")
+        program = known(words[0])
+        ready, after = given.ready or (program.ready, 0.0)
+        return cls(
+            program=tuple(words),
+            name=given.name or os.path.basename(words[0]),
+            listen=tuple(given.listen),
+            passing=given.passing or program.passing,
+            ready=ready,
+            ready_after=after,
+            check=tuple(given.check),
+            drain=given.drain_signal or program.drain,
+            drain_limit=given.drain_limit,
+            reload=given.reload or program.reload,
+            pid_file=given.pid_file,
+        )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m upgrader.run",
+        usage=_USAGE,
+        description="Run any program as a service whose upgrades nobody notices: it is given its"
+        " listeners, which outlive it. For ExecStart= of a unit; see docs/programs.md.",
+    )
+    add = parser.add_argument
+    add("--listen", metavar="NAME[=ADDRESS]", type=_listen, action="append", default=[],
+        help="a listener: host:port, [v6]:port, :port or unix:/path; without an address that of the"
+        " .socket unit with FileDescriptorName=NAME (may be repeated)")  # fmt: skip
+    add("--pass", dest="passing", type=_word(Passing), metavar="HOW",
+        help=f"how the program is given its listeners: {', '.join(Passing)}; {{fd:NAME}} in its"
+        " arguments is the number of an FD in any case")  # fmt: skip
+    add("--ready", type=_ready, metavar="HOW",
+        help="when it is ready: notify (it sends READY=1), listening (it waits for its listeners in"
+        " epoll), or after:SPAN")  # fmt: skip
+    add("--check", metavar="COMMAND", type=shlex.split, default=[],
+        help="run when it is ready, with its PID in $MAINPID; the program is taken if that ends"
+        " with 0")  # fmt: skip
+    add("--drain-signal", type=_signal, metavar="SIGNAL",
+        help="the signal at which it ends after what it is at (SIGTERM; nginx: SIGQUIT)")  # fmt: skip
+    add("--drain-limit", type=_span, default=_DRAIN_LIMIT, metavar="SPAN",
+        help="how long a program that was replaced may take for that (1h)")  # fmt: skip
+    add("--reload", type=_reload, metavar="SIGNAL|COMMAND",
+        help="what a reload does if there is nothing to upgrade (nginx, gunicorn: SIGHUP)")  # fmt: skip
+    add("--pid-file", default="", metavar="PATH",
+        help="where the program writes its PID; put back if an old one takes it away")  # fmt: skip
+    add("--name", default="", metavar="NAME", help="the name of the service (that of the program)")
+    add("program", nargs=argparse.REMAINDER, metavar="PROGRAM")
+    return parser
+
+
+def _word(kind: type[Passing]) -> type[Passing]:
+    return kind
+
+
+def _listen(text: str) -> Listen:
+    name, equals, address = text.partition("=")
+    return Listen(name, address if equals else None)
+
+
+def _ready(text: str) -> tuple[Readiness, float]:
+    how, colon, span = text.partition(":")
+    readiness = Readiness(how)
+    if bool(colon) is not (readiness is Readiness.AFTER):
+        raise ValueError(text)
+    return readiness, time_span(span) if colon else 0.0
+
+
+def _signal(text: str) -> signal.Signals:
+    return signal.Signals["SIG" + text.upper().removeprefix("SIG")]
+
+
+def _span(text: str) -> float:
+    return min(time_span(text), LONGEST)
+
+
+def _reload(text: str) -> signal.Signals | Sequence[str]:
+    if re.fullmatch(r"SIG[A-Z0-9]+", text):
+        return _signal(text)
+    return tuple(shlex.split(text))

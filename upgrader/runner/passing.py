@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""How a program is told which of its FDs are listeners: words and variables, made and nothing else."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from upgrader.errors import DeclarationError
+from upgrader.protocol.identity import HasFileno
+from upgrader.protocol.kinds import show_address
+from upgrader.runner.programs import Passing
+from upgrader.systemd.listen_fds import FIRST
+
+_PLACE = re.compile(r"\{fd:([^{}]*)\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """One listener as the program gets it: its name, and the address that it is bound to."""
+
+    name: str
+    sock: HasFileno
+    address: object
+
+
+def variables(passing: Passing, given: Sequence[Given]) -> dict[str, str]:
+    """The variables by which the program finds its FDs, which begin at 3 in this order.
+
+    LISTEN_PID is its own PID, so whoever starts it sets that.
+    """
+    numbers = range(FIRST, FIRST + len(given))
+    match passing:
+        case Passing.LISTEN_FDS:
+            names = ":".join(each.name for each in given)
+            return {"LISTEN_FDS": str(len(given)), "LISTEN_FDNAMES": names}
+        case Passing.NGINX:
+            return {"NGINX": "".join(f"{number};" for number in numbers)}
+        case Passing.SERVER_STARTER:
+            pairs = zip(given, numbers, strict=True)
+            ports = [f"{show_address(each.address)}={number}" for each, number in pairs]
+            return {"SERVER_STARTER_PORT": ";".join(ports), "SERVER_STARTER_GENERATION": "1"}
+        case Passing.NONE:
+            return {}
+
+
+def arguments(words: Sequence[str], given: Sequence[Given]) -> list[str]:
+    """A command line with the number of its FD in each place `{fd:NAME}`, the first one if there are
+    several; raises DeclarationError for a name that there is not."""
+    numbers: dict[str, int] = {}
+    for place, each in enumerate(given):
+        numbers.setdefault(each.name, FIRST + place)
+    return [_PLACE.sub(lambda found: _number(found[1], numbers), word) for word in words]
+
+
+def _number(name: str, numbers: Mapping[str, int]) -> str:
+    if name not in numbers:
+        raise DeclarationError(f"{{fd:{name}}}", "there is no such listener")
+    return str(numbers[name])

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Processes held by pidfd, which no other process can be taken for; starts none."""
+
+import contextlib
+import os
+import select
+import signal
+import time
+from collections.abc import Iterator, Sequence
+
+from upgrader.protocol.fd import Fd
+
+
+class RunningProcess:
+    """One process, of this or of an earlier runner."""
+
+    def __init__(self, pidfd: Fd) -> None:
+        """Raises OSError if that is no pidfd."""
+        self.pidfd = pidfd
+        self.pid = _pid_of(pidfd)  #: -1 if it had ended long ago
+
+    @classmethod
+    def of(cls, pid: int) -> "RunningProcess":
+        """The process that has this number now; raises OSError."""
+        return cls(Fd(os.pidfd_open(pid)))
+
+    def fileno(self) -> int:
+        """Readable once it has ended."""
+        return self.pidfd.fileno()
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended."""
+        return self.pid < 0 or bool(select.select([self.pidfd], [], [], 0)[0])
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal; nothing happens if it has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd.fileno(), number)
+
+    def tree(self) -> "list[RunningProcess]":
+        """This process and all below it, in the order of their ancestry."""
+        found = [self]
+        for process in found:
+            for pid in _children(process.pid):
+                with contextlib.suppress(OSError):
+                    child = RunningProcess.of(pid)
+                    # Its parent lives, so it was no other process that had this number.
+                    if not process.ended:
+                        found.append(child)
+        return found
+
+    def __str__(self) -> str:
+        return f"process {self.pid}"
+
+
+def end(processes: Sequence[RunningProcess], steps: Sequence[tuple[signal.Signals, float]]) -> None:
+    """End processes and all below them: each signal, and so many seconds for it; then SIGKILL.
+
+    A signal goes to the processes themselves: how those below them end is their business.
+    """
+    living = [each for each in processes if not each.ended]
+    below = [child for each in living for child in each.tree()[1:]]
+    for number, seconds in steps:
+        for each in living:
+            each.send(number)
+        deadline = time.monotonic() + seconds
+        while (living := [each for each in living if not each.ended]) and _wait(living, deadline):
+            pass
+    below += [child for each in living for child in each.tree()]
+    for each in below:
+        each.send(signal.SIGKILL)
+    while below := [each for each in below if not each.ended]:
+        _wait(below, float("inf"))
+
+
+def members(directory: str) -> Iterator[int]:
+    """The processes in a cgroup and below it; raises OSError."""
+    for place, _, _ in os.walk(directory):
+        with open(f"{place}/cgroup.procs", encoding="ascii") as file:
+            yield from map(int, file.read().split())
+
+
+def parent(pid: int) -> int:
+    """The parent of a process, 0 if it is not there."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+            return int(file.read().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def _wait(processes: Sequence[RunningProcess], deadline: float) -> bool:
+    """Whether one of them ends before a deadline of `time.monotonic`."""
+    left = max(deadline - time.monotonic(), 0)
+    return bool(select.select(processes, [], [], left if left < 1e9 else None)[0])
+
+
+def _pid_of(pidfd: Fd) -> int:
+    with open(f"/proc/self/fdinfo/{pidfd.fileno()}", encoding="ascii") as file:
+        for line in file:
+            name, _, value = line.partition(":")
+            if name == "Pid":
+                return int(value)
+    raise OSError(9, "no pidfd")
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{task}/children", encoding="ascii") as file:
+                found += map(int, file.read().split())
+    return found

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Starting a process as PID 1 would: in a session of its own, held back until it is released.
+
+Held back, because nothing may run that nobody would find after a crash: what must be noted of it is
+noted first.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from upgrader.errors import VerifyError
+from upgrader.protocol.fd import Fd
+from upgrader.protocol.identity import HasFileno
+from upgrader.runner.processes import RunningProcess
+from upgrader.systemd.listen_fds import FIRST
+
+_LAUNCH = str(Path(__file__).with_name("launch.py"))
+_PATIENCE = 30.0  # seconds for an interpreter to start
+#: Python ignores these. PID 1 has a service ignore SIGPIPE as well, unless IgnoreSIGPIPE=no.
+_PYTHONS = (signal.SIGXFSZ,)
+#: Below it in `/proc/self/fd/N` there are listeners; see `credentials`.
+_CREDENTIALS = "CREDENTIALS_DIRECTORY"
+
+
+@dataclass(frozen=True, slots=True)
+class StartOrder:
+    """What a process shall become: its words, its environment, and its FDs from 3 on.
+
+    `own_pid`: variables that hold its own PID; `limits`: soft limits to be set back, by number.
+    """
+
+    arguments: Sequence[str]
+    environment: Mapping[str, str]
+    fds: Sequence[HasFileno] = ()
+    own_pid: Sequence[str] = ()
+    limits: Mapping[int, tuple[int, int]] | None = None
+    ignores_sigpipe: bool = True
+
+
+class Held:
+    """A process that is held back, and ends if this one ends before it is released."""
+
+    def __init__(self, order: StartOrder) -> None:
+        """Raises OSError if none can be made."""
+        ours, theirs = socket.socketpair()
+        self._order = order
+        self._line = ours
+        count = len(order.fds)
+        # Above all that they become, so that none is overwritten before its turn.
+        high = [_above(fd.fileno(), FIRST + count + 2) for fd in (*order.fds, theirs)]
+        credentials = _inherited(order.environment)
+        if credentials is not None:
+            high.append(_above(credentials, FIRST + count + 2))
+        try:
+            pid = os.posix_spawn(
+                sys.executable,
+                [sys.executable, "-I", "-S", _LAUNCH, str(FIRST + count)],
+                dict(order.environment),
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, fd.fileno(), FIRST + place)
+                    for place, fd in enumerate(high)
+                ],
+                setsid=True,
+                setsigmask=(),
+                setsigdef=sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}),
+            )
+        finally:
+            theirs.close()
+            for fd in high:
+                fd.close()
+        self.process = RunningProcess(Fd(os.pidfd_open(pid)))
+
+    def release(self) -> None:
+        """Have it become the program; raises VerifyError if that cannot be done."""
+        order = self._order
+        environment = dict(order.environment)
+        if _inherited(environment) is not None:
+            environment[_CREDENTIALS] = f"/proc/self/fd/{FIRST + len(order.fds) + 1}"
+        default = [*_PYTHONS] if order.ignores_sigpipe else [*_PYTHONS, signal.SIGPIPE]
+        text = json.dumps(
+            {
+                "arguments": [*order.arguments],
+                "environment": environment,
+                "own_pid": [*order.own_pid],
+                "limits": [*(order.limits or {}).items()],
+                "default": [int(number) for number in default],
+            }
+        )
+        try:
+            self._line.settimeout(_PATIENCE)
+            self._line.sendall(text.encode(errors="surrogateescape") + b"\n")
+            why = b"".join(iter(lambda: self._line.recv(4096), b""))
+        except OSError as error:
+            raise VerifyError(f"{order.arguments[0]} cannot be started: {error}") from error
+        finally:
+            self.close()
+        if why:
+            raise VerifyError(why.decode(errors="replace"))
+
+    def close(self) -> None:
+        """Give it up: it ends, unless it was released."""
+        self._line.close()
+
+
+def soft_limits() -> dict[int, tuple[int, int]]:
+    """The limits that a library may raise for this process."""
+    return {resource.RLIMIT_NOFILE: resource.getrlimit(resource.RLIMIT_NOFILE)}
+
+
+def _above(number: int, lowest: int) -> Fd:
+    return Fd(fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, lowest))
+
+
+def _inherited(environment: Mapping[str, str]) -> int | None:
+    """The FD of the credentials, where takeover could give no path of them."""
+    place = environment.get(_CREDENTIALS, "")
+    with contextlib.suppress(ValueError):
+        if place.startswith("/proc/self/fd/"):
+            return int(place.removeprefix("/proc/self/fd/"))
+    return None
