@@ -246,13 +246,46 @@ def test_an_abstract_name_is_for_this_user(
     answering.close()
 
 
-@pytest.mark.parametrize("data", [b"{\0", b"[]\0", b'{"method": 1}\0', b"\xff\0", b"\0"])
+NO_CALLS = [
+    b"{\0",
+    b"[]\0",
+    b'{"method": 1}\0',
+    b"\xff\0",
+    b"\0",
+    b"[" * 100_000 + b"\0",
+    b'{"method": "x", "parameters": {"a": ' + b"[" * 500 + b"]" * 500 + b"}}\0",
+    b'{"method": "x", "parameters": {"a": ' + b"9" * 400 + b"}}\0",
+    b'{"method": "x", "parameters": {"a": NaN}}\0',
+    b'{"method": "\\ud800"}\0',
+]
+
+
+@pytest.mark.parametrize("data", NO_CALLS, ids=lambda data: repr(data[:20]))
 def test_what_is_no_call_ends_the_connection(path: Path, data: bytes) -> None:
     """Others are answered as ever."""
     with connected(path) as sock:
         sock.sendall(data)
         assert is_dropped(sock)
     assert "x" == describe(path)["service"]
+
+
+def test_an_answer_that_fails_ends_no_thread(
+    path: Path,
+    instance: Instance,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Whoever has asked is told; others are answered as ever."""
+
+    def fail(caller: Caller, upgrade: str = "") -> None:
+        raise RecursionError("too deep")
+
+    for name, method in (("expect", "Expect"), ("reload", "Reload")):
+        monkeypatch.setattr(instance, name, fail)
+        with connected(path) as sock, pytest.raises(VarlinkError, match="RecursionError"):
+            call(sock, f"{INTERFACE}.{method}", {})
+    assert "x" == describe(path)["service"]
+    caplog.clear()  # a traceback keeps what its frames have open
 
 
 def test_a_message_without_end(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

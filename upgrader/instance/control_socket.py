@@ -242,9 +242,17 @@ class Control:
                     raise ConnectionResetError("closed")
         except BlockingIOError:
             return
-        except (OSError, ValueError, msgspec.MsgspecError) as error:
-            _log.debug("control socket: %s", error)
-            self._drop(client)
+        except Exception as error:
+            self._fail(client, error)
+
+    def _fail(self, client: "_Client", error: Exception) -> None:
+        """End a connection; whatever was said on it ends neither this thread nor another one."""
+        expected = isinstance(error, OSError | ValueError | msgspec.MsgspecError)
+        _log.log(
+            logging.DEBUG if expected else logging.ERROR,
+            "control socket: %s: %s", type(error).__name__, error, exc_info=not expected,
+        )  # fmt: skip
+        self._drop(client)
 
     def _answer_all(self, client: "_Client") -> None:
         """Answer what has come, one call after the other."""
@@ -252,7 +260,7 @@ class Control:
             message = varlink.take(client.buffer)
             if message is None:
                 return
-            self._answer(client, msgspec.json.decode(message, type=Call))
+            self._answer(client, msgspec.convert(varlink.decode(message), Call))
 
     def _answer(self, client: "_Client", call: Call) -> None:
         if self._path is None and client.caller.uid not in (0, os.geteuid()):
@@ -282,6 +290,10 @@ class Control:
             return Reply(self._call(caller, call))
         except VarlinkError as error:
             return Reply(error.parameters, error.name)
+        except Exception as error:
+            _log.exception("control socket: %s", call.method)
+            why = f"unexpected {type(error).__name__}: {error}"
+            return Reply({"why": why, "code": Code.UNKNOWN}, f"{INTERFACE}.Refused")
 
     def _answered(self, client: "_Client", call: Call, reply: Reply) -> None:
         if self._clients.get(client.sock) is not client:
@@ -295,9 +307,8 @@ class Control:
             if client.waits:
                 client.waits = False
                 self._answer_all(client)
-        except (OSError, ValueError, msgspec.MsgspecError) as error:
-            _log.debug("control socket: %s", error)
-            self._drop(client)
+        except Exception as error:
+            self._fail(client, error)
 
     def _tell_watchers(self, news: News) -> None:
         last = news.migration.phase.ended
@@ -308,9 +319,8 @@ class Control:
                 client.watching = client.waits = not last
                 self._send(client, Reply(_told(news), continues=not last))
                 self._answer_all(client)
-            except (OSError, ValueError, msgspec.MsgspecError) as error:
-                _log.debug("control socket: %s", error)
-                self._drop(client)
+            except Exception as error:
+                self._fail(client, error)
 
     def _give_away(self, client: "_Client", reply: Reply) -> None:
         self._selector.unregister(client.sock)

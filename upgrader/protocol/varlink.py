@@ -7,6 +7,8 @@ for it, but needs an asyncio loop, which a blocking service does not have.
 
 from __future__ import annotations
 
+import json
+
 from upgrader.errors import UpgradeError
 
 TYPE_CHECKING = False
@@ -14,8 +16,11 @@ if TYPE_CHECKING:
     from typing import Any
 
 INTERFACE = "io.upgrader.Instance"
-#: Longest message taken, in bytes.
+#: Longest message taken, in bytes, and how many objects and arrays may be inside each other in it.
 LIMIT = 1 << 20
+DEPTH = 16
+#: Largest number taken (RFC 7493, 2.2); as seconds, a time that every function of the clock takes.
+LARGEST = 1 << 53
 
 DESCRIPTION = """\
 # One running instance of a service that is upgraded in place
@@ -281,3 +286,48 @@ def take(buffer: bytearray) -> bytes | None:
     message = bytes(buffer[:end])
     del buffer[: end + 1]
     return message
+
+
+def decode(message: bytes) -> dict[str, Any]:
+    """The object that a message of either side is; raises ValueError for any other bytes.
+
+    It is I-JSON (RFC 7493): UTF-8, without halves of characters, NaN, infinities or numbers above
+    LARGEST. What is nested deeper than DEPTH is refused, so that nothing that walks it can fail.
+    """
+    try:
+        found = json.loads(
+            message.decode(), parse_int=_whole, parse_float=_real, parse_constant=_refuse
+        )
+    except RecursionError:
+        raise ValueError(f"nested deeper than {DEPTH}") from None
+    if not isinstance(found, dict):
+        raise ValueError("no object")
+    level: list[Any] = [found]
+    for _ in range(DEPTH):
+        parts = [each.values() if isinstance(each, dict) else each for each in level]
+        level = [part for each in parts for part in each if isinstance(part, dict | list)]
+    if level:
+        raise ValueError(f"nested deeper than {DEPTH}")
+    if b"\\u" in message:
+        json.dumps(found, ensure_ascii=False).encode()
+    return found
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > len(str(-LARGEST)):
+        raise ValueError("a number is too large")
+    return int(_within(int(digits)))
+
+
+def _real(digits: str) -> float:
+    return _within(float(digits))
+
+
+def _within(number: float) -> float:
+    if not -LARGEST <= number <= LARGEST:
+        raise ValueError("a number is too large")
+    return number
+
+
+def _refuse(word: str) -> float:
+    raise ValueError(f"{word} is no number")
