@@ -25,7 +25,7 @@ from upgrader.systemd.unit import NoSuchUnit, Unit, unit_name
 from upgrader.tool import hold, overview
 from upgrader.tool.hold import Hold, HoldKind
 from upgrader.tool.outcome import Outcome, Result
-from upgrader.tool.presence import NOTIFY, Presence, look
+from upgrader.tool.presence import NOTIFY, Presence, look, look_at_all
 from upgrader.tool.start_failed import has_failed, start_again
 from upgrader.tool.systemd_client import Systemd
 from upgrader.tool.upgrade import Wish, settle, upgrade
@@ -206,12 +206,14 @@ def _held(systemd: Systemd, unit: Unit, installed: bool) -> Hold | None:
     if at:
         sisters = (*hold.on_file(), *systemd.running(f"{template}@*.service", failed=True))
         names += sorted({name for name in sisters if name.startswith(f"{template}@")} - {unit.id})
+    units = []
     for name in names:
         with contextlib.suppress(NoSuchUnit):
-            each = unit if name == unit.id else systemd.unit(name)
-            held = hold.standing(each, look(systemd, each, patient=False).said)
-            if held and (each is unit or held.kind is HoldKind.FAILED):
-                return held
+            units.append(unit if name == unit.id else systemd.unit(name))
+    for each, found in zip(units, look_at_all(systemd, units), strict=True):
+        held = hold.standing(each, found.said)
+        if held and (each is unit or held.kind is HoldKind.FAILED):
+            return held
     return None
 
 

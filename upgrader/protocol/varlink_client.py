@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import json
+import time
 
 from upgrader.protocol.values import Value
-from upgrader.protocol.varlink import VarlinkError, take
+from upgrader.protocol.varlink import VarlinkError, decode, take
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,14 +21,16 @@ def call(
 ) -> dict[str, Any]:
     """Call a method of another instance; raises VarlinkError, OSError or TimeoutError.
 
-    Reads one byte at a time at the end of the reply: what follows belongs to the stream.
+    The timeout of the socket is for the whole reply, however it is cut into pieces. With `upgrade`,
+    reads one byte at a time: what follows the reply belongs to the stream.
     """
     _send(sock, {"method": method, "parameters": parameters, "upgrade": upgrade})
     return _next_reply(sock, bytearray(), 1 if upgrade else 65536).parameters
 
 
 def watch(sock: socket.socket, method: str) -> Iterator[dict[str, Any]]:
-    """Call a method with "more", and yield each of its replies; raises as `call`."""
+    """Call a method with "more", and yield each of its replies; raises as `call`, whose timeout is
+    for each."""
     _send(sock, {"method": method, "more": True})
     buffer = bytearray()
     while True:
@@ -47,23 +50,35 @@ def _send(sock: socket.socket, message: dict[str, Any]) -> None:
 
 
 def _next_reply(sock: socket.socket, buffer: bytearray, at_once: int) -> _Reply:
-    while (message := take(buffer)) is None:
-        data = sock.recv(at_once)
-        if not data:
-            raise ConnectionResetError("the instance closed the connection without an answer")
-        buffer += data
     try:
-        reply = json.loads(message)
-    except (ValueError, RecursionError) as error:
+        reply = decode(_next_message(sock, buffer, at_once))
+    except ValueError as error:
         raise _unreadable(str(error)) from error
-    if not isinstance(reply, dict):
-        raise _unreadable("no object")
     parameters, name = reply.get("parameters", {}), reply.get("error", "")
     if not isinstance(parameters, dict) or not isinstance(name, str):
         raise _unreadable("parameters or error of another type")
     if name:
         raise VarlinkError(name.rpartition(".")[2], parameters)
     return _Reply(parameters, reply.get("continues") is True)
+
+
+def _next_message(sock: socket.socket, buffer: bytearray, at_once: int) -> bytes:
+    timeout = sock.gettimeout()
+    deadline = None if timeout is None else time.monotonic() + timeout
+    try:
+        while (message := take(buffer)) is None:
+            if deadline is not None:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError("no whole reply in time")
+                sock.settimeout(left)
+            data = sock.recv(at_once)
+            if not data:
+                raise ConnectionResetError("the instance closed the connection without an answer")
+            buffer += data
+    finally:
+        sock.settimeout(timeout)
+    return message
 
 
 def _unreadable(why: str) -> ConnectionError:

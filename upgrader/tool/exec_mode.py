@@ -15,10 +15,12 @@ from upgrader.systemd.unit import JobConflict, Unit, WaitTimeout
 from upgrader.tool import failure_cause, instance_client
 from upgrader.tool.attempt import Attempt
 from upgrader.tool.blockers import what_to_do
-from upgrader.tool.instance_client import InstanceError
+from upgrader.tool.instance_client import SILENT, InstanceError
 from upgrader.tool.outcome import Outcome, Result
 
 _AGAIN = 0.05
+#: Seconds that a socket may be waited for, at most: its milliseconds are a C int.
+_LONGEST = 1e6
 
 
 def execute(attempt: Attempt, command: Sequence[str] = ()) -> Outcome:
@@ -30,9 +32,15 @@ def execute(attempt: Attempt, command: Sequence[str] = ()) -> Outcome:
     systemd, unit = attempt.systemd, attempt.unit
     systemd.watch(unit)
     attempt.say(f"process {unit.main_pid} becomes the new version")
+    limit = unit.timeout_start_usec / 1e6 if attempt.timeout is None else attempt.timeout
     try:
-        instance_client.execute(unit, command, upgrade=attempt.id, user=systemd.user)
+        instance_client.execute(
+            unit, command, upgrade=attempt.id, timeout=min(limit, _LONGEST), user=systemd.user
+        )
     except InstanceError as error:
+        if error.name == SILENT:
+            see = f"see: journalctl -u {unit.id}"
+            return attempt.failed(Result.UNDECIDED, error.message, see)
         if error.name == "Busy":
             raise JobConflict(unit.id, error.message) from error
         failed = error.name == "ExecFailed"
@@ -40,7 +48,6 @@ def execute(attempt: Attempt, command: Sequence[str] = ()) -> Outcome:
             Result.OLD_SERVES, error.message, error.remedy,
             code=Code.LOAD_FAILED if failed else Code.REFUSED, bad_version=failed,
         )  # fmt: skip
-    limit = unit.timeout_start_usec / 1e6 if attempt.timeout is None else attempt.timeout
     try:
         now, main = _next(attempt, limit)
     except WaitTimeout:

@@ -2,7 +2,8 @@
 """Asks the instances of a unit over their own sockets; decides nothing and trusts no answer.
 
 The sockets lie in a directory of the service: who answers must be a process of the unit, and what
-it says is only taken in the types of `description`.
+it says is only taken in the types of `varlink_types`. Each question has one deadline, in which the
+whole answer must have come.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import socket
 import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,19 +27,24 @@ from upgrader.protocol.varlink_client import call, watch
 from upgrader.protocol.varlink_types import Description, Last, Migration, Trial
 from upgrader.systemd.cgroup import unit_of
 from upgrader.systemd.unit import Unit
+from upgrader.tool.at_once import at_once
 from upgrader.tool.systemd_client import Systemd
 
 T = TypeVar("T")
 
 #: Seconds to wait for an answer: the socket has a thread of its own.
 _PATIENCE = 5.0
+#: Instances that drain which are asked, the newest; their sockets are names in a directory of the service.
+_DRAINING_ASKED = 16
 _AGAIN = 0.02
 _PEERCRED = struct.Struct("3i")
 
 
-#: Names of the errors for a socket that does not exist, and for one that an instance has left.
+#: Names of the errors for a socket that does not exist, for one that an instance has left, and for
+#: one on which no answer has come in time.
 NOBODY = "Nobody"
 LEFT = "Left"
+SILENT = "Silent"
 
 
 class InstanceError(UpgradeError):
@@ -96,16 +103,25 @@ def _origin(text: str) -> Origin:
 def describe_draining(unit: Unit, *, user: bool = False) -> tuple[Description, ...]:
     """What those say that were replaced and have not ended yet, the oldest first.
 
-    Sockets on which nobody answers are those of processes that were killed.
+    Sockets on which nobody answers are those of processes that were killed. All are asked at once.
     """
+    directory = _directory(unit, user)
+    paths = directory.glob(DRAINING.format("*")) if directory else ()
+    newest = sorted(paths, key=_number)[-_DRAINING_ASKED:]
+    answers = at_once([partial(_of_draining, unit, str(path)) for path in newest])
+    return tuple(sorted((each for each in answers if each), key=lambda each: each.generation))
+
+
+def _of_draining(unit: Unit, path: str) -> Description | None:
     with contextlib.suppress(InstanceError):
-        directory = _directory(unit, user)
-        found = []
-        for path in sorted(directory.glob(DRAINING.format("*"))) if directory else []:
-            with contextlib.suppress(InstanceError):
-                found.append(_description(_ask(unit, str(path), "Describe", {})))
-        return tuple(sorted(found, key=lambda each: each.generation))
-    return ()
+        return _description(_ask(unit, path, "Describe", {}))
+    return None
+
+
+def _number(path: Path) -> tuple[int, str]:
+    """The generation in the name of a socket, as a key to sort by."""
+    digits = "".join(each for each in path.name if each in "0123456789")
+    return len(digits), digits
 
 
 def set_parameters(
@@ -124,17 +140,23 @@ def cancel(unit: Unit, *, user: bool = False) -> Migration:
 
 
 def execute(
-    unit: Unit, command: Sequence[str] = (), *, upgrade: str = "", user: bool = False
+    unit: Unit,
+    command: Sequence[str] = (),
+    *,
+    upgrade: str = "",
+    timeout: float | None = None,
+    user: bool = False,
 ) -> None:
-    """Have it become another program; raises InstanceError if it cannot, and serves on.
+    """Have it become another program; raises InstanceError if it cannot, and serves on, or is SILENT.
 
-    Waits as long as it takes; what it has become, and whether that serves, PID 1 knows.
+    Waits `timeout` seconds, or as long as it takes; what it has become, and whether that serves,
+    PID 1 knows.
     """
     with (
         _connected(unit, _place(unit, user)) as sock,
         contextlib.suppress(ConnectionResetError),  # an execve(2) answers nothing
     ):
-        sock.settimeout(None)
+        sock.settimeout(timeout)
         call(sock, f"{INTERFACE}.Execute", {"command": list(command), "upgrade": upgrade})
 
 
@@ -221,7 +243,7 @@ def _connected(unit: Unit, address: str, pid: int = 0) -> Iterator[socket.socket
         name = LEFT if left else NOBODY
         raise InstanceError(f"nobody answers at {path}", name=name) from error
     except TimeoutError as error:
-        raise InstanceError(f"{path}: no answer in time") from error
+        raise InstanceError(f"{path}: no answer in time", name=SILENT) from error
     except (OSError, ValueError) as error:
         raise InstanceError(f"{path}: {error}") from error
 

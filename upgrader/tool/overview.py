@@ -7,6 +7,7 @@ PID 1 says whether it serves, the instance what it holds, and this machine wheth
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -16,9 +17,11 @@ from upgrader.protocol.varlink_types import Description, Migration
 from upgrader.systemd.fdstore import StoreName
 from upgrader.systemd.unit import AccessDenied, Unit, UnitError, WaitTimeout, unit_name
 from upgrader.tool import counts, hold, instance_client
+from upgrader.tool.at_once import at_once
 from upgrader.tool.counts import Counts
 from upgrader.tool.hold import Hold
-from upgrader.tool.presence import look
+from upgrader.tool.instance_client import describe_draining
+from upgrader.tool.presence import Presence, look, look_at_all
 from upgrader.tool.systemd_client import Systemd
 
 #: Seconds after which an instance is looked for again, if PID 1 has said nothing.
@@ -62,13 +65,42 @@ class Overview:
         return values
 
 
-def read(systemd: Systemd, name: str, *, patient: bool = True) -> Overview:
+def read(systemd: Systemd, name: str) -> Overview:
     """Everything about one unit; raises UnitError if PID 1 does not know it or cannot be asked.
 
-    `patient`: wait for an instance that has just begun to serve.
+    Waits for an instance that has just begun to serve.
     """
     unit = systemd.unit(name)
-    found = look(systemd, unit, patient=patient)
+    found = look(systemd, unit)
+    return _overview(systemd, unit, found, describe_draining(unit, user=systemd.user))
+
+
+def read_all(systemd: Systemd) -> list[Overview]:
+    """Every unit that uses the library: running, held, or with something parked.
+
+    What one of them does not answer keeps nobody from the others.
+    """
+    held = hold.on_file(user=systemd.user)
+    units = []
+    for name in sorted({*systemd.services(), *held}):
+        # Gone in the meantime, or only its hold is left.
+        with contextlib.suppress(UnitError):
+            if systemd.keeps(name) or name in held:
+                units.append(systemd.unit(unit_name(name)))
+    presences = look_at_all(systemd, units)
+    draining = at_once([partial(describe_draining, unit, user=systemd.user) for unit in units])
+    found = []
+    for unit, presence, old in zip(units, presences, draining, strict=True):
+        with contextlib.suppress(UnitError):
+            overview = _overview(systemd, unit, presence, old)
+            if overview.uses_upgrader:
+                found.append(overview)
+    return found
+
+
+def _overview(
+    systemd: Systemd, unit: Unit, found: Presence, draining: tuple[Description, ...]
+) -> Overview:
     held, parked = hold.standing(unit, found.said, user=systemd.user), _parked(systemd, unit)
     return Overview(
         unit=unit.id,
@@ -80,27 +112,11 @@ def read(systemd: Systemd, name: str, *, patient: bool = True) -> Overview:
         unreachable=str(found.error) if found.error and found.ours else "",
         uses_upgrader=bool(found.ours or held or parked),
         text=unit.status_text,
-        draining=instance_client.describe_draining(unit, user=systemd.user),
+        draining=draining,
         hold=held,
         parked=parked,
         upgrades=Counts() if systemd.user else counts.read(unit.id),
     )
-
-
-def read_all(systemd: Systemd) -> list[Overview]:
-    """Every unit that uses the library: running, held, or with something parked."""
-    found = []
-    held = hold.on_file(user=systemd.user)
-    for name in sorted({*systemd.services(), *held}):
-        try:
-            if not systemd.keeps(name) and name not in held:
-                continue
-            overview = read(systemd, unit_name(name), patient=False)
-        except UnitError:
-            continue  # gone in the meantime, or only its hold is left
-        if overview.uses_upgrader:
-            found.append(overview)
-    return found
 
 
 def follow(systemd: Systemd, name: str) -> Iterator[Migration]:

@@ -6,12 +6,15 @@ nothing: any program may send it.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from upgrader.protocol.varlink_types import Description
 from upgrader.systemd.fdstore import StoreName
 from upgrader.systemd.unit import AccessDenied, Unit
 from upgrader.tool import instance_client
+from upgrader.tool.at_once import at_once
 from upgrader.tool.instance_client import LEFT, NOBODY, InstanceError
 from upgrader.tool.systemd_client import Systemd
 
@@ -61,6 +64,25 @@ def look(systemd: Systemd, unit: Unit, *, patient: bool = True) -> Presence:
         time.sleep(_AGAIN)
         unit = systemd.unit(unit.id)
     return Presence(stored=has_stored(systemd, unit))
+
+
+def look_at_all(systemd: Systemd, units: Sequence[Unit]) -> list[Presence]:
+    """Ask the instances of all units that serve at once, so that none waits for another's."""
+    answers = at_once([partial(_answer, unit, systemd.user) for unit in units])
+    return [
+        Presence(answer)
+        if isinstance(answer, Description)
+        else Presence(error=answer, stored=has_stored(systemd, unit))
+        for unit, answer in zip(units, answers, strict=True)
+    ]
+
+
+def _answer(unit: Unit, user: bool) -> Description | InstanceError | None:
+    """What the instance of a unit says, or why it says nothing; None if the unit does not serve."""
+    try:
+        return instance_client.describe(unit, user=user) if unit.serves else None
+    except InstanceError as error:
+        return error
 
 
 def has_stored(systemd: Systemd, unit: Unit) -> bool:
