@@ -68,7 +68,7 @@ def test_the_picture_is_of_this_world() -> None:
 
     labels = [each.text or "" for each in root.iter(f"{svg}text")]
     assert "Upgrades of a<b.service" in labels
-    assert "<& [2J >" in labels
+    assert r"<&\x1b[2J\x00>" in labels
     bars = [each for each in root.iter(f"{svg}rect") if each.find(f"{svg}title") is not None]
     assert ["setup 10.00 s", "frozen 1.0 ms"] == [each[0].text for each in bars]
     assert all(float(each.get("width", "0")) >= 2 for each in bars)

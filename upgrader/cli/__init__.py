@@ -5,8 +5,10 @@ There is one module for each family of commands.
 """
 
 import contextlib
+import io
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
@@ -51,6 +53,8 @@ def _signals() -> Iterator[None]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; raises SystemExit only."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # as standard error does: text of any language
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with _signals():
             code = cli.main(arguments, prog_name="upgrader", standalone_mode=False)
@@ -62,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say("interrupted; if systemd was given a job, it goes on: systemctl list-jobs")
         return ExitCode.INTERRUPTED
     except UpgradeError as error:
-        say(f"upgrader: {error}")
+        for line in f"upgrader: {error}".splitlines():
+            say(line)
         return ExitCode.FAILED
     except Exception as error:
         if os.environ.get(DEBUG):

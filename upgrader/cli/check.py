@@ -5,7 +5,7 @@ import click
 
 from upgrader.cli.group import cli
 from upgrader.cli.options import json_option, unit_argument, user_option
-from upgrader.cli.output import finish, give_up, plain, say, show
+from upgrader.cli.output import finish, give_up, say, show, show_json
 from upgrader.systemd.unit import UnitError
 from upgrader.tool.outcome import ExitCode, Outcome, Result, Verb
 from upgrader.tool.systemd_client import Systemd
@@ -52,7 +52,8 @@ def check(unit: str, fix: bool, preflight: bool, as_json: bool, user: bool) -> E
             report = run(systemd, unit)
             if fix and report.settings:
                 path, text = mend(systemd, report)
-                say(f"{path} is now:\n{plain(text)}".rstrip())
+                for line in (f"{path} is now:", *text.splitlines()):
+                    say(line)
                 say(f"for settings that need a new start, run: systemctl restart {report.unit}")
                 report = run(systemd, unit)
             if preflight:
@@ -67,13 +68,13 @@ def check(unit: str, fix: bool, preflight: bool, as_json: bool, user: bool) -> E
             as_json,
         )
     if as_json:
-        show(report.json().decode())
+        show_json(report.json())
         return report.exit_code
     show(report.line)
     for finding in report.findings:
-        show(plain(f"  {finding.severity}: {finding.what}"))
+        show(f"  {finding.severity}: {finding.what}")
         if finding.remedy:
-            show(plain(f"    {finding.remedy}"))
+            show(f"    {finding.remedy}")
     if report.settings:
         show(
             f"to write the missing settings into a drop-in, run: upgrader check --fix {report.unit}"

@@ -9,7 +9,7 @@ import click
 
 from upgrader.cli.group import cli
 from upgrader.cli.options import json_option
-from upgrader.cli.output import say, show
+from upgrader.cli.output import say, show_document
 from upgrader.protocol.parameters import Mode
 from upgrader.tool.outcome import ExitCode
 
@@ -106,8 +106,8 @@ def demo(as_json: bool, faults: bool, command: str | None, shell: bool, **option
         return int(lab.shell(chosen, say))
     if faults:
         rows = lab.run_faults(chosen, say)
-        show(lab.to_json(rows).decode() if as_json else lab.table(rows))
+        show_document(lab.to_json(rows).decode() if as_json else lab.table(rows))
         return ExitCode.FAILED if any(row.bad for row in rows) else ExitCode.DONE
     report = lab.run(chosen, say)
-    show(report.json().decode() if as_json else report.table())
+    show_document(report.json().decode() if as_json else report.table())
     return ExitCode.FAILED if report.lost else ExitCode.DONE

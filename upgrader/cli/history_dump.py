@@ -11,7 +11,7 @@ import msgspec
 
 from upgrader.cli.group import cli
 from upgrader.cli.options import complete_units, json_option, unit_argument, user_option
-from upgrader.cli.output import finish, give_up, plain, show, table
+from upgrader.cli.output import finish, give_up, show, show_document, show_json, table
 from upgrader.errors import UpgradeError
 from upgrader.systemd.unit import UnitError
 from upgrader.tool.history import HistoryEvent, encode, read
@@ -55,12 +55,12 @@ def history(unit: str, lines: int, svg: bool, as_json: bool, user: bool) -> Exit
     if svg:
         from upgrader.tool.history_svg import plot
 
-        show(plot(name, events).rstrip())
+        show_document(plot(name, events).rstrip())
     elif as_json:
-        show(encode(events).decode())
+        show_json(encode(events))
     else:
         head = ("TIME", "SIDE", "GENERATION", "PHASE", "OUTCOME", "TOOK", "PAUSE", "WHAT")
-        show(plain(table([head, *map(_row, events)])))
+        show(*table([head, *map(_row, events)]))
     return ExitCode.DONE
 
 
@@ -134,9 +134,10 @@ def dump(target: str, as_json: bool, user: bool) -> ExitCode:
         outcome = Outcome.failed(Verb.DUMP, unit, result, error.message, error.remedy)
         finish(outcome, as_json)
     if as_json:
-        show(msgspec.json.encode(found).decode())
+        show_json(msgspec.json.encode(found))
     else:
-        show(plain("\n\n".join("\n".join(_image(each)) for each in found)))
+        for number, each in enumerate(found):
+            show(*([""] if number else []), *_image(each))
     return ExitCode.DONE
 
 
@@ -145,10 +146,10 @@ def _image(each: "Dump") -> Iterator[str]:
     yield f"{each.where}: generation {each.generation} of {each.service}{version}, {each.bytes} bytes"
     rows = [("STATE", "VERSION", "READABLE FROM", "BYTES")]
     rows += [(s.name, str(s.version), str(s.readable_from), str(s.bytes)) for s in each.states]
-    yield table(rows)
+    yield from table(rows)
     rows = [("BACKEND", "KIND", "COUNT", "ADDRESS")]
     rows += [(e["backend"], e["kind"], str(e["count"]), e["address"] or "-") for e in each.entries]
-    yield table(rows)
+    yield from table(rows)
     for left in each.left_behind:
         yield f"left behind: {left['what']} of {left['backend']}: {left['why']}"
     if each.parameters:

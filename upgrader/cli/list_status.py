@@ -4,14 +4,14 @@
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import click
 import msgspec
 
 from upgrader.cli.group import cli
 from upgrader.cli.options import complete_units, json_option, user_option
-from upgrader.cli.output import give_up, plain, say, show, table
+from upgrader.cli.output import give_up, say, show, show_document, show_json, table
 from upgrader.protocol.phase import Phase
 from upgrader.protocol.systemd_syntax import show_span
 from upgrader.protocol.varlink_types import Backend, Connection, Description, Migration
@@ -52,14 +52,14 @@ def show_list(as_json: bool, *, names: bool = False, user: bool = False) -> None
     except UnitError as error:
         give_up(Verb.LIST, "", error, as_json)
     if as_json:
-        show(msgspec.json.encode([each.builtins() for each in units]).decode())
+        show_json(msgspec.json.encode([each.builtins() for each in units]))
     elif names:
         for each in units:
             if each.serves:
                 show(each.unit)
     elif units:
         head = ("UNIT", "STATE", "GENERATION", "RUNNING", "ON DISK", "LAST UPGRADE", "HOLD")
-        show(table([head, *(_row(each) for each in units)]))
+        show(*table([head, *(_row(each) for each in units)]))
     else:
         say("no unit in memory uses upgrader; see: upgrader check UNIT")
 
@@ -115,14 +115,20 @@ def status(
                 if output:
                     _replace(output, text)
                 else:
-                    show(text.rstrip())
+                    show_document(text.rstrip())
                 return ExitCode.DONE
             found = read(systemd, unit or "")
             if not (watch and as_json):
-                show(found.json().decode() if as_json else plain("\n".join(lines(found))))
+                if as_json:
+                    show_json(found.json())
+                else:
+                    show(*lines(found))
             if watch and found.uses_upgrader:
                 for migration in follow(systemd, found.unit):
-                    show(_watched(migration, as_json))
+                    if as_json:
+                        show_json(msgspec.json.encode(migration))
+                    else:
+                        show(f"{time.strftime('%H:%M:%S')} {_migration(migration)}")
     except UnitError as error:
         give_up(Verb.STATUS, unit or "", error, as_json)
     if not found.serves:
@@ -141,13 +147,6 @@ def _replace(path: str, text: str) -> None:
         with contextlib.suppress(OSError):
             os.unlink(beside)
         raise click.ClickException(f"cannot write {path}: {error.strerror}") from error
-
-
-def _watched(migration: Migration, as_json: bool) -> str:
-    if as_json:
-        return msgspec.json.encode(migration).decode()
-    stamp = time.strftime("%H:%M:%S")
-    return plain(f"{stamp} {_migration(migration)}")
 
 
 def lines(found: Overview) -> Iterator[str]:
@@ -182,10 +181,12 @@ def lines(found: Overview) -> Iterator[str]:
         if instance.backends:
             rows = [_backend(each) for each in instance.backends]
             head = ("BACKEND", "KIND", "FD", "ADDRESS", "INODE", "CONNECTIONS")
-            yield "\n" + table([head, *rows])
+            yield from ("", *table([head, *rows]))
     for old in found.draining:
-        yield f"\ngeneration {old.generation} (process {old.pid}) is draining: {old.connections} open"
-        yield table([("BACKEND", "PEER", "AGE", "DOES"), *map(_connection, old.held[:_NAMED])])
+        yield ""
+        yield f"generation {old.generation} (process {old.pid}) is draining: {old.connections} open"
+        rows = [_connection(each) for each in old.held[:_NAMED]]
+        yield from table([("BACKEND", "PEER", "AGE", "DOES"), *rows])
         if old.connections > _NAMED:
             yield f"... and {old.connections - _NAMED} more"
 
@@ -224,8 +225,8 @@ def _row(found: Overview) -> tuple[str, ...]:
         str(status.generation) if status else "-",
         (instance.version if instance else "") or "?",
         on_disk,
-        plain(last),
-        plain(found.hold.cause) if found.hold else "-",
+        last,
+        found.hold.cause if found.hold else "-",
     )
 
 
@@ -263,7 +264,7 @@ def _backend(each: Backend) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _connection(each: Connection) -> Sequence[str]:
+def _connection(each: Connection) -> tuple[str, ...]:
     return each.backend, each.peer, duration(each.age), each.waiting or each.what or "busy"
 
 

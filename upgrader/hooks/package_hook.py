@@ -25,6 +25,7 @@ from upgrader.systemd.unit import NoSuchUnit, Unit, unit_name
 from upgrader.tool import hold, overview
 from upgrader.tool.hold import Hold, HoldKind
 from upgrader.tool.outcome import Outcome, Result
+from upgrader.tool.plain_text import plain
 from upgrader.tool.presence import NOTIFY, Presence, look, look_at_all
 from upgrader.tool.start_failed import has_failed, start_again
 from upgrader.tool.systemd_client import Systemd
@@ -374,7 +375,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def say(text: str) -> None:
         with contextlib.suppress(OSError):
-            print(f"upgrader: {text}", file=sys.stderr, flush=True)
+            print(plain(f"upgrader: {text}"), file=sys.stderr, flush=True)
 
     parsed = _arguments(arguments)
     try:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from xml.sax.saxutils import escape
 
 from upgrader.tool.history import HistoryEvent
+from upgrader.tool.plain_text import CELL, plain
 
 _LEFT, _BARS, _RIGHT, _ROW, _TOP = 300, 600, 330, 26, 60
 _GRID = 5
@@ -79,7 +80,7 @@ def _row(event: HistoryEvent, bars: list[tuple[str, float]], y: float, scale: fl
         out.append(
             f'<rect x="{x:.1f}" y="{y + 4}" width="{width:.1f}" height="{_ROW - 8}"'
             f' fill="{_COLOURS.get(name, _OTHER)}">'
-            f"<title>{escape(name)} {_span(seconds)}</title></rect>"
+            f"<title>{_clean(name)} {_span(seconds)}</title></rect>"
         )
         x += width
     words = f"paused {_span(event.pause)}, {event.fds} FDs"
@@ -100,7 +101,7 @@ def _text(x: float, y: float, text: str, kind: str = "") -> str:
 
 def _clean(text: str) -> str:
     """Escaped, and without what XML does not allow."""
-    return escape("".join(each if each.isprintable() else " " for each in text))
+    return escape(plain(text, CELL))
 
 
 def _span(seconds: float) -> str:

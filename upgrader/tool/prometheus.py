@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from upgrader.protocol.phase import Phase
 from upgrader.tool.hold import HoldKind
 from upgrader.tool.overview import Overview
+from upgrader.tool.plain_text import CELL, plain
 
 Sample = tuple[str, dict[str, str], float]
 
@@ -81,4 +82,4 @@ def _labels(labels: dict[str, str]) -> str:
 
 
 def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return plain(text, CELL).replace("\\", "\\\\").replace('"', '\\"')

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What a service has written reaches a terminal, a metric and a picture as plain text of one line."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+import upgrader
+from upgrader.cli import main
+from upgrader.cli.list_status import _row, lines
+from upgrader.cli.output import say, show, show_json, table
+from upgrader.hooks import package_hook
+from upgrader.protocol.status_text import Origin, Status
+from upgrader.protocol.varlink_types import (
+    Backend,
+    Connection,
+    Description,
+    Loaded,
+    Migration,
+    Phase,
+    Refusal,
+    Trial,
+)
+from upgrader.tool.history import HistoryEvent
+from upgrader.tool.history_svg import plot
+from upgrader.tool.hold import Hold
+from upgrader.tool.overview import Overview
+from upgrader.tool.plain_text import CELL, LINE, plain
+from upgrader.tool.prometheus import metrics
+
+ROOT = Path(upgrader.__file__).parent
+#: The title of a terminal, a line of one's own, a text that is written backwards, and no end.
+EVIL = "\x1b]0;owned\x07\r\nweb.service  serving\t\x9b2J\u202eabc\u2028\ud800 " + "x" * 10_000
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("dev-\\x2d.service, 3 \N{SNOWMAN}", "dev-\\x2d.service, 3 \N{SNOWMAN}"),
+        ("a\nb\tc\x1b[2J\x00", "a\\nb\\tc\\x1b[2J\\x00"),
+        ("\x9b\u202e\u2028\ud800\xa0", "\\x9b\\u202e\\u2028\\ud800\\xa0"),
+    ],
+)
+def test_what_cannot_be_seen_is_written_out(text: str, shown: str) -> None:
+    """The rest stays as it is."""
+    assert shown == plain(text)
+    assert shown == plain(shown)
+
+
+@pytest.mark.parametrize("text", ["x" * 10_000, "\n" * 10_000])
+def test_what_is_too_long_is_cut(text: str) -> None:
+    """At the limit, its end is marked."""
+    assert len(plain(text)) == LINE
+    assert plain(text).endswith("…")
+    assert len(plain(text, CELL)) == CELL
+
+
+def everything_evil() -> Overview:
+    """An instance that says the same of all that it is asked about."""
+    said = Description(
+        service=EVIL, version=EVIL, phase=EVIL, library=EVIL, changed=[EVIL], states={EVIL: 1},
+        trials=[Trial(EVIL, problem=EVIL), Trial(EVIL)],
+        backends=[Backend(EVIL, EVIL, address=EVIL)], connections=1,
+        held=[Connection(EVIL, EVIL, waiting=EVIL), Connection(EVIL, EVIL, what=EVIL)],
+        parameters={EVIL: EVIL}, loaded=Loaded(EVIL), refused=Refusal(reason=EVIL),
+        migration=Migration(Phase.FAILED, mode=EVIL, reason=EVIL, times={EVIL: 1.0}),
+    )  # fmt: skip
+    return Overview(
+        unit="dev-\\x2d.service", active="active (running)", serves=True, pid=1,
+        status=Status(1, Origin.LIVE, refused=EVIL, dropped=(EVIL,), unsaved=(EVIL,)),
+        instance=said, uses_upgrader=True, text=EVIL, draining=(said,), parked=(EVIL,),
+        hold=Hold("dev-\\x2d.service", 1.0, EVIL),
+    )  # fmt: skip
+
+
+def test_a_row_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    """A version with a newline forges no second unit."""
+    head = ("UNIT", "STATE", "GENERATION", "RUNNING", "ON DISK", "LAST UPGRADE", "HOLD")
+    show(*table([head, _row(everything_evil())]))
+    out = capfd.readouterr().out.splitlines()
+    assert len(out) == 2
+    assert all(line.isprintable() for line in out)
+
+
+def test_a_status_is_the_lines_of_this_tool(capfd: pytest.CaptureFixture[str]) -> None:
+    """Whatever the instance says, each line is printable and begins with a word of ours."""
+    made = list(lines(everything_evil()))
+    show(*made)
+    out = capfd.readouterr().out.splitlines()
+    assert len(made) == len(out)
+    assert all(line.isprintable() for line in out)
+    assert not [line for line in out if line.startswith("web.service")]
+
+
+def test_json_on_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    """It says the same, and has no character that could control a terminal."""
+    evil = EVIL.replace("\ud800", "")
+    show_json(json.dumps({"a": evil}, ensure_ascii=False).encode())
+    out = capfd.readouterr().out
+    assert out.rstrip("\n").isprintable()
+    assert evil == json.loads(out)["a"]
+
+
+def test_labels_of_metrics(capfd: pytest.CaptureFixture[str]) -> None:
+    """Each sample is one line, and each label ends where it should."""
+    for line in metrics([everything_evil()]).splitlines():
+        assert line.isprintable()
+        assert line.startswith(("#", "upgrader_"))
+    assert '\\"' not in metrics([everything_evil()])
+
+
+def test_a_picture() -> None:
+    """It is well-formed."""
+    event = HistoryEvent(1.0, 1, "source", "migrate", "failed", EVIL, EVIL, times=((EVIL, 1.0),))
+    for text in ElementTree.fromstring(plot(EVIL, [event])).itertext():
+        assert text.replace("\n", "").isprintable()
+
+
+def test_what_the_hook_and_failures_say(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also an error of which nobody knows who has written it."""
+
+    def fail(*arguments: object) -> None:
+        raise ValueError(EVIL)
+
+    say(EVIL)
+    monkeypatch.setattr(package_hook, "run", fail)
+    package_hook.main(["web"])
+    monkeypatch.setattr("upgrader.tool.set_and_cancel.cancel", lambda *a, **more: fail())
+    main(["cancel", "web"])
+    err = capfd.readouterr().err.splitlines()
+    assert len(err) == 3
+    assert all(line.isprintable() for line in err)
+
+
+def test_a_terminal_of_another_language() -> None:
+    """What it cannot show is no reason to fail."""
+    program = (
+        "from upgrader import cli; from upgrader.cli.output import show; cli.main(['--version']);"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", f"{program} show('\\N{{SNOWMAN}}')"],
+        env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "\\u2603" in done.stdout
+
+
+#: Where text leaves this side, and what for.
+_PRINTERS = {
+    "cli/output.py": {"print"},
+    "hooks/package_hook.py": {"print"},
+    "__main__.py": {"print"},  # before anything can be imported
+}
+
+
+@pytest.mark.parametrize("room", ["cli", "tool", "hooks", "__main__.py"])
+def test_all_that_is_printed_goes_through_one_place(room: str) -> None:
+    """Nothing else prints, so that nothing that a service has written can pass by."""
+    for path in [ROOT / room] if room.endswith(".py") else (ROOT / room).rglob("*.py"):
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                name = ast.unparse(node.func)
+                if name == "print" or name.endswith((".echo", ".secho", "err.write", "out.write")):
+                    found.add(name)
+        assert found == _PRINTERS.get(str(path.relative_to(ROOT)), set()), path
