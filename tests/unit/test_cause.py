@@ -125,6 +125,22 @@ def test_only_entries_of_this_attempt_count() -> None:
     assert list(parse(["-- No entries --", ""], 0)) == []
 
 
+@pytest.mark.parametrize("number", ["²", "9" * 400, "-1", "", "nan"])
+def test_a_field_that_should_be_a_number(number: str) -> None:
+    """It is the service's own text, and no reason to know nothing of the rest."""
+    made = entries(
+        {**program("no licence"), "PRIORITY": number, "_PID": number}, exited("exited", number)
+    )
+    assert [(6, 0), (6, 0)] == [(each.priority, each.pid) for each in made]
+    assert "no licence" in cause(made, unit(result="exit-code")).text
+
+
+@pytest.mark.parametrize("line", ["", "[]", "1", "[" * 100_000, '{"a": NaN', '{"MESSAGE": [300]}'])
+def test_what_is_no_entry(line: str) -> None:
+    """It is skipped, or says nothing."""
+    assert not any(each.message for each in parse([line], 0))
+
+
 def test_a_long_line_is_cut() -> None:
     """A cause stays one line of bounded length."""
     found = cause(entries(program("x" * 9000), exited("exited", "3"), failed("exit-code")), unit())

@@ -49,6 +49,13 @@ def test_what_is_written_is_read_again() -> None:
         json.dumps({**ENTRY, "UPGRADER_GENERATION": "x"}),
         json.dumps({**ENTRY, "__REALTIME_TIMESTAMP": ""}),
         json.dumps({**ENTRY, "UPGRADER_TIMES": "frozen"}),
+        json.dumps({**ENTRY, "UPGRADER_FDS": "9" * 400}),
+        json.dumps({**ENTRY, "UPGRADER_FDS": "²"}),
+        json.dumps({**ENTRY, "UPGRADER_FDS": "-1"}),
+        json.dumps({**ENTRY, "UPGRADER_SECONDS": "nan"}),
+        json.dumps({**ENTRY, "UPGRADER_SECONDS": "1e999"}),
+        json.dumps({**ENTRY, "UPGRADER_TIMES": "frozen=-inf"}),
+        "[" * 100_000,
     ],
 )
 def test_what_is_no_event_is_skipped(line: str) -> None:

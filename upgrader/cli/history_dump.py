@@ -46,16 +46,16 @@ def history(unit: str, lines: int, svg: bool, as_json: bool, user: bool) -> Exit
         raise click.UsageError("--svg and --json cannot be combined")
     try:
         with Systemd(user=user) as systemd:
-            name = systemd.unit(unit).id
+            found = systemd.unit(unit)
     except UnitError as error:
         give_up(Verb.HISTORY, unit, error, as_json)
-    events = read(name, lines, user=user)
+    events = read(found, lines, user=user)
     if not events:
-        _nothing(name, as_json)
+        _nothing(found.id, as_json)
     if svg:
         from upgrader.tool.history_svg import plot
 
-        show_document(plot(name, events).rstrip())
+        show_document(plot(found.id, events).rstrip())
     elif as_json:
         show_json(encode(events))
     else:

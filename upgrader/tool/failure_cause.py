@@ -6,15 +6,14 @@ needs a compiler, for a file format that journalctl reads on every machine that 
 """
 
 import contextlib
-import json
-import os
 import signal
 import subprocess
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from upgrader.systemd.unit import UNSET_ID, Unit
+from upgrader.systemd.unit import Unit
+from upgrader.tool.journal_fields import of_line, of_owners, of_unit, whole, whole_or
 
 #: Of systemd's catalog (`journalctl --catalog`, sd-messages.h).
 _PROCESS_EXIT = "98e322203f7a4ed290d09fe03c09fe15"
@@ -84,33 +83,24 @@ def read(unit: Unit, since_usec: int, *, user: bool = False) -> tuple[JournalEnt
 
 
 def _matches(unit: Unit, user: bool) -> list[str]:
-    """What `journalctl -u` matches, and what the library reports: journald looks up the unit of a
-    sender when it gets to the entry, and by then the sender may have ended."""
-    owner = os.geteuid() if user else 0 if unit.uid == UNSET_ID else unit.uid
-    if user:
-        own = [f"_SYSTEMD_USER_UNIT={unit.id}", f"_UID={owner}", "+", f"USER_UNIT={unit.id}"]
-    else:
-        own = [f"_SYSTEMD_UNIT={unit.id}", "+", f"UNIT={unit.id}", "_UID=0"]
-    # Anybody may write our fields; believed are the service itself and root.
-    return [*own, "+", f"UPGRADER_UNIT={unit.id}", *(f"_UID={uid}" for uid in sorted({0, owner}))]
+    """What `journalctl -u` matches, and what the library reports."""
+    manager = [f"USER_UNIT={unit.id}"] if user else [f"UNIT={unit.id}", "_UID=0"]
+    reported = [f"UPGRADER_UNIT={unit.id}", *of_owners(unit, user)]
+    return [*of_unit(unit, user), "+", *manager, "+", *reported]
 
 
 def parse(lines: Iterable[str], since_usec: int) -> Iterable[JournalEntry]:
     """Entries from `journalctl -o json`; lines that are no entry are skipped."""
     for line in lines:
-        try:
-            raw = json.loads(line)
-        except ValueError:
+        fields = of_line(line)
+        if not fields or whole_or(fields.get("__MONOTONIC_TIMESTAMP", ""), 0) < since_usec:
             continue
-        if int(raw.get("__MONOTONIC_TIMESTAMP", 0)) < since_usec:
-            continue
-        fields = {name: as_text(value) for name, value in raw.items() if not name.startswith("__")}
         yield JournalEntry(
             message=fields.get("MESSAGE", ""),
             message_id=fields.get("MESSAGE_ID", ""),
             transport=fields.get("_TRANSPORT", ""),
-            priority=_number(fields.get("PRIORITY", ""), 6),
-            pid=_number(fields.get("_PID", ""), 0),
+            priority=whole_or(fields.get("PRIORITY", ""), 6),
+            pid=whole_or(fields.get("_PID", ""), 0),
             invocation=fields.get("INVOCATION_ID") or fields.get("_SYSTEMD_INVOCATION_ID", ""),
             fields=fields,
         )
@@ -239,8 +229,8 @@ _CODES = {1: "exited", 2: "killed", 3: "dumped"}
 
 
 def _exit_status(text: str, default: int) -> int:
-    if text.isdigit():
-        return int(text)
+    with contextlib.suppress(ValueError):
+        return whole(text)
     with contextlib.suppress(KeyError):
         return signal.Signals[f"SIG{text.removeprefix('SIG')}"].value
     return default
@@ -256,20 +246,6 @@ def _line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     first = lines[0] if lines else ""
     return first if len(first) <= _LINE else first[: _LINE - 1] + "…"
-
-
-def as_text(value: object) -> str:
-    """The text of a field in `journalctl -o json`."""
-    # journalctl gives what is no UTF-8 as a list of bytes, and a repeated field as a list of texts.
-    if isinstance(value, list):
-        if all(isinstance(item, int) for item in value):
-            return bytes(value).decode(errors="replace")
-        return as_text(value[-1]) if value else ""
-    return value if isinstance(value, str) else ""
-
-
-def _number(text: str, default: int) -> int:
-    return int(text) if text.isdigit() else default
 
 
 def _journalctl(*arguments: str) -> str:

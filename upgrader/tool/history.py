@@ -2,7 +2,6 @@
 """The upgrades of a unit as the journal has them, from the structured fields; changes nothing."""
 
 import contextlib
-import json
 import subprocess
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,7 +9,8 @@ from dataclasses import dataclass
 import msgspec
 
 from upgrader.systemd import journal
-from upgrader.tool.failure_cause import as_text
+from upgrader.systemd.unit import Unit
+from upgrader.tool.journal_fields import of_line, of_owners, of_unit, seconds, whole
 
 _SECONDS = 10
 _FIELDS = (
@@ -45,12 +45,16 @@ class HistoryEvent:
     times: tuple[tuple[str, float], ...] = ()
 
 
-def read(unit: str, count: int, *, user: bool = False) -> list[HistoryEvent]:
-    """The last `count` events of a unit, oldest first; none where the journal cannot be read."""
+def read(unit: Unit, count: int, *, user: bool = False) -> list[HistoryEvent]:
+    """The last `count` events of a unit, oldest first; none where the journal cannot be read.
+
+    Believed are the processes of the unit, its user, and root: anybody may write such fields.
+    """
+    event = (f"MESSAGE_ID={journal.MESSAGE_ID}", f"UPGRADER_UNIT={unit.id}")
     command = [
         "journalctl", "-q", "--no-pager", "--all", "-o", "json", "-n", str(count),
         f"--output-fields={','.join(_FIELDS)}", *(["--user"] if user else []),
-        f"MESSAGE_ID={journal.MESSAGE_ID}", f"UPGRADER_UNIT={unit}",
+        *event, *of_unit(unit, user), "+", *event, *of_owners(unit, user),
     ]  # fmt: skip
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(
@@ -61,16 +65,16 @@ def read(unit: str, count: int, *, user: bool = False) -> list[HistoryEvent]:
 
 
 def parse(lines: Iterable[str]) -> Iterator[HistoryEvent]:
-    """Events from `journalctl -o json`; what is none is skipped: anybody may write such fields."""
+    """Events from `journalctl -o json`; what is none is skipped."""
     for line in lines:
-        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-            raw = {name: as_text(value) for name, value in json.loads(line).items()}
+        with contextlib.suppress(ValueError, KeyError):
+            raw = of_line(line)
 
             def number(name: str, raw: dict[str, str] = raw) -> int:
-                return int(raw.get(f"UPGRADER_{name}", "0"))
+                return whole(raw.get(f"UPGRADER_{name}", "0"))
 
             yield HistoryEvent(
-                time=int(raw["__REALTIME_TIMESTAMP"]) / 1e6,
+                time=whole(raw["__REALTIME_TIMESTAMP"]) / 1e6,
                 generation=number("GENERATION"),
                 side=raw["UPGRADER_SIDE"],
                 phase=raw["UPGRADER_PHASE"],
@@ -80,7 +84,7 @@ def parse(lines: Iterable[str]) -> Iterator[HistoryEvent]:
                 source=number("SOURCE"),
                 destination=number("DESTINATION"),
                 pause=number("PAUSE_USEC") / 1e6,
-                seconds=float(raw.get("UPGRADER_SECONDS", "0")),
+                seconds=seconds(raw.get("UPGRADER_SECONDS", "0")),
                 fds=number("FDS"),
                 bytes=number("BYTES"),
                 left_behind=number("LEFT_BEHIND"),
@@ -96,5 +100,5 @@ def encode(events: list[HistoryEvent]) -> bytes:
 
 def _times(text: str) -> Iterator[tuple[str, float]]:
     for word in text.split():
-        name, _, seconds = word.partition("=")
-        yield name, float(seconds)
+        name, _, took = word.partition("=")
+        yield name, seconds(took)
