@@ -41,7 +41,7 @@ _PEERCRED = struct.Struct("3i")
 
 
 #: Names of the errors for a socket that does not exist, for one that an instance has left, and for
-#: one on which no answer has come in time.
+#: one on which no answer has come in time, or none that can be read.
 NOBODY = "Nobody"
 LEFT = "Left"
 SILENT = "Silent"
@@ -244,6 +244,8 @@ def _connected(unit: Unit, address: str, pid: int = 0) -> Iterator[socket.socket
         raise InstanceError(f"nobody answers at {path}", name=name) from error
     except TimeoutError as error:
         raise InstanceError(f"{path}: no answer in time", name=SILENT) from error
+    except (ConnectionError, BlockingIOError) as error:
+        raise InstanceError(f"{path}: {error}", name=SILENT) from error
     except (OSError, ValueError) as error:
         raise InstanceError(f"{path}: {error}") from error
 
@@ -269,7 +271,7 @@ def _typed(answer: Any, kind: type[T]) -> T:
     try:
         return msgspec.convert(answer, kind)
     except msgspec.ValidationError as error:
-        raise InstanceError(f"its answer cannot be read: {error}") from error
+        raise InstanceError(f"its answer cannot be read: {error}", name=SILENT) from error
 
 
 _WORDS = {

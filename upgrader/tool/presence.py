@@ -15,7 +15,7 @@ from upgrader.systemd.fdstore import StoreName
 from upgrader.systemd.unit import AccessDenied, Unit
 from upgrader.tool import instance_client
 from upgrader.tool.at_once import at_once
-from upgrader.tool.instance_client import LEFT, NOBODY, InstanceError
+from upgrader.tool.instance_client import LEFT, NOBODY, SILENT, InstanceError
 from upgrader.tool.systemd_client import Systemd
 
 #: Seconds that an instance may take from READY=1 to its socket, and the next one to take the place of
@@ -39,7 +39,12 @@ class Presence:
     @property
     def ours(self) -> bool:
         """Whether the process that serves uses the library, as far as can be seen."""
-        return self.said is not None or self.stored or self.denied
+        return self.said is not None or self.stored or self.denied or self.silent
+
+    @property
+    def silent(self) -> bool:
+        """Whether a process of the unit has our socket, and gives no answer, or none that can be read."""
+        return self.error is not None and self.error.name == SILENT
 
     @property
     def denied(self) -> bool:
