@@ -24,17 +24,17 @@ sock.send("".join(f"{line}\\n" for line in sys.argv[1:]).encode())
 
 
 @pytest.fixture
-def good(any_machine: PrivateSystemd, install: Install) -> Service:
+def good(host_machine: PrivateSystemd, install: Install) -> Service:
     """One that others must not disturb."""
-    any_machine.run(["rm", "-f", "/usr/sbin/policy-rc.d"])
-    return installed(any_machine, install, "innocent")
+    host_machine.run(["rm", "-f", "/usr/sbin/policy-rc.d"])
+    return installed(host_machine, install, "innocent")
 
 
 @pytest.fixture
-def hostile(any_machine: PrivateSystemd, install: Install) -> Service:
+def hostile(host_machine: PrivateSystemd, install: Install) -> Service:
     """One that means harm."""
     lines = ["RuntimeDirectory=hostile", "RuntimeDirectoryPreserve=restart", "Restart=no"]
-    return install(any_machine, "hostile", "hostile", *lines)
+    return install(host_machine, "hostile", "hostile", *lines)
 
 
 def says(hostile: Service, how: str) -> None:
@@ -61,11 +61,9 @@ def test_a3_an_answer_byte_by_byte_and_sockets_that_are_silent(
     hostile.restart()
     says(hostile, "drip")
     rows = lines_of(good, "list")
-    assert any(row.startswith(f"{good.unit}  serving") for row in rows)
-    assert any(row.startswith(f"{hostile.unit}  serving") for row in rows)
-    assert f'upgrader_generation{{unit="{good.unit}"}} 1' in lines_of(
-        good, "status", "--prometheus"
-    )
+    found = [row.split()[:2] for row in rows]
+    assert [good.unit, "serving"] in found
+    assert [hostile.unit, "serving"] in found
 
 
 def test_a4_a7_a8_answers_that_cannot_be_read_or_control_a_terminal(
@@ -75,7 +73,7 @@ def test_a4_a7_a8_answers_that_cannot_be_read_or_control_a_terminal(
     for how in ("deep", "huge", "evil"):
         says(hostile, how)
         rows = lines_of(good, "list")
-        assert any(row.startswith(f"{good.unit}  serving") for row in rows)
+        assert [good.unit, "serving"] in [row.split()[:2] for row in rows]
         assert not [row for row in rows if row.startswith("zzz")]
         metrics = lines_of(good, "status", "--prometheus")
         assert f'upgrader_generation{{unit="{good.unit}"}} 1' in metrics
@@ -93,10 +91,10 @@ def test_a5_a_bad_version_that_writes_what_is_no_number(hostile: Service) -> Non
     done = upgrader(hostile.machine, "upgrade", hostile.unit, "--mode", "restart", "--json")
     outcome = json.loads(done.stdout)
     assert (3, "not-serving") == (done.returncode, outcome["result"]), outcome
-    assert "owned" in outcome["cause"]
+    assert "zzz.service" in outcome["cause"]
     assert done.stdout.rstrip("\n").isprintable()
     kept = hostile.inside(f"/var/lib/upgrader/hold/{hostile.unit}").read_text()
-    assert "owned" in json.loads(kept)["cause"]
+    assert "zzz.service" in json.loads(kept)["cause"]
     assert [] == [row for row in lines_of(hostile, "list") if row.startswith("zzz")]
 
 
