@@ -16,6 +16,7 @@ from upgrader.cli import main
 from upgrader.cli.list_status import _row, lines
 from upgrader.cli.output import say, show, show_json, table
 from upgrader.hooks import package_hook
+from upgrader.protocol.phase import Phase
 from upgrader.protocol.status_text import Origin, Status
 from upgrader.protocol.varlink_types import (
     Backend,
@@ -23,7 +24,6 @@ from upgrader.protocol.varlink_types import (
     Description,
     Loaded,
     Migration,
-    Phase,
     Refusal,
     Trial,
 )

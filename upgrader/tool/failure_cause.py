@@ -84,9 +84,9 @@ def read(unit: Unit, since_usec: int, *, user: bool = False) -> tuple[JournalEnt
 
 def _matches(unit: Unit, user: bool) -> list[str]:
     """What `journalctl -u` matches, and what the library reports."""
-    manager = [f"USER_UNIT={unit.id}"] if user else [f"UNIT={unit.id}", "_UID=0"]
+    pid_1 = [f"USER_UNIT={unit.id}"] if user else [f"UNIT={unit.id}", "_UID=0"]
     reported = [f"UPGRADER_UNIT={unit.id}", *of_owners(unit, user)]
-    return [*of_unit(unit, user), "+", *manager, "+", *reported]
+    return [*of_unit(unit, user), "+", *pid_1, "+", *reported]
 
 
 def parse(lines: Iterable[str], since_usec: int) -> Iterable[JournalEntry]:
