@@ -84,7 +84,7 @@ def test_missing_names(names: str | None, expected: list[str]) -> None:
     assert expected == take({"LISTEN_PID": "PID", "LISTEN_FDS": "2", **listed})["names"]
 
 
-@pytest.mark.parametrize("count", ["", "two", "-1", "1.5"])
+@pytest.mark.parametrize("count", ["", "two", "-1", "1.5", "²", "٣"])
 def test_a_count_that_is_none(count: str) -> None:
     """The variable is named."""
     found = take({"LISTEN_PID": "PID", "LISTEN_FDS": count})

@@ -16,7 +16,7 @@ import pytest
 
 from tests.support import SETTLE
 from upgrader.errors import BusError
-from upgrader.systemd import bus, own_unit
+from upgrader.systemd import bus, bus_values, own_unit
 from upgrader.systemd.bus import Bus, QueuedJob
 from upgrader.systemd.cgroup import unit_of
 from upgrader.systemd.own_unit import StopReason, judge
@@ -108,6 +108,15 @@ def test_damaged_answers_are_errors(
     # Some damage is where nobody looks; on a busy machine the patience may be over first.
     assert 15 == outcomes[(True, True)]
     assert outcomes[(False, False)] > 30, outcomes
+
+
+@pytest.mark.parametrize("signature", ["a()", "a{}", "aa()"])
+def test_an_array_of_nothing_ends(signature: str) -> None:
+    """Its elements take no bytes, and it says that it has some."""
+    variant = bytes([len(signature)]) + signature.encode() + b"\0"
+    body = variant.ljust(-(-len(variant) // 4) * 4, b"\0") + (b"\x10" + bytes(3)) * 8
+    with pytest.raises(ValueError, match="no bytes"):
+        bus_values.read("v", body)
 
 
 @BOTH

@@ -40,10 +40,15 @@ def test_a_newer_hold_replaces_an_older_one(state: Path) -> None:
     assert "second" == found.cause
 
 
-def test_a_damaged_hold_still_holds(state: Path) -> None:
+@pytest.mark.parametrize(
+    "data",
+    [b"{", b'{"unit": "\xff"}', b"[" * 100_000, b'{"unit": "x", "since": 1e300, "cause": "x"}'],
+    ids=lambda data: repr(data[:10]),
+)
+def test_a_damaged_hold_still_holds(state: Path, data: bytes) -> None:
     """Somebody put it there, so nothing is restarted because it cannot be read."""
     state.mkdir(parents=True)
-    (state / "web.service").write_text("{")
+    (state / "web.service").write_bytes(data)
 
     found = hold.read("web.service", user=True)
 

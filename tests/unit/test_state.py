@@ -194,6 +194,12 @@ def test_converters_form_a_chain() -> None:
     assert (cls(people=6), ()) == load(cls, house(3, people=6, built=date(1900, 1, 1)))
 
 
+def test_a_version_that_there_is_not_takes_no_time() -> None:
+    """All converters there are come before it, however long ago it was."""
+    cls = renamed()
+    assert (cls(people=4), ()) == load(cls, house(-(2**62), count=4))
+
+
 def test_converters_may_return_objects() -> None:
     """What a converter returns is encoded like a state."""
     cls = renamed()

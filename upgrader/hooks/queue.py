@@ -73,7 +73,7 @@ class QueueTurn:
     @property
     def last(self) -> Served | None:
         """What came of the last request."""
-        with contextlib.suppress(OSError, msgspec.MsgspecError):
+        with contextlib.suppress(OSError, ValueError, RecursionError, msgspec.MsgspecError):
             return msgspec.json.decode(self._last.read_bytes(), type=Served)
         return None
 

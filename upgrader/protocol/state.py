@@ -314,7 +314,7 @@ def _form_for(d: StateVersions, saved: SavedState) -> tuple[int, bytes]:
 
 def _to_version(d: StateVersions, version: int, data: bytes) -> bytes:
     """The fields of a saved state after all converters that lie in between."""
-    converters = [d.converters[v] for v in range(version, d.version) if v in d.converters]
+    converters = [d.converters[v] for v in sorted(d.converters) if version <= v < d.version]
     if not converters:
         return data
     fields = msgspec.msgpack.decode(data, type=dict[str, Any])

@@ -83,8 +83,10 @@ class _Reader:
         self._skip(8 if element[0] in "({xtd" else 1, 0)
         end = self._at + size
         values = []
-        while self._at < end:
+        while (before := self._at) < end:
             values.append(self.value(element))
+            if self._at == before:
+                raise ValueError(f"{element!r} takes no bytes, and its array has some")
         return values
 
     def _length(self) -> int:

@@ -60,8 +60,8 @@ def take(environment: MutableMapping[str, str]) -> list[Passed]:
     count = environment.get("LISTEN_FDS", "")
     listed = environment.get("LISTEN_FDNAMES")
     forget(environment)
-    if not count.isdecimal():
-        raise DeclarationError("LISTEN_FDS", f"is {count!r}, not a number")
+    if not (count.isascii() and count.isdecimal() and len(count) < 19):
+        raise DeclarationError("LISTEN_FDS", f"is {count[:20]!r}, not a number")
     fds = []
     for number in range(FIRST, FIRST + int(count)):
         try:

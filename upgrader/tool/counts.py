@@ -24,7 +24,7 @@ class Counts(msgspec.Struct, frozen=True):
 
 def read(unit: str, place: Path = PLACE) -> Counts:
     """The counts of a unit; all 0 where there are none, or none that can be read."""
-    with contextlib.suppress(OSError, msgspec.MsgspecError):
+    with contextlib.suppress(OSError, ValueError, RecursionError, msgspec.MsgspecError):
         return msgspec.json.decode((place / unit).read_bytes(), type=Counts)
     return Counts()
 

@@ -15,11 +15,12 @@ import tempfile
 import time
 from enum import StrEnum
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
 import msgspec
 
 from upgrader.errors import UpgradeError
+from upgrader.protocol.varlink import LARGEST
 from upgrader.protocol.varlink_types import Description
 from upgrader.systemd.process_start import process_started
 from upgrader.systemd.unit import Unit
@@ -49,7 +50,7 @@ class Hold(msgspec.Struct, frozen=True):
     """
 
     unit: str
-    since: float
+    since: Annotated[float, msgspec.Meta(ge=0, le=LARGEST)]
     cause: str
     fingerprint: str = ""
     kind: HoldKind = HoldKind.FAILED
@@ -95,7 +96,7 @@ def read(unit: str, *, user: bool = False) -> Hold | None:
         hold = msgspec.json.decode(path.read_bytes(), type=Hold)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, ValueError, RecursionError, msgspec.MsgspecError) as error:
         return Hold(unit, 0.0, f"{path} cannot be read: {error}", kind=HoldKind.ADMIN)
     return msgspec.structs.replace(hold, unit=unit)
 

@@ -78,4 +78,4 @@ def _text(value: Any) -> str:
         if all(isinstance(item, int) and 0 <= item < 256 for item in value):
             return bytes(value).decode(errors="replace")
         return _text(value[-1]) if value else ""
-    return value if isinstance(value, str) else ""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else ""
