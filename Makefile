@@ -7,15 +7,18 @@ SYSTEMD ?= host
 SUITE ?= bookworm trixie
 # Tests at the same time, each file in one process: most of them wait for something.
 JOBS ?= 2
+# How long to fuzz.
+SECONDS ?= 600
 # More arguments for `upgrader demo` or pytest.
 ARGS ?=
 
-.PHONY: help demo test matrix lint bench deb dist clean setup
+.PHONY: help demo test matrix fuzz lint bench deb dist clean setup
 
 help:
 	@echo 'make demo    upgrade a live service ten times under a real systemd (SYSTEMD="$(SYSTEMD)")'
 	@echo 'make test    all tests (ARGS="-m \"not system\"" leaves out those that need root)'
 	@echo 'make matrix  the long matrices, which write the tables of docs/matrices.md'
+	@echo 'make fuzz    changed inputs for every decoder (SECONDS="$(SECONDS)", ARGS is a seed)'
 	@echo 'make lint    style, types and shell scripts only'
 	@echo 'make bench   the figures that are measured, not tested'
 	@echo 'make deb     the packages of Debian 12 and 13, in dist/ (SUITE="$(SUITE)")'
@@ -36,6 +39,10 @@ test:
 matrix:
 	@packaging/bootstrap test
 	@.venv/bin/python -m pytest -n $(JOBS) --dist loadfile -m matrix $(ARGS)
+
+fuzz:
+	@packaging/bootstrap test
+	@.venv/bin/python -m tests.fuzz $(SECONDS) $(ARGS)
 
 lint: setup
 	@.venv/bin/python -m pytest -q tests/test_project.py $(ARGS)

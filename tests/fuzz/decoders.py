@@ -1,0 +1,488 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Every decoder of what another process, or a file, says; each with what is done with the result.
+
+Left out is what only systemd itself or the author of the program can write.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import field
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import msgspec
+
+import upgrader
+from tests.fuzz.fuzz import Decoder
+from tests.fuzz.mutations import change_bytes, change_json, change_msgpack, change_text
+from tests.unit.units import unit
+from upgrader.cli.history_dump import _image
+from upgrader.cli.history_dump import _row as history_row
+from upgrader.cli.list_status import _row, lines
+from upgrader.cli.output import table
+from upgrader.errors import (
+    ChannelError,
+    DeclarationError,
+    ImageError,
+    IncompatibleState,
+    ParameterError,
+    ProtocolError,
+    RefusedError,
+    UnreadableState,
+    UpgradeError,
+)
+from upgrader.hooks import policy
+from upgrader.hooks.queue import QueueTurn
+from upgrader.protocol import (
+    channel,
+    image,
+    records,
+    saved_state,
+    state,
+    systemd_syntax,
+    takeover_line,
+    varlink,
+)
+from upgrader.protocol.connection_state import ConnectionState
+from upgrader.protocol.fd import Fd
+from upgrader.protocol.identity import Identity
+from upgrader.protocol.image import LeftBehind, Manifest, ManifestEntry
+from upgrader.protocol.kinds import Kind, Waiting
+from upgrader.protocol.parameters import Parameters
+from upgrader.protocol.record_order import Incoming, batches
+from upgrader.protocol.varlink import VarlinkError
+from upgrader.protocol.varlink_client import call
+from upgrader.protocol.varlink_messages import Call
+from upgrader.protocol.varlink_types import (
+    Backend,
+    Connection,
+    Description,
+    Last,
+    Loaded,
+    Migration,
+    Refusal,
+    Started,
+    Trial,
+)
+from upgrader.systemd import bus_values, listen_fds
+from upgrader.systemd.cgroup import unit_of
+from upgrader.systemd.fdstore import StoreName
+from upgrader.systemd.live_limits import live_limits
+from upgrader.takeover.running_instance import RunningInstance, TakeoverError
+from upgrader.tool import counts, dump_image, failure_cause, history, hold, instance_client
+from upgrader.tool.blockers import all_settings
+from upgrader.tool.history_svg import plot
+from upgrader.tool.instance_client import InstanceError
+from upgrader.tool.overview import Overview
+from upgrader.tool.plain_text import plain
+from upgrader.tool.prometheus import metrics
+
+_RECORDED = Path(__file__).parent.parent / "unit"
+_STREAMS = {path.name: path.read_bytes() for path in (_RECORDED / "streams").glob("*.bin")}
+_FRAMES = [data for data in _STREAMS.values() if len(data) == records.RECORD_SIZE]
+_UNIT = unit(active_state="active")
+
+SAID = Description(
+    service="web", version="1.2", unit="web.service", pid=7, generation=3, phase="serving",
+    library="0.2", since=1.7e9, credentials="/run/credentials/web.service", changed=["/srv/web.py"],
+    late=["json"], expected=True, upgrade="0" * 32, states={"counters": 2},
+    trials=[Trial("counters", 2, 10, 0.1, 1.7e9, "no")],
+    backends=[Backend("door", "listener", 3, "127.0.0.1:80", 7, True, 1, 1)], connections=1,
+    held=[Connection("door", "127.0.0.1:9", 4, 1.0, "", "GET /")],
+    parameters={"drain-timeout": "5s", "downtime-limit": "300ms"}, overrides={"drain-timeout": "5s"},
+    migration=Migration(mode="live", source=2, destination=3, reason="no", times={"frozen": 0.1}),
+    started=Started(["door=stream 127.0.0.1:80"], ["key"], 4096, "00000000"), interface=2,
+    last=Last("0" * 32, "source", code="refused", reason="no", mode="live"),
+    loaded=Loaded("live", 2, 1, 100, 1, 0, 0.01, ["counters.old"], ["other"]),
+    refused=Refusal("0" * 32, "load-failed", "no", "abc", 1.7e9), fingerprint="abc",
+)  # fmt: skip
+_JOURNAL = {
+    "__REALTIME_TIMESTAMP": "1700000000000000", "__MONOTONIC_TIMESTAMP": "1", "MESSAGE": "no licence",
+    "MESSAGE_ID": "98e322203f7a4ed290d09fe03c09fe15", "PRIORITY": "3", "_PID": "7", "_TRANSPORT": "stdout",
+    "COMMAND": "ExecStart", "EXIT_CODE": "killed", "EXIT_STATUS": "9", "UNIT_RESULT": "signal",
+    "INVOCATION_ID": "1" * 32, "UPGRADER_GENERATION": "3", "UPGRADER_SIDE": "source",
+    "UPGRADER_PHASE": "migrate", "UPGRADER_OUTCOME": "done", "UPGRADER_MODE": "live",
+    "UPGRADER_SOURCE": "1", "UPGRADER_DESTINATION": "2", "UPGRADER_PAUSE_USEC": "1000",
+    "UPGRADER_SECONDS": "0.5", "UPGRADER_FDS": "3", "UPGRADER_BYTES": "9", "UPGRADER_LEFT_BEHIND": "1",
+    "UPGRADER_TIMES": "setup=0.1 frozen=0.001", "UPGRADER_REASON": "no",
+}  # fmt: skip
+
+
+@upgrader.state("inner")
+class _Inner:
+    when: float = 0.0
+    words: list[str] = field(default_factory=list)
+
+
+@upgrader.state("fuzzed")
+class _State:
+    total: int = 0
+    names: dict[str, int] = field(default_factory=dict)
+    inner: _Inner | None = None
+
+
+_MANIFEST = Manifest(
+    "web", 3, "1.2", 10**12,
+    states=[saved_state.SavedState("counters", 2, 1, b"\x81\xa1a\x01", {1: b"\x80"}, 7)],
+    sessions={"door": saved_state.SavedState("session", 1, 1, b"")},
+    entries=[
+        ManifestEntry("door", Kind.LISTENER, Identity(7, 0o140000, 2, 1, "127.0.0.1:80"), 9),
+        ManifestEntry("door", Kind.CONNECTION, Identity(8, 0o140000, 2, 1),
+                      connection=ConnectionState(Waiting.MESSAGE, b"GET", b"x", b"\x80")),
+    ],
+    left_behind=[LeftBehind("door", "127.0.0.1:9", "busy")],
+    parameters={"drain-timeout": "5s"}, passed=["door"], activated=["door=stream"],
+    unsaved=["other"], earlier={1: {1: b"\x80"}},
+)  # fmt: skip
+
+
+def _order(data: bytes) -> None:
+    """One frame after the other, each with as many FDs as its first byte says."""
+    incoming = Incoming()
+    for at in range(0, len(data), records.RECORD_SIZE + 1):
+        frame = data[at + 1 : at + 1 + records.RECORD_SIZE]
+        incoming.receive(records.decode(frame), data[at])
+
+
+def _parked(data: bytes) -> None:
+    """As PID 1 passes it: the first record has the image and the ledger, each other one an FD."""
+    reader, writer = channel.pair()
+    with reader, writer, channel.new_ledger() as ledger, image.seal(_MANIFEST) as memfd:
+        reader.setblocking(False)
+        for at in range(0, len(data), records.RECORD_SIZE):
+            frame = data[at : at + records.RECORD_SIZE]
+            fds = [memfd.fileno(), ledger.fileno()] if at == 0 else [memfd.fileno()]
+            with contextlib.suppress(BlockingIOError):
+                writer.setblocking(False)
+                socket.send_fds(writer, [frame], [] if b"end" in frame else fds)
+        parked = channel.ParkedChannel(Fd(os.dup(reader.fileno())).socket(), "x")
+        try:
+            if parked.open():
+                parked.count_attempt()
+                parked.peek()
+                image.unseal(parked.image)
+        finally:
+            parked.close()
+
+
+def _memfd(data: bytes) -> Fd:
+    memfd = Fd(os.memfd_create("fuzz", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
+    os.write(memfd.fileno(), data)
+    image.protect(memfd)
+    return memfd
+
+
+def _with_header(document: bytes) -> bytes:
+    header = struct.pack("!8sIIQ", image.MAGIC, image.FORMAT, zlib.crc32(document), len(document))
+    return header + document
+
+
+def _unseal(data: bytes) -> None:
+    with _memfd(data) as memfd:
+        image.unseal(memfd)
+        image.checksum(memfd)
+
+
+def _dumped(place: Path) -> Callable[[bytes], None]:
+    path = place / "image"
+
+    def run(document: bytes) -> None:
+        path.write_bytes(_with_header(document))
+        dumped = dump_image.of_file(str(path))
+        msgspec.json.encode(dumped)
+        for line in _image(dumped):
+            assert plain(line).isprintable()
+
+    return run
+
+
+def _ledger(data: bytes) -> None:
+    with Fd(os.memfd_create("fuzz", os.MFD_CLOEXEC)) as memfd:
+        os.write(memfd.fileno(), data)
+        channel.is_taken_back(memfd)
+        channel.count_attempt(memfd)
+
+
+def _state(data: bytes) -> None:
+    state.load(_State, saved_state.SavedState("fuzzed", 1, 1, data))
+
+
+def _saved(data: bytes) -> None:
+    """As it comes out of an image."""
+    try:
+        saved = msgspec.msgpack.decode(data, type=saved_state.SavedState)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return
+    state.load(_State, saved)
+
+
+def _body(data: bytes) -> None:
+    size = min(len(data), records.RECORD_SIZE - 8)
+    frame = struct.pack("!4sHH", records.MAGIC, 2, size) + data
+    records.decode(frame[: records.RECORD_SIZE].ljust(records.RECORD_SIZE, b"\0"))
+
+
+def _call(data: bytes) -> None:
+    msgspec.convert(varlink.decode(data), Call)
+
+
+def _reply(data: bytes) -> None:
+    here, there = socket.socketpair()
+    with here, there:
+        there.setblocking(False)
+        there.send(data[:100_000] + b"\0")
+        there.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(BrokenPipeError):  # of the call itself
+            here.settimeout(1)
+            call(here, "x", {})
+
+
+def _shown(data: bytes) -> None:
+    """What an instance says, as every verb shows it."""
+    said = instance_client._description(varlink.decode(data))
+    status = instance_client.status(said)
+    held = hold.standing(_UNIT, said, user=True)
+    found = Overview(
+        "web.service", "active (running)", True, 7, status, said, "", True, status.refused,
+        (said,), held, ("upgrader-listener-door",),
+    )  # fmt: skip
+    text = [*lines(found), *table([_row(found)]), *metrics([found]).splitlines(), str(held)]
+    assert all(plain(line).isprintable() for line in text)
+    assert len(table([_row(found)])) == 1
+    found.json()
+
+
+def _at_takeover(data: bytes) -> None:
+    live_limits(_UNIT, RunningInstance.from_answer(varlink.decode(data)).running)
+
+
+def _line(data: bytes) -> None:
+    word = takeover_line.decode(data)
+    if word is not None:
+        assert len(takeover_line.encode(word)) <= takeover_line.LIMIT
+        takeover_line.encode_1(word)
+
+
+def _cause(data: bytes) -> None:
+    entries = list(failure_cause.parse(data.decode(errors="replace").splitlines(), 0))
+    failure_cause.cause(entries, _UNIT)
+    failure_cause.reported(entries, "0" * 32)
+    failure_cause.killed(entries)
+    failure_cause.last_words(entries)
+
+
+def _history(data: bytes) -> None:
+    events = list(history.parse(data.decode(errors="replace").splitlines()))
+    history.encode(events)
+    ElementTree.fromstring(plot("web.service", events))
+    for event in events:
+        assert len(table([history_row(event)])) == 1
+
+
+def _hold_file(place: Path) -> Callable[[bytes], None]:
+    path = place / "upgrader/hold/web.service"
+    path.parent.mkdir(parents=True)
+
+    def run(data: bytes) -> None:
+        path.write_bytes(data)
+        found = hold.read("web.service", user=True)
+        assert found is not None
+        assert plain(str(found)).isprintable()
+        hold.standing(_UNIT, SAID, user=True)
+
+    return run
+
+
+def _count_file(place: Path) -> Callable[[bytes], None]:
+    def run(data: bytes) -> None:
+        (place / "web.service").write_bytes(data)
+        counts.add("web.service", True, place)
+
+    return run
+
+
+def _queue_files(place: Path) -> Callable[[bytes], None]:
+    for name in ("filed", "claimed", "last"):
+        (place / name).mkdir()
+
+    def run(data: bytes) -> None:
+        for name in ("filed", "claimed", "last"):
+            (place / name / "web.service").write_bytes(data)
+        turn = QueueTurn(place, "web.service")
+        assert turn.origins or not data.strip()
+        msgspec.json.encode(turn.last)
+        turn.claim()
+        turn.served(True, "done")
+
+    return run
+
+
+def _policy_file(place: Path) -> Callable[[bytes], None]:
+    def run(data: bytes) -> None:
+        (place / "x.conf").write_bytes(data)
+        policy.decide("web.service", policy.read([place]))
+
+    return run
+
+
+def _environment(data: bytes) -> None:
+    pairs = (line.partition("=") for line in data.decode(errors="surrogateescape").splitlines())
+    environment = {name: value for name, _, value in pairs}
+    Parameters.unknown(environment)
+    parameters = Parameters.from_environment(environment)
+    assert Parameters().updated(parameters.shown(), ()).shown() == parameters.shown()
+
+
+def _set(data: bytes) -> None:
+    values = varlink.decode(data)
+    if not all(isinstance(v, str) for v in values.values()):
+        return  # the instance has refused it by then
+    Parameters().updated(values, ("door",)).shown()
+
+
+def _span(data: bytes) -> None:
+    text = data.decode(errors="replace")
+    with contextlib.suppress(ValueError):
+        systemd_syntax.boolean(text)
+    systemd_syntax.show_span(systemd_syntax.time_span(text))
+
+
+def _listen(data: bytes) -> None:
+    """With two FDs from number 900 on."""
+    count, _, names = data.decode(errors="surrogateescape").partition("\n")
+    own = str(os.getpid())
+    with open("/dev/null") as null:
+        first, listen_fds.FIRST = listen_fds.FIRST, 900
+        try:
+            for number in (900, 901):
+                os.dup2(null.fileno(), number)
+            environment = {"LISTEN_PID": own, "LISTEN_FDS": count, "LISTEN_FDNAMES": names}
+            with contextlib.suppress(DeclarationError):
+                for passed in listen_fds.take(environment):
+                    passed.fd.close()
+        finally:
+            listen_fds.FIRST = first
+            for number in (900, 901):
+                with contextlib.suppress(OSError):
+                    os.close(number)
+
+
+def _names(data: bytes) -> None:
+    text = data.decode(errors="surrogateescape")
+    if (name := StoreName.parse(text)) is not None:
+        assert str(name) == text
+        assert isinstance(name.kept, str)
+
+
+def _properties(data: bytes) -> None:
+    """Of a unit: texts are of the admin or the service, types are systemd's; D-Bus has no NUL in a text."""
+    data = data.replace(b"\0", b"")
+    text = data.decode(errors="replace")
+    values: dict[str, Any] = dict.fromkeys(
+        ("Id", "StatusText", "User", "Type", "NotifyAccess", "KillMode", "ProtectProc", "Result"),
+        data,
+    ) | {"Names": text.split(), "Environment": text.split("\n"), "RuntimeDirectory": text.split()}
+    found = type(_UNIT).from_properties("/x", values)
+    live_limits(found)
+    list(all_settings(found))
+
+
+def _wire(data: bytes) -> None:
+    for signature in ("a{sv}", "a(usssoo)", "v", "as", "a(ssssssouso)", "s"):
+        with contextlib.suppress(ValueError):
+            bus_values.read(signature, data)
+
+
+def _message(data: bytes) -> None:
+    bus_values.read("yyyyuua(yv)", data)
+
+
+def _bus_seeds() -> Iterator[bytes]:
+    for sides in json.loads((_RECORDED / "recorded/bus.json").read_text()).values():
+        for messages in sides.values():
+            yield from (bytes.fromhex(each) for each in messages if each.startswith("6c"))
+
+
+def _bodies() -> Iterator[bytes]:
+    for each in _bus_seeds():
+        size = int.from_bytes(each[4:8], "little")
+        if size:
+            yield each[-size:]
+
+
+def decoders(place: Path) -> list[Decoder]:
+    """All of them; files of theirs are in `place`, an empty directory."""
+
+    def own(name: str) -> Path:
+        path = place / name
+        path.mkdir()
+        return path
+
+    os.environ["XDG_STATE_HOME"] = str(place / "state")
+    answer = msgspec.json.encode(SAID)
+    journal = json.dumps(_JOURNAL).encode()
+    document = msgspec.msgpack.encode(_MANIFEST)
+    complete = records.EndReason.COMPLETE
+    large = (records.Hello(1, 254), *batches(254), records.End(254, complete))
+    small = (records.Hello(1, 2), records.Fds(0, 1), records.Fds(1, 1), records.End(2, complete))
+    counted = b"".join(
+        bytes([fds]) + records.encode(record, 1)
+        for fds, record in zip((2, 253, 1, 0), large, strict=True)
+    )
+    parked = b"".join(records.encode(record, records.PARKED) for record in small)
+    fields = msgspec.msgpack.encode(
+        {"total": 1, "names": {"a": 1}, "inner": {"when": 1.0, "words": ["x"]}}
+    )
+    saved = msgspec.msgpack.encode(saved_state.SavedState("fuzzed", 1, 1, fields))
+    hold_seed = msgspec.json.encode(hold.Hold.now("web.service", "no", "abc"))
+    served = json.dumps({"ended": 1.0, "done": True, "line": "done"}).encode()
+    environment = (
+        b"UPGRADER=on\nUPGRADER_DRAIN_TIMEOUT=1min 30s\nUPGRADER_LOAD_ATTEMPTS=3\nUPGRADER_MODE=live\n"
+        b"UPGRADER_BACKEND_TRANSFER=yes door=no\nUPGRADER_DISCARD=3"
+    )
+    settings = b'{"drain-timeout": "1min", "backend-transfer.door": "no", "backend-transfer": "yes", "mode": "live"}'
+    group = b"0::/system.slice/web.service/worker\n12:name=systemd:/system.slice/web.service"
+    frames = [frame[8 : 8 + int.from_bytes(frame[6:8], "big")] for frame in _FRAMES]
+    return [
+        Decoder("record", records.decode, (ProtocolError,), _FRAMES, change_bytes),
+        Decoder("body of a record", _body, (ProtocolError,), frames, change_msgpack),
+        Decoder("order of records", _order, (ProtocolError,), [counted], change_bytes),
+        Decoder("parked channel", _parked, (RefusedError, ChannelError), [parked], change_bytes),
+        Decoder("image", _unseal, (ImageError,), [_with_header(document), _STREAMS["v1-image.bin"]], change_bytes),
+        Decoder("manifest", lambda data: _unseal(_with_header(data)), (ImageError,), [document], change_msgpack),
+        Decoder("dump of a manifest", _dumped(own("dump")), (UpgradeError,), [document], change_msgpack),
+        Decoder("ledger", _ledger, (ProtocolError,), [b"\0\0\0\1\0"], change_bytes),
+        Decoder("state", _state, (UnreadableState,), [fields], change_msgpack),
+        Decoder("saved state", _saved, (UnreadableState, IncompatibleState),
+                [saved], change_msgpack),
+        Decoder("varlink call", _call, (ValueError, msgspec.MsgspecError),
+                [b'{"method":"a.B","parameters":{"pid":1,"states":{"a":1},"kinds":["x"]},"more":true}'], change_json),
+        Decoder("varlink reply", _reply, (VarlinkError, OSError),
+                [b'{"parameters":' + answer + b"}", b'{"continues":true}'], change_json),
+        Decoder("answer to Describe", _shown, (ValueError, InstanceError), [answer], change_json),
+        Decoder("answer to Describe, at takeover", _at_takeover, (ValueError, TakeoverError), [answer], change_json),
+        Decoder("line to takeover", _line, (),
+                [b'{"said": "failed", "code": "load-failed", "reason": "no"}', b"failed: no"], change_json),
+        Decoder("journal", _cause, (), [journal, journal + b"\n" + journal], change_json),
+        Decoder("history", _history, (), [journal, journal + b"\n" + journal], change_json),
+        Decoder("hold file", _hold_file(place / "state"), (), [hold_seed], change_json),
+        Decoder("count file", _count_file(own("count")), (), [b'{"done":1,"failed":2}'], change_json),
+        Decoder("queue files", _queue_files(own("queue")), (), [served, b"installed\nstale\n"], change_json),
+        Decoder("policy file", _policy_file(own("policy")), (), [b"# x\nweb@*.service = live\n* = never"], change_text),
+        Decoder("environment", _environment, (DeclarationError,), [environment], change_text),
+        Decoder("parameters", _set, (ParameterError, ValueError), [settings], change_json),
+        Decoder("time span", _span, (ValueError,), [b"1min 30s", b"infinity", b"500ms 3us"], change_text),
+        Decoder("LISTEN_FDS", _listen, (), [b"2\ndoor:other", b"0\n"], change_text),
+        Decoder("name in the FD store", _names, (),
+                [b"upgrader-channel-3", b"upgrader-entry-kept.x", b"upgrader-image-1"], change_text),
+        Decoder("properties of a unit", _properties, (), [b"web.service notify exec root"], change_text),
+        Decoder("D-Bus message", _message, (ValueError,), [*_bus_seeds()], change_bytes),
+        Decoder("D-Bus body", _wire, (), [*_bodies()], change_bytes),
+        Decoder("cgroup", lambda data: unit_of(data.decode(errors="replace")), (), [group], change_text),
+    ]  # fmt: skip
