@@ -2,18 +2,21 @@
 """Listeners and datagram sockets: over kills, lost paths, new addresses, and from .socket units."""
 
 import os
+import shlex
 import socket
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.process.chat import Chat, Client
+from tests.process.chat import DEADLINE, Chat, Client
 from tests.support import eventually
 from upgrader.protocol.fd import Fd
 from upgrader.protocol.identity import identify
 from upgrader.protocol.status_text import Origin
+from upgrader.testing import Service, ServiceError
 
 INBOX = """
 import os, sys, upgrader
@@ -240,6 +243,74 @@ def test_datagrams_of_a_replaced_socket(inbox: Any) -> None:
     send(path / "other", "d")
 
     assert ["3 c", "4 d"] == seen(path / "seen", 4)[2:]
+
+
+@pytest.fixture
+def udp(tmp_path: Path) -> Iterator[tuple[Service, Callable[[int], list[str]], int, Path]]:
+    """A service on a UDP port, its command with a receive buffer, the port, and what it has seen."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    program, path = tmp_path / "inbox.py", tmp_path / "seen"
+    sized = INBOX.replace("bind=sys.argv[1]", "bind=sys.argv[1], receive_buffer=int(sys.argv[3])")
+    program.write_text(sized)
+
+    def command(size: int) -> list[str]:
+        return [sys.executable, str(program), f"127.0.0.1:{port}", str(path), str(size)]
+
+    with Service(timeout=DEADLINE) as service:
+        yield service, command, port, path
+
+
+def flood(port: int, count: int) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        for _ in range(count):
+            sock.sendto(b"x" * 500, ("127.0.0.1", port))
+
+
+def test_p8_datagrams_that_are_lost_in_a_restart_are_counted(udp: Any) -> None:
+    """Those that did not fit into the receive buffer, to the last one; not those of before."""
+    service, command, port, path = udp
+    service.start(command(10_000))
+    assert service.process is not None
+    for _ in range(2):
+        path.unlink(missing_ok=True)
+        service.stop()
+        flood(port, 5000)
+
+        lost = service.start(command(10_000)).datagrams_lost
+
+        assert 0 < lost < 5000
+        assert 5000 - lost == len(seen(path, 5000 - lost))
+    assert lost == service.describe()["loaded"]["datagrams_lost"]
+    floods = (
+        "import sys; from tests.process.test_listeners import flood; flood(int(sys.argv[1]), 5000)"
+    )
+    first = shlex.join([sys.executable, "-c", floods, str(port)])
+    with pytest.raises(ServiceError, match="datagrams"):
+        service.upgrade(["sh", "-c", f'{first}; exec "$@"', "sh", *command(10_000)])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a larger buffer needs CAP_NET_ADMIN")
+def test_p8_a_receive_buffer_that_is_declared(udp: Any) -> None:
+    """It takes what comes in a restart; a version without it leaves it as large."""
+    service, command, port, path = udp
+    service.start(command(10 << 20))
+    for size in (0, 10 << 20):
+        path.unlink(missing_ok=True)
+        service.stop()
+        flood(port, 5000)
+        assert 0 == service.start(command(size)).datagrams_lost
+        assert 5000 == len(seen(path, 5000))
+    assert "receive buffer" not in service.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives up a capability")
+def test_p8_a_receive_buffer_that_is_cut_is_told(udp: Any) -> None:
+    """Without CAP_NET_ADMIN, net.core.rmem_max is the limit."""
+    service, command, _, _ = udp
+    service.start(["setpriv", "--bounding-set=-net_admin", *command(1 << 29)])
+    assert "net.core.rmem_max" in service.stderr
 
 
 def test_a_program_that_accepts_itself(tmp_path: Path) -> None:

@@ -177,7 +177,8 @@ def restart(
 ) -> None:
     """Restart UNIT, and say how it went.
 
-    Without --cold this is `upgrade --mode restart`: nothing is lost.
+    Without --cold this is `upgrade --mode restart`: nothing is lost, but for datagrams that do not
+    fit into the receive buffer meanwhile; they are counted.
 
     With --cold, listening sockets are kept; connections and state are not. Use it if the saved state
     is the problem. The image that the old instance leaves is set aside in the unit's FD store.

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from upgrader.backends.listener import Address
+from upgrader.errors import DeclarationError
 from upgrader.instance.declarations import Bound, Connections
 from upgrader.instance.declared import Datagrams, Declared, Listener
 from upgrader.instance.parts import InstanceParts
@@ -73,15 +74,24 @@ class BaseInstance:
         """
         return Listener(self._bound(Kind.LISTENER, name, bind))
 
-    def datagrams(self, name: str, *, bind: str | None = None) -> Datagrams:
+    def datagrams(
+        self, name: str, *, bind: str | None = None, receive_buffer: int = 0
+    ) -> Datagrams:
         """Declare a datagram socket, found in the same places as a listener.
 
-        Raises DeclarationError for a bad name or address.
-        """
-        return Datagrams(self._bound(Kind.DATAGRAMS, name, bind))
+        `receive_buffer`: bytes, as SO_RCVBUF counts them, for what comes while nobody receives, as
+        in a restart: the kernel drops what does not fit. It takes several hundred bytes for each
+        datagram besides its data. A larger buffer that a `.socket` unit has set stays. A smaller
+        one than declared is told in the journal: without CAP_NET_ADMIN, net.core.rmem_max bounds it.
 
-    def _bound(self, kind: Kind, name: str, bind: str | None) -> Bound:
-        bound = Bound(kind, name, Address.parse(bind) if bind else ())
+        Raises DeclarationError for a bad name, address or size.
+        """
+        if not 0 <= receive_buffer < 1 << 30:
+            raise DeclarationError(f"datagrams {name!r}", f"receive_buffer={receive_buffer}")
+        return Datagrams(self._bound(Kind.DATAGRAMS, name, bind, receive_buffer))
+
+    def _bound(self, kind: Kind, name: str, bind: str | None, receive_buffer: int = 0) -> Bound:
+        bound = Bound(kind, name, Address.parse(bind) if bind else (), receive_buffer)
         self._parts.declarations.add_socket(bound)
         return bound
 

@@ -13,6 +13,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from os import fstat
 from socket import AF_INET, AF_INET6, SOCK_DGRAM, SOCK_STREAM, SocketKind
 from socket import socket as Socket
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -25,6 +26,7 @@ from upgrader.protocol.values import Value
 from upgrader.systemd.fdstore import StoreName
 
 if TYPE_CHECKING:
+    from upgrader.backends import datagrams
     from upgrader.backends.listener import Address
     from upgrader.protocol import saved_state, state_trial, varlink_types
     from upgrader.protocol.identity import HasFileno
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from upgrader.protocol.varlink_types import Trial
     from upgrader.systemd.listen_fds import Passed
 else:
+    datagrams = later("upgrader.backends.datagrams")
     saved_state = later("upgrader.protocol.saved_state")
     state_trial = later("upgrader.protocol.state_trial")
     varlink_types = later("upgrader.protocol.varlink_types")
@@ -111,7 +114,10 @@ class DeclaredState(Generic[T]):
 class Bound:
     """A declared socket: a listener or a datagram socket, live once this instance is loaded."""
 
-    def __init__(self, kind: Kind, name: str, addresses: Sequence[Address] = ()) -> None:
+    def __init__(
+        self, kind: Kind, name: str, addresses: Sequence[Address] = (), receive_buffer: int = 0
+    ) -> None:
+        """`receive_buffer`: bytes that each socket shall have at least; 0 leaves that to the kernel."""
         self.kind = kind
         self.name = name
         self.addresses = tuple(addresses)  #: where to bind, one socket each
@@ -119,6 +125,7 @@ class Bound:
         #: Of a socket that this one replaces: connections accepted there, or datagrams received,
         #: with where they came from.
         self.backlog: deque[Any] = deque()
+        self._receive_buffer = receive_buffer
         self._socks: tuple[Socket, ...] = ()
 
     @property
@@ -149,6 +156,13 @@ class Bound:
     def open(self, *socks: Socket) -> None:
         """Set the live sockets."""
         self._socks = socks
+        wanted = self._receive_buffer
+        for sock in socks if wanted else ():
+            if (size := datagrams.enlarge(sock, wanted)) < wanted:
+                _log.warning(
+                    "%s %r: a receive buffer of %d bytes, not %d: raise net.core.rmem_max, or set"
+                    " ReceiveBuffer= in a .socket unit", self.kind, self.name, size, wanted,
+                )  # fmt: skip
 
     def fileno(self) -> int:
         """The number of the live FD, for selectors; of the first one if there are several."""
@@ -293,6 +307,15 @@ class Declarations:
         self._kept.discard(name)
         for item in gone:
             item.fd.close()
+
+    def datagrams_dropped(self) -> dict[int, int]:
+        """How many datagrams the kernel has dropped of each datagram socket, by its inode."""
+        return {
+            fstat(sock.fileno()).st_ino: datagrams.dropped(sock)
+            for bound in self.sockets.values()
+            if bound.kind is Kind.DATAGRAMS
+            for sock in bound.sockets
+        }
 
     def beyond_image(self) -> list[tuple[str, HasFileno]]:
         """What PID 1 would pass to a start besides an image, by its FDNAME: all but the first socket

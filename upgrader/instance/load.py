@@ -215,6 +215,8 @@ class Loader:
             _log.warning("%d were left behind in all", len(left))
         if origin is not Origin.INSURANCE:  # there, somebody else has served since
             self._arrival.frozen_at = manifest.frozen_at
+            self._arrival.drops = manifest.drops or {}
+            self._arrival.drops_now = self._declarations.datagrams_dropped
         known = self._declarations.states
         self._arrival.status = Status(
             manifest.generation + 1,

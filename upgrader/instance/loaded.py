@@ -118,6 +118,8 @@ class Arrival:
         self.channel: ParkedChannel | SpreadImage | None = None
         self.taker: Taker | None = None
         self.frozen_at: int | None = None  #: CLOCK_MONOTONIC in nanoseconds: nobody serves since
+        self.drops: Mapping[int, int] = {}  #: datagrams dropped until then, by the socket's inode
+        self.drops_now: Callable[[], Mapping[int, int]] = dict  #: the same until now
         self.overrides: Mapping[str, str] = {}  #: set at run time, inherited
         self.replaced: list[tuple[Bound, socket.socket]] = []
         self.rebinding: list[Rebinding] = []
@@ -152,6 +154,7 @@ class Arrival:
             if self.taker:
                 self.taker.acknowledge(own)
             else:
+                self._note_pause()
                 self._commit(notifier, store)
                 own()
         except BaseException:
@@ -184,13 +187,16 @@ class Arrival:
                 _log.warning("%s would not survive a crash: %s", name, error)
 
     def _note_pause(self) -> None:
+        if self.drops:
+            now = self.drops_now()
+            lost = [(now[n] - before) % (1 << 32) for n, before in self.drops.items() if n in now]
+            self.status = self.status.replace(datagrams_lost=sum(lost))
         if self.frozen_at is not None:
             pause = time.clock_gettime_ns(time.CLOCK_MONOTONIC) - self.frozen_at
             self.status = self.status.replace(pause=max(0, round(pause / 1e9, 4)))
 
     def _commit(self, notifier: Notifier, store: FdStore) -> None:
         self._tidy(store)
-        self._note_pause()
         removed = removal(self.channel.name) if self.channel else ()
         notifier.send("READY=1", f"STATUS={one_line(str(self.status))}", *removed, *self._facts())
         # The datagram is queued, and PID 1 will get to it: from here on there is no way back.

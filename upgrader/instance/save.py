@@ -111,6 +111,7 @@ def build(
         activated=declarations.activated or msgspec.UNSET,
         unsaved=[item.backend for item in saving.left_behind] or msgspec.UNSET,
         earlier=sessions.earlier or msgspec.UNSET,
+        drops=declarations.datagrams_dropped() or msgspec.UNSET,
     )
     return manifest, fds
 

@@ -155,6 +155,7 @@ class SelfReport:
             pause=pause,
             dropped=list(status.dropped),
             unsaved=list(status.unsaved),
+            datagrams_lost=status.datagrams_lost,
         )
         migration = None
         if status.source_generation is not None:

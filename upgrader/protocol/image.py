@@ -60,6 +60,7 @@ class Manifest(msgspec.Struct, frozen=True):
     goes with them (its `data` is empty). `frozen_at` is CLOCK_MONOTONIC in nanoseconds: the
     instant from which nobody serves. `parameters` were set at run time, and are inherited.
     `passed`: the backends that `.socket` units passed; `activated`: all of those, in words.
+    `drops`: how many datagrams the kernel had dropped of each datagram socket, by its inode.
     `unsaved`: states that could not be saved; `left_behind` says why. `earlier`: for an entry, by its place, the state of its connection as earlier versions had it.
     """
 
@@ -77,6 +78,7 @@ class Manifest(msgspec.Struct, frozen=True):
     activated: list[str] | msgspec.UnsetType = msgspec.UNSET
     unsaved: list[str] | msgspec.UnsetType = msgspec.UNSET
     earlier: dict[int, dict[int, bytes]] | msgspec.UnsetType = msgspec.UNSET
+    drops: dict[int, int] | msgspec.UnsetType = msgspec.UNSET
 
 
 def seal(manifest: Manifest) -> Fd:

@@ -39,7 +39,8 @@ class Status(Value):
     `fds` and `state_bytes` (size of the image) came from `source_generation`; `left_behind` counts
     what could not cross; `set_aside` is the generation of an image that was not loaded. For
     `pause` seconds nobody served. `dropped` are fields of states that this version does not know, and
-    `unsaved` states that the source could not save, so that they began anew. `refused` says why a newer version has not taken over. `library`
+    `unsaved` states that the source could not save, so that they began anew. `datagrams_lost` came
+    in the pause and did not fit into the receive buffer. `refused` says why a newer version has not taken over. `library`
     is the version of the library where the origin is unknown.
     """
 
@@ -55,6 +56,7 @@ class Status(Value):
     library: str = ""
     dropped: tuple[str, ...] = ()
     unsaved: tuple[str, ...] = ()
+    datagrams_lost: int = 0
 
     def __str__(self) -> str:
         refused = f"{_REFUSED}{self.refused}" if self.refused else ""
@@ -69,6 +71,8 @@ class Status(Value):
             paused += f", {count} field{'s' * (count > 1)} dropped"
         if self.unsaved:
             paused += f", without state {', '.join(self.unsaved)}"
+        if self.datagrams_lost:
+            paused += f", {self.datagrams_lost} datagrams lost"
         return (
             f"generation {self.generation}, loaded by {self.origin}"
             f" from generation {self.source_generation}: {self.fds} FDs,"

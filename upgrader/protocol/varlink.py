@@ -86,7 +86,8 @@ type Last (
 
 # How it came to be: origin is cold, restart, live, exec or insurance; source is the generation that
 # it was loaded from, set_aside that of an image that was not loaded; dropped are fields of states
-# that this version does not know, unsaved are states that the source could not save
+# that this version does not know, unsaved are states that the source could not save; datagrams_lost
+# came in the pause and did not fit into the receive buffer
 type Loaded (
   origin: string,
   source: int,
@@ -96,7 +97,8 @@ type Loaded (
   set_aside: int,
   pause: float,
   dropped: []string,
-  unsaved: []string
+  unsaved: []string,
+  datagrams_lost: int
 )
 
 # The last version that did not take over, by its own fault; since in seconds since the epoch

@@ -89,6 +89,7 @@ class Loaded(msgspec.Struct, frozen=True):
     `set_aside` that of an image that was not loaded, 0 if there is none; `bytes` is the size of the
     image; for `pause` seconds nobody served. `dropped` are fields of states that this version does not
     know, and `unsaved` states that the source could not save, so that they began anew.
+    `datagrams_lost` came in the pause and did not fit into the receive buffer.
     """
 
     origin: str = ""
@@ -100,6 +101,7 @@ class Loaded(msgspec.Struct, frozen=True):
     pause: float = 0.0
     dropped: list[str] = []
     unsaved: list[str] = []
+    datagrams_lost: int = 0
 
 
 class Refusal(msgspec.Struct, frozen=True):

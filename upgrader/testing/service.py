@@ -151,13 +151,16 @@ class Service:
         """Restart into another version.
 
         Raises ServiceError if it does not become ready (what is parked stays parked), if nothing or
-        not every state was parked, and if it has not loaded what was.
+        not every state was parked, if it has not loaded what was, and if datagrams came in between
+        for which there was no room.
         """
         self.stop()
         self._require_parked()
         status = self.start(command)
         if status.origin is Origin.COLD:
             raise ServiceError(f"has not loaded what was parked: {status}", self.stderr)
+        if status.datagrams_lost:
+            raise ServiceError(f"lost {status.datagrams_lost} datagrams", self.stderr)
         return status
 
     def live(self, command: Sequence[str]) -> Status:

@@ -131,6 +131,11 @@ def _lost(after: Status) -> tuple[str, ...]:
     if after.unsaved:
         states = ", ".join(after.unsaved)
         warnings.append(f"the old instance could not save, and so the new one has anew: {states}")
+    if after.datagrams_lost:
+        warnings.append(
+            f"{after.datagrams_lost} datagrams came in the pause and were dropped by the kernel:"
+            " the program can declare a larger receive_buffer"
+        )
     if after.dropped:
         fields = ", ".join(after.dropped[:_NAMED])
         more = f" and {len(after.dropped) - _NAMED} more" if len(after.dropped) > _NAMED else ""

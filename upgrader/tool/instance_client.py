@@ -84,6 +84,7 @@ def status(said: Description) -> Status:
             said.generation, _origin(loaded.origin), loaded.source or None, loaded.fds,
             loaded.bytes, loaded.left_behind, loaded.set_aside or None, loaded.pause or None,
             refused, said.library, tuple(loaded.dropped), tuple(loaded.unsaved),
+            loaded.datagrams_lost,
         )  # fmt: skip
     last = said.migration
     if last.phase is Phase.NONE:
