@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""An ASGI application without a framework: answers with VERSION, and writes down its lifespan."""
+"""An ASGI application without a framework: answers with VERSION, and writes down its lifespan. /events
+never ends, and /big is an answer of 64 MiB."""
 
+import asyncio
 import os
 import sys
 from typing import Any
@@ -13,7 +15,12 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
             print(f"lifespan {event}", file=sys.stderr, flush=True)
             await send({"type": f"lifespan.{event}.complete"})
         return
-    body = os.environ["VERSION"].encode()
+    if scope["path"] == "/events":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while True:
+            await send({"type": "http.response.body", "body": b"data: x\n\n", "more_body": True})
+            await asyncio.sleep(0.05)
+    body = bytes(1 << 26) if scope["path"] == "/big" else os.environ["VERSION"].encode()
     headers = [(b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})

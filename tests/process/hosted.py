@@ -20,8 +20,18 @@ async def aiohttp() -> None:
     async def answer(request: web.Request) -> web.Response:
         return web.Response(text=VERSION)
 
+    async def events(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while True:
+            await response.write(b"data: x\n\n")
+            await asyncio.sleep(0.05)
+
+    async def big(request: web.Request) -> web.Response:
+        return web.Response(body=bytes(1 << 26))
+
     app = web.Application()
-    app.router.add_get("/", answer)
+    app.add_routes([web.get("/", answer), web.get("/events", events), web.get("/big", big)])
     async with upgrader.attach("asgi") as instance:
         door = instance.listener("http", bind=f"unix:{PATH}")
         async with Adapter(app) as adapter:

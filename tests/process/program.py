@@ -2,7 +2,7 @@
 """The service of the process tests: `python program.py '{"face": ..., "bind": ...}'`.
 
 Commands are lines: `add` counts, `echo X`, `big N`, `stream N`, `hold` (busy until released),
-`bye`, `fail`. Whoever leaves is told goodbye. The same for both faces, and told to break as asked.
+`bye`, `fail`, `turn S` (a thread takes a turn of S seconds that counts). Whoever leaves is told goodbye. The same for both faces, and told to break as asked.
 """
 
 import asyncio
@@ -25,6 +25,7 @@ OPTIONS: dict[str, Any] = json.loads(sys.argv[1])
 VERSION: int = OPTIONS.get("version", 1)
 BREAK: str = OPTIONS.get("break", "")
 WORK: str = OPTIONS.get("work", "")  # a directory for what the background writes
+INSTANCES: list[Any] = []
 EXTRA = ["from version 2"] if VERSION >= 2 else []
 
 
@@ -109,6 +110,9 @@ def answer(line: bytes, counters: Counters, session: Session) -> bytes:
         return b"odd\n"
     if command == b"work":
         return b"%d %d\n" % (counters.ticks, counters.turns)
+    if command == b"turn":
+        threading.Thread(target=turn_long, args=(float(argument), counters), daemon=True).start()
+        return b"begun\n"
     if command == b"fail":
         raise RuntimeError("told to fail")
     return argument + b"\n"
@@ -138,6 +142,13 @@ def turn_often(instance: Any, counters: Counters) -> None:
             append("turns")
 
 
+def turn_long(seconds: float, counters: Counters) -> None:
+    assert INSTANCES
+    with INSTANCES[0].turn():
+        time.sleep(seconds)
+        counters.turns += 1
+
+
 def spawn(instance: Any, counters: Counters) -> None:
     threading.Thread(target=turn_often, args=(instance, counters), daemon=True).start()
 
@@ -157,6 +168,7 @@ async def failing() -> None:
 
 
 def declare(instance: Any) -> tuple[list[Any], dict[str, Any]]:
+    INSTANCES.append(instance)
     instance.state(Counters)
     for name in OPTIONS.get("drop", []):
         instance.drop(name)

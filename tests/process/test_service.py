@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,6 +110,30 @@ def test_a_busy_handler_is_cut(aio_chat: Chat) -> None:
         assert "left behind: unix peer of 'chat': its handler is busy" in aio_chat.service.stderr
         assert "2 2" == client.ask("add")
         assert busy.gone()
+
+
+@pytest.mark.parametrize(("seconds", "turns"), [(1.5, 1), (3600, 0)])
+def test_p4_a_restart_serves_everybody_while_a_turn_runs(
+    seconds: float, turns: int, chat: Chat
+) -> None:
+    """It is waited for up to `drain-timeout`; if it has not ended then, it is cut and counted."""
+    chat.service.environment["UPGRADER_DRAIN_TIMEOUT"] = f"{min(seconds * 10, 2)}s"
+    chat.start()
+    process = chat.service.process
+    assert process is not None
+    with chat.connect() as client:
+        assert "begun" == client.ask(f"turn {seconds}")
+        begin = last = time.monotonic()
+        process.terminate()
+        while process.poll() is None:
+            with chat.connect() as other, contextlib.suppress(TimeoutError):
+                other.sock.settimeout(1)
+                assert "x" == other.ask("echo x")
+                last = time.monotonic()
+        assert last - begin > 1
+        assert (turns == 0) == ("turn" in chat.service.stderr)
+        assert (1 - turns) == chat.start().left_behind
+        assert f"0 {turns}" == client.ask("work")
 
 
 def test_a_turn_is_closed_although_a_handler_is_busy(aio_chat: Chat) -> None:

@@ -132,6 +132,20 @@ def test_p1_what_was_acknowledged_is_there_after_a_live_upgrade(how: str, kv: Kv
         assert ("1", "2") == (client.ask("get a"), other.ask("get b"))
 
 
+def test_s3_the_pause_counts_from_when_new_work_is_held(kv: Kv) -> None:
+    """Not only from when all that was waited for meanwhile had ended."""
+    kv.service.environment.update(UPGRADER_DRAIN_TIMEOUT="0", UPGRADER_DOWNTIME_LIMIT="10s")
+    kv.start(2)
+    with kv.connect() as client, kv.connect() as other:
+        assert "OK" == other.ask("set b 2")
+        client.send("slow a 1\n")
+        assert "2" == other.ask("get b")
+        status = kv.upgrade(2)
+
+        assert (status.pause or 0) > 0.5
+        assert "OK" == client.line()
+
+
 @pytest.mark.parametrize("mode", ["restart", "live"])
 def test_p2_nothing_is_published_before_all_subscribers_are_back(mode: str, kv: Kv) -> None:
     """The publisher was there first, and has whole lines on their way."""

@@ -187,6 +187,33 @@ def test_a_restart(host_machine: PrivateSystemd, install: Install) -> None:
     assert "WebSocket /ws" in service.messages()
 
 
+def test_p7_a_restart_waits_for_what_the_generation_before_drains(
+    host_machine: PrivateSystemd, install: Install
+) -> None:
+    """`upgrader upgrade --mode restart` says for what, and nothing is cut."""
+    more = [*asgi(host_machine, "drains"), "Environment=UPGRADER_DRAIN_TIMEOUT=60s"]
+    service = install(host_machine, "drains", "webapp", *more)
+    stream = Get(service)
+    with contextlib.closing(stream):
+        stream.connection.request("GET", "/until-marked")
+        answer = stream.connection.getresponse()
+        upgrade(service, 1)
+        command = ["upgrader", "upgrade", service.unit, "--mode", "restart"]
+        with service.machine.popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ) as upgrading:
+            assert upgrading.stdout
+            told = ""
+            while "generation 1 still drains 1 connection (GET /until-marked" not in told:
+                told = upgrading.stdout.readline()
+                assert told
+            service.inside("/run/drains/mark").touch()
+            assert ["begin", "end"] == answer.read().decode().split()
+            assert "has cut" not in upgrading.stdout.read()
+        assert 0 == upgrading.returncode
+    assert 3 == service.status.generation
+
+
 def test_what_does_not_end(host_machine: PrivateSystemd, install: Install) -> None:
     """A restart waits for it up to drain-timeout, then it is cut, and named in both instances."""
     more = [*asgi(host_machine, "asgi-cut"), "Environment=UPGRADER_DRAIN_TIMEOUT=1s"]

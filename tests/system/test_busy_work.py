@@ -8,6 +8,7 @@ import pytest
 
 from tests.system.reloading import installed, reload, socket_there
 from tests.system.serving import Install, Service
+from tests.system.tool import upgrade
 from upgrader.lab.private_systemd import PrivateSystemd
 
 #: Seconds that the work takes, and the longest time that another client may wait meanwhile.
@@ -70,3 +71,28 @@ def test_p1_work_that_does_not_end_ends_the_attempt(
     assert reload(service), service.messages()
     assert served(service)[0] > total
     assert not service.inside(f"/var/lib/upgrader/hold/{service.unit}").exists()
+
+
+def test_p4_no_restart_is_asked_for_that_would_cut_a_turn(
+    host_machine: PrivateSystemd, install: Install
+) -> None:
+    """`upgrader upgrade --mode restart` waits first, while all are served, and then says who is busy."""
+    service = installed(
+        host_machine, install, "unsettled", "Environment=UPGRADER_DRAIN_TIMEOUT=500ms",
+        program="lively",
+    )  # fmt: skip
+    assert socket_there(service)
+    before = service.pid
+    with service.connect() as worker:
+        worker.send(f"turn {TAKES}\n")
+        assert 1 == served(service)[1]
+
+        answer = upgrade(service, "--mode", "restart")
+
+        assert ("busy-work", before) == (answer["code"], service.pid)
+        assert "the turn of" in answer["cause"]
+        assert "done" == worker.line()
+        assert 0 == upgrade(service, "--mode", "restart")["exit_code"]
+    total, generation = served(service)
+    assert 2 == generation
+    assert total > 10**6

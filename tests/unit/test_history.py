@@ -9,7 +9,7 @@ import pytest
 from upgrader.instance.phases import Phases, fields
 from upgrader.protocol.phase import Phase
 from upgrader.protocol.varlink_types import Migration
-from upgrader.tool.history import HistoryEvent, parse
+from upgrader.tool.history import HistoryEvent, agreed, parse
 from upgrader.tool.history_svg import plot
 
 ENTRY = {
@@ -37,6 +37,17 @@ def test_what_is_written_is_read_again() -> None:
     )  # fmt: skip
     assert ["setup", "frozen"] == [name for name, _ in event.times]
     assert event.seconds == progress.now.seconds > 0
+
+
+def test_s3_one_upgrade_has_one_pause() -> None:
+    """The source knows only when it has given everything away."""
+    source, destination = (
+        HistoryEvent(1.0, 3, "source", "migrate", "done", "", pause=0.01, id="a"),
+        (HistoryEvent(1.0, 4, "destination", "load", "done", "", pause=0.02, id="a")),
+    )
+    alone = HistoryEvent(2.0, 4, "source", "migrate", "failed", "", pause=0.03, id="b")
+
+    assert [0.02, 0.02, 0.03] == [each.pause for each in agreed([source, destination, alone])]
 
 
 @pytest.mark.parametrize(

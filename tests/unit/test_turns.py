@@ -12,13 +12,12 @@ DEADLINE = 10.0
 def test_a_turn_inside_a_turn_begins_at_once() -> None:
     """The outer one waits for it: both end, and then all is at rest."""
     turns = Turns()
-    idle = threading.Event()
     with turns.turn():
-        turns.close(idle.set)
+        turns.close()
         with turns.turn():
             assert 2 == len(turns.running)
 
-    assert idle.wait(DEADLINE)
+    assert turns.wait_idle(DEADLINE)
 
 
 def test_a_task_that_a_turn_has_started_begins_its_own_at_once() -> None:
@@ -32,7 +31,7 @@ def test_a_task_that_a_turn_has_started_begins_its_own_at_once() -> None:
                 said.append(name)
 
         async with turns.turn():
-            turns.close(lambda: None)
+            turns.close()
             await asyncio.wait_for(asyncio.create_task(take("inner")), DEADLINE)
         other = asyncio.create_task(take("other"))
         await asyncio.sleep(0)
@@ -47,7 +46,7 @@ def test_a_task_that_a_turn_has_started_begins_its_own_at_once() -> None:
 def test_those_that_have_begun_are_told_apart_from_later_ones() -> None:
     """A wait ends although something new has begun meanwhile."""
     turns, ended = Turns(), threading.Event()
-    turns.on_end(ended.set)
+    turns.watch(ended.set)
     first = turns.turn()
     first.__enter__()
     begun = turns.begun()

@@ -171,7 +171,11 @@ class Hosting:
         self._acceptor.close()
         for hosted in self.connections:
             hosted.hold(crosses=crosses)
-            if for_good and not hosted.gone and not (crosses and not hosted.stays):
+            if (
+                for_good
+                and not (hosted.gone or hosted in self._ending)
+                and not (crosses and not hosted.stays)
+            ):
                 why = hosted.why_it_stays if crosses else _SWITCHED_OFF
                 self._told_to_end.append(LeftBehind(self._name, hosted.describe(), why))
                 self._ending.append(hosted)
@@ -186,11 +190,52 @@ class Hosting:
             hosted.release()
         self.open()
 
+    async def all_passed(
+        self, deadline: float, but: Collection[Hosted], *, everything: bool
+    ) -> frozenset[Hosted]:
+        """Wait until each connection that is at work for a state now, or that is busy at all
+        (`everything`), has come to an end of that, or for the deadline (of `time.monotonic`); meanwhile
+        they go on. One without an end is not waited for, nor are those in `but`. Returns those that
+        have not."""
+
+        def passes(hosted: Hosted) -> bool:
+            if hosted.endless:
+                return False
+            if everything:
+                return not (hosted.gone or hosted.idle)
+            return self.with_state and hosted.at_work
+
+        waited_for = [h for h in self.connections if h not in but and passes(h)]
+        look = _FIRST_LOOK
+        try:
+            while waited_for and time.monotonic() < deadline:
+                for hosted in waited_for:
+                    hosted.hold()  # else one that is asked again at once would never be seen idle
+                await asyncio.sleep(look)
+                look = min(look * 1.5, _LAST_LOOK)
+                for hosted in [h for h in waited_for if not passes(h)]:
+                    waited_for.remove(hosted)
+                    self._go_on(hosted)
+        finally:
+            for hosted in waited_for:
+                self._go_on(hosted)
+        return frozenset(waited_for)
+
+    def _go_on(self, hosted: Hosted) -> None:
+        if not self._held:
+            hosted.release()
+
     async def settle(
-        self, deadline: float, *, for_good: bool = False, drained: bool = False
-    ) -> None:
-        """Wait until all that can move is idle, or for the deadline (of `time.monotonic`).
-        `for_good`: for all the others as well. `drained`: what is busy may end here afterwards."""
+        self,
+        deadline: float,
+        but: Collection[Hosted] = (),
+        *,
+        for_good: bool = False,
+        drained: bool = False,
+    ) -> bool:
+        """Wait until all that can move is idle, or for the deadline (of `time.monotonic`); returns
+        whether it is. `but`: these are not waited for. `for_good`: all those that cannot move are,
+        as well. `drained`: what is busy may end here afterwards."""
 
         def busy(hosted: Hosted) -> bool:
             if hosted.gone or (self._crosses and hosted.idle and not hosted.tls):
@@ -200,7 +245,7 @@ class Hosting:
         for_requests = deadline
         if self._adapter.announces_end and drained and not self.with_state:
             for_requests = min(deadline, time.monotonic() + _FOR_REQUESTS)
-        waited_for = list(self.connections)
+        waited_for = [hosted for hosted in self.connections if hosted not in but]
         look = _FIRST_LOOK
         while True:
             for hosted in self._ending:
@@ -211,7 +256,7 @@ class Hosting:
             attaching = self._attaching and self._tls is None
             left = (deadline if attaching else for_requests) - time.monotonic()
             if not (waited_for or attaching) or left <= 0:
-                return
+                return not (waited_for or attaching)
             await asyncio.sleep(min(look, left))
             look = min(look * 1.5, _LAST_LOOK)
 
@@ -319,16 +364,6 @@ async def end_all(
         _log.warning("cut: %s", what)
     if cut:
         _log.warning("%d connections were cut, their time was up", len(cut))
-
-
-async def all_ended_once(connections: Collection[Hosted], deadline: float) -> None:
-    """Wait until each of these has had nothing in hand once, or for the deadline (of
-    `time.monotonic`); meanwhile they go on. One without an end is not waited for."""
-    left = [each for each in connections if not each.endless]
-    look = _FIRST_LOOK
-    while (left := [each for each in left if each.at_work]) and time.monotonic() < deadline:
-        await asyncio.sleep(look)
-        look = min(look * 1.5, _LAST_LOOK)
 
 
 def _readable(sockets: Sequence[HasFileno]) -> set[int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import inspect
 import logging
 import signal
@@ -16,10 +17,9 @@ import time
 from collections.abc import Callable, Coroutine, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
-from upgrader.aio.handled_connection import HandledConnection
 from upgrader.aio.handled_listener import HandledListener
 from upgrader.aio.safe_points import SafePoints
-from upgrader.aio.waiting import cancel, first, next_event
+from upgrader.aio.waiting import cancel, next_event
 from upgrader.errors import BusyWork
 from upgrader.instance.base import Ended
 from upgrader.instance.declarations import DeclaredState
@@ -33,19 +33,20 @@ from upgrader.instance.process import (
     stop_signals,
     unhandled,
 )
-from upgrader.instance.turns import PAUSES
 from upgrader.protocol.kinds import Kind, Standing
 from upgrader.protocol.later import later
 
 if TYPE_CHECKING:
     from upgrader.aio import hosting as hosted_listeners
-    from upgrader.aio.hosted import Hosted
+    from upgrader.aio import two_waits
     from upgrader.instance import save, unit_signals
     from upgrader.instance.exec_mode import Execution
     from upgrader.instance.interfaces import Open
     from upgrader.instance.live_source import MigrationRequest
+    from upgrader.instance.turns import Settled
     from upgrader.protocol import image, switchover
 else:
+    two_waits = later("upgrader.aio.two_waits")
     hosted_listeners = later("upgrader.aio.hosting")
     save = later("upgrader.instance.save")
     unit_signals = later("upgrader.instance.unit_signals")
@@ -56,7 +57,6 @@ else:
 #: annotation of a parameter.
 Task = Callable[..., Coroutine[Any, Any, object]]
 
-_FOR_TURNS = 0.2  # of the time there is to come to a stop
 _log = logging.getLogger("upgrader")
 
 
@@ -96,10 +96,10 @@ class AsyncioRuntime:
             )
             for name, declared in self._declarations.protocols.items()
         }
-
         parts.answering.prepare(
             lambda request: self._loop.call_soon_threadsafe(self._requests.put_nowait, request),
             self._wait_for_reload,
+            lambda: asyncio.run_coroutine_threadsafe(self._settle(), self._loop).result(),
             now=parts.destination.live,
         )
         supervised = parts.report.supervised
@@ -253,48 +253,41 @@ class AsyncioRuntime:
         source = self._parts.source
         parks, deadline = source.told_to_stop(failed=failure is not None)
         self.deadline = deadline
-        if parks:  # whoever comes meanwhile is served
-            await self._let_end(deadline - self._parts.report.parameters.downtime_limit)
-        self._hold(for_good=True)
-        if not parks:
+        if parks:
+            await self._two_waits.come_to_a_stop(deadline, for_good=True)
+            if self._park():
+                source.exit_status = 1 if failure else 0
+                await cancel(self._tasks, deadline)
+                return Ended.MIGRATED
+        else:
+            self._two_waits.hold(for_good=True)  # a newcomer is refused at once
             source.leave()
-        await self._come_to_a_stop(deadline, for_good=True)
-        if parks and self._park():
-            source.exit_status = 1 if failure else 0
-            await cancel(self._tasks, deadline)
-            return Ended.MIGRATED
+            await self._two_waits.end_here(deadline, for_good=True)
         source.leave()
         await self._drain(deadline)
         return Ended.STOPPED
 
-    def _hold(self, *, for_good: bool) -> None:
-        """Accept no more, and let no connection leave its safe point."""
-        self._safe_points.close()
-        for handled in self.handled.values():
-            handled.hold()
-        for name, hosting in self.hostings.items():
-            hosting.hold(for_good=for_good, crosses=self._crosses(name))
+    @functools.cached_property
+    def _two_waits(self) -> two_waits.TwoWaits:
+        return two_waits.TwoWaits(
+            self._parts, self._safe_points, self._stop, self.handled, self.hostings
+        )
+
+    async def _settle(self) -> Settled:
+        return await self._two_waits.settle()
 
     def _crosses(self, backend: str) -> bool:
         return self._parts.answering.crosses(backend)
 
     def resume(self) -> None:
         """As if nothing had happened."""
-        self._parts.turns.open()
-        self._safe_points.open()
-        for handled in self.handled.values():
-            handled.resume()
-        for hosting in self.hostings.values():
-            hosting.resume()
+        self._two_waits.resume()
 
     async def _execute(self, execution: Execution) -> None:
         """Become the new version; returns only if that fails, and this instance serves on."""
         parameters = self._parts.report.parameters
-        await self._let_end(time.monotonic() + parameters.drain_timeout)
-        self._hold(for_good=False)
-        # Nobody could drain afterwards.
-        deadline = time.monotonic() + parameters.drain_timeout
-        await self._come_to_a_stop(deadline, for_good=False)
+        patience = parameters.drain_timeout + parameters.downtime_limit
+        await self._two_waits.come_to_a_stop(time.monotonic() + patience, for_good=False)
         self._parts.source.execute(execution, self)
 
     async def _migrate(self, request: MigrationRequest | Execution) -> bool:
@@ -324,87 +317,14 @@ class AsyncioRuntime:
         return True
 
     async def _come_to_rest(self, channel: socket.socket) -> None:
-        """Hold all that moves at its safe points. If it is not all there, the freeze refuses.
-
-        First everybody is served while what runs now comes to an end; then all are held for
-        `downtime-limit`. What has begun meanwhile may take longer: all are let go, and it is tried
-        again a little later. No wait goes on if this instance is told to stop, or if there is news
-        on the channel: the destination has nothing to say now, so it has ended or is cancelled.
-        """
-        parameters = self._parts.report.parameters
+        """Have everything wait for the freeze, or be told that the destination has ended or is
+        cancelled: it has nothing to say now."""
         news = asyncio.Event()
         self._loop.add_reader(channel, news.set)
-        last = time.monotonic() + parameters.migration_timeout / 2  # the rest is for the image
         try:
-            await self._let_end(
-                min(last, time.monotonic() + parameters.drain_timeout), self._stop, news
-            )
-            for pause in (*PAUSES, float("inf")):
-                self._hold(for_good=False)
-                await self._collect(time.monotonic() + parameters.downtime_limit, drained=True)
-                over = self._stop.is_set() or news.is_set()
-                if over or time.monotonic() + pause > last or not self._busy():
-                    return
-                self.resume()
-                await asyncio.sleep(pause)
+            await self._two_waits.come_to_rest(news)
         finally:
             self._loop.remove_reader(channel)
-
-    async def _let_end(self, deadline: float, *events: asyncio.Event) -> None:
-        """Serve on until every turn and handler that is at something now has ended that, until the
-        deadline, or until one of the events."""
-        ended = asyncio.Event()
-        waiting = self._loop.create_task(self._all_end(deadline))
-        waiting.add_done_callback(lambda _: ended.set())
-        try:
-            await first(max(deadline - time.monotonic(), 0), ended, *events)
-        finally:
-            waiting.cancel()
-
-    async def _all_end(self, deadline: float) -> None:
-        turns = self._parts.turns
-        begun = turns.begun()
-        requests = [each for _, each in self._requests_at_work()]
-        changed = asyncio.Event()
-        turns.on_end(lambda: self._loop.call_soon_threadsafe(changed.set))
-        try:
-            await self._safe_points.all_passed(self._moving(), deadline)
-            if requests:
-                await hosted_listeners.all_ended_once(requests, deadline)
-            while turns.run_still(begun):
-                await changed.wait()
-                changed.clear()
-        finally:
-            turns.on_end(lambda: None)
-
-    def _moving(self) -> list[HandledConnection]:
-        """The connections that have to be at a safe point to move."""
-        return [
-            connection
-            for name, handled in self.handled.items()
-            if self._crosses(name) and not handled.drains
-            for connection in handled.connections
-        ]
-
-    def _busy(self) -> list[str]:
-        """What is between two safe points, for people."""
-        busy = self._safe_points.busy_among(self._moving())
-        names = [
-            f"the handler of {connection.address} at {connection.listener!r}"
-            for connection in self._moving()
-            if connection in busy
-        ]
-        names += [f"{each.describe()} at {name!r}" for name, each in self._requests_at_work()]
-        return [f"the turn of {name}" for name in self._parts.turns.running] + names
-
-    def _requests_at_work(self) -> list[tuple[str, Hosted]]:
-        """What libraries are at that may write to a declared state, by listener."""
-        return [
-            (name, each)
-            for name, hosting in self.hostings.items()
-            if self._crosses(name)
-            for each in hosting.at_work()
-        ]
 
     def give_up(self) -> None:
         """Nothing that has moved is touched any more; the rest is drained."""
@@ -437,42 +357,11 @@ class AsyncioRuntime:
         for handled in self.handled.values():
             await handled.all_ended(self.deadline, self._stop)
 
-    async def _come_to_a_stop(self, deadline: float, *, for_good: bool) -> None:
-        """Connections that do not move end while this instance still owns, the others come to
-        their safe points, both until the deadline."""
-        staying = [h for name, h in self.handled.items() if not self._crosses(name)]
-        for handled in staying:
-            handled.finish()
-        await self._collect(deadline, for_good=for_good)
-        for handled in staying:
-            await handled.all_ended(deadline)
-
-    async def _collect(
-        self, deadline: float, *, for_good: bool = False, drained: bool = False
-    ) -> None:
-        """Wait until all that moves is at safe points and no turn runs, or for the deadline.
-        `drained`: what is not, may end here afterwards."""
-        # No grace here: PID 1 kills at the end of TimeoutStopSec=, and parking comes first.
-        await self._safe_points.all_safe(self._moving(), _before_turns(deadline))
-        settled = _before_turns(deadline)
-        for hosting in self.hostings.values():
-            await hosting.settle(settled, for_good=for_good, drained=drained)
-        # However long a handler is busy, no turn may begin from here on, or be cut in two.
-        idle = asyncio.Event()
-        turns = self._parts.turns
-        turns.close(lambda: self._loop.call_soon_threadsafe(idle.set))
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(deadline - time.monotonic(), 0)):
-                await idle.wait()
-                return
-        for name in turns.running:
-            limit = "downtime-limit" if drained else "drain-timeout"
-            _log.error("%s did not end its turn within %s", name, limit)
-
     def _park(self) -> bool:
         # From here to the end of park() no other callback runs: this is the freeze.
         source = self._parts.source
-        source.frozen = source.park(*self._taken())
+        cut = list(self._parts.turns.running.values())
+        source.frozen = source.park(*self._taken(), cut)
         if source.frozen:
             for handled in self.handled.values():
                 handled.let_go()
@@ -482,7 +371,7 @@ class AsyncioRuntime:
 
     def freeze(self) -> tuple[list[save.Frozen], list[image.LeftBehind]]:
         """What moves, and what stays and why; nothing changes. Raises BusyWork."""
-        if busy := self._busy():
+        if busy := self._two_waits.busy():
             raise BusyWork(busy)
         return self._taken()
 
@@ -512,9 +401,3 @@ class AsyncioRuntime:
         for bound in self._declarations.sockets.values():
             if bound.kind is Kind.LISTENER:
                 bound.close()
-
-
-def _before_turns(deadline: float) -> float:
-    """What is left until a deadline (of `time.monotonic`), but for a part in which turns end."""
-    now = time.monotonic()
-    return now + max(deadline - now, 0) * (1 - _FOR_TURNS)

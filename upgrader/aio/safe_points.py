@@ -17,7 +17,8 @@ class SafePoints:
         self._open = asyncio.Event()
         self._busy: set[object] = set()
         self._coming: set[object] = set()  # adopted; its handler has not waited for anything yet
-        self._passing: set[object] = set()  # were busy when a wait began, and have been since
+        #: For each wait that lets them go on: which were busy when it began, and have been since.
+        self._passing: list[set[object]] = []
         self._changed = asyncio.Event()
 
     # For connections
@@ -28,7 +29,8 @@ class SafePoints:
             self._busy.add(connection)
             return
         self._busy.discard(connection)
-        self._passing.discard(connection)
+        for passing in self._passing:
+            passing.discard(connection)
         self._changed.set()
 
     def expect(self, connection: object) -> None:
@@ -74,15 +76,22 @@ class SafePoints:
         """Those of these connections that are not at a safe point."""
         return self._busy.intersection(connections)
 
-    async def all_passed(self, connections: Collection[object], deadline: float) -> None:
+    async def all_passed(
+        self, connections: Collection[object], deadline: float
+    ) -> frozenset[object]:
         """Wait until each of these has been at a safe point once, or for the deadline (of
-        `time.monotonic`); meanwhile they go on."""
-        self._passing = self._busy.intersection(connections)
-        with contextlib.suppress(TimeoutError):
+        `time.monotonic`); meanwhile they go on. Returns those that have not."""
+        passing = self._busy.intersection(connections)
+        self._passing.append(passing)
+        try:
             async with asyncio.timeout(max(deadline - time.monotonic(), 0)):
-                while self._passing:
+                while passing:
                     await self.change()
-        self._passing = set()
+        except TimeoutError:
+            pass
+        finally:
+            self._passing = [each for each in self._passing if each is not passing]
+        return frozenset(passing)
 
     async def change(self) -> None:
         """Wait until something has changed for one of them: it has come to a safe point, or has

@@ -38,8 +38,8 @@ async def next_event(
         wanted.cancel()
 
 
-async def first(timeout: float, *events: asyncio.Event) -> None:
-    """Wait for one of several events, or for the time-out."""
+async def first(timeout: float | None, *events: asyncio.Event) -> None:
+    """Wait for one of several events, or for the time-out, if there is one."""
     waits = [asyncio.ensure_future(event.wait()) for event in events]
     await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import chain, repeat
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -30,7 +31,7 @@ from upgrader.instance.inbox import Frame
 from upgrader.instance.loaded import Adopted, Arrival
 from upgrader.instance.parts import InstanceParts
 from upgrader.instance.process import reload_signals, stop_signals, unhandled
-from upgrader.instance.turns import PAUSES
+from upgrader.instance.turns import PAUSES, Settled
 from upgrader.protocol.kinds import Waiting
 from upgrader.protocol.later import later
 from upgrader.protocol.state import encode
@@ -111,13 +112,17 @@ class BlockingConnection:
 
 @dataclass(slots=True)
 class _Attempt:
-    """A migration that waits for turns: those that ran when the wait began, up to `until` (of
-    `time.monotonic`); `pauses` are seconds before each further try."""
+    """A migration or a restart (then there is no `request`) that waits for turns: those that ran when
+    the wait began, up to `until`; `pauses` are seconds before each further try, of which none goes
+    beyond `deadline` (both of `time.monotonic`). `stuck`: turns that ran during all of the first
+    wait, once that is over."""
 
-    request: MigrationRequest | Execution
+    request: MigrationRequest | Execution | None
     waits_for: frozenset[int]
     until: float
-    pauses: list[float]
+    pauses: Iterator[float]
+    deadline: float
+    stuck: frozenset[int] | None = None
 
 
 class BlockingRuntime:
@@ -142,6 +147,7 @@ class BlockingRuntime:
         self._arguments: dict[str, dict[str, Any]] = {}
         self._requests: deque[MigrationRequest | Execution] = deque()
         self._attempt: _Attempt | None = None
+        self._ending = False, 0.0  # whether to park, and by when all must be held
         self._reloads: deque[Future[None]] = deque()
         self._signalled = False  # a signal has asked for a reload
         self._by_signal: unit_signals.ReloadBySignal | None = None
@@ -177,7 +183,9 @@ class BlockingRuntime:
         """Load, serve and end; see `Instance.serve`."""
         parts = self._parts
         self._listen_to_signals()
-        parts.answering.prepare(self._want, self._want_reload, now=parts.destination.live)
+        parts.answering.prepare(
+            self._want, self._want_reload, self._settle, now=parts.destination.live
+        )
         try:
             self._load()
             parts.open(self._heed_later)
@@ -297,8 +305,6 @@ class BlockingRuntime:
             due += [self._attempt.until] if self._attempt else []
             left = max(min(due) - time.monotonic(), 0) if due else None
             for key, events in self._selector.select(left):
-                if self._stopped.is_set():
-                    return
                 match key.data:
                     case Bound() as bound:
                         yield self._backends[bound]
@@ -310,7 +316,10 @@ class BlockingRuntime:
                         self._wake.recv(4096)
                         self._heed()
                         self._reload()
-            if self._try_to_migrate():
+            if self._stopped.is_set():
+                if self._try_to_stop():
+                    return
+            elif self._try_to_migrate():
                 return
             if destination.insurance and time.monotonic() >= self._trusted:
                 self._trusted += 0 if destination.trust() else 1
@@ -321,6 +330,14 @@ class BlockingRuntime:
         self._reloads.append(done)
         self._wake_up()
         done.result()
+
+    def _settle(self) -> Settled:
+        """In a thread of the control socket: the first wait of a restart that is about to be asked
+        for, while the loop serves."""
+        turns = self._parts.turns
+        begun = turns.begun()
+        turns.wait_ended(begun, self._parts.report.parameters.drain_timeout)
+        return Settled([f"the turn of {n}" for k, n in turns.running.items() if k in begun], [])
 
     def _reload(self) -> None:
         while self._reloads:
@@ -423,43 +440,82 @@ class BlockingRuntime:
         First everybody is served while the turns that run now end; then all are held for
         `downtime-limit`, and let go again if one still runs, until the last try: that is refused.
         """
-        parameters, turns = self._parts.report.parameters, self._parts.turns
         if self._attempt is None:
             if not self._requests:
                 return False
-            turns.on_end(self._wake_up)
-            until = time.monotonic() + min(
-                parameters.drain_timeout, parameters.migration_timeout / 2
-            )
-            self._attempt = _Attempt(self._requests.popleft(), turns.begun(), until, list(PAUSES))
+            parameters = self._parts.report.parameters
+            patience = min(parameters.drain_timeout, parameters.migration_timeout / 2)
+            until = time.monotonic() + patience
+            self._begin_attempt(self._requests.popleft(), until, iter(PAUSES), float("inf"))
         attempt = self._attempt
-        if turns.run_still(attempt.waits_for) and time.monotonic() < attempt.until:
+        if attempt is None or attempt.request is None or not self._waits_are_over(attempt):
             return False
-        if not self._close_turns(parameters.downtime_limit) and attempt.pauses:
-            turns.open()
-            attempt.waits_for = turns.begun()
-            attempt.until = time.monotonic() + attempt.pauses.pop(0)
-            return False
-        self._attempt = None
-        turns.on_end(lambda: None)
+        self._end_attempt()
         return self._migrate(attempt.request)
 
-    def _close_turns(self, patience: float) -> bool:
-        """Let no turn begin; returns whether those that ran have ended in time."""
-        idle = threading.Event()
-        self._parts.turns.close(idle.set)
-        return idle.wait(min(patience, threading.TIMEOUT_MAX))
+    def _try_to_stop(self) -> bool:
+        """Go on with the restart that this instance was told to make way for; True if it is time to
+        end. A stop for good does not wait here."""
+        if self._attempt is None or self._attempt.request is not None:
+            self._end_attempt()
+            parks, deadline = self._parts.source.told_to_stop()
+            self._ending = parks, deadline
+            if not parks:
+                return True
+            until = deadline - self._parts.report.parameters.downtime_limit
+            pauses = chain(PAUSES, repeat(PAUSES[-1]))
+            self._begin_attempt(None, until, pauses, deadline)
+        assert self._attempt is not None
+        return self._waits_are_over(self._attempt)
+
+    def _begin_attempt(
+        self,
+        request: MigrationRequest | Execution | None,
+        until: float,
+        pauses: Iterator[float],
+        deadline: float,
+    ) -> None:
+        turns = self._parts.turns
+        turns.watch(self._wake_up)
+        self._attempt = _Attempt(request, turns.begun(), until, pauses, deadline)
+
+    def _end_attempt(self) -> None:
+        if self._attempt:
+            self._parts.turns.unwatch(self._wake_up)
+            self._attempt = None
+
+    def _waits_are_over(self, attempt: _Attempt) -> bool:
+        """Whether no turn runs, and none can begin, or the last try is over; else it is tried again
+        when turns have ended, or later."""
+        turns, limit = self._parts.turns, self._parts.report.parameters.downtime_limit
+        now = time.monotonic()
+        if turns.run_still(attempt.waits_for) and now < attempt.until:
+            return False
+        if attempt.stuck is None:  # what is refused has had no less time than the rest
+            ran = attempt.waits_for if attempt.request is None else frozenset[int]()
+            attempt.stuck = ran & turns.begun()
+        self._parts.source.holds(True)
+        turns.close()
+        if turns.wait_idle(min(limit, attempt.deadline - now), attempt.stuck):
+            return True
+        pause = next(attempt.pauses, None)
+        if pause is None or time.monotonic() + pause + limit > attempt.deadline:
+            return True
+        self.resume()
+        attempt.waits_for = turns.begun() - attempt.stuck
+        attempt.until = time.monotonic() + pause
+        return False
 
     def _retire(self) -> None:
         source = self._parts.source
-        parks, deadline = source.told_to_stop()
-        if not parks:
-            source.leave()
-        if not self._close_turns(max(deadline - time.monotonic(), 0)):
-            for name in self._parts.turns.running:
-                _log.error("%s did not end its turn within drain-timeout", name)
+        parks, deadline = self._ending
         if parks:
-            self.frozen = source.frozen = source.park(*self._taken())
+            cut = list(self._parts.turns.running.values())
+            self.frozen = source.frozen = source.park(*self._taken(), cut)
+        else:
+            source.leave()
+            self._parts.turns.close()
+            self._parts.turns.wait_idle(deadline - time.monotonic())
         if self.frozen:
             self._flush(self._staying, deadline)
         else:
@@ -470,7 +526,7 @@ class BlockingRuntime:
     def freeze(self) -> tuple[list[save.Frozen], list[image.LeftBehind]]:
         """What moves, and what stays and why; nothing changes. Raises BusyWork."""
         if running := self._parts.turns.running:
-            raise BusyWork([f"the turn of {name}" for name in running])
+            raise BusyWork([f"the turn of {name}" for name in running.values()])
         return self._taken()
 
     def _taken(self) -> tuple[list[save.Frozen], list[image.LeftBehind]]:
@@ -495,6 +551,7 @@ class BlockingRuntime:
 
     def resume(self) -> None:
         """As if nothing had happened."""
+        self._parts.source.holds(False)
         self._parts.turns.open()
 
     def give_up(self) -> None:

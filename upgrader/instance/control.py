@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from upgrader._version import VERSION
 from upgrader.instance.process import free_numbers
 from upgrader.instance.self_report import SelfReport
+from upgrader.instance.turns import Settled
 from upgrader.protocol.later import load_all
 from upgrader.protocol.rendezvous import DRAINING, socket_name, socket_path
 
@@ -47,6 +48,7 @@ class Answering:
         self,
         on_request: Callable[[MigrationRequest | Execution], object],
         on_reload: Callable[[], object],
+        on_settle: Callable[[], Settled],
         *,
         now: bool,
     ) -> None:
@@ -69,7 +71,7 @@ class Answering:
 
             report = self._report
             report.settings = ask_settings(report.unit)
-            self.negotiation = Negotiation(report, VERSION, on_request, on_reload)
+            self.negotiation = Negotiation(report, VERSION, on_request, on_reload, on_settle)
             place = Path(path) if path else name
             self._control = control = Control(place, self.negotiation, VERSION)
             report.progress.on_change(control.announce)

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from upgrader.codes import Code
-from upgrader.errors import BusError, IncompatibleState, ParameterError, UpgradeError
+from upgrader.errors import BusError, BusyWork, IncompatibleState, ParameterError, UpgradeError
 from upgrader.instance.control_listener import Caller
 from upgrader.instance.exec_mode import Execution
 from upgrader.instance.live_source import MigrationRequest, Successor
@@ -28,6 +28,7 @@ from upgrader.instance.phases import News
 from upgrader.instance.save import Readers
 from upgrader.instance.self_description import Describer
 from upgrader.instance.self_report import SelfReport
+from upgrader.instance.turns import Settled
 from upgrader.protocol import channel, image, records
 from upgrader.protocol.kinds import Kind
 from upgrader.protocol.parameters import FD_STORE_ONLY, Mechanism
@@ -63,11 +64,13 @@ class Negotiation:
         library: str,
         on_request: Callable[[MigrationRequest | Execution], object],
         on_reload: Callable[[], object],
+        on_settle: Callable[[], Settled] = lambda: Settled([], []),
     ) -> None:
         self._host = host
         self._describer = Describer(host, library)
         self._on_request = on_request
         self._on_reload = on_reload
+        self._on_settle = on_settle
         self._expected = ""  # the id of the upgrade that the next reload is
         self._withdrawn: deque[str] = deque(maxlen=_REMEMBERED)
         self._preflight_until = 0.0  # of `time.monotonic`
@@ -170,6 +173,14 @@ class Negotiation:
         """Find out which states can be saved as they are now."""
         _require_root(caller)
         return {"trials": msgspec.to_builtins(self._host.try_states())}
+
+    def settle(self, caller: Caller) -> dict[str, Any]:
+        """Wait, serving, until a restart would cut nothing in two."""
+        _require_root(caller)
+        settled = self._on_settle()
+        if settled.busy:
+            raise refused(str(BusyWork(settled.busy)), Code.BUSY_WORK)
+        return {"cut": settled.cut}
 
     def reload(self, caller: Caller) -> None:
         """Run what the author wants at a reload, and wait for it."""

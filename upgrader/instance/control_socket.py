@@ -91,6 +91,9 @@ class Answers(Protocol):
     def try_states(self, caller: Caller) -> dict[str, Any]:
         """TryStates."""
 
+    def settle(self, caller: Caller) -> dict[str, Any]:
+        """Settle."""
+
     def execute(self, caller: Caller, parameters: Mapping[str, Any], upgrade: str) -> None:
         """Execute: only its failure is answered."""
 
@@ -368,6 +371,8 @@ class Control:
                 return answers.cancel(caller)
             case varlink.INTERFACE, "TryStates":
                 return answers.try_states(caller)
+            case varlink.INTERFACE, "Settle":
+                return answers.settle(caller)
             case varlink.INTERFACE, "Withdraw":
                 return answers.withdraw(caller, _upgrade(call))
             case varlink.INTERFACE, "Execute":
@@ -437,10 +442,8 @@ class _Client:
 
 
 #: Calls that wait for the service, or for PID 1.
-_SLOW = frozenset(
-    f"{INTERFACE}.{name}"
-    for name in ("Reload", "Cancel", "Withdraw", "Execute", "TryStates", "Register", "Revoke")
-)
+_WAITING = ["Reload", "Cancel", "Withdraw", "Settle", "Execute", "TryStates", "Register", "Revoke"]
+_SLOW = frozenset(f"{INTERFACE}.{name}" for name in _WAITING)
 
 
 def _told(news: News) -> dict[str, Any]:

@@ -66,17 +66,19 @@ def build(
     *,
     partial: bool = False,
     beyond: bool = False,
+    held_at: int | None = None,
 ) -> tuple[image.Manifest, list[HasFileno]]:
     """The manifest of this instance as it stands now, and the FDs in its order.
 
     `parameters`: what was set at run time, for the next instance to inherit. `readers`: what is
     known of the next instance; states are in all earlier forms for one that is not known.
     `partial`: a state that cannot be saved is left behind, because nobody can serve on with it.
-    `beyond`: with all that PID 1 would pass to a start besides, as the last entries.
+    `beyond`: with all that PID 1 would pass to a start besides, as the last entries. `held_at`: since
+    when nobody is served, in nanoseconds of CLOCK_MONOTONIC, if that is not now.
 
     Raises UnsavableState for a state that cannot be saved, OSError for a closed FD.
     """
-    frozen_at = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    frozen_at = held_at or time.clock_gettime_ns(time.CLOCK_MONOTONIC)
     entries: list[image.ManifestEntry] = []
     fds: list[HasFileno] = []
     for bound in declarations.sockets.values():  # the most valuable first

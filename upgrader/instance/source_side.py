@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -42,6 +43,9 @@ else:
     switchover = later("upgrader.protocol.switchover")
     own_unit = later("upgrader.systemd.own_unit")
 
+_TO_PARK = 2.0  # seconds of TimeoutStopSec= in which nothing is waited for any more
+_GRACE = 1.0  # seconds for the program's own end, however late it is
+_TO_EXIT = 0.1  # seconds before PID 1 would send SIGKILL
 _log = logging.getLogger("upgrader")
 
 
@@ -59,6 +63,8 @@ class SourceSide:
         """`destination`: what this instance was loaded by."""
         self.frozen = False  #: everything has moved; nothing here touches it any more
         self.exit_status = 0  #: of the process, once everything has moved
+        self._held_at: int | None = None
+        self._deadline = self._killed = float("inf")  # of a stop: all is held, PID 1 sends SIGKILL
         self._report = report
         self._declarations = report.declarations
         self._store = store
@@ -66,6 +72,11 @@ class SourceSide:
         self._destination = destination
         self._giver: Giver | None = None
         self._watchdog = watchdog_span(environment, own_number(environment))
+
+    def holds(self, held: bool) -> None:
+        """New work is held from now on, or not any more: the pause counts from there."""
+        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        self._held_at = (self._held_at or now) if held else None
 
     # To another process, or to what this one becomes
 
@@ -141,7 +152,7 @@ class SourceSide:
         report = self._report
         return save.build(
             self._declarations, report.generation, report.version, frozen, busy, report.overrides,
-            readers or save.Readers(), partial=partial, beyond=beyond,
+            readers or save.Readers(), partial=partial, beyond=beyond, held_at=self._held_at,
         )  # fmt: skip
 
     def _serve_on(self, code: Code, why: str) -> str:
@@ -160,11 +171,11 @@ class SourceSide:
     # The end
 
     def told_to_stop(self, *, failed: bool = False) -> tuple[bool, float]:
-        """Find out how to end: (whether to park, when to be done, as of `time.monotonic`).
+        """Find out how to end: (whether to park, by when all must be held, as of `time.monotonic`).
 
         At a desk, with UPGRADER=off, and where no job and no Restart= starts another instance, a
-        stop is for good. `failed`: this instance ends by itself, with a failure. A fifth of
-        TimeoutStopSec= is kept for parking itself, before PID 1 sends SIGKILL.
+        stop is for good. `failed`: this instance ends by itself, with a failure. Two seconds, or a
+        fifth, of TimeoutStopSec= are kept for parking itself, before PID 1 sends SIGKILL.
         """
         report = self._report
         report.standing = Standing.STOPPING
@@ -174,13 +185,25 @@ class SourceSide:
             stop = own_unit.ask(report.unit, failed=failed)
         with contextlib.suppress(UpgradeError):
             report.notifier.send("STOPPING=1")
-        patience = min(report.parameters.drain_timeout, stop.timeout * 0.8)
-        parks = report.parameters.enabled and stop.reason is not own_unit.StopReason.STOP
-        return parks, time.monotonic() + patience
+        parameters = report.parameters
+        parks = parameters.enabled and stop.reason is not own_unit.StopReason.STOP
+        patience = parameters.drain_timeout + (parameters.downtime_limit if parks else 0)
+        now = time.monotonic()
+        held = now + min(patience, max(stop.timeout - _TO_PARK, stop.timeout * 0.8))
+        self._deadline, self._killed = held, now + stop.timeout
+        return parks, held
 
-    def park(self, connections: Sequence[save.Frozen], busy: Sequence[image.LeftBehind]) -> bool:
-        """Park everything; False (and said so) if that cannot be done and must be drained."""
+    def park(
+        self,
+        connections: Sequence[save.Frozen],
+        busy: Sequence[image.LeftBehind],
+        turns: Sequence[str],
+    ) -> bool:
+        """Park everything; False (and said so) if that cannot be done and must be drained. `turns`:
+        names of those that run still, and end with this process."""
         report = self._report
+        why = "it did not end within drain-timeout, and is cut"
+        busy = [*busy, *(image.LeftBehind(name, "turn", why) for name in turns)]
         try:
             with no_collection():
                 manifest, fds = self._build(connections, busy, partial=True)
@@ -197,11 +220,30 @@ class SourceSide:
             message += f"\nleft behind: {item.what} of {item.backend!r}: {item.why}"
         if outcome.left_behind:
             message += f"\n{len(outcome.left_behind)} left behind in all"
-        priority = Priority.ERR if manifest.unsaved else Priority.INFO
+        priority = Priority.ERR if manifest.unsaved or turns else Priority.INFO
         report.tell(priority, "source", "park", JournalOutcome.DONE, message)
         for declared in self._declarations.states.values():
             declared.retire()
+        self._end_in_time()
         return True
+
+    def _end_in_time(self) -> None:
+        """Everything is parked, and nobody serves before this process is gone: what the program does
+        at its end may take what is left of the time to stop, and a second at least."""
+        now = time.monotonic()
+        seconds = min(max(self._deadline - now, _GRACE), self._killed - now - _TO_EXIT)
+
+        def end() -> None:
+            message = (
+                "everything is parked, and the program has not ended by itself in time"
+                f" ({seconds:.1f} s): this process ends now"
+            )
+            self._report.tell(Priority.ERR, "source", "park", JournalOutcome.DONE, message)
+            os._exit(self.exit_status)
+
+        timer = threading.Timer(max(seconds, 0), end)
+        timer.daemon = True
+        timer.start()
 
     def leave(self) -> None:
         """A stop for good: close the listeners and take all of ours out of the FD store.

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Collection
 from contextvars import ContextVar, Token
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:  # loaded only by those who use it
     import asyncio
@@ -24,6 +24,14 @@ PAUSES = (1.0, 2.0, 4.0)
 _inside: ContextVar[int] = ContextVar("upgrader_turn", default=0)
 
 
+class Settled(NamedTuple):
+    """What a first wait has come to: which turns and handlers are busy still, and which connections
+    of other libraries would be cut, for people."""
+
+    busy: list[str]
+    cut: list[str]
+
+
 class Turns:
     """All turns of one instance."""
 
@@ -31,9 +39,8 @@ class Turns:
         self._condition = threading.Condition()
         self._running: dict[int, str] = {}  # by number
         self._numbers = itertools.count(1)
-        self._on_end: Callable[[], object] = lambda: None
+        self._watching: list[Callable[[], object]] = []
         self._closed = False
-        self._on_idle: Callable[[], object] = lambda: None
         self._reopened: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
 
     def turn(self) -> "Turn":
@@ -41,10 +48,10 @@ class Turns:
         return Turn(self)
 
     @property
-    def running(self) -> list[str]:
-        """Names of the threads and tasks inside a turn."""
+    def running(self) -> dict[int, str]:
+        """The turns that run now: their numbers, and the names of their threads and tasks."""
         with self._condition:
-            return list(self._running.values())
+            return dict(self._running)
 
     def begun(self) -> frozenset[int]:
         """The numbers of the turns that run now."""
@@ -56,24 +63,37 @@ class Turns:
         with self._condition:
             return not self._running.keys().isdisjoint(numbers)
 
-    def on_end(self, told: Callable[[], object]) -> None:
-        """Have `told` called, from any thread, whenever a turn has ended."""
+    def watch(self, told: Callable[[], object]) -> None:
+        """Have `told` called, from any thread, whenever a turn has ended, until `unwatch`."""
         with self._condition:
-            self._on_end = told
+            self._watching.append(told)
 
-    def close(self, on_idle: Callable[[], object]) -> None:
-        """Let no new turn begin; `on_idle` is called, from any thread, when the last one ends."""
+    def unwatch(self, told: Callable[[], object]) -> None:
+        """Call it no more."""
+        with self._condition:
+            self._watching.remove(told)
+
+    def wait_ended(self, numbers: Collection[int], seconds: float) -> bool:
+        """In a thread: wait until all of these have ended; returns whether they have in time."""
+        with self._condition:
+            return self._condition.wait_for(lambda: not self.run_still(numbers), _bounded(seconds))
+
+    def wait_idle(self, seconds: float, stuck: Collection[int] = ()) -> bool:
+        """In a thread: wait until none but the `stuck` ones run; returns whether that is so."""
+        with self._condition:
+            return self._condition.wait_for(
+                lambda: self._running.keys() <= set(stuck), _bounded(seconds)
+            )
+
+    def close(self) -> None:
+        """Let no new turn begin, but inside of one that runs."""
         with self._condition:
             self._closed = True
-            self._on_idle = on_idle
-            if not self._running:
-                on_idle()
 
     def open(self) -> None:
         """Let turns begin again."""
         with self._condition:
             self._closed = False
-            self._on_idle = lambda: None
             for loop, event in self._reopened:
                 loop.call_soon_threadsafe(event.set)
             self._reopened.clear()
@@ -90,9 +110,9 @@ class Turns:
         """End a turn."""
         with self._condition:
             del self._running[number]
-            self._on_end()
-            if self._closed and not self._running:
-                self._on_idle()
+            self._condition.notify_all()
+            for told in self._watching:
+                told()
 
     def _nested(self) -> bool:
         # The turn around it, or that started this task, waits for it: to make it wait is a deadlock.
@@ -159,6 +179,10 @@ class Turn:
             with contextlib.suppress(ValueError):  # left by another task than the one that entered
                 _inside.reset(self._around)
         self._turns.leave(self._number)
+
+
+def _bounded(seconds: float) -> float:
+    return max(0.0, min(seconds, threading.TIMEOUT_MAX))
 
 
 def _in_loop() -> bool:

@@ -16,6 +16,8 @@ from upgrader.aio.adapter import Adapter as BaseAdapter
 
 _END_OF_HEAD = b"\r\n\r\n"
 _NEVER = 86400.0  # seconds; nothing is held so long
+#: Seconds in which requests may end at clean-up: the instance has waited for them, and cut them.
+_CLEAN_UP = 0.1
 
 
 class Adapter(BaseAdapter):
@@ -30,6 +32,7 @@ class Adapter(BaseAdapter):
 
     def __init__(self, app: web.Application, **options: Any) -> None:
         app.on_response_prepare.append(self._prepare)
+        options.setdefault("shutdown_timeout", _CLEAN_UP)
         self._runner = web.AppRunner(app, handle_signals=False, **options)
         self._last: set[web.RequestHandler] = set()  # this process ends with them
 

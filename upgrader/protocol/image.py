@@ -58,7 +58,7 @@ class Manifest(msgspec.Struct, frozen=True):
 
     `sessions` holds, for each backend with connections, the version of the author's state that
     goes with them (its `data` is empty). `frozen_at` is CLOCK_MONOTONIC in nanoseconds: the
-    instant from which nobody serves. `parameters` were set at run time, and are inherited.
+    instant from which new work is held. `parameters` were set at run time, and are inherited.
     `passed`: the backends that `.socket` units passed; `activated`: all of those, in words.
     `drops`: how many datagrams the kernel had dropped of each datagram socket, by its inode.
     `unsaved`: states that could not be saved; `left_behind` says why. `earlier`: for an entry, by its place, the state of its connection as earlier versions had it.

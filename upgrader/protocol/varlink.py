@@ -188,6 +188,11 @@ method Withdraw(upgrade: string) -> (last: Last)
 # For root: find out which states can be saved as they are now; nothing is disturbed
 method TryStates() -> (trials: []Trial)
 
+# For root, before it asks for a restart: all are served while what has begun comes to an end, for
+# drain-timeout at most. Refused, with the code busy-work, if a restart would cut a turn or a handler
+# in two; cut are the connections of other libraries that it would cut
+method Settle() -> (cut: []string)
+
 # For root: become this program (empty: what ExecStart= of the unit says) in the same process. It
 # answers only if that fails, and the instance serves on
 method Execute(command: []string, upgrade: ?string) -> ()

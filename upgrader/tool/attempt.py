@@ -127,7 +127,9 @@ def _lost(after: Status) -> tuple[str, ...]:
     """Warnings if not everything could cross."""
     warnings = []
     if connections := after.left_behind - len(after.unsaved):
-        warnings.append(f"{connections} connections could not be kept and were drained")
+        warnings.append(
+            f"{connections} connections or turns could not be kept: they were drained or cut"
+        )
     if after.unsaved:
         states = ", ".join(after.unsaved)
         warnings.append(f"the old instance could not save, and so the new one has anew: {states}")

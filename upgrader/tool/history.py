@@ -4,7 +4,7 @@
 import contextlib
 import subprocess
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -17,7 +17,7 @@ _FIELDS = (
     "MESSAGE", "PRIORITY", "UPGRADER_GENERATION", "UPGRADER_SIDE", "UPGRADER_PHASE",
     "UPGRADER_OUTCOME", "UPGRADER_MODE", "UPGRADER_SOURCE", "UPGRADER_DESTINATION",
     "UPGRADER_PAUSE_USEC", "UPGRADER_SECONDS", "UPGRADER_FDS", "UPGRADER_BYTES",
-    "UPGRADER_LEFT_BEHIND", "UPGRADER_TIMES",
+    "UPGRADER_LEFT_BEHIND", "UPGRADER_TIMES", "UPGRADER_ID",
 )  # fmt: skip
 
 
@@ -42,6 +42,7 @@ class HistoryEvent:
     fds: int = 0
     bytes: int = 0
     left_behind: int = 0
+    id: str = ""
     times: tuple[tuple[str, float], ...] = ()
 
 
@@ -60,8 +61,15 @@ def read(unit: Unit, count: int, *, user: bool = False) -> list[HistoryEvent]:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_SECONDS, check=True
         )
-        return list(parse(done.stdout.decode(errors="replace").splitlines()))
+        return agreed(parse(done.stdout.decode(errors="replace").splitlines()))
     return []
+
+
+def agreed(events: Iterable[HistoryEvent]) -> list[HistoryEvent]:
+    """The same events with one pause for each upgrade: only the destination knows when it is over."""
+    events = list(events)
+    pauses = {each.id: each.pause for each in events if each.id and each.side == "destination"}
+    return [replace(each, pause=pauses.get(each.id, each.pause)) for each in events]
 
 
 def parse(lines: Iterable[str]) -> Iterator[HistoryEvent]:
@@ -88,6 +96,7 @@ def parse(lines: Iterable[str]) -> Iterator[HistoryEvent]:
                 fds=number("FDS"),
                 bytes=number("BYTES"),
                 left_behind=number("LEFT_BEHIND"),
+                id=raw.get("UPGRADER_ID", ""),
                 times=tuple(_times(raw.get("UPGRADER_TIMES", ""))),
             )
 

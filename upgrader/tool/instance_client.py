@@ -22,6 +22,7 @@ from upgrader.errors import UpgradeError
 from upgrader.protocol.phase import Phase
 from upgrader.protocol.rendezvous import DRAINING, SOCKET, socket_name
 from upgrader.protocol.status_text import Origin, Status
+from upgrader.protocol.systemd_syntax import LONGEST
 from upgrader.protocol.varlink import INTERFACE, VarlinkError
 from upgrader.protocol.varlink_client import call, watch
 from upgrader.protocol.varlink_types import Description, Last, Migration, Trial
@@ -185,6 +186,15 @@ def try_states(unit: Unit, *, user: bool = False) -> list[Trial]:
     return _typed(answer.get("trials"), list[Trial])
 
 
+def settle(unit: Unit, seconds: float, *, user: bool = False) -> list[str]:
+    """Wait until a restart would cut no turn and no handler of it in two, for as long as it waits
+    (`seconds`, its drain-timeout); returns what a restart would cut besides. Raises InstanceError,
+    named Refused, if it would."""
+    with _connected(unit, _place(unit, user)) as sock:
+        sock.settimeout(min(seconds, LONGEST) + _PATIENCE)
+        return _typed(call(sock, f"{INTERFACE}.Settle", {}).get("cut"), list[str])
+
+
 def phases(unit: Unit, *, timeout: float | None = None, user: bool = False) -> Iterator[Migration]:
     """The migration under way or the last one, then each phase until one has ended.
 
@@ -229,7 +239,8 @@ def _connected(unit: Unit, address: str, pid: int = 0) -> Iterator[socket.socket
             _require_peer(sock, unit, pid)
             yield sock
     except VarlinkError as error:
-        words = _WORDS.get(error.name) or ", ".join(map(str, error.parameters.values()))
+        told = [str(value) for key, value in error.parameters.items() if key != "code"]
+        words = _WORDS.get(error.name) or ", ".join(told)
         raise InstanceError(
             words or error.name, name=error.name, remedy=_REMEDIES.get(error.name, "")
         ) from error

@@ -16,9 +16,10 @@ from upgrader.systemd.fdstore import Stored, StoreName
 from upgrader.systemd.unit import Unit, UnitError, WaitTimeout
 from upgrader.tool import failure_cause, instance_client
 from upgrader.tool.attempt import Attempt
+from upgrader.tool.before_restart import await_drains, settle
 from upgrader.tool.blockers import Obstacle, of_generation, parked_image, what_to_do
 from upgrader.tool.instance_client import InstanceError
-from upgrader.tool.outcome import Outcome, Result, duration
+from upgrader.tool.outcome import Outcome, Result
 from upgrader.tool.startable import startable
 from upgrader.tool.verdict import INTRODUCTION
 
@@ -28,7 +29,7 @@ _LONGEST = 90.0
 
 def restart(attempt: Attempt) -> Outcome:
     """Restart one unit and wait for the outcome; raises UnitError only if nothing was done."""
-    systemd, unit = attempt.systemd, attempt.unit
+    unit = attempt.unit
     if problem := _unsavable(attempt):
         return attempt.failed(
             Result.OLD_SERVES,
@@ -36,6 +37,21 @@ def restart(attempt: Attempt) -> Outcome:
             f"keep what cannot be saved out of the state; systemctl restart {unit.id} begins without it",
             code=Code.SOURCE_FAILED,
         )
+    cut = await_drains(attempt)
+    try:
+        cut += settle(attempt)
+    except InstanceError as error:
+        return attempt.failed(
+            Result.OLD_SERVES,
+            error.message,
+            "try again when that is done, or raise drain-timeout",
+            code=Code.BUSY_WORK,
+        )
+    return replace(outcome := _restart(attempt), warnings=(*outcome.warnings, *cut))
+
+
+def _restart(attempt: Attempt) -> Outcome:
+    systemd, unit = attempt.systemd, attempt.unit
     # Else StartLimitBurst= may refuse the start of a service that the same job has just stopped.
     with startable(systemd, unit):
         job = systemd.restart(unit)
@@ -73,11 +89,10 @@ def _judge(attempt: Attempt, now: Unit, word: str) -> Outcome:
     now, main = _main(attempt, now)
     if not now.serves:
         return _not_serving(attempt, now, word)
-    pause = (now.active_enter_usec - now.active_exit_usec) / 1e6
     after = instance_client.status(main) if main else None
     if after and after.origin is Origin.RESTART and _expected(attempt, after):
-        took = f" in {duration(pause)}" if pause else ""
-        return attempt.done(f"upgraded{took}: {after}", after, pause)
+        return attempt.done(f"upgraded in {attempt.took}: {after}", after, after.pause)
+    pause = (now.active_enter_usec - now.active_exit_usec) / 1e6  # at most
     if after and after.origin is Origin.UNKNOWN:
         cause_, see = f"unknown (library {after.library})", f"see: journalctl -u {unit.id}"
         return attempt.failed(Result.UNDECIDED, cause_, see, after=after, pause=pause)
