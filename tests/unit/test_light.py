@@ -117,6 +117,7 @@ PROGRAM = {
     "instance.fork_guard",
     "instance.inbox",
     "instance.load",
+    "instance.notify_relay",
     "instance.loaded",
     "instance.open_sockets",
     "instance.parts",

@@ -378,12 +378,13 @@ class Negotiation:
 
     def _command(self, words: Sequence[str]) -> MainCommand:
         """What is executed: these words, or else what ExecStart= says now."""
+        given = {**os.environ, "NOTIFY_SOCKET": self._host.notify_socket}
         if words:
             path = words[0] if "/" in words[0] else shutil.which(words[0])
-            return MainCommand(path or words[0], words, os.environ)
+            return MainCommand(path or words[0], words, given)
         with Bus(_BUS) as bus:
             unit = Unit.from_properties("", bus.properties(self._host.unit))
-        return main_process(unit, os.environ, int(own_number(os.environ)), given_environment())
+        return main_process(unit, given, int(own_number(os.environ)), given_environment())
 
     def crosses(self, backend: str) -> bool:
         """Whether both sides want the connections of a backend to move."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from upgrader.errors import BindError, DeclarationError, UpgradeError
 from upgrader.instance.control import Answering
 from upgrader.instance.destination_side import DestinationSide
+from upgrader.instance.notify_relay import NotifyRelay
 from upgrader.instance.process import raise_fd_limit
 from upgrader.instance.self_report import SelfReport
 from upgrader.instance.source_side import SourceSide
@@ -63,6 +64,9 @@ class InstanceParts:
             )  # fmt: skip
         else:
             _log.info("%s: not started by systemd, so nothing outlives this process", service)
+        self._relay: NotifyRelay | None = None
+        if report.supervised:
+            self._relay = NotifyRelay(report, environment, live=self.destination.live)
         raise_fd_limit()
         report.open()
 
@@ -96,6 +100,8 @@ class InstanceParts:
                     stream.flush()
             os._exit(self.source.exit_status)
         self.destination.abandon(error)
+        if self._relay:
+            self._relay.close()
         self.report.close()
         # No author has to look into his program because an address is in use: no traceback.
         at_desk = not self.report.supervised

@@ -58,6 +58,7 @@ class SelfReport:
         self.files: tuple[str, ...] = ()
         self.declarations = Declarations(service)
         self.notifier = Notifier.from_environment(environment)
+        self.notify_socket = environment.get("NOTIFY_SOCKET", "")  #: PID 1's own
         self.supervised = self.notifier.connected  #: systemd started this process
         #: All open connections with their backend; called from any thread.
         self.connections_open: Callable[[], Sequence[tuple[str, Open]]] = lambda: ()

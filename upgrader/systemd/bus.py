@@ -165,7 +165,7 @@ def _escape(unit: str) -> str:
 
 def is_user_service() -> bool:
     """Whether this process belongs to a user's own service manager."""
-    return os.environ.get("NOTIFY_SOCKET", "").startswith("/run/user/")
+    return os.environ.get("NOTIFY_SOCKET", "").lstrip("@").startswith("/run/user/")
 
 
 class _Connection:

@@ -206,6 +206,10 @@ def _about_settings(unit: Unit, values: Mapping[str, Any]) -> Iterator[Finding]:
         setting = "RuntimeDirectoryPreserve=restart"
         what = "a restart removes the sockets in its RuntimeDirectory="
         yield Finding(Severity.WARNING, what, _edit(unit, setting), setting)
+    if unit.notify_access == "all":
+        setting = "NotifyAccess=exec"
+        what = "NotifyAccess=all: whatever the service has started may speak to systemd for it"
+        yield Finding(Severity.WARNING, what, _edit(unit, setting), setting)
     if unit.restart == "no":
         what = "Restart=no: after a crash nothing starts it again, and what it had is lost"
         yield Finding(Severity.WARNING, what, _edit(unit, "Restart=always"), "Restart=always")

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Stands before NOTIFY_SOCKET for the program: what it says reaches PID 1 while it speaks for the unit.
+
+A watchdog or a status text of the program's own goes on as before. A process that owns nothing yet, or
+nothing any more, and a child would speak in the name of an instance that serves well.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import os
+import socket
+import struct
+import threading
+
+from upgrader.errors import NotifyError
+from upgrader.instance.fork_guard import Fence
+from upgrader.instance.self_report import SelfReport
+from upgrader.protocol.fd import Fd
+from upgrader.protocol.kinds import Standing
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import MutableMapping, Sequence
+
+VARIABLE = "NOTIFY_SOCKET"
+#: What PID 1 takes at most: sd_notify(3), and SCM_MAX_FD of the kernel.
+_BYTES, _FDS = 4096, 253
+_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid: unix(7)
+_SPEAKING = (Standing.SERVING, Standing.MIGRATING, Standing.STOPPING)
+
+
+class NotifyRelay:
+    """Takes the place of NOTIFY_SOCKET in `environment`, until `close`."""
+
+    def __init__(
+        self, report: SelfReport, environment: MutableMapping[str, str], *, live: bool
+    ) -> None:
+        """`live`: another instance speaks for the unit until this one is the owner. Raises OSError."""
+        self._report = report
+        self._live = live
+        self._environment = environment
+        self._pid = os.getpid()
+        self._real = environment[VARIABLE]
+        # The name says for which service manager it stands: a user's own one is found by that.
+        name = f"{self._real.lstrip('@')[:60]}.upgrader-{os.urandom(8).hex()}"
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+            self._sock.bind(f"\0{name}")
+        except OSError:
+            self._sock.close()
+            raise
+        self._fence = Fence(self._sock)  # a child shall not take what is said here
+        self._thread = threading.Thread(target=self._relay, name="upgrader-notify", daemon=True)
+        self._thread.start()
+        environment[VARIABLE] = f"@{name}"
+
+    def close(self) -> None:
+        """Put back what was there, once all that was said is passed on."""
+        self._environment[VARIABLE] = self._real
+        self._sock.shutdown(socket.SHUT_RD)  # what is queued is still read
+        self._thread.join()
+        self._fence.lift()
+        self._sock.close()
+
+    def _relay(self) -> None:
+        space = socket.CMSG_SPACE(_CREDENTIALS.size) + socket.CMSG_SPACE(_FDS * 4)
+        while True:
+            data, ancillary, flags, _ = self._sock.recvmsg(_BYTES, space, socket.MSG_CMSG_CLOEXEC)
+            if not ancillary:
+                return  # each message has credentials
+            pid, fds = 0, []
+            for _, kind, part in ancillary:
+                if kind == socket.SCM_RIGHTS:
+                    numbers = array.array("i")
+                    numbers.frombytes(part[: len(part) - len(part) % numbers.itemsize])
+                    fds += [Fd(number) for number in numbers]
+                else:
+                    pid, _, _ = _CREDENTIALS.unpack(part)
+            cut = flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC)
+            if pid == self._pid and not cut:
+                self._pass_on(data, fds)
+            for fd in fds:
+                fd.close()
+
+    def _pass_on(self, data: bytes, fds: Sequence[Fd]) -> None:
+        report = self._report
+        fields = data.decode(errors="replace").splitlines()
+        if not report.since:
+            # Of a start, PID 1 may hear how it goes, but not that it is over: that is `serve`'s.
+            fields = [] if self._live else [field for field in fields if field != "READY=1"]
+        if fields and report.standing in _SPEAKING:
+            with contextlib.suppress(NotifyError):  # nobody waits for an answer
+                report.notifier.send(*fields, fds=fds)
