@@ -12,6 +12,21 @@ from tests.system.tool import upgrade
 from upgrader.lab.private_systemd import PrivateSystemd
 from upgrader.takeover.__main__ import ENDED
 
+#: Has an instance write down what it is asked: its generation, the PID of the caller, the method.
+WATCH = """
+from upgrader.instance import control_socket
+
+answered = control_socket.Control._call
+
+def heard(self, caller, call):
+    generation, method = self._answers.describe()["generation"], call.method.rpartition(".")[2]
+    with open("/run/asked/calls", "a") as file:
+        print(generation, caller.pid, method, file=file)
+    return answered(self, caller, call)
+
+control_socket.Control._call = heard
+"""
+
 
 def running(service: Service, *more: str) -> Any:
     """`upgrader upgrade` under way, its standard error to be read."""
@@ -208,3 +223,25 @@ def test_a_hold_is_lifted_by_hand(host_machine: PrivateSystemd, install: Install
 
     assert "the hold is lifted" in first
     assert "there is no hold on it" in second
+
+
+def test_each_instance_is_asked_once(host_machine: PrivateSystemd, install: Install) -> None:
+    """The tool asks the running instance once what it is, and the new one once how it came to be;
+    takeover asks once as well, and nobody asks anything besides."""
+    host_machine.write("/opt/asked/sitecustomize.py", WATCH)
+    service = installed(host_machine, install, "asked", "Environment=PYTHONPATH=/opt/asked")
+    calls = service.inside("/run/asked/calls")
+    for mode, describes, others in (
+        ("live", 3, ["Expect", "Migrate", "Register"]),
+        ("restart", 2, ["TryStates"]),
+        ("exec", 2, ["Execute"]),
+    ):
+        calls.unlink(missing_ok=True)
+
+        assert "done" == upgrade(service, "--mode", mode)["result"]
+
+        asked = calls.read_text().splitlines()
+        assert others == sorted(line.split()[2] for line in asked if "Describe" not in line)
+        assert (
+            describes == sum("Describe" in line for line in asked) == len(set(asked)) - len(others)
+        )
