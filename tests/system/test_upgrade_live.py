@@ -53,6 +53,10 @@ def test_it_is_live_where_it_can_be(any_machine: PrivateSystemd, install: Instal
             said["after"]["generation"],
         )
         assert 0 < said["pause_seconds"] < 1
+        parts = ["asked", "takeover", "setup", "collecting", "frozen", "loading", "committed"]
+        assert parts == list(said["times"])
+        assert min(said["times"].values()) > 0
+        assert sum(said["times"].values()) < said["seconds"]
         assert service.pid != before
         assert {(2, 2)} == {(count, seen) for count, _, seen in map(Client.add, clients)}
 

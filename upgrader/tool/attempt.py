@@ -36,7 +36,7 @@ class Attempt:
     `before` is None if the instance could not be asked. `id` is empty for an upgrade that somebody
     else has asked for, and that had not begun. `timeout`: seconds to wait, None for as long as
     systemd's job takes. `since`: microseconds of CLOCK_MONOTONIC; what the journal says from then on
-    may be about this upgrade.
+    may be about this upgrade. `begun`: when it was asked for, seconds of CLOCK_MONOTONIC.
     """
 
     systemd: Systemd
@@ -47,6 +47,7 @@ class Attempt:
     timeout: float | None
     progress: Tell
     since: int = field(default_factory=_now)
+    begun: float = field(default_factory=time.monotonic)
 
     @property
     def generation(self) -> int:

@@ -4,8 +4,7 @@
 The reload is takeover's; neither its exit code nor what it says is believed.
 """
 
-import contextlib
-import threading
+from dataclasses import replace
 
 from upgrader.codes import Code
 from upgrader.protocol.parameters import FD_STORE_ONLY, MECHANISM, Mechanism
@@ -23,6 +22,7 @@ from upgrader.systemd.unit import Unit, UnitError, WaitTimeout
 from upgrader.tool import failure_cause, instance_client
 from upgrader.tool.attempt import Attempt
 from upgrader.tool.blockers import what_to_do
+from upgrader.tool.course import Course
 from upgrader.tool.instance_client import InstanceError
 from upgrader.tool.outcome import Outcome, Result, duration
 from upgrader.tool.presence import Presence
@@ -79,21 +79,15 @@ def reload(attempt: Attempt) -> Outcome:
         instance_client.expect(unit, attempt.id, user=systemd.user)
     except InstanceError as error:
         raise UnitError(unit.id, error.message, remedy=error.remedy) from error
-    threading.Thread(target=_tell_phases, args=(attempt,), name="phases", daemon=True).start()
+    course = Course(attempt)
     job = systemd.reload(unit)
+    course.queued()
     attempt.say(f"systemd reloads it (job {job})")
-    return await_reload(attempt, job)
-
-
-def _tell_phases(attempt: Attempt) -> None:
-    """Say how it goes, as the running instance tells it; what it says decides nothing."""
-    began: float | None = None
-    # The instance that is replaced ends in the middle of its answer.
-    with contextlib.suppress(InstanceError):
-        for migration in instance_client.phases(attempt.unit, user=attempt.systemd.user):
-            began = migration.began if began is None else began
-            if migration.began != began and not migration.phase.ended:
-                attempt.say(f"{migration.phase} ({duration(migration.seconds)})")
+    outcome = replace(await_reload(attempt, job), times=course.times())
+    if outcome.times:
+        parts = (f"{part} {duration(seconds)}" for part, seconds in outcome.times.items())
+        attempt.say(f"time: {', '.join(parts)}")
+    return outcome
 
 
 def await_reload(attempt: Attempt, job: int) -> Outcome:

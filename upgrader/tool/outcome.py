@@ -2,7 +2,7 @@
 """What became of one request, as a value, a line for people and an exit code; does nothing."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import Self
 
@@ -150,7 +150,8 @@ class Outcome:
     `before` and `after` are what the instances say of themselves; `text` completes the line of a
     success, `cause` and `remedy` that of a failure. `seconds` is the whole request; `pause_seconds`
     is from the begin of the stop to READY=1, in PID 1's own timestamps, and in live mode how long
-    nobody served, by the instance's own clock.
+    nobody served, by the instance's own clock. `times`: where the time of a live upgrade went, seconds
+    by part (see `course`).
     """
 
     verb: Verb
@@ -168,6 +169,7 @@ class Outcome:
     after: Status | None = None
     seconds: float = 0.0
     pause_seconds: float | None = None
+    times: dict[str, float] = field(default_factory=dict)
     systemd: str = ""
     changed: bool = False
 

@@ -81,7 +81,9 @@ def upgrade(
     try:
         unit = unit_name(unit)
         with Systemd(user=user) as systemd:
-            outcome = replace(_upgrade(systemd, unit, wish, progress), systemd=systemd.version)
+            outcome = replace(
+                _upgrade(systemd, unit, wish, progress, begin), systemd=systemd.version
+            )
             outcome = outcome if wish.dry_run else settle(systemd, outcome)
     except UnitError as error:
         outcome = Outcome.of_error(Verb.UPGRADE, unit, error)
@@ -116,7 +118,7 @@ def expand(
     return tuple(found)
 
 
-def _upgrade(systemd: Systemd, name: str, wish: Wish, progress: Tell) -> Outcome:
+def _upgrade(systemd: Systemd, name: str, wish: Wish, progress: Tell, begin: float) -> Outcome:
     unit = systemd.unit(name)
     if held := hold.by_admin(unit.id, user=systemd.user):
         remedy = f"when that is over: upgrader unhold {unit.id}"
@@ -176,8 +178,8 @@ def _upgrade(systemd: Systemd, name: str, wish: Wish, progress: Tell) -> Outcome
         )
     progress(f"{unit.id}: runs {runs}")
     attempt = Attempt(
-        systemd, unit, found.said, mode, uuid.uuid4().hex, wish.timeout, progress
-    )  # fmt: skip
+        systemd, unit, found.said, mode, uuid.uuid4().hex, wish.timeout, progress, begun=begin
+    )
     outcome = _try_first(attempt) if wish.preflight and mode is Mode.LIVE else None
     if outcome is None and mode is Mode.EXEC:
         outcome = execute(attempt, wish.command)

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A live upgrade as the running instance tells it while it goes on, and where its time went; decides
+nothing."""
+
+import contextlib
+import threading
+import time
+
+from upgrader.protocol.varlink_types import Migration
+from upgrader.tool import instance_client
+from upgrader.tool.attempt import Attempt
+from upgrader.tool.instance_client import InstanceError
+from upgrader.tool.outcome import duration
+
+#: Seconds to wait for the last phase of an upgrade whose outcome is known.
+_LAST_PHASE = 1.0
+
+
+class Course:
+    """Follows an attempt from now on, and says each phase."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+        self._queued = self._registered = 0.0  # of `time.monotonic`
+        self._last = Migration()
+        self._thread = threading.Thread(target=self._follow, name="phases", daemon=True)
+        self._thread.start()
+
+    def queued(self) -> None:
+        """Note that systemd has the job."""
+        self._queued = time.monotonic()
+
+    def times(self) -> dict[str, float]:
+        """Seconds: `asked` until systemd had the job, `takeover` until the new version was about to
+        start, then by phase; empty if it did not come to that."""
+        if not self._registered:
+            return {}
+        self._thread.join(_LAST_PHASE)
+        asked, takeover = self._queued - self._attempt.begun, self._registered - self._queued
+        return {"asked": round(asked, 6), "takeover": round(takeover, 6), **self._last.times}
+
+    def _follow(self) -> None:
+        attempt, before = self._attempt, None
+        # The instance that is replaced ends in the middle of its answer.
+        with contextlib.suppress(InstanceError):
+            for migration in instance_client.phases(attempt.unit, user=attempt.systemd.user):
+                before = migration.began if before is None else before
+                if migration.began == before:
+                    continue
+                self._last = migration
+                self._registered = self._registered or time.monotonic()
+                if not migration.phase.ended:
+                    attempt.say(f"{migration.phase} ({duration(migration.seconds)})")
