@@ -27,6 +27,7 @@ from upgrader.protocol.later import later
 from upgrader.protocol.state import check_readable, load
 from upgrader.protocol.status_text import Origin, Status
 from upgrader.systemd.fdstore import FdStore, Stored, StoreName
+from upgrader.systemd.listen_fds import Passed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from upgrader.protocol.connection_state import ConnectionState
     from upgrader.protocol.parameters import Parameters
     from upgrader.protocol.saved_state import SavedState
-    from upgrader.systemd.listen_fds import Passed
 else:
     msgspec = later("msgspec")
     choose_image = later("upgrader.instance.choose_image")
