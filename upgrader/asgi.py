@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import ssl
 import sys
 import time
-from typing import Any
+from typing import Any, TypeAlias
 
 try:
     import click
@@ -26,6 +27,8 @@ from upgrader.aio import Instance
 from upgrader.attach import attach
 from upgrader.errors import UpgradeError
 from upgrader.integrations.uvicorn import Adapter
+
+Path: TypeAlias = str | os.PathLike[str] | None
 
 #: What its listener is called: FileDescriptorName= of a .socket unit, if there is one.
 LISTENER = "http"
@@ -45,7 +48,7 @@ def serve(**options: Any) -> None:
     if config.timeout_graceful_shutdown is not None:  # the unit has the last word
         os.environ.setdefault("UPGRADER_DRAIN_TIMEOUT", f"{config.timeout_graceful_shutdown}s")
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-        runner.run(_serve(config))
+        runner.run(_serve(config, options["env_file"]))
 
 
 def configuration(options: dict[str, Any]) -> uvicorn.Config:
@@ -60,8 +63,10 @@ def configuration(options: dict[str, Any]) -> uvicorn.Config:
     return uvicorn.Config(**wanted)
 
 
-async def _serve(config: uvicorn.Config) -> None:
+async def _serve(config: uvicorn.Config, env_file: Path) -> None:
     async with attach("asgi") as instance:
+        _watch(instance, config, env_file)
+        instance.reload(lambda: _renew_certificate(config))
         listener = instance.listener(LISTENER, bind=_address(config))
         if config.uds:
 
@@ -89,6 +94,26 @@ async def _start(instance: Instance, config: uvicorn.Config) -> Adapter:
         raise _refused(instance, error) from error
     instance._parts.report.version = version_of(config.load_app())
     return adapter
+
+
+def _watch(instance: Instance, config: uvicorn.Config, env_file: Path) -> None:
+    """A renewed certificate is served after a reload; of the other files, a new process takes note."""
+    for path in (env_file, config.log_config, config.ssl_ca_certs):
+        if isinstance(path, str | os.PathLike):
+            instance.watch_file(path)
+    for path in (config.ssl_certfile, config.ssl_keyfile):
+        if path:
+            instance._parts.report.watched.add(os.fspath(path), reread=True)
+
+
+def _renew_certificate(config: uvicorn.Config) -> None:
+    """For the connections that are opened from now on; raises OSError, and all is as it was."""
+    if config.ssl and config.ssl_certfile:
+        # Tried elsewhere first: a key that does not fit would leave half of it in use.
+        for context in ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), config.ssl:
+            context.load_cert_chain(
+                config.ssl_certfile, config.ssl_keyfile, config.ssl_keyfile_password
+            )
 
 
 def version_of(application: object) -> str:

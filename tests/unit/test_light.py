@@ -40,6 +40,7 @@ TAKEOVER = {
     "systemd.precedence",
     "systemd.process_start",
     "systemd.unit",
+    "systemd.unit_settings",
     "takeover",
     "takeover.__main__",
     "takeover.launch",

@@ -231,6 +231,8 @@ def _row(found: Overview) -> tuple[str, ...]:
 
 
 def _on_disk(instance: Description) -> str:
+    if instance.reread and not instance.changed:
+        return f"the same version, and for the next reload: {', '.join(instance.reread[:_NAMED])}"
     if not instance.changed:
         return "the same version: no file of the program has changed since it was started"
     named = ", ".join(instance.changed[:_NAMED])

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -135,6 +136,14 @@ class BaseInstance:
         """
         self._parts.declarations.add_reload(callback)
         return callback
+
+    def watch_file(self, path: str | os.PathLike[str]) -> None:
+        """Declare that the program is made of a file besides its modules, such as a configuration that
+        it reads at its start: if the file is another one later, `systemctl reload` is an upgrade.
+
+        It need not be there. What `reload` reads anew by itself need not be watched.
+        """
+        self._parts.report.watched.add(os.fspath(path))
 
     def drop(self, name: str) -> None:
         """Declare that this program no longer has the state or backend `name`: an image with it is

@@ -14,11 +14,12 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from upgrader._version import VERSION
-from upgrader.instance.process import free_numbers
+from upgrader.instance.process import ENVIRONMENT, free_numbers
 from upgrader.instance.self_report import SelfReport
 from upgrader.instance.turns import Settled
 from upgrader.protocol.later import load_all
 from upgrader.protocol.rendezvous import DRAINING, socket_name, socket_path
+from upgrader.systemd.listen_fds import own_number
 
 if TYPE_CHECKING:  # loaded by the instances that can be asked
     from upgrader.instance.control_answers import Negotiation
@@ -38,6 +39,7 @@ class Answering:
     def __init__(self, report: SelfReport, environment: Mapping[str, str]) -> None:
         self._report = report
         self._path = socket_path(environment)
+        self._number = int(own_number(environment))
         invocation = environment.get("INVOCATION_ID", "")
         self._name = socket_name(invocation) if invocation else ""
         self._control: Control | None = None
@@ -70,7 +72,11 @@ class Answering:
             from upgrader.systemd.start_record import ask_settings
 
             report = self._report
-            report.settings = ask_settings(report.unit)
+            report.settings = found = ask_settings(
+                report.unit, self._number, ENVIRONMENT, report.made_from
+            )
+            if found.directory:
+                report.watched.add_directory(found.directory)
             self.negotiation = Negotiation(report, VERSION, on_request, on_reload, on_settle)
             place = Path(path) if path else name
             self._control = control = Control(place, self.negotiation, VERSION)
@@ -96,6 +102,7 @@ class Answering:
             if self._control:
                 self._control.open()
             then()
+            self._report.watched.read()
             self._report.try_states()
 
         threading.Thread(target=opening, name="upgrader-opening", daemon=True).start()

@@ -185,8 +185,11 @@ class Negotiation:
     def reload(self, caller: Caller) -> None:
         """Run what the author wants at a reload, and wait for it."""
         self._require_takeover(caller)
+        watched = self._host.watched
+        read = watched.before_reload()
         try:
             self._on_reload()
+            watched.reloaded(read)
         except Exception as error:
             why = f"{type(error).__name__}: {error}"
             raise VarlinkError(f"{INTERFACE}.ReloadFailed", {"why": why}) from error
@@ -276,7 +279,7 @@ class Negotiation:
         refusal = None
         if code.suspects_version:
             refusal = Refusal(
-                progress.last.id, code, reason, self._describer.fingerprint(),
+                progress.last.id, code, reason, self._host.watched.fingerprint(),
                 round(time.time(), 3),
             )  # fmt: skip
         self._host.refused(reason, refusal)

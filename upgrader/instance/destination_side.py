@@ -61,7 +61,10 @@ class DestinationSide:
             from upgrader.instance.exec_mode import carried
 
             self._passed += carried(environment)
-        self._upgrade = environment.pop(UPGRADE, "")  # the id of the one that it is started in
+        # The id of the one that it is started in, and what PID 1 has told takeover.
+        self._upgrade, _, word = environment.pop(UPGRADE, "").partition(":")
+        given_by_pid_1 = not self._executed and TAKEOVER not in environment
+        report.made_from = None if given_by_pid_1 else word
         self._reserve: list[Fd] = []
         self._settled = threading.Event()  # PID 1 listens to this process
         self._insured: StoreName | None = None

@@ -23,6 +23,16 @@ else:
 _BUS = 2.0  # seconds for PID 1 to answer
 
 
+def _environment() -> bytes:
+    with contextlib.suppress(OSError), open("/proc/self/environ", "rb") as file:
+        return file.read()
+    return b""
+
+
+#: What this process was given, before the program has changed any of it.
+ENVIRONMENT = _environment()
+
+
 def stop_signals(supervised: bool) -> set[int]:
     """The signals that always stop an instance: SIGTERM and SIGINT, below systemd SIGQUIT as well
     (see systemd.kill(5)), unless the program handles it."""

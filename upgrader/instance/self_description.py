@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import sys
 import time
@@ -25,19 +24,14 @@ _LISTED = 100  # connections that are described one by one, the busy and old fir
 
 
 class Describer:
-    """One instance, and the files and modules that it was made of when it became ready."""
+    """One instance, and the modules that it had loaded when it became ready."""
 
     def __init__(self, host: SelfReport, library: str) -> None:
         """`library`: the version of this one."""
         self._host = host
         self._library = library
-        self._files = _program_files(host.files)
+        host.watched.add_program()
         self._modules = frozenset(sys.modules)
-
-    def fingerprint(self) -> str:
-        """The files of the program as they are on disk now, in one checksum."""
-        now = sorted((path, _stamp(path)) for path in self._files)
-        return hashlib.sha256(repr(now).encode()).hexdigest()[:32]
 
     def describe(self, expected: str, preflight: bool) -> Description:
         """All there is to know; `expected`: the id of the upgrade that the next reload is, or
@@ -55,7 +49,8 @@ class Describer:
             library=self._library,
             since=round(host.since, 3),
             credentials=os.environ.get("CREDENTIALS_DIRECTORY", ""),
-            changed=[path for path, seen in self._files.items() if _stamp(path) != seen],
+            changed=host.watched.changed(),
+            reread=host.watched.to_reread(),
             late=self._late(),
             expected=bool(expected),
             upgrade=expected,
@@ -77,7 +72,7 @@ class Describer:
             last=host.progress.last,
             loaded=host.progress.origin,
             refused=host.refusal or Refusal(),
-            fingerprint=self.fingerprint(),
+            fingerprint=host.watched.fingerprint(),
         )
 
     def _late(self) -> list[str]:
@@ -118,18 +113,3 @@ def _held(connections: Sequence[tuple[str, Open]]) -> list[Connection]:
         )
         for backend, each in first[:_LISTED]
     ]
-
-
-def _program_files(more: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """The files that this program is made of, with what a replaced one would change."""
-    paths = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
-    paths |= {sys.executable, os.path.abspath(sys.argv[0]), *more}
-    return {path: _stamp(path) for path in paths if path}
-
-
-def _stamp(path: str) -> tuple[int, ...]:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return ()
-    return status.st_ino, status.st_mtime_ns, status.st_size

@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ from upgrader.systemd.journal import JournalOutcome, Priority
 from upgrader.systemd.notify import Notifier, one_line
 
 if TYPE_CHECKING:
-    from upgrader.instance import phases
+    from upgrader.instance import phases, watched_files
     from upgrader.instance.interfaces import Open
     from upgrader.protocol import phase, varlink_types
     from upgrader.systemd.unit_settings import Settings
@@ -33,6 +34,7 @@ else:
     phase = later("upgrader.protocol.phase")
     phases = later("upgrader.instance.phases")
     varlink_types = later("upgrader.protocol.varlink_types")
+    watched_files = later("upgrader.instance.watched_files")
 
 _log = logging.getLogger("upgrader")
 
@@ -54,8 +56,9 @@ class SelfReport:
         self.refusal: varlink_types.Refusal | None = None
         #: Of the unit at the start of this process; None as long as PID 1 was not asked.
         self.settings: Settings | None = None
-        #: Files of the program besides those of its modules, by path.
-        self.files: tuple[str, ...] = ()
+        #: What takeover has said of them; None if PID 1 has made this process.
+        self.made_from: str | None = None
+        self._began = time.time_ns()
         self.declarations = Declarations(service)
         self.notifier = Notifier.from_environment(environment)
         self.notify_socket = environment.get("NOTIFY_SOCKET", "")  #: PID 1's own
@@ -65,6 +68,7 @@ class SelfReport:
         self._status = Status(0, Origin.COLD)
         self._upgrade = ""  # the id of the one that has brought this instance here
         self._progress: phases.Phases | None = None
+        self._watched: watched_files.WatchedFiles | None = None
         self._lock = threading.Lock()
         self._prefix = _Prefix(self)
 
@@ -88,6 +92,14 @@ class SelfReport:
                 if self.since:
                     self._remember(self._progress)
             return self._progress
+
+    @property
+    def watched(self) -> watched_files.WatchedFiles:
+        """The files that this process was made of."""
+        with self._lock:
+            if self._watched is None:
+                self._watched = watched_files.WatchedFiles(self._began)
+            return self._watched
 
     def override(self, parameters: Mapping[str, str]) -> None:
         """Set parameters until the service is stopped, whatever the unit says; an empty value takes

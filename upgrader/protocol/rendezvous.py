@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 #: oom_score_adj of the unit, and the path of the running instance's socket.
 TAKEOVER = "UPGRADER_TAKEOVER"
 #: Tells it, and a program after an execve(2), which upgrade it is started for: 32 hexadecimal digits.
+#: A destination is told with it, after a colon, what PID 1 would make a main process from now.
 UPGRADE = "UPGRADER_UPGRADE"
 #: Tells a destination, and its author's code, that it will be given nothing to keep; version 0.1.0
 #: has the second name, which programs know.

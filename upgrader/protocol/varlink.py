@@ -111,12 +111,16 @@ type Refusal (
 )
 
 # What systemd gave to it at its start: sockets of .socket units, names of credentials, bytes of
-# memory that are its own by now, and a checksum of the unit's settings
+# memory that are its own by now, and checksums of the unit's settings, of the command line and of
+# the variables that it was made from; direct: it was itself that command
 type Started (
   activated: []string,
   credentials: []string,
   memory: int,
-  settings: string
+  settings: string,
+  command: string,
+  environment: [string]string,
+  direct: bool
 )
 
 # What came of saving a state only to see whether it can be done: bytes, seconds, when (at, in
@@ -133,7 +137,7 @@ type Trial (
 # What runs: generation, version, process, the program on disk, what it holds, and its upgrades.
 # upgrade is the id of the one that the next reload is. rehearsal is preflight, in the word of
 # interface 1; an instance that does not say its interface has that. fingerprint names the files of
-# the program as they are on disk now
+# the program as they are on disk now; reread are files that a reload reads anew
 method Describe() -> (
   service: string,
   version: string,
@@ -145,6 +149,7 @@ method Describe() -> (
   since: float,
   credentials: string,
   changed: []string,
+  reread: []string,
   late: []string,
   expected: bool,
   upgrade: string,

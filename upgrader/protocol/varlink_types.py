@@ -122,14 +122,18 @@ class Started(msgspec.Struct, frozen=True):
     """What PID 1 gave to an instance at its start, for takeover, which must give it to the next.
 
     `activated`: what `.socket` units passed, as `show_socket` writes it, None if it does not
-    say; `credentials`: names; `memory`: bytes that are its own by now; `settings`: of the unit, in
-    one checksum, empty if it does not know.
+    say; `credentials`: names; `memory`: bytes that are its own by now; `settings` and `command`: what
+    the unit had it made from, each in one checksum, empty if it does not know; `environment`: its
+    variables in checksums; `direct`: whether it was itself that command, or started by it.
     """
 
     activated: list[str] | None = None
     credentials: list[str] = []
     memory: int = 0
     settings: str = ""
+    command: str = ""
+    environment: dict[str, str] = {}
+    direct: bool = True
 
 
 class Trial(msgspec.Struct, frozen=True):
@@ -149,7 +153,7 @@ class Trial(msgspec.Struct, frozen=True):
 
 class Description(msgspec.Struct, frozen=True):
     """One instance. `since`: seconds since the epoch at which it began to serve; `changed`: files
-    of the program that are others now; `late`: modules that were imported after it was ready;
+    of the program that are others now; `reread`: files that are, and that a reload reads anew; `late`: modules that were imported after it was ready;
     `expected`: the next reload is an upgrade, with the id `upgrade`, or its `preflight` (`rehearsal`,
     to takeovers of interface 1); `overrides`: what was set at run time;
     `fingerprint` names the files of the program as they are on disk now."""
@@ -164,6 +168,7 @@ class Description(msgspec.Struct, frozen=True):
     since: float = 0.0
     credentials: str = ""
     changed: list[str] = []
+    reread: list[str] = []
     late: list[str] = []
     expected: bool = False
     upgrade: str = ""

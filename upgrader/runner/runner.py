@@ -117,10 +117,10 @@ class Runner:
         self._told = instance.state(ToldToDrain)
         instance.verify(self.start)
         instance.reload(self.reload)
-        report = instance._parts.report
-        report.files = _files(self._options.program)
+        for path in _files(self._options.program):
+            instance.watch_file(path)
         with contextlib.suppress(BusError), Bus(TIMEOUT) as bus:
-            self._properties = bus.properties(report.unit)
+            self._properties = bus.properties(instance._parts.report.unit)
 
     # Starting a program
 

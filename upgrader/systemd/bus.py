@@ -93,6 +93,14 @@ class Bus:
         body = self._ask(path, "org.freedesktop.DBus.Properties", "GetAll", "")
         return dict(_read("a{sv}", body)[0])
 
+    def environment(self) -> dict[str, str]:
+        """The variables that PID 1 gives to every process, whatever its unit says."""
+        interface = f"{_SYSTEMD}.Manager"
+        properties = "org.freedesktop.DBus.Properties"
+        body = self._ask("/org/freedesktop/systemd1", properties, "Get", interface, "Environment")
+        items = _read("v", body)[0]
+        return dict(str(item).partition("=")[::2] for item in items)
+
     def constants(self, unit: str) -> dict[str, Any]:
         """The properties of a service that PID 1 declares as constant: its settings for processes.
 

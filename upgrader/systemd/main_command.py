@@ -59,7 +59,12 @@ def given_environment(pid: int | str = "self") -> dict[str, str]:
     """The environment that a process was started with, which `os.environ` is not: Python adds
     LC_CTYPE to its own. Raises OSError."""
     with open(f"/proc/{pid}/environ", "rb") as file:
-        items = file.read().split(b"\0")
+        return parse_environment(file.read())
+
+
+def parse_environment(environ: bytes) -> dict[str, str]:
+    """The variables in a file such as that."""
+    items = environ.split(b"\0")
     return dict(os.fsdecode(item).partition("=")[::2] for item in items if b"=" in item)
 
 

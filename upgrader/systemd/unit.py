@@ -300,8 +300,8 @@ class Unit(Value):
             control_pid=number("ControlPID"),
             reload_result=text("ReloadResult"),
             watchdog_usec=number("WatchdogUSec"),
-            exec_start=_commands(values.get("ExecStartEx", ())),
-            exec_reload=_commands(values.get("ExecReloadEx", ())),
+            exec_start=commands(values.get("ExecStartEx", ())),
+            exec_reload=commands(values.get("ExecReloadEx", ())),
             user=text("User"),
             group=text("Group"),
             dynamic_user=bool(values.get("DynamicUser", False)),
@@ -397,7 +397,8 @@ def credential_names(values: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _commands(rows: Iterable[Any]) -> tuple[ExecCommand, ...]:
+def commands(rows: Iterable[Any]) -> tuple[ExecCommand, ...]:
+    """The lines of ExecStartEx or ExecReloadEx."""
     return tuple(
         ExecCommand(as_text(path), tuple(map(as_text, words)), tuple(map(as_text, flags)))
         for path, words, flags, *_ in rows

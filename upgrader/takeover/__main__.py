@@ -35,6 +35,12 @@ from upgrader.systemd.main_command import MainCommand, given_environment, main_p
 from upgrader.systemd.notify import PATIENCE, Notifier
 from upgrader.systemd.process_start import process_started
 from upgrader.systemd.unit import UNSET, SocketUnit, Unit
+from upgrader.systemd.unit_settings import (
+    Settings,
+    command_checksum,
+    environment_checksums,
+    settings,
+)
 from upgrader.takeover.launch import NewProcess
 from upgrader.takeover.running_instance import Limited, RunningInstance, TakeoverError
 
@@ -179,28 +185,35 @@ class Takeover:
                     for each in self._unit.triggered_by
                     if each.endswith(".socket")
                 ]
+                if not self._unit.main_pid or not self._unit.exec_start:
+                    raise TakeoverError(f"{self._name} has no main process", Code.REFUSED)
+                self._settings = self._ask_settings(bus)
         except BusError as error:
             why = f"systemd cannot be asked about {self._name or 'this process'}: {error}"
             raise TakeoverError(why, Code.UNKNOWN) from error
-        if not self._unit.main_pid or not self._unit.exec_start:
-            raise TakeoverError(f"{self._name} has no main process", Code.REFUSED)
         for number in self._unit.kill_signals:
             with contextlib.suppress(OSError, ValueError):  # SIGKILL
                 signal.signal(number, self.told_to_stop)
         span = self._unit.timeout_start_usec
         self._deadline = float("inf") if span == UNSET else self._began + span / 1e6 * _SHARE
 
+    def _ask_settings(self, bus: Bus) -> Settings:
+        """What PID 1 would make a main process from now; nothing if it does not say."""
+        command = self._unit.exec_start[-1]
+        made = main_process(self._unit, self._control, os.getpid(), {})
+        with contextlib.suppress(BusError):
+            return settings(bus, self._name).replace(
+                command=command_checksum(command),
+                environment=environment_checksums(made.environment, bus.environment(), command),
+            )
+        return Settings()
+
     def _differs(self, source: RunningInstance) -> bool:
         """Whether a start now would make another process than the running one."""
-        if source.was_made_by(
-            lambda given: main_process(self._unit, self._control, source.pid, given)
-        ):
-            from upgrader.systemd.unit_settings import settings  # seldom gets here
-
-            with contextlib.suppress(BusError), Bus(_BUS_TIMEOUT) as bus:
-                return source.settings not in ("", settings(bus, self._name).checksum)
-            return False
-        return True
+        return not source.was_made_by(
+            self._settings,
+            lambda given: main_process(self._unit, self._control, source.pid, given),
+        )
 
     def _check(self, source: RunningInstance) -> None:
         """Raise for what forbids a live upgrade of this unit as it is now."""
@@ -216,11 +229,13 @@ class Takeover:
 
     def _start_and_follow(self, source: RunningInstance, path: str, sock: socket.socket) -> None:
         running = source.environment(self._name)
+        now = self._settings
+        upgrade = f"{self._upgrade}:{now.checksum}:{now.command}"
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
         def make(pid: int, line: int, adjustment: int) -> MainCommand:
             command = main_process(self._unit, self._control, pid, running)
-            more = {TAKEOVER: f"{line}:{adjustment}:{path}", UPGRADE: self._upgrade}
+            more = {TAKEOVER: f"{line}:{adjustment}:{path}", UPGRADE: upgrade}
             if source.preflight:
                 more |= {PREFLIGHT: "1", PREFLIGHT_1: "1"}
             return command.replace(environment={**command.environment, **more})

@@ -11,6 +11,7 @@ from upgrader.errors import UpgradeError
 from upgrader.protocol.values import Value
 from upgrader.systemd.live_limits import RESTART, LimitKind, Running
 from upgrader.systemd.main_command import PER_PROCESS, given_environment
+from upgrader.systemd.unit_settings import Settings, is_command_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,13 +48,14 @@ class RunningInstance(Value):
     preflight: bool
     changed: bool
     credentials: str
-    settings: str
+    made_from: Settings
     running: Running
 
     @classmethod
     def from_answer(cls, answer: Mapping[str, Any]) -> RunningInstance:
         """From the answer to Describe; raises TakeoverError if it is not one."""
         try:
+            started = answer.get("started", {})
             return cls(
                 pid=int(answer["pid"]),
                 generation=int(answer["generation"]),
@@ -62,26 +64,36 @@ class RunningInstance(Value):
                 preflight=bool(answer.get("preflight", answer.get("rehearsal"))),
                 changed=bool(answer["changed"]),
                 credentials=str(answer["credentials"]),
-                settings=str(answer.get("started", {}).get("settings", "")),
+                made_from=Settings(
+                    str(started.get("settings", "")),
+                    str(started.get("command", "")),
+                    dict(started.get("environment", {})),
+                    bool(started.get("direct", True)),
+                ),
                 running=Running.from_description(answer),
             )
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             why = f"the running instance cannot be understood: {type(error).__name__}: {error}"
             raise TakeoverError(why, Code.UNKNOWN) from error
 
-    def was_made_by(self, command: Callable[[Mapping[str, str]], MainCommand]) -> bool:
-        """Whether it was started with this command line and environment, made of those given to it."""
+    def was_made_by(
+        self, now: Settings, command: Callable[[Mapping[str, str]], MainCommand]
+    ) -> bool:
+        """Whether it was made from what PID 1 would make a main process from now. If nobody knows what
+        PID 1 was asked for then: whether it was started with this command line and environment,
+        made of those given to it."""
+        if now.differs(self.made_from):
+            return False
+        if now.command and self.made_from.command:
+            return True
         try:
             with open(f"/proc/{self.pid}/cmdline", "rb") as file:
-                words = file.read().split(b"\0")[:-1]
+                words = os.fsdecode(file.read()).split("\0")[:-1]
             given = given_environment(self.pid)
         except OSError:
             return False
         wanted = command(given)
-        arguments = [os.fsencode(word) for word in wanted.arguments]
-        # A script is run by the interpreter of its first line, which has one argument at most.
-        script = [os.fsencode(wanted.path), *arguments[1:]]
-        if words != arguments and script not in (words[1:], words[2:]):
+        if not is_command_of(words, wanted.path, wanted.arguments):
             return False
         return _shared(given) == _shared(wanted.environment)
 

@@ -7,11 +7,11 @@ import time
 from collections.abc import Iterator
 
 from upgrader.errors import BusError
-from upgrader.protocol.varlink_types import Description
+from upgrader.protocol.varlink_types import Description, Started
 from upgrader.systemd.bus import Bus
 from upgrader.systemd.process_start import process_started
 from upgrader.systemd.unit import Unit, as_text
-from upgrader.systemd.unit_settings import settings
+from upgrader.systemd.unit_settings import Settings, command_checksum, settings
 from upgrader.tool.systemd_client import Systemd
 
 _BUS = 5.0  # seconds
@@ -28,20 +28,23 @@ def changes(systemd: Systemd, unit: Unit, said: Description | None) -> Iterator[
     if said.changed:
         more = f" and {len(said.changed) - 1} more" if said.changed[1:] else ""
         yield f"files of the program: {said.changed[0]}{more}"
+    if said.reread:
+        yield f"a file that it reads at a reload: {said.reread[0]}"
     if unit.need_daemon_reload:
         yield "its unit file"
-    elif _settings_differ(systemd, unit, said.started.settings):
+    elif _settings_differ(systemd, unit, said.started):
         yield "settings of its unit"
     for path in _newer(systemd, unit):
         yield f"its environment file {path}"
 
 
-def _settings_differ(systemd: Systemd, unit: Unit, before: str) -> bool:
-    if not before or systemd.user:
-        return False
-    with contextlib.suppress(BusError), Bus(_BUS) as bus:
-        return settings(bus, unit.id).checksum not in ("", before)
-    return False
+def _settings_differ(systemd: Systemd, unit: Unit, started: Started) -> bool:
+    before = Settings(started.settings, started.command)
+    now = Settings(command=command_checksum(unit.exec_start[-1]) if unit.exec_start else "")
+    if before.checksum and not systemd.user:
+        with contextlib.suppress(BusError), Bus(_BUS) as bus:
+            now = now.replace(checksum=settings(bus, unit.id).checksum)
+    return now.differs(before)
 
 
 def _newer(systemd: Systemd, unit: Unit) -> Iterator[str]:
@@ -51,5 +54,6 @@ def _newer(systemd: Systemd, unit: Unit) -> Iterator[str]:
         began = time.time() - age
         for path, _ in systemd.properties(unit).get("EnvironmentFiles", ()):
             with contextlib.suppress(FileNotFoundError):
-                if os.stat(as_text(path)).st_mtime > began:
+                # A copy may bring its time of modification along.
+                if os.stat(as_text(path)).st_ctime > began:
                     yield as_text(path)
