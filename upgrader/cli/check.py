@@ -10,6 +10,8 @@ from upgrader.systemd.unit import UnitError
 from upgrader.tool.outcome import ExitCode, Outcome, Result, Verb
 from upgrader.tool.systemd_client import Systemd
 
+_RESULTS = {True: Result.OLD_SERVES, False: Result.NOT_SERVING}
+
 
 @cli.command(short_help="Say what prevents an upgrade.")
 @unit_argument
@@ -20,6 +22,11 @@ from upgrader.tool.systemd_client import Systemd
     " read it. Nothing is restarted.",
 )
 @click.option(
+    "--force",
+    is_flag=True,
+    help="Check or fix a unit whose program does not use upgrader yet.",
+)
+@click.option(
     "--preflight",
     is_flag=True,
     help="Also start the version on disk: it loads everything that the running one holds, is checked,"
@@ -28,8 +35,11 @@ from upgrader.tool.systemd_client import Systemd
 )
 @json_option
 @user_option
-def check(unit: str, fix: bool, preflight: bool, as_json: bool, user: bool) -> ExitCode:
-    """Say whether and how UNIT can be upgraded. Changes nothing without --fix.
+def check(
+    unit: str, fix: bool, force: bool, preflight: bool, as_json: bool, user: bool
+) -> ExitCode:
+    """Say whether and how UNIT can be upgraded. Changes nothing without --fix, and with it no unit
+    that does not use upgrader.
 
     A blocker prevents every upgrade, restart-only prevents a live one. A warning names what may
     surprise you: sockets that were not declared, settings that a live upgrade ignores, too little
@@ -44,20 +54,26 @@ def check(unit: str, fix: bool, preflight: bool, as_json: bool, user: bool) -> E
       upgrader check web --preflight
     """
     from upgrader.tool.check import check as run
-    from upgrader.tool.check import drop_in
-    from upgrader.tool.check import fix as mend
+    from upgrader.tool.check_fix import drop_in
+    from upgrader.tool.check_fix import fix as mend
 
     try:
         with Systemd(user=user) as systemd:
-            report = run(systemd, unit)
+            report = run(systemd, unit, force=force)
+            if fix and not report.ours:
+                cause = "its program does not use upgrader, as far as can be seen, so nothing was written"
+                failed = Outcome.failed(
+                    Verb.CHECK, report.unit, _RESULTS[report.serves], cause, _force(report.unit)
+                )
+                finish(failed, as_json)
             if fix and report.settings:
                 path, text = mend(systemd, report)
                 for line in (f"{path} is now:", *text.splitlines()):
                     say(line)
                 say(f"for settings that need a new start, run: systemctl restart {report.unit}")
-                report = run(systemd, unit)
+                report = run(systemd, unit, force=force)
             if preflight:
-                report = run(systemd, unit, preflight=True)
+                report = run(systemd, unit, preflight=True, force=force)
     except UnitError as error:
         give_up(Verb.CHECK, unit, error, as_json)
     except OSError as error:
@@ -76,7 +92,18 @@ def check(unit: str, fix: bool, preflight: bool, as_json: bool, user: bool) -> E
         if finding.remedy:
             show(f"    {finding.remedy}")
     if report.settings:
+        option = " --force" if force else ""
         show(
-            f"to write the missing settings into a drop-in, run: upgrader check --fix {report.unit}"
+            "to write the missing settings into a drop-in, run:"
+            f" upgrader check --fix{option} {report.unit}"
         )
+    if not report.ours:
+        show(_force(report.unit))
     return report.exit_code
+
+
+def _force(unit: str) -> str:
+    return (
+        "to see what it would need if its program is about to use upgrader, run:"
+        f" upgrader check --force {unit}"
+    )

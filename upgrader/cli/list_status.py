@@ -261,7 +261,7 @@ def _backend(each: Backend) -> tuple[str, ...]:
     stays = "" if each.transfer else ", do not move"
     number = str(each.fd) if each.fd >= 0 else "-"
     return (
-        each.name, each.kind, number, each.address or "-", str(each.inode),
+        each.name, each.kind, number, ", ".join(each.addresses) or each.address or "-", str(each.inode),
         f"{each.connections}{busy}{stays}",
     )  # fmt: skip
 

@@ -41,11 +41,7 @@ class InstanceParts:
         main = environment.get("SYSTEMD_EXEC_PID")
         own = own_number(environment)
         if main and environment.get("NOTIFY_SOCKET") and main != own:
-            raise DeclarationError(
-                service,
-                f"attach() in process {own}, but systemd started process {main}",
-                remedy="one instance is one process: use template units instead of forking",
-            )
+            raise _not_main(service, own, main)
         self.report = report = SelfReport(service, version, environment)
         self.declarations = report.declarations
         self.turns = Turns()
@@ -107,3 +103,19 @@ class InstanceParts:
         at_desk = not self.report.supervised
         if isinstance(error, BindError if at_desk else UpgradeError):
             raise SystemExit(f"{self.report.service}: {error}")
+
+
+def _not_main(service: str, own: str, main: str) -> DeclarationError:
+    """The error for a process that the main process has started."""
+    remedy = "one instance is one process: use template units instead of forking"
+    name = ""
+    with contextlib.suppress(OSError):
+        if os.readlink(f"/proc/{main}/exe") != os.readlink("/proc/self/exe"):
+            with open(f"/proc/{main}/comm", encoding="utf-8", errors="replace") as file:
+                name = f"{file.read().strip()}, "
+            remedy = (
+                "have ExecStart= start the program itself: with a virtual environment its python,"
+                " in a shell with exec"
+            )
+    what = f"attach() in process {own}, but systemd started {name}process {main}"
+    return DeclarationError(service, what, remedy=remedy)

@@ -83,16 +83,18 @@ class Describer:
     def _backend(self, name: str, connections: Sequence[tuple[str, Open]]) -> Backend:
         bound = self._host.declarations.sockets[name]
         own = [each for backend, each in connections if backend == name]
-        fd, address, inode = -1, "", 0
+        fd, identities = -1, []
         with contextlib.suppress(OSError, UpgradeError):  # closed: another instance has it
-            identity = identify(bound.socket)
-            fd, address, inode = bound.fileno(), identity.address, identity.inode
+            identities = [identify(sock) for sock in bound.sockets]
+            fd = bound.fileno()
         return Backend(
             name=name,
             kind=bound.kind,
             fd=fd,
-            address=address,
-            inode=inode,
+            address=identities[0].address if identities else "",
+            inode=identities[0].inode if identities else 0,
+            addresses=[each.address for each in identities],
+            inodes=[each.inode for each in identities],
             transfer=self._host.parameters.transfers(name),
             connections=len(own),
             busy=sum(1 for each in own if each.waiting is None),

@@ -33,6 +33,8 @@ type Backend (
   fd: int,
   address: string,
   inode: int,
+  addresses: []string,
+  inodes: []int,
   transfer: bool,
   connections: int,
   busy: int

@@ -13,13 +13,18 @@ VERSION = 2
 
 
 class Backend(msgspec.Struct, frozen=True):
-    """A declared socket: its FD, and how many connections it has. `transfer`: whether those move."""
+    """A declared socket: its FD, and how many connections it has. `transfer`: whether those move.
+
+    There may be several sockets: `addresses` and `inodes` are of all, and the rest is of the first.
+    """
 
     name: str
     kind: str = ""
     fd: int = -1
     address: str = ""
     inode: int = 0
+    addresses: list[str] = []
+    inodes: list[int] = []
     transfer: bool = True
     connections: int = 0
     busy: int = 0

@@ -95,7 +95,9 @@ def live_limits(
     `unit` and `sockets` as read after the newest daemon-reload; without `running` only the
     settings are looked at. What is said first is what to mend first.
     """
-    limits = [*_settings(unit), *_user(unit)]
+    limits = _settings(unit)
+    if unit.serves:
+        limits += _user(unit)
     if running is not None:
         limits += [*_sockets(unit, running, sockets), *_credentials(unit, running)]
         limits += _memory(unit, running)

@@ -1,18 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Whether a unit can be upgraded, and how: every blocker and warning with its remedy; changes nothing.
-
-What can be put right in the unit file is put there by `fix`, in a drop-in of its own.
-"""
+"""Whether a unit can be upgraded, and how: every blocker and warning with its remedy; changes nothing."""
 
 import contextlib
 import os
 import re
 import sys
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -22,10 +17,12 @@ from upgrader.protocol.parameters import Mode
 from upgrader.protocol.systemd_syntax import time_span
 from upgrader.protocol.varlink_types import Description
 from upgrader.systemd.live_limits import live_limits
-from upgrader.systemd.unit import Unit
+from upgrader.systemd.unit import UNSET, Unit, as_text
 from upgrader.tool import hold, instance_client
 from upgrader.tool.attempt import Attempt
-from upgrader.tool.blockers import all_settings, kept_only_while, not_ours, not_running
+from upgrader.tool.blockers import all_settings, not_ours, not_running
+from upgrader.tool.check_settings import about_settings
+from upgrader.tool.finding import Finding, Severity, edit
 from upgrader.tool.listening_sockets import inodes, listening, processes
 from upgrader.tool.live_mode import limits
 from upgrader.tool.outcome import ExitCode, duration
@@ -35,28 +32,8 @@ from upgrader.tool.presence import Presence, look
 from upgrader.tool.systemd_client import Systemd
 
 _NAMED = 5  # modules that are named one by one
-_LATE = ("ExecCondition", "ExecStartPre", "ExecStartPost")
-_UNSET = 2**64 - 1
 #: The sockets of the library itself, under the names at which they were bound.
 _CONTROL = re.compile(r"/\.(upgrader|draining-\d+)\.sock\.\d+$")
-
-
-class Severity(StrEnum):
-    """What a finding means for an upgrade."""
-
-    BLOCKER = "blocker"  #: there can be none
-    RESTART_ONLY = "restart-only"  #: it can only be by a restart
-    WARNING = "warning"  #: it may not go as wished
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing; `setting` is the line for [Service] that would mend it, if one would."""
-
-    severity: Severity
-    what: str
-    remedy: str = ""
-    setting: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +44,7 @@ class CheckReport:
     serves: bool
     findings: tuple[Finding, ...]
     preflight: bool = False  #: the version on disk has loaded everything
+    ours: bool = True  #: its program uses the library, or its unit says that it is going to
 
     @property
     def mode(self) -> str:
@@ -113,14 +91,19 @@ class CheckReport:
         return tuple(dict.fromkeys(each.setting for each in self.findings if each.setting))
 
 
-def check(systemd: Systemd, name: str, *, preflight: bool = False) -> CheckReport:
+def check(
+    systemd: Systemd, name: str, *, preflight: bool = False, force: bool = False
+) -> CheckReport:
     """Look at one unit; raises UnitError if PID 1 cannot be asked about it.
 
-    `preflight`: start the version on disk as well, and see whether it would take over.
+    `preflight`: start the version on disk as well, and see whether it would take over. Of a unit that
+    does not use the library nothing else is said; with `force`, as if it did.
     """
     unit = systemd.unit(name)
     present = look(systemd, unit)
-    report = CheckReport(unit.id, unit.serves, tuple(_findings(systemd, unit, present)))
+    ours = force or present.ours or _will_be_ours(unit)
+    findings = tuple(_findings(systemd, unit, present, ours))
+    report = CheckReport(unit.id, unit.serves, findings, ours=ours)
     if not preflight or not unit.serves:
         return report
     if report.mode != "live":
@@ -136,9 +119,20 @@ def check(systemd: Systemd, name: str, *, preflight: bool = False) -> CheckRepor
     return replace(report, preflight=True)
 
 
-def _findings(systemd: Systemd, unit: Unit, present: Presence) -> Iterator[Finding]:
+def _will_be_ours(unit: Unit) -> bool:
+    """Whether the command lines of a unit name the library, whatever runs now."""
+    lines = (*unit.exec_start, *unit.exec_reload)
+    words = [word for line in lines for word in (line.path, *line.arguments)]
+    return any(word.startswith("upgrader.") for word in words) or any(
+        line.runs_takeover for line in lines
+    )
+
+
+def _findings(systemd: Systemd, unit: Unit, present: Presence, ours: bool) -> Iterator[Finding]:
     if obstacle := not_running(systemd, unit) or not_ours(unit, present):
         yield Finding(Severity.BLOCKER, obstacle.cause, obstacle.remedy)
+    if not ours:
+        return
     for obstacle in all_settings(unit):
         yield Finding(Severity.BLOCKER, obstacle.cause, obstacle.remedy, obstacle.setting)
     for limit in limits(systemd, unit, present) if unit.serves else live_limits(unit):
@@ -152,10 +146,8 @@ def _findings(systemd: Systemd, unit: Unit, present: Presence) -> Iterator[Findi
             "its unit file has changed on disk, and systemd has not read it",
             "systemctl daemon-reload, then check again; an upgrade reads it by itself",
         )
-    yield from _about_systemd(systemd, unit)
     values = systemd.properties(unit)
-    yield from _about_reload(unit)
-    yield from _about_settings(unit, values)
+    yield from about_settings(systemd, unit, values)
     if held := hold.standing(unit, present.said, user=systemd.user):
         remedies = {
             hold.HoldKind.ADMIN: f"when that is over: upgrader unhold {unit.id}",
@@ -167,60 +159,7 @@ def _findings(systemd: Systemd, unit: Unit, present: Presence) -> Iterator[Findi
     if unit.serves and present.said:
         yield from _about_instance(unit, present.said, values)
         yield from _about_states(systemd, unit, present.said)
-        yield from _about_processes(unit, present.said, _text(values.get("ControlGroup", "")))
-
-
-def _about_systemd(systemd: Systemd, unit: Unit) -> Iterator[Finding]:
-    """What this release of systemd cannot do."""
-    for what in kept_only_while(systemd, unit):
-        if unit.fd_store_preserve is None:
-            yield Finding(Severity.WARNING, what, "systemd 254 and later keep it")
-        else:
-            setting = "FileDescriptorStorePreserve=yes"
-            yield Finding(Severity.WARNING, what, _edit(unit, setting), setting)
-
-
-def _about_reload(unit: Unit) -> Iterator[Finding]:
-    """What else a reload runs where takeover does."""
-    if len(unit.further_reloads) == len(unit.exec_reload):
-        return
-    for line in unit.further_reloads:
-        yield Finding(
-            Severity.WARNING,
-            f"ExecReload= also runs {line}, at each upgrade too; if it fails, so does the reload",
-            "leave the line out: takeover has the instance reload if nothing has changed",
-        )
-
-
-def _about_settings(unit: Unit, values: Mapping[str, Any]) -> Iterator[Finding]:
-    """Settings that do no harm to a restart, and surprise in a live upgrade."""
-    for name in _LATE:
-        if values.get(name):
-            yield Finding(
-                Severity.WARNING,
-                f"{name}= is not run by a live upgrade, only by a start",
-                "do what it does before the upgrade, or upgrade with --mode restart",
-            )
-    preserve = _text(values.get("RuntimeDirectoryPreserve", "no"))
-    if preserve == "no":
-        setting = "RuntimeDirectoryPreserve=restart"
-        what = "a restart removes the sockets in its RuntimeDirectory="
-        yield Finding(Severity.WARNING, what, _edit(unit, setting), setting)
-    if unit.notify_access == "all":
-        setting = "NotifyAccess=exec"
-        what = "NotifyAccess=all: whatever the service has started may speak to systemd for it"
-        yield Finding(Severity.WARNING, what, _edit(unit, setting), setting)
-    if unit.restart == "no":
-        what = "Restart=no: after a crash nothing starts it again, and what it had is lost"
-        yield Finding(Severity.WARNING, what, _edit(unit, "Restart=always"), "Restart=always")
-    tasks, most = _tasks(_text(values.get("ControlGroup", ""))), int(values.get("TasksMax", _UNSET))
-    if most != _UNSET and 2 * tasks > most:
-        yield Finding(
-            Severity.WARNING,
-            f"TasksMax={most} leaves no room for a second instance: it has {tasks} tasks",
-            _edit(unit, f"TasksMax={3 * tasks}"),
-            f"TasksMax={3 * tasks}",
-        )
+        yield from _about_processes(unit, present.said, as_text(values.get("ControlGroup", "")))
 
 
 def _about_instance(
@@ -251,15 +190,15 @@ def _about_instance(
             Severity.WARNING,
             f"drain-timeout={instance.parameters['drain-timeout']} is not below TimeoutStopSec="
             f"{unit.timeout_stop_usec / 1e6:g}s: a stop cuts what it drains",
-            _edit(unit, "TimeoutStopSec=SPAN, longer than the other"),
+            edit(unit, "TimeoutStopSec=SPAN, longer than the other"),
         )
-    limit = int(values.get("LimitNOFILE", _UNSET))
+    limit = int(values.get("LimitNOFILE", UNSET))
     if 2 * instance.connections + 64 > limit:
         yield Finding(
             Severity.WARNING,
             f"LimitNOFILE={limit} is little for {instance.connections} connections: on their way"
             " they count twice, for all services of its user",
-            _edit(unit, f"LimitNOFILE={4 * instance.connections}"),
+            edit(unit, f"LimitNOFILE={4 * instance.connections}"),
         )
 
 
@@ -292,6 +231,7 @@ def _about_states(systemd: Systemd, unit: Unit, instance: Description) -> Iterat
 def _about_processes(unit: Unit, instance: Description, group: str) -> Iterator[Finding]:
     """Sockets that the instance has and did not declare; processes that it should not have."""
     declared = {each.inode for each in instance.backends}
+    declared |= {inode for each in instance.backends for inode in each.inodes}
     try:
         own, there = inodes(unit.main_pid), listening(unit.main_pid)
     except OSError:
@@ -327,71 +267,7 @@ def _about_processes(unit: Unit, instance: Description, group: str) -> Iterator[
             )
 
 
-def _tasks(group: str) -> int:
-    """How many tasks a cgroup has; PID 1 does not know it where the controller is missing."""
-    count = 0
-    for pid in processes(group):
-        with contextlib.suppress(OSError):
-            count += len(os.listdir(f"/proc/{pid}/task"))
-    return count
-
-
 def _python(unit: Unit) -> str:
     """The interpreter that the service runs under, which has the library."""
     path = unit.exec_start[-1].path if unit.exec_start else ""
     return path if "python" in os.path.basename(path) else sys.executable
-
-
-def _edit(unit: Unit, setting: str) -> str:
-    return f"systemctl edit {unit.id}, and below [Service] write {setting}"
-
-
-def _text(value: Any) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-
-
-# Mending
-
-
-def drop_in(unit: str, *, user: bool = False) -> Path:
-    """Where `fix` writes."""
-    if not user:
-        return Path(f"/etc/systemd/system/{unit}.d/50-upgrader.conf")
-    base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-    return Path(base, f"systemd/user/{unit}.d/50-upgrader.conf")
-
-
-def fixed(report: CheckReport, before: str, existing_reload: Sequence[object] = ()) -> str:
-    """The drop-in with all that is missing, given what it holds now; lines by hand stay."""
-    lines = before.splitlines() or [
-        "# Written by `upgrader check --fix`: what live upgrades of this service need.",
-        "[Service]",
-    ]
-    for setting in report.settings:
-        name = setting.partition("=")[0] + "="
-        lines = [line for line in lines if not line.startswith(name)]
-        if name == "ExecReload=" and existing_reload:
-            lines.append(
-                "# Replaces what the unit ran: instance.reload() declares what to do then."
-            )
-            lines.append(name)
-        lines.append(setting)
-    return "\n".join(lines) + "\n"
-
-
-def fix(systemd: Systemd, report: CheckReport) -> tuple[Path, str]:
-    """Write the drop-in, and have PID 1 read it; returns where and what. Raises OSError, UnitError."""
-    path = drop_in(report.unit, user=systemd.user)
-    before = path.read_text() if path.exists() else ""
-    text = fixed(report, before, systemd.unit(report.unit).exec_reload)
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    # Written beside and renamed: PID 1 never reads half of it.
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(text)
-        beside.rename(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    systemd.daemon_reload(report.unit)
-    return path, text
