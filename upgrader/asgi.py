@@ -80,8 +80,11 @@ async def _serve(config: uvicorn.Config, env_file: Path) -> None:
         try:
             await instance.serve()
         finally:
-            patience = instance._parts.report.parameters.drain_timeout
-            await adapter.stop(min(instance._runtime.deadline, time.monotonic() + patience))
+            deadline = instance._runtime.deadline
+            if not instance._runtime.replaced:  # somebody may wait for the end of this process
+                patience = instance._parts.report.parameters.drain_timeout
+                deadline = min(deadline, time.monotonic() + patience)
+            await adapter.stop(deadline)
 
 
 async def _start(instance: Instance, config: uvicorn.Config) -> Adapter:

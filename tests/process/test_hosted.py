@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.process.chat import DEADLINE, Client
+from tests.support import eventually
 from upgrader.codes import Code
 from upgrader.protocol.status_text import Origin
 from upgrader.testing import Service, ServiceError
@@ -211,6 +212,22 @@ def test_p1_what_an_author_lets_drain_is_left_behind(web: Web) -> None:
         assert "one 0" == web.ask(other)
         assert 1 == web.service.live(web.command("drains", "two")).left_behind
         assert "two 0" == web.ask(other)
+
+
+def test_p12_websockets_can_be_closed_at_the_commit(web: Web) -> None:
+    """With 1012: their clients meet the new version, and the old process ends, however long it might
+    drain anything else."""
+    web.service.environment |= {
+        "UPGRADER_WEBSOCKET_TIMEOUT": "0",
+        "UPGRADER_WEBSOCKET_SPREAD": "0",
+        "UPGRADER_LIVE_DRAIN_TIMEOUT": "1h",
+    }
+    web.service.start(web.command("drains", "one"))
+    with Client(web.path) as chatting:
+        assert "" == web.ask(chatting, WEBSOCKET)
+        web.service.live(web.command("drains", "two"))
+        assert b"\x88\x02\x03\xf4" == chatting.rest()
+    assert eventually(lambda: not web.service.draining)
 
 
 def test_the_lifespan_of_an_application(web: Web) -> None:

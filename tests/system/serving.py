@@ -41,7 +41,7 @@ Restart=always
 RestartSec=50ms
 TimeoutStartSec=20
 TimeoutStopSec=20
-Environment=PORT={port} UPGRADER_DRAIN_TIMEOUT=5s
+Environment=PORT={port} UPGRADER_DRAIN_TIMEOUT=5s UPGRADER_LIVE_DRAIN_TIMEOUT=5s
 EnvironmentFile=-/run/{name}.env
 ExecStart={command}
 {more}

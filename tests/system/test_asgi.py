@@ -132,8 +132,9 @@ def load(machine: PrivateSystemd, command: list[str]) -> Iterator[InsideCommand]
 
 def test_what_cannot_move(host_machine: PrivateSystemd, install: Install) -> None:
     """A WebSocket and a long answer go on in the old process, `upgrader status` names them, the
-    answer is complete, and the WebSocket is closed with 1012 when drain-timeout is over."""
-    more = [*asgi(host_machine, "held"), "Environment=UPGRADER_DRAIN_TIMEOUT=8s"]
+    answer is complete, and the WebSocket is closed with 1012 when websocket-timeout is over."""
+    times = "UPGRADER_LIVE_DRAIN_TIMEOUT=10min UPGRADER_WEBSOCKET_TIMEOUT=8s"
+    more = [*asgi(host_machine, "held"), f"Environment={times}"]
     service = install(host_machine, "held", "webapp", *more)
     stream, get = Get(service), Get(service)
     with contextlib.closing(stream), contextlib.closing(get), websocket(service) as opened:
@@ -151,6 +152,7 @@ def test_what_cannot_move(host_machine: PrivateSystemd, install: Install) -> Non
         said = service.machine.run(["upgrader", "status", service.unit]).stdout
         assert "WebSocket /ws" in said
         assert "GET /until-marked" in said
+        assert re.search(r"is draining: 2 open, for (9min|10min)", said), said
         service.inside("/run/held/mark").touch()
         assert ["begin", "end"] == answer.read().decode().split()
         upgrade(service, 2)  # while the first one still drains
@@ -160,7 +162,7 @@ def test_what_cannot_move(host_machine: PrivateSystemd, install: Install) -> Non
         with pytest.raises(ConnectionClosed) as closed:
             opened.recv(SETTLE)
         assert 1012 == closed.value.rcvd.code
-        assert time.monotonic() - before > 7.0  # drain-timeout is 8 s
+        assert time.monotonic() - before > 7.0  # websocket-timeout is 8 s
     assert eventually(lambda: [str(service.pid)] == processes(service))
     assert "WebSocket /ws" in service.messages()
     assert "end of" in service.messages()

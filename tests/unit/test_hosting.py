@@ -18,6 +18,7 @@ from aiohttp import web
 
 from tests.unit.hosting import GET, SECONDS, Client, Side, turns, until
 from upgrader.aio import Adapter
+from upgrader.aio.hosting import Goodbyes, end_all
 from upgrader.errors import UnreadableState
 from upgrader.instance.loaded import Adopted
 from upgrader.integrations import aiohttp as our_aiohttp
@@ -431,6 +432,51 @@ def test_a_websocket(play: Callable[[Play], None]) -> None:
         assert [left.what] == await scene.a.hosting.cut()
         with contextlib.suppress(ConnectionResetError):
             await client.reader.read()
+
+    play(story)
+
+
+UPGRADE = (
+    b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+CLOSE_1012 = b"\x88\x02" + (1012).to_bytes(2, "big")
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0], ids=["at once", "spread"])
+def test_p12_websockets_are_closed_one_after_the_other(
+    play: Callable[[Play], None], *, spread: float
+) -> None:
+    """With 1012, over a time that can be set; who goes by itself is not waited for. A download
+    goes on."""
+
+    async def story(scene: Scene) -> None:
+        clients = [await scene.connect() for _ in range(10)]
+        for client in clients:
+            client.send(UPGRADE)
+            assert b" 101 " in (await client.receive())[0]
+        slow = await scene.connect()
+        slow.send(GET.replace(b"/ ", b"/slow "))
+        await scene.first.asked.wait()
+        frozen, left = await scene.a.collect()
+        assert (0, 11) == (len(frozen), len(left))
+        scene.a.commit(frozen, scene.b)
+        began = time.monotonic()
+        goodbyes = Goodbyes(began + 0.1, spread)
+        ending = asyncio.create_task(end_all([scene.a.hosting], began + SECONDS, None, goodbyes))
+
+        ended = []
+        for client in clients:
+            assert CLOSE_1012 == (await client.reader.readexactly(4))
+            ended.append(time.monotonic() - began)
+            client.writer.close()
+
+        assert ended[0] >= 0.1
+        assert ended[-1] - ended[0] >= spread / 2
+        assert not ending.done()
+        scene.first.go.set()
+        assert b"A" == (await slow.receive())[1]
+        await ending
 
     play(story)
 

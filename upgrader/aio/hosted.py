@@ -63,6 +63,7 @@ class Hosted:
         "since",
         "sock",
         "tls",
+        "told",
         "transport",
     )
 
@@ -83,6 +84,7 @@ class Hosted:
         self.sock: Any = transport.get_extra_info("socket")  # lives and dies with the transport
         self.protocol = protocol
         self.tls = tls
+        self.told = False  #: its client has been told goodbye
         self.since = time.monotonic()
         self._clock_stopped = False
         self._gate: _Gate | None = None
@@ -217,6 +219,7 @@ class Hosted:
 
     def close(self) -> None:
         """Its time is up."""
+        self.told = True
         self.release()
         self._watch_its_end()
         if not self.transport.is_closing():

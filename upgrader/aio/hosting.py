@@ -330,6 +330,11 @@ class Hosting:
             left += [_BEING_ACCEPTED] * len(self._attaching)
         return left
 
+    @property
+    def endless(self) -> list[Hosted]:
+        """Those that have no end of their own, and were not told goodbye."""
+        return [each for each in self.connections if each.endless and not (each.told or each.gone)]
+
     async def cut(self) -> list[str]:
         """Time is up: say goodbye, then end what is left. Returns what was cut."""
         cut = self.drain()
@@ -350,14 +355,40 @@ class Hosting:
         return cut
 
 
+class Goodbyes:
+    """Closes connections without an end, one after the other: clients that are all closed at once
+    all dial again at once."""
+
+    def __init__(self, begin: float, spread: float) -> None:
+        """`begin`: of `time.monotonic`; `spread`: seconds from the first one to the last."""
+        self._begin = begin
+        self._spread = spread
+        self._all = 0  # that were there at the beginning
+
+    def say(self, connections: Sequence[Hosted]) -> None:
+        """Close as many of these as are due, the oldest first."""
+        passed = time.monotonic() - self._begin
+        if passed < 0:
+            return
+        self._all = self._all or len(connections)
+        may_stay = int(self._all * (1 - passed / self._spread)) if passed < self._spread else 0
+        for hosted in connections[: len(connections) - may_stay]:
+            hosted.close()
+
+
 async def end_all(
-    hostings: Collection[Hosting], deadline: float, stop: asyncio.Event | None = None
+    hostings: Collection[Hosting],
+    deadline: float,
+    stop: asyncio.Event | None = None,
+    goodbyes: Goodbyes | None = None,
 ) -> None:
     """Wait until all connections have ended; cut and name them at the deadline, or at `stop`."""
     while time.monotonic() < deadline and not (stop and stop.is_set()):
         left = [hosting.drain() for hosting in hostings]
         if not any(left):
             return
+        if goodbyes:
+            goodbyes.say([each for hosting in hostings for each in hosting.endless])
         await asyncio.sleep(_LAST_LOOK)
     cut = [what for hosting in hostings for what in await hosting.cut()]
     for what in cut[:_NAMED]:

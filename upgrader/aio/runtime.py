@@ -304,7 +304,8 @@ class AsyncioRuntime:
         giver = self._parts.source.give(request, self)  # nothing else runs meanwhile: the freeze
         if giver.state is switchover.Source.SERVING:
             return False
-        self.deadline = time.monotonic() + parameters.drain_timeout
+        self.deadline = time.monotonic() + parameters.live_drain_timeout
+        self._parts.report.drains_until = time.time() + parameters.live_drain_timeout
         draining = self._loop.create_task(self._drain_rest())
         while giver.state is switchover.Source.COMMITTED:
             giver.side.feed(await asyncio.wrap_future(giver.told))
@@ -353,7 +354,12 @@ class AsyncioRuntime:
         if self._connections_open():
             self._parts.answering.drain()
         await cancel(self._tasks, self.deadline)
-        await hosted_listeners.end_all(self.hostings.values(), self.deadline, self._stop)
+        if self.hostings:
+            parameters = self._parts.report.parameters
+            begin = time.monotonic() + parameters.websocket_timeout
+            goodbyes = hosted_listeners.Goodbyes(begin, parameters.websocket_spread)
+            hostings = self.hostings.values()
+            await hosted_listeners.end_all(hostings, self.deadline, self._stop, goodbyes)
         for handled in self.handled.values():
             await handled.all_ended(self.deadline, self._stop)
 

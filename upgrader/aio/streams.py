@@ -53,7 +53,7 @@ async def start_server(
       message wherever it waits. With a header in one call and a body in another, that is not so.
 
     What the reader has buffered moves along. All other connections go on in the source for up to
-    `drain-timeout` (live); in a restart their handlers read the end of the stream at once, because
+    `live-drain-timeout` (live); in a restart their handlers read the end of the stream at once, because
     nobody is served until they have ended. With `ssl` only the listener moves.
 
     `name` is that of the listener, by default `tcp-PORT`: give one to change the port later.

@@ -428,7 +428,8 @@ class BlockingRuntime:
         giver = source.give(request, self)
         if giver.state is switchover.Source.SERVING:
             return False
-        self._flush(self._staying, time.monotonic() + parameters.drain_timeout)
+        self._parts.report.drains_until = time.time() + parameters.live_drain_timeout
+        self._flush(self._staying, time.monotonic() + parameters.live_drain_timeout)
         giver.settle()
         if giver.state is switchover.Source.RETIRED:
             giver.side.feed(switchover.Event.DRAINED)

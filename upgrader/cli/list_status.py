@@ -184,7 +184,10 @@ def lines(found: Overview) -> Iterator[str]:
             yield from ("", *table([head, *rows]))
     for old in found.draining:
         yield ""
-        yield f"generation {old.generation} (process {old.pid}) is draining: {old.connections} open"
+        left = duration(max(old.drains_until - time.time(), 0))
+        until = f", for {left} at most" if old.drains_until else ""
+        who = f"generation {old.generation} (process {old.pid})"
+        yield f"{who} is draining: {old.connections} open{until}"
         rows = [_connection(each) for each in old.held[:_NAMED]]
         yield from table([("BACKEND", "PEER", "AGE", "DOES"), *rows])
         if old.connections > _NAMED:

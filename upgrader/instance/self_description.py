@@ -73,6 +73,7 @@ class Describer:
             loaded=host.progress.origin,
             refused=host.refusal or Refusal(),
             fingerprint=host.watched.fingerprint(),
+            drains_until=round(host.drains_until, 3),
         )
 
     def _late(self) -> list[str]:

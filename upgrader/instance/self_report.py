@@ -49,6 +49,7 @@ class SelfReport:
         self.generation = 0  #: 1 on a cold start, one more with each migration; 0 before `serve`
         self.since = 0.0  #: seconds since the epoch at which it became the owner
         self.standing = Standing.SERVING
+        self.drains_until = 0.0  #: seconds since the epoch, once another instance owns everything
         self._configured = Parameters.from_environment(environment)
         self.parameters = self._configured
         self.overrides: dict[str, str] = {}

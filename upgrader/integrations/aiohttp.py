@@ -7,6 +7,7 @@ Sites, signals and `web.run_app` are not used: the instance accepts, and decides
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,6 +16,8 @@ from aiohttp import hdrs, web
 from upgrader.aio.adapter import Adapter as BaseAdapter
 
 _END_OF_HEAD = b"\r\n\r\n"
+_SERVICE_RESTART = 1012  # as IANA has registered it for WebSockets
+_PATIENCE = 0.5  # seconds for a client to answer that
 _NEVER = 86400.0  # seconds; nothing is held so long
 #: Seconds in which requests may end at clean-up: the instance has waited for them, and cut them.
 _CLEAN_UP = 0.1
@@ -35,6 +38,8 @@ class Adapter(BaseAdapter):
         options.setdefault("shutdown_timeout", _CLEAN_UP)
         self._runner = web.AppRunner(app, handle_signals=False, **options)
         self._last: set[web.RequestHandler] = set()  # this process ends with them
+        self._websockets: dict[web.RequestHandler, web.WebSocketResponse] = {}
+        self._closing: set[asyncio.Future[None]] = set()
 
     async def __aenter__(self) -> Self:
         await self._runner.setup()
@@ -51,7 +56,7 @@ class Adapter(BaseAdapter):
     def factory(self) -> asyncio.BaseProtocol:
         """A connection as aiohttp's own server makes it, with an eye on where a request ends."""
         assert self._runner.server is not None, "async with comes before serve()"
-        return _Watched(self._runner.server())
+        return _Watched(self._runner.server(), self._websockets)
 
     def idle(self, protocol: Any) -> bool:
         """Its task waits for a request, and no byte of that is in the parser."""
@@ -97,8 +102,14 @@ class Adapter(BaseAdapter):
         self._last.add(protocol.inner)
 
     def close(self, protocol: Any) -> None:
-        """A WebSocket's handler sees it closed when its task is cancelled."""
-        if task := protocol.inner._task_handler:
+        """A WebSocket is closed with 1012, service restart; the handler of anything else, and of a
+        client that does not answer, is cancelled."""
+        task = protocol.inner._task_handler
+        if opened := self._websockets.pop(protocol.inner, None):
+            closing = asyncio.ensure_future(_say_goodbye(opened, task))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+        elif task:
             task.cancel()
 
     def describe(self, protocol: Any) -> str:
@@ -107,17 +118,31 @@ class Adapter(BaseAdapter):
         return f"{request.method} {request.path}" if request else "HTTP"
 
     async def _prepare(self, request: web.Request, response: web.StreamResponse) -> None:
+        if isinstance(response, web.WebSocketResponse):
+            self._websockets[request.protocol] = response
         if request.protocol in self._last:
             response.force_close()
             response.headers[hdrs.CONNECTION] = "close"  # the others have been set already
+
+
+async def _say_goodbye(opened: web.WebSocketResponse, task: asyncio.Task[None] | None) -> None:
+    with contextlib.suppress(Exception):
+        async with asyncio.timeout(_PATIENCE):
+            await opened.close(code=_SERVICE_RESTART)
+    if task:
+        task.cancel()
 
 
 class _Watched(asyncio.Protocol):
     """aiohttp's protocol, with a note of whether the last byte that it got was the end of a
     request: its parser, in C, keeps the beginning of the next one to itself."""
 
-    def __init__(self, inner: web.RequestHandler) -> None:
+    def __init__(
+        self, inner: web.RequestHandler, websockets: dict[web.RequestHandler, Any]
+    ) -> None:
+        """`websockets`: those of all connections; one that is lost takes its own out."""
         self.inner = inner
+        self._websockets = websockets
         self._fed = 0  # bytes since the last boundary
         self._tail = b""  # the last of them
         self._head = bytearray()  # all of them, until there is a whole head of a request
@@ -163,6 +188,7 @@ class _Watched(asyncio.Protocol):
         self.inner.connection_made(transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        self._websockets.pop(self.inner, None)
         self.inner.connection_lost(exc)
 
     def eof_received(self) -> None:

@@ -91,7 +91,9 @@ class Transfer(Value):
 
 
 class Parameters(Value):
-    """`drain_timeout` in seconds; `downtime_limit`: seconds that a live migration may wait for safe
+    """All times are in seconds. `live_drain_timeout`: for what is left to a source that has been
+    replaced; `websocket_timeout`, `websocket_spread`: when connections without an end are closed
+    there, and over how long; `downtime_limit`: seconds that a live migration may wait for safe
     points, and for progress of the destination; `migration_timeout`: seconds for all of it;
     `insurance`: seconds after a live upgrade in which a crash goes back to the switchover;
     `load_attempts`: after so many the image is set aside.
@@ -105,6 +107,9 @@ class Parameters(Value):
     backend_transfer: Transfer = Transfer()
     mechanism: Mechanism = Mechanism.SCM_RIGHTS
     drain_timeout: float = 10.0
+    live_drain_timeout: float = 600.0
+    websocket_timeout: float = 10.0
+    websocket_spread: float = 10.0
     downtime_limit: float = 0.3
     migration_timeout: float = 30.0
     insurance: float = 5.0
@@ -196,8 +201,24 @@ SETTABLE = {
     "drain-timeout": Parameter(
         "drain_timeout",
         _wait,
-        "How long all are served while work that has begun comes to an end, before anything is held;"
-        " and how long the old instance may drain connections that did not move.",
+        "How long all are served while work that has begun comes to an end, before anything is held.",
+    ),
+    "live-drain-timeout": Parameter(
+        "live_drain_timeout",
+        _wait,
+        "How long after a live upgrade the old instance may go on with connections that did not move:"
+        " downloads, event streams. Nobody waits for it. What is open then is cut.",
+    ),
+    "websocket-timeout": Parameter(
+        "websocket_timeout",
+        _wait,
+        "How long after a live upgrade the old instance goes on with WebSockets, before it closes them"
+        " with 1012 (service restart); 0 closes them as soon as the new instance serves.",
+    ),
+    "websocket-spread": Parameter(
+        "websocket_spread",
+        _wait,
+        "Over how long those closes are spread, so that not all clients dial again at once.",
     ),
     "migration-timeout": Parameter(
         "migration_timeout", _wait, "How long one migration may take as a whole."

@@ -139,7 +139,8 @@ type Trial (
 # What runs: generation, version, process, the program on disk, what it holds, and its upgrades.
 # upgrade is the id of the one that the next reload is. rehearsal is preflight, in the word of
 # interface 1; an instance that does not say its interface has that. fingerprint names the files of
-# the program as they are on disk now; reread are files that a reload reads anew
+# the program as they are on disk now; reread are files that a reload reads anew. drains_until: if
+# another instance has replaced it, when what is still open here is cut, in seconds since the epoch
 method Describe() -> (
   service: string,
   version: string,
@@ -170,7 +171,8 @@ method Describe() -> (
   last: Last,
   loaded: Loaded,
   refused: Refusal,
-  fingerprint: string
+  fingerprint: string,
+  drains_until: float
 )
 
 # The migration under way, or the last one. With "more": now, and then once for each phase, until

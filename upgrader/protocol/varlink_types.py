@@ -193,3 +193,4 @@ class Description(msgspec.Struct, frozen=True):
     loaded: Loaded = Loaded()
     refused: Refusal = Refusal()
     fingerprint: str = ""
+    drains_until: float = 0.0
