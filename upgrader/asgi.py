@@ -13,6 +13,7 @@ import os
 import ssl
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 try:
@@ -32,6 +33,9 @@ Path: TypeAlias = str | os.PathLike[str] | None
 
 #: What its listener is called: FileDescriptorName= of a .socket unit, if there is one.
 LISTENER = "http"
+#: What of an application's lifespan state is declared as a function for `instance.quiesce`, and for
+#: `instance.replaced`.
+QUIESCE, REPLACED = "upgrader.quiesce", "upgrader.replaced"
 _ONE_PROCESS = (
     "one instance is one process: use template units (web@1, web@2) on one .socket instead,"
     " which are upgraded one after the other"
@@ -76,6 +80,7 @@ async def _serve(config: uvicorn.Config, env_file: Path) -> None:
                     os.chmod(str(config.uds), 0o666)  # as uvicorn does: a proxy is another user
 
         adapter = await _start(instance, config)
+        _declare(instance, adapter.lifespan_state)
         instance.protocols(listener, adapter, tls=config.ssl)
         try:
             await instance.serve()
@@ -117,6 +122,13 @@ def _renew_certificate(config: uvicorn.Config) -> None:
             context.load_cert_chain(
                 config.ssl_certfile, config.ssl_keyfile, config.ssl_keyfile_password
             )
+
+
+def _declare(instance: Instance, state: Mapping[str, Any]) -> None:
+    """Declare what an application that knows nothing of an instance has left in its lifespan's state."""
+    for name, declare in (QUIESCE, instance.quiesce), (REPLACED, instance.replaced):
+        if name in state:
+            declare(state[name])
 
 
 def version_of(application: object) -> str:

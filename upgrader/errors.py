@@ -8,6 +8,7 @@ UpgradeError
 ├── Retired                 this instance no longer owns its backends
 ├── UnsavableState          a state that cannot be saved as it stands             .item .reason
 ├── BusyWork                work would be cut in two by a migration           .who
+├── QuiesceFailed           what was to be done before a freeze has raised       .name .error
 ├── RefusedError            something offered by the other side is refused    .item
 │   ├── ImageError          the image is damaged or of an unknown format
 │   ├── ProtocolError       a record breaks the rules of the stream
@@ -109,6 +110,21 @@ class BusyWork(UpgradeError):
             remedy="try again when that is done, or raise drain-timeout and downtime-limit",
         )
         self.who = tuple(who)
+
+
+class QuiesceFailed(UpgradeError):
+    """What an author has declared to be done before a freeze has raised `error`; `name` is the
+    function's."""
+
+    code = Code.SOURCE_FAILED
+
+    def __init__(self, name: str, error: BaseException) -> None:
+        super().__init__(
+            f"quiesce: {name} has raised {type(error).__name__}: {error}",
+            remedy="see the journal; nothing was frozen",
+        )
+        self.name = name
+        self.error = error
 
 
 class RefusedError(UpgradeError):

@@ -8,11 +8,21 @@ import sys
 from typing import Any
 
 
+def tell(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)
+
+
+async def replaced() -> None:
+    tell("replaced")
+
+
 async def app(scope: Any, receive: Any, send: Any) -> None:
     if scope["type"] == "lifespan":
+        scope["state"]["upgrader.quiesce"] = lambda: tell("quiesced")
+        scope["state"]["upgrader.replaced"] = replaced
         for event in ("startup", "shutdown"):
             await receive()
-            print(f"lifespan {event}", file=sys.stderr, flush=True)
+            tell(f"lifespan {event}")
             await send({"type": f"lifespan.{event}.complete"})
         return
     if scope["path"] == "/events":

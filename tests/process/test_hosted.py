@@ -231,12 +231,15 @@ def test_p12_websockets_can_be_closed_at_the_commit(web: Web) -> None:
 
 
 def test_the_lifespan_of_an_application(web: Web) -> None:
-    """It begins before the instance is ready, and ends with it, also when everything has moved."""
+    """It begins before the instance is ready, and ends with it, also when everything has moved. What
+    its state names is called before a freeze, and at the end of a replaced instance."""
     web.service.start(web.command("asgi", "one"))
     assert "lifespan startup" in web.service.stderr
     assert 0o666 == stat.S_IMODE(os.stat(web.path).st_mode)  # a proxy is another user
+    assert "quiesced" not in web.service.stderr
     web.service.stop()
-    assert "lifespan shutdown" in web.service.stderr
+    told = web.service.stderr
+    assert 0 < told.index("quiesced") < told.index("replaced") < told.index("lifespan shutdown")
 
 
 def test_an_instance_that_has_served_enough(web: Web) -> None:

@@ -57,6 +57,7 @@ else:
 #: annotation of a parameter.
 Task = Callable[..., Coroutine[Any, Any, object]]
 
+_GRACE = 1.0  # seconds for what a replaced instance does at its end, however late it is
 _log = logging.getLogger("upgrader")
 
 
@@ -120,7 +121,13 @@ class AsyncioRuntime:
         self._loop.call_later(parts.report.parameters.insurance, self._trust)
         self._begin_tasks(wanted)
         try:
-            return await self._until_the_end()
+            ended = await self._until_the_end()
+            if ended is Ended.MIGRATED and self._declarations.farewells:
+                now, patience = time.monotonic(), parts.report.parameters.drain_timeout
+                await self._two_waits.say_farewell(
+                    max(min(self.deadline, now + patience), now + _GRACE)
+                )
+            return ended
         finally:
             for number in self._stops:
                 self._loop.remove_signal_handler(number)
@@ -366,6 +373,7 @@ class AsyncioRuntime:
     def _park(self) -> bool:
         # From here to the end of park() no other callback runs: this is the freeze.
         source = self._parts.source
+        self._two_waits.tell_noise()
         cut = list(self._parts.turns.running.values())
         source.frozen = source.park(*self._taken(), cut)
         if source.frozen:
@@ -379,6 +387,7 @@ class AsyncioRuntime:
         """What moves, and what stays and why; nothing changes. Raises BusyWork."""
         if busy := self._two_waits.busy():
             raise BusyWork(busy)
+        self._two_waits.require_quiet()
         return self._taken()
 
     def _taken(self) -> tuple[list[save.Frozen], list[image.LeftBehind]]:

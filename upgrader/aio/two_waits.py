@@ -7,6 +7,7 @@ Nothing is frozen here, and nothing is cut: what is at something when the waits 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from upgrader.aio.safe_points import SafePoints
 from upgrader.aio.waiting import first
+from upgrader.instance.author_calls import AuthorCalls, AuthorRound
 from upgrader.instance.parts import InstanceParts
 from upgrader.instance.turns import PAUSES, Settled
 
@@ -59,6 +61,10 @@ class TwoWaits:
         self._safe_points = safe_points
         self._stop = stop
         self._held = False
+        self._calls = AuthorCalls(
+            parts.declarations, lambda work: asyncio.run_coroutine_threadsafe(work, self._loop)
+        )
+        self._round: AuthorRound | None = None
         self._stuck = NOTHING
         self._stuck_until = 0.0
 
@@ -79,7 +85,8 @@ class TwoWaits:
         )
         for pause in (*PAUSES, float("inf")):
             self.hold(for_good=False)
-            await self._collect(time.monotonic() + parameters.downtime_limit, drained=True)
+            until = time.monotonic() + parameters.downtime_limit
+            await self._collect(until, drained=True, quiesces=True)
             over = self._stop.is_set() or news.is_set()
             if over or time.monotonic() + pause > last or not self.busy():
                 return
@@ -115,23 +122,31 @@ class TwoWaits:
             room = deadline - 2 * limit - now  # before the last try
             if room > PAUSES[0] / 2:
                 self.hold(for_good=False)
-                if not await self._collect(until, stuck):
+                if not await self._collect(until, stuck, quiesces=True):
                     self.resume()
                     await asyncio.sleep(min(pause, room))
                     continue
             self.hold(for_good=for_good)
-            await self.end_here(until, for_good=for_good, stuck=stuck)
+            await self.end_here(until, stuck, for_good=for_good, last=room <= PAUSES[0] / 2)
             return
 
-    async def end_here(self, deadline: float, *, for_good: bool, stuck: Stuck = NOTHING) -> None:
+    async def end_here(
+        self, deadline: float, stuck: Stuck = NOTHING, *, for_good: bool, last: bool = False
+    ) -> None:
         """While everything is held, have what cannot move come to its end, by the deadline (of
-        `time.monotonic`)."""
+        `time.monotonic`). `last`: nothing has been held before, so what comes before a freeze does."""
         staying = [handled for name, handled in self._handled.items() if not self._crosses(name)]
         for handled in staying:
             handled.finish()
-        await self._collect(deadline, stuck, for_good=for_good)
+        await self._collect(deadline, stuck, for_good=for_good, quiesces=last)
         for handled in staying:
             await handled.all_ended(deadline)
+
+    async def say_farewell(self, deadline: float) -> None:
+        """Have run what is declared for the end of a replaced instance, by the deadline (of
+        `time.monotonic`)."""
+        round_ = await self.called(self._calls.replaced(), deadline)
+        round_.log("the end of a replaced instance")
 
     # What both need
 
@@ -163,6 +178,7 @@ class TwoWaits:
         busy = self._safe_points.busy_among(moving)
         turns = self._parts.turns.running
         names = list(turns.values())
+        functions = self._round.late if self._round else []
         requests = [
             (name, each)
             for name, hosting in self._hostings.items()
@@ -181,6 +197,7 @@ class TwoWaits:
                 if connection in busy
             ),
             *(f"{each.describe()} at {name!r}" for name, each in requests),
+            *functions,
         ]
 
     def _crosses(self, backend: str) -> bool:
@@ -208,9 +225,10 @@ class TwoWaits:
             connection.hold()
 
         async def wait() -> Stuck:
-            handled, turns, hosted = await asyncio.gather(
+            handled, turns, _, hosted = await asyncio.gather(
                 self._safe_points.all_passed(connections, deadline),
                 self._turns_end(self._parts.turns.begun() - but.turns, deadline),
+                self._quiesce(deadline),
                 asyncio.gather(
                     *(
                         each.all_passed(deadline, but.hosted, everything=everything)
@@ -253,7 +271,7 @@ class TwoWaits:
 
     async def _collect(
         self, deadline: float, stuck: Stuck = NOTHING, *, for_good: bool = False,
-        drained: bool = False,
+        drained: bool = False, quiesces: bool = False,
     ) -> bool:  # fmt: skip
         """Wait until all that moves is at safe points and no turn runs, or for the deadline; returns
         whether it is so. `drained`: what is busy may end here afterwards."""
@@ -266,12 +284,47 @@ class TwoWaits:
             at_one &= await hosting.settle(
                 settled, stuck.hosted, for_good=for_good, drained=drained
             )
+        if quiesces:  # before turns are held: those who empty a queue take some
+            await self._quiesce(settled)
         # However long a handler is busy, no turn may begin from here on, or be cut in two.
         turns = self._parts.turns
         turns.close()
         while (running := turns.begun() - stuck.turns) and time.monotonic() < deadline:
             await self._turns_end(running, deadline)  # one that runs may begin another one inside
-        return at_one and not running
+        return at_one and not running and not (quiesces and self._round and self._round.late)
+
+    async def _quiesce(self, deadline: float) -> None:
+        """Have the author's functions run that come before a freeze, for the deadline at most."""
+        if not self._parts.declarations.quiesces:
+            return
+        self._round = await self.called(self._calls.quiesce(), deadline)
+
+    async def called(self, round_: AuthorRound, deadline: float) -> AuthorRound:
+        """Wait until all of these have ended, or for the deadline (of `time.monotonic`)."""
+        ended = asyncio.Event()
+
+        def told(_: object) -> None:
+            with contextlib.suppress(RuntimeError):  # too late: the loop is closed
+                self._loop.call_soon_threadsafe(ended.set)
+
+        for future in round_.futures:
+            future.add_done_callback(told)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(deadline - time.monotonic(), 0)):
+                while round_.late:
+                    await ended.wait()
+                    ended.clear()
+        return round_
+
+    def require_quiet(self) -> None:
+        """Raise QuiesceFailed if a function that comes before a freeze has raised."""
+        if self._round:
+            self._round.require()
+
+    def tell_noise(self) -> None:
+        """Say which of them have not worked out, where that can refuse nothing."""
+        if self._round:
+            self._round.log("a restart")
 
 
 def _before_turns(deadline: float) -> float:

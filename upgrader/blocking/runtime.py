@@ -7,6 +7,7 @@ Handlers of connections run to their end each time something has come, and never
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import selectors
 import signal
@@ -37,17 +38,20 @@ from upgrader.protocol.later import later
 from upgrader.protocol.state import encode
 
 if TYPE_CHECKING:
-    from upgrader.instance import save, unit_signals
+    from upgrader.instance import author_calls, save, unit_signals
+    from upgrader.instance.author_calls import AuthorRound
     from upgrader.instance.exec_mode import Execution
     from upgrader.instance.interfaces import Open
     from upgrader.instance.live_source import MigrationRequest
     from upgrader.protocol import image, switchover
 else:
+    author_calls = later("upgrader.instance.author_calls")
     save = later("upgrader.instance.save")
     unit_signals = later("upgrader.instance.unit_signals")
     image = later("upgrader.protocol.image")
     switchover = later("upgrader.protocol.switchover")
 
+_GRACE = 1.0  # seconds for what a replaced instance does at its end, however late it is
 _log = logging.getLogger("upgrader")
 
 
@@ -114,7 +118,7 @@ class BlockingConnection:
 class _Attempt:
     """A migration or a restart (then there is no `request`) that waits for turns: those that ran when
     the wait began, up to `until`; `pauses` are seconds before each further try, of which none goes
-    beyond `deadline` (both of `time.monotonic`). `stuck`: turns that ran during all of the first
+    beyond `deadline` (both of `time.monotonic`). `round`: the functions that come before a freeze. `stuck`: turns that ran during all of the first
     wait, once that is over."""
 
     request: MigrationRequest | Execution | None
@@ -122,6 +126,7 @@ class _Attempt:
     until: float
     pauses: Iterator[float]
     deadline: float
+    round: AuthorRound
     stuck: frozenset[int] | None = None
 
 
@@ -147,6 +152,8 @@ class BlockingRuntime:
         self._arguments: dict[str, dict[str, Any]] = {}
         self._requests: deque[MigrationRequest | Execution] = deque()
         self._attempt: _Attempt | None = None
+        self._round: AuthorRound | None = None  # the last one before a freeze
+        self._deadline = float("-inf")  # of what drains here
         self._ending = False, 0.0  # whether to park, and by when all must be held
         self._reloads: deque[Future[None]] = deque()
         self._signalled = False  # a signal has asked for a reload
@@ -193,6 +200,8 @@ class BlockingRuntime:
             yield from self._turns()
             if not self.frozen:
                 self._retire()
+            if self.frozen and self._declarations.farewells:
+                self._say_farewell()
         finally:
             signal.set_wakeup_fd(-1)
             for number, handler in self._before.items():
@@ -429,7 +438,8 @@ class BlockingRuntime:
         if giver.state is switchover.Source.SERVING:
             return False
         self._parts.report.drains_until = time.time() + parameters.live_drain_timeout
-        self._flush(self._staying, time.monotonic() + parameters.live_drain_timeout)
+        self._deadline = time.monotonic() + parameters.live_drain_timeout
+        self._flush(self._staying, self._deadline)
         giver.settle()
         if giver.state is switchover.Source.RETIRED:
             giver.side.feed(switchover.Event.DRAINED)
@@ -445,9 +455,9 @@ class BlockingRuntime:
             if not self._requests:
                 return False
             parameters = self._parts.report.parameters
-            patience = min(parameters.drain_timeout, parameters.migration_timeout / 2)
-            until = time.monotonic() + patience
-            self._begin_attempt(self._requests.popleft(), until, iter(PAUSES), float("inf"))
+            last = time.monotonic() + parameters.migration_timeout / 2  # the rest is for the image
+            until = min(last, time.monotonic() + parameters.drain_timeout)
+            self._begin_attempt(self._requests.popleft(), until, iter(PAUSES), last)
         attempt = self._attempt
         if attempt is None or attempt.request is None or not self._waits_are_over(attempt):
             return False
@@ -478,7 +488,15 @@ class BlockingRuntime:
     ) -> None:
         turns = self._parts.turns
         turns.watch(self._wake_up)
-        self._attempt = _Attempt(request, turns.begun(), until, pauses, deadline)
+        quiescing = self._quiesce()
+        self._attempt = _Attempt(request, turns.begun(), until, pauses, deadline, quiescing)
+
+    def _quiesce(self) -> AuthorRound:
+        """Begin to call the author's functions that come before a freeze."""
+        quiescing = self._calls.quiesce()
+        for future in quiescing.futures:
+            future.add_done_callback(lambda _: self._wake_up())
+        return quiescing
 
     def _end_attempt(self) -> None:
         if self._attempt:
@@ -490,14 +508,17 @@ class BlockingRuntime:
         when turns have ended, or later."""
         turns, limit = self._parts.turns, self._parts.report.parameters.downtime_limit
         now = time.monotonic()
-        if turns.run_still(attempt.waits_for) and now < attempt.until:
+        if now < attempt.until and (turns.run_still(attempt.waits_for) or attempt.round.late):
             return False
         if attempt.stuck is None:  # what is refused has had no less time than the rest
             ran = attempt.waits_for if attempt.request is None else frozenset[int]()
             attempt.stuck = ran & turns.begun()
         self._parts.source.holds(True)
+        until = now + limit if attempt.request else min(now + limit, attempt.deadline)
+        attempt.round = self._round = self._quiesce()  # those who empty a queue may take turns
+        quiet = attempt.round.wait(until - time.monotonic())
         turns.close()
-        if turns.wait_idle(min(limit, attempt.deadline - now), attempt.stuck):
+        if turns.wait_idle(until - time.monotonic(), attempt.stuck) and quiet:
             return True
         pause = next(attempt.pauses, None)
         if pause is None or time.monotonic() + pause + limit > attempt.deadline:
@@ -510,7 +531,10 @@ class BlockingRuntime:
     def _retire(self) -> None:
         source = self._parts.source
         parks, deadline = self._ending
+        self._deadline = deadline
         if parks:
+            if self._round:
+                self._round.log("a restart")
             cut = list(self._parts.turns.running.values())
             self.frozen = source.frozen = source.park(*self._taken(), cut)
         else:
@@ -524,10 +548,24 @@ class BlockingRuntime:
             source.leave()
             self._flush([connection for connection, _ in self._served.values()], deadline)
 
+    @functools.cached_property
+    def _calls(self) -> author_calls.AuthorCalls:
+        return author_calls.AuthorCalls(self._declarations)
+
+    def _say_farewell(self) -> None:
+        """Have run what is declared for the end of a replaced instance."""
+        farewell = self._calls.replaced()
+        left = min(self._deadline - time.monotonic(), self._parts.report.parameters.drain_timeout)
+        farewell.wait(max(left, _GRACE))
+        farewell.log("the end of a replaced instance")
+
     def freeze(self) -> tuple[list[save.Frozen], list[image.LeftBehind]]:
         """What moves, and what stays and why; nothing changes. Raises BusyWork."""
-        if running := self._parts.turns.running:
-            raise BusyWork([f"the turn of {name}" for name in running.values()])
+        busy = [f"the turn of {name}" for name in self._parts.turns.running.values()]
+        if busy := busy + (self._round.late if self._round else []):
+            raise BusyWork(busy)
+        if self._round:
+            self._round.require()
         return self._taken()
 
     def _taken(self) -> tuple[list[save.Frozen], list[image.LeftBehind]]:

@@ -145,6 +145,29 @@ class BaseInstance:
         """
         self._parts.report.watched.add(os.fspath(path))
 
+    def quiesce(self, function: Function) -> Function:
+        """Declare what must be done before a freeze: wait until a queue is empty, flush a buffer.
+
+        It is called twice in each attempt, in a thread unless it is a coroutine function: first while
+        everybody is served, for `drain-timeout` at most, then while connections are held and turns are
+        not yet, for what has come meanwhile, within `downtime-limit`. If it does not end in time, or
+        raises, a live upgrade is refused, and a restart says so and goes on. It gets each declared
+        state by the annotation of a parameter. Raises DeclarationError after `serve` has begun.
+        """
+        self._parts.declarations.add_quiesce(function)
+        return function
+
+    def replaced(self, function: Function) -> Function:
+        """Declare what this process does at its end if another instance goes on from it: send what
+        telemetry has kept, leave a cluster. No `atexit` and no destructor runs then.
+
+        It is called, in a thread unless it is a coroutine function, once what could not move has ended,
+        and may take what is left of `drain-timeout`, a second at least. The states that it gets by the
+        annotations of its parameters can be read only. Raises DeclarationError as `quiesce`.
+        """
+        self._parts.declarations.add_farewell(function)
+        return function
+
     def drop(self, name: str) -> None:
         """Declare that this program no longer has the state or backend `name`: an image with it is
         accepted."""

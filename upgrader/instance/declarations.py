@@ -224,6 +224,8 @@ class Declarations:
         self.protocols: dict[str, Protocols] = {}
         self.checks: list[Callable[..., Any]] = []
         self.reloads: list[Callable[..., Any]] = []
+        self.quiesces: list[Callable[..., Any]] = []
+        self.farewells: list[Callable[..., Any]] = []
         self.dropped: set[str] = set()
         self.serving = False
         self.generation = 0  #: of the instance that loads them, once an image says so
@@ -274,6 +276,19 @@ class Declarations:
         """Declare what a reload does; raises DeclarationError like `add_check`."""
         self.arguments(callback)
         self.reloads.append(callback)
+
+    def add_quiesce(self, function: Callable[..., Any]) -> None:
+        """Declare what comes before a freeze; raises DeclarationError like `add_check`, and if it is
+        too late."""
+        self._check_new(getattr(function, "__qualname__", "quiesce"), "", {})
+        self.arguments(function)
+        self.quiesces.append(function)
+
+    def add_farewell(self, function: Callable[..., Any]) -> None:
+        """Declare what a replaced instance does at its end; raises DeclarationError likewise."""
+        self._check_new(getattr(function, "__qualname__", "replaced"), "", {})
+        self.arguments(function)
+        self.farewells.append(function)
 
     def take_passed(self, others: Sequence[Passed], kept: Sequence[Passed]) -> None:
         """Set what nobody declared: of `.socket` units, `OpenFile=` and the program's own, and what

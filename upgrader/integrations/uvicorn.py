@@ -72,6 +72,12 @@ class Adapter(BaseAdapter):
     ) -> None:
         await self.stop(time.monotonic() + _GRACE)
 
+    @property
+    def lifespan_state(self) -> dict[str, Any]:
+        """What the application has left in its lifespan's state (`scope["state"]`) at its start-up."""
+        state: dict[str, Any] = self._server.lifespan.state
+        return state
+
     async def stop(self, deadline: float) -> None:
         """End the application: its background tasks first, then its lifespan. What is not done at
         `deadline` (of `time.monotonic`) is cancelled."""
