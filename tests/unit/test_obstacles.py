@@ -65,6 +65,8 @@ def test_the_newest_parked_image_counts() -> None:
 
     assert parked_image(FdStoreContents(4, names)) == 3
     assert parked_image(FdStoreContents(5, (*names, "upgrader-channel-12"))) == 12
+    # A service may store anything.
+    assert parked_image(FdStoreContents(5, (*names, "upgrader-channel-²"))) == 3
     assert parked_image(FdStoreContents(2, names[:2])) is None
 
 

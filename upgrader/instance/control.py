@@ -44,6 +44,7 @@ class Answering:
         self._name = socket_name(invocation) if invocation else ""
         self._control: Control | None = None
         self._make: Callable[[], None] = lambda: None
+        self._closed = False
         self.negotiation: Negotiation | None = None  #: who may migrate, once it can be asked
 
     def prepare(
@@ -97,8 +98,11 @@ class Answering:
         that thread, once it is done."""
 
         def opening() -> None:
-            while not self._try_to_make():
+            while not self._closed and not self._try_to_make():
                 time.sleep(_AGAIN)
+            if self._closed:  # perhaps before there was something to close
+                self.close()
+                return
             if self._control:
                 self._control.open()
             then()
@@ -133,7 +137,8 @@ class Answering:
                 _log.warning("%s: %s: nobody sees what is drained here", path, error.strerror)
 
     def close(self) -> None:
-        """Answer no more."""
+        """Answer no more, and open nothing for it."""
+        self._closed = True
         if self._control:
             self._control.close()
 

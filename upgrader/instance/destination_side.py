@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from upgrader.errors import PreflightPassed, UpgradeError, VerifyError
@@ -36,6 +36,8 @@ if TYPE_CHECKING:  # loaded by the instances that migrate live
 NAMED = 2.0
 #: FDs that parking opens at once (channel, image, ledger, barrier, bus, journal), and some.
 _RESERVED = 16
+#: How many of them a question to systemd takes (bus, and what the author's own threads may take).
+_LENT = 4
 
 _log = logging.getLogger("upgrader")
 
@@ -219,11 +221,22 @@ class DestinationSide:
             self._insured = None
 
     def wait_settled(self) -> None:
-        """Before the end: give back the numbers that were kept for it, and wait until PID 1 listens
-        to this process, but not for long."""
-        self._reserve.clear()
+        """Before the end: wait until PID 1 listens to this process, but not for long."""
         if not self._settled.wait(NAMED):
             _log.warning("systemd has not said that this is the main process by now")
+
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[None]:
+        """Lend a few of the numbers that are kept for parking, to ask systemd with them."""
+        del self._reserve[-_LENT:]
+        try:
+            yield
+        finally:
+            self._reserve += reserve(_LENT)
+
+    def give_back(self) -> None:
+        """Give back the numbers that were kept for parking, which begins now."""
+        self._reserve.clear()
 
     def abandon(self, error: BaseException | None) -> None:
         """`attach` is left: tell the source why this never came as far as `serve`."""

@@ -182,7 +182,8 @@ class SourceSide:
         self._destination.wait_settled()
         stop = own_unit.StopJob(own_unit.StopReason.STOP, float("inf"))
         if report.supervised:
-            stop = own_unit.ask(report.unit, failed=failed)
+            with self._destination.lent():
+                stop = own_unit.ask(report.unit, failed=failed)
         with contextlib.suppress(UpgradeError):
             report.notifier.send("STOPPING=1")
         parameters = report.parameters
@@ -200,8 +201,14 @@ class SourceSide:
         turns: Sequence[str],
     ) -> bool:
         """Park everything; False (and said so) if that cannot be done and must be drained. `turns`:
-        names of those that run still, and end with this process."""
+        names of those that run still, and end with this process.
+
+        Run where nothing else of this instance accepts connections: what is given back here is taken
+        by nobody else.
+        """
         report = self._report
+        self._answering.close()
+        self._destination.give_back()
         why = "it did not end within drain-timeout, and is cut"
         busy = [*busy, *(image.LeftBehind(name, "turn", why) for name in turns)]
         try:

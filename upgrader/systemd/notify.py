@@ -77,7 +77,10 @@ class Notifier:
         """
         if self._sock is None:
             return
-        reading, writing = os.pipe2(os.O_CLOEXEC)
+        try:
+            reading, writing = os.pipe2(os.O_CLOEXEC)
+        except OSError as error:
+            raise NotifyError(f"PID 1 cannot be waited for: {error.strerror}") from error
         try:
             with os.fdopen(writing, "wb", buffering=0) as end:
                 self.send("BARRIER=1", fds=[end])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from upgrader.protocol.systemd_syntax import boolean
 from upgrader.systemd.fdstore import Stored, StoreName
 from upgrader.systemd.unit import FdStoreContents, Unit
+from upgrader.tool.journal_fields import whole_or
 from upgrader.tool.presence import Presence
 from upgrader.tool.systemd_client import Systemd
 
@@ -136,7 +137,7 @@ def parked_image(store: FdStoreContents, others: int = 0) -> int | None:
     if store.names is None:
         return 0 if store.count > others else None
     found = [StoreName.parse(name) for name in store.names]
-    parked = [int(name.item) for name in found if name and name.what in _PARKED]
+    parked = [whole_or(n.item, 0) for n in found if n and n.what in _PARKED]
     return max(parked, default=None)
 
 
