@@ -381,8 +381,9 @@ def _names(data: bytes) -> None:
 
 
 def _properties(data: bytes) -> None:
-    """Of a unit: texts are of the admin or the service, types are systemd's; D-Bus has no NUL in a text."""
-    data = data.replace(b"\0", b"")
+    """Of a unit: texts are of the admin or the service, types and lengths are
+    systemd's, and D-Bus has no NUL in a text."""
+    data = data.replace(b"\0", b"")[:256]
     text = data.decode(errors="replace")
     values: dict[str, Any] = dict.fromkeys(
         ("Id", "StatusText", "User", "Type", "NotifyAccess", "KillMode", "ProtectProc", "Result"),

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 
 #: Seconds of processor time for one input.
 LIMIT = 1.0
+#: Longest input, in bytes: a little more than a message may have.
+LARGEST = 1_100_000
 #: Foreign errors that are kept of one decoder.
 _KEPT = 5
 
@@ -58,7 +60,7 @@ def fuzz(decoder: Decoder, seconds: float, rng: random.Random) -> Result:
         while time.monotonic() < deadline and len(result.foreign) < _KEPT:
             data = rng.choice(decoder.seeds)
             for _ in range(rng.choice((1, 1, 1, 2, 5))):
-                data = decoder.change(rng, data)
+                data = decoder.change(rng, data)[:LARGEST]
             _give(decoder, data, result)
         result.fds = _open_fds() - before
     return result

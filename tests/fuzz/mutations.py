@@ -92,7 +92,8 @@ def change_value(rng: random.Random, value: Any, depth: int = 0) -> Any:
         case 0:
             del items[at]
         case 1:
-            items[at:at] = [items[at]] * rng.choice((1, 2, 300))
+            single = not isinstance(items[at], dict | list)  # else it would grow without end
+            items[at:at] = [items[at]] * rng.choice((1, 2, 300 if single else 3))
         case _:
             items[at] = change_value(rng, items[at], depth + 1)
     return items
