@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """`python -m tests.fuzz SECONDS [SEED]`: all decoders for that long, and a table of what came of it."""
 
+import contextlib
 import random
 import sys
 import tempfile
@@ -14,8 +15,8 @@ def main(seconds: float, seed: int) -> int:
     """The exit code: 0 if there was no foreign error, no hang, and no FD was left open."""
     bad = False
     print(f"seed {seed}\n{'decoder':34}{'inputs':>12}{'refused':>12}{'slowest':>12}{'foreign':>9}")
-    with tempfile.TemporaryDirectory() as place:
-        every = decoders(Path(place))
+    with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as stack:
+        every = decoders(Path(place), stack)
         for number, decoder in enumerate(every):
             result = fuzz(decoder, seconds / len(every), random.Random(seed + number))
             slowest = f"{result.slowest * 1000:.1f} ms"

@@ -39,6 +39,8 @@ from upgrader.errors import (
 )
 from upgrader.hooks import policy
 from upgrader.hooks.queue import QueueTurn
+from upgrader.instance.control_socket import Control
+from upgrader.instance.phases import News
 from upgrader.protocol import (
     channel,
     image,
@@ -243,6 +245,43 @@ def _reply(data: bytes) -> None:
             call(here, "x", {})
 
 
+class _Answers:
+    """Answers every question of a control socket at once, with nothing."""
+
+    def query(self) -> News:
+        return News(Migration(), 0)
+
+    def migrate(self, sock: socket.socket) -> None:
+        sock.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments: {}
+
+
+def _control(place: Path, stack: contextlib.ExitStack) -> Callable[[bytes], None]:
+    """Whatever one client says, another one is answered."""
+    path = place / "socket"
+    control = Control(path, _Answers(), "0")
+    stack.callback(control.close)
+    control.open()
+
+    def ask(data: bytes) -> bytes:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(10)
+            sock.connect(str(path))
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                sock.sendall(data + b"\0")
+                sock.shutdown(socket.SHUT_WR)
+                return sock.recv(65536)
+            return b""
+
+    def run(data: bytes) -> None:
+        ask(data)
+        assert ask(b'{"method":"io.upgrader.Instance.Describe"}') == b"{}\0"
+
+    return run
+
+
 def _shown(data: bytes) -> None:
     """What an instance says, as every verb shows it."""
     said = instance_client._description(varlink.decode(data))
@@ -417,8 +456,8 @@ def _bodies() -> Iterator[bytes]:
             yield each[-size:]
 
 
-def decoders(place: Path) -> list[Decoder]:
-    """All of them; files of theirs are in `place`, an empty directory."""
+def decoders(place: Path, stack: contextlib.ExitStack) -> list[Decoder]:
+    """All of them; files of theirs are in `place`, an empty directory, and `stack` closes the rest."""
 
     def own(name: str) -> Path:
         path = place / name
@@ -448,6 +487,19 @@ def decoders(place: Path) -> list[Decoder]:
         b"UPGRADER_BACKEND_TRANSFER=yes door=no\nUPGRADER_DISCARD=3"
     )
     settings = b'{"drain-timeout": "1min", "backend-transfer.door": "no", "backend-transfer": "yes", "mode": "live"}'
+    calls = [
+        json.dumps(
+            {"method": f"io.upgrader.Instance.{name}", "parameters": values, **more}
+        ).encode()
+        for name, values, more in (
+            ("Describe", {}, {}),
+            ("QueryMigration", {}, {"more": True}),
+            ("SetParameters", {"parameters": {"mode": "live"}}, {}),
+            ("Register", {"pid": 7, "upgrade": "0" * 32}, {"oneway": True}),
+            ("Revoke", {"pid": 7, "why": "no", "code": "refused"}, {}),
+            ("Migrate", {"stream": 1, "states": {"a": 1}, "backends": ["x"]}, {"upgrade": True}),
+        )
+    ]
     group = b"0::/system.slice/web.service/worker\n12:name=systemd:/system.slice/web.service"
     frames = [frame[8 : 8 + int.from_bytes(frame[6:8], "big")] for frame in _FRAMES]
     return [
@@ -464,6 +516,7 @@ def decoders(place: Path) -> list[Decoder]:
                 [saved], change_msgpack),
         Decoder("varlink call", _call, (ValueError, msgspec.MsgspecError),
                 [b'{"method":"a.B","parameters":{"pid":1,"states":{"a":1},"kinds":["x"]},"more":true}'], change_json),
+        Decoder("control socket", _control(own("control"), stack), (), calls, change_json),
         Decoder("varlink reply", _reply, (VarlinkError, OSError),
                 [b'{"parameters":' + answer + b"}", b'{"continues":true}'], change_json),
         Decoder("answer to Describe", _shown, (ValueError, InstanceError), [answer], change_json),
