@@ -19,7 +19,8 @@ from tests.support import cannot_run
 from upgrader import aio, blocking, errors
 from upgrader.aio.handled_connection import HandledConnection
 from upgrader.aio.safe_points import SafePoints
-from upgrader.blocking.runtime import BlockingConnection, BlockingRuntime
+from upgrader.blocking.handled_connection import BlockingConnection
+from upgrader.blocking.runtime import BlockingRuntime
 from upgrader.instance.connection import ConnectionStream
 from upgrader.instance.declarations import Connections
 

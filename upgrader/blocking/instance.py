@@ -8,7 +8,8 @@ from collections.abc import Iterator, MutableMapping
 from types import TracebackType
 from typing import Any, Generic, TypeVar, cast
 
-from upgrader.blocking.runtime import BlockingConnection, BlockingRuntime
+from upgrader.blocking.handled_connection import BlockingConnection
+from upgrader.blocking.runtime import BlockingRuntime
 from upgrader.errors import DeclarationError
 from upgrader.instance.base import BaseInstance
 from upgrader.instance.declared import DeclaredSocket

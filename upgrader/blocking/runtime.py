@@ -10,35 +10,32 @@ import contextlib
 import functools
 import logging
 import selectors
-import signal
 import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from itertools import chain, repeat
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from upgrader.errors import BusyWork, Retired, UnsavableState
-from upgrader.instance.connection import HIGH_WATER, ConnectionStream, accept, show_peer
+from upgrader.blocking.handled_connection import BlockingConnection
+from upgrader.blocking.loop_signals import LoopSignals
+from upgrader.blocking.two_waits import WaitForWork
+from upgrader.errors import BusyWork
+from upgrader.instance.connection import HIGH_WATER, ConnectionStream, accept
 from upgrader.instance.declarations import Bound, Connections
 from upgrader.instance.declared import DeclaredSocket
 from upgrader.instance.destination_side import refused_by_check
-from upgrader.instance.fork_guard import catches
-from upgrader.instance.inbox import Frame
 from upgrader.instance.loaded import Adopted, Arrival
 from upgrader.instance.parts import InstanceParts
-from upgrader.instance.process import reload_signals, stop_signals, unhandled
 from upgrader.instance.turns import PAUSES, Settled
 from upgrader.protocol.kinds import Waiting
 from upgrader.protocol.later import later
-from upgrader.protocol.state import encode
 
 if TYPE_CHECKING:
-    from upgrader.instance import author_calls, save, unit_signals
+    from upgrader.instance import author_calls, save
     from upgrader.instance.author_calls import AuthorRound
     from upgrader.instance.exec_mode import Execution
     from upgrader.instance.interfaces import Open
@@ -47,87 +44,11 @@ if TYPE_CHECKING:
 else:
     author_calls = later("upgrader.instance.author_calls")
     save = later("upgrader.instance.save")
-    unit_signals = later("upgrader.instance.unit_signals")
     image = later("upgrader.protocol.image")
     switchover = later("upgrader.protocol.switchover")
 
 _GRACE = 1.0  # seconds for what a replaced instance does at its end, however late it is
 _log = logging.getLogger("upgrader")
-
-
-class BlockingConnection:
-    """A connection between its handler and its socket."""
-
-    def __init__(
-        self, runtime: BlockingRuntime, declared: Connections, stream: ConnectionStream, session: Any,
-        *, adopted: bool,
-    ) -> None:  # fmt: skip
-        """`session`: the state that goes with it."""
-        self.declared = declared
-        self.stream = stream
-        self.session = session
-        self.adopted = adopted
-        self._runtime = runtime
-
-    @property
-    def listener(self) -> str:
-        """The name of its listener."""
-        return self.declared.listener.name
-
-    @property
-    def address(self) -> str:
-        """The other end's address, as people write it."""
-        return show_peer(self.stream.sock)
-
-    @property
-    def unsent(self) -> int:
-        """Bytes written and not sent."""
-        return len(self.stream.unsent)
-
-    def message(self, frame: Frame, limit: int) -> bytes | None:
-        """The next whole message that is here; None while other adopted connections have not been
-        given to their handlers yet."""
-        if self._runtime.beginning:
-            return None
-        return self.stream.inbox.take_message(frame, limit)
-
-    def queue(self, data: bytes) -> None:
-        """Queue data; raises ConnectionResetError when the peer is gone, Retired after a migration."""
-        if self._runtime.frozen:
-            raise Retired(self.address)
-        self.stream.queue(data)
-        if self.stream.unsent:
-            self._runtime.watch(self)  # it may not be the one whose handler runs
-
-    def close(self) -> None:
-        """Close the connection once this call of the handler is over and all is sent."""
-        self.stream.waiting = Waiting.CLOSING
-
-    def freeze(self) -> save.Frozen | image.LeftBehind:
-        """What moves, or why it stays."""
-        try:
-            moved = self.stream.freeze(encode(self.session))
-        except UnsavableState as error:
-            return image.LeftBehind(self.listener, self.address, str(error))
-        if moved is None:
-            return image.LeftBehind(self.listener, self.address, "its handler is busy")
-        return save.Frozen(self.listener, self.stream.sock, self.stream.identity, moved)
-
-
-@dataclass(slots=True)
-class _Attempt:
-    """A migration or a restart (then there is no `request`) that waits for turns: those that ran when
-    the wait began, up to `until`; `pauses` are seconds before each further try, of which none goes
-    beyond `deadline` (both of `time.monotonic`). `round`: the functions that come before a freeze. `stuck`: turns that ran during all of the first
-    wait, once that is over."""
-
-    request: MigrationRequest | Execution | None
-    waits_for: frozenset[int]
-    until: float
-    pauses: Iterator[float]
-    deadline: float
-    round: AuthorRound
-    stuck: frozenset[int] | None = None
 
 
 class BlockingRuntime:
@@ -151,16 +72,13 @@ class BlockingRuntime:
         self._staying: list[BlockingConnection] = []
         self._arguments: dict[str, dict[str, Any]] = {}
         self._requests: deque[MigrationRequest | Execution] = deque()
-        self._attempt: _Attempt | None = None
+        self._request: MigrationRequest | Execution | None = None  # the one that is waited for
+        self._wait: WaitForWork | None = None  # of the request, or of a restart
         self._round: AuthorRound | None = None  # the last one before a freeze
         self._deadline = float("-inf")  # of what drains here
         self._ending = False, 0.0  # whether to park, and by when all must be held
         self._reloads: deque[Future[None]] = deque()
-        self._signalled = False  # a signal has asked for a reload
-        self._by_signal: unit_signals.ReloadBySignal | None = None
-        self._found: unit_signals.UnitSignals | None = None  # what PID 1 has said by now
-        self._waits = False  # PID 1 waits for the end of a reload that a signal has begun
-        self._before: dict[int, Any] = {}  # handlers that were there before ours
+        self._signals = LoopSignals(parts, self._stopped, self._wake_up, self._want_reload)
         self._trusted = float("inf")  # when it is; of `time.monotonic`
         self._selector = selectors.DefaultSelector()
         self._wake, self._waker = socket.socketpair()
@@ -189,13 +107,13 @@ class BlockingRuntime:
     def serve(self) -> Iterator[DeclaredSocket]:
         """Load, serve and end; see `Instance.serve`."""
         parts = self._parts
-        self._listen_to_signals()
+        self._signals.listen(self._waker.fileno())
         parts.answering.prepare(
             self._want, self._want_reload, self._settle, now=parts.destination.live
         )
         try:
             self._load()
-            parts.open(self._heed_later)
+            parts.open(self._signals.heed_later)
             self._trusted = time.monotonic() + parts.report.parameters.insurance
             yield from self._turns()
             if not self.frozen:
@@ -203,9 +121,7 @@ class BlockingRuntime:
             if self.frozen and self._declarations.farewells:
                 self._say_farewell()
         finally:
-            signal.set_wakeup_fd(-1)
-            for number, handler in self._before.items():
-                signal.signal(number, handler)
+            self._signals.restore()
 
     def _connections_open(self) -> Sequence[tuple[str, Open]]:
         return [(each.listener, each.stream) for each, _ in self.served]
@@ -225,43 +141,6 @@ class BlockingRuntime:
         except Exception as error:
             destination.refuse(error)
             raise
-
-    def _listen_to_signals(self) -> None:
-        signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
-        supervised = self._parts.report.supervised
-        self._catch(stop_signals(supervised), reload_signals(supervised))
-
-    def _catch(self, stops: Set[int], reloads: Set[int]) -> None:
-        def stop(number: int, frame: FrameType | None) -> None:
-            if not self._parts.destination.committing:
-                raise SystemExit(128 + number)  # not the owner yet: nothing to park, somebody waits
-            self._stopped.set()
-
-        def reload(number: int, frame: FrameType | None) -> None:
-            self._signalled = True
-
-        catches(stops | reloads)
-        for number in reloads:
-            signal.signal(number, reload)
-        for number in stops:
-            self._before[number] = signal.signal(number, stop)
-
-    def _heed_later(self, found: unit_signals.UnitSignals) -> None:
-        """In another thread: have the loop handle what the unit names as well."""
-        self._found = found
-        self._wake_up()
-
-    def _heed(self) -> None:
-        """Do what other threads and signals have left to the loop."""
-        if found := self._found:
-            self._found, self._waits = None, found.waits
-            self._catch(found.stops - self._before.keys(), unhandled(*found.reloads))
-        if self._signalled:
-            self._signalled = False
-            self._by_signal = self._by_signal or unit_signals.ReloadBySignal(
-                self._parts.report, self._want_reload
-            )
-            self._by_signal.came(waits=self._waits)
 
     def _begin(self, arrival: Arrival) -> None:
         for bound in self._backends:
@@ -311,7 +190,7 @@ class BlockingRuntime:
                 yield backend
         while True:
             due = [self._trusted] if destination.insurance else []
-            due += [self._attempt.until] if self._attempt else []
+            due += [self._wait.until] if self._wait else []
             left = max(min(due) - time.monotonic(), 0) if due else None
             for key, events in self._selector.select(left):
                 match key.data:
@@ -323,7 +202,7 @@ class BlockingRuntime:
                         self._serve(connection, events)
                     case _:
                         self._wake.recv(4096)
-                        self._heed()
+                        self._signals.heed()
                         self._reload()
             if self._stopped.is_set():
                 if self._try_to_stop():
@@ -446,50 +325,50 @@ class BlockingRuntime:
         return True
 
     def _try_to_migrate(self) -> bool:
-        """Go on with the migration that is wanted, if it is time; True if this instance is over.
-
-        First everybody is served while the turns that run now end; then all are held for
-        `downtime-limit`, and let go again if one still runs, until the last try: that is refused.
-        """
-        if self._attempt is None:
+        """Go on with the migration that is wanted, if it is time; True if this instance is over. If
+        something still runs after the last try, it is refused."""
+        if self._wait is None:
             if not self._requests:
                 return False
+            self._request = self._requests.popleft()
             parameters = self._parts.report.parameters
             last = time.monotonic() + parameters.migration_timeout / 2  # the rest is for the image
             until = min(last, time.monotonic() + parameters.drain_timeout)
-            self._begin_attempt(self._requests.popleft(), until, iter(PAUSES), last)
-        attempt = self._attempt
-        if attempt is None or attempt.request is None or not self._waits_are_over(attempt):
+            self._wait = WaitForWork(
+                self._parts, self._wake_up, self._quiesce,
+                until=until, pauses=iter(PAUSES), deadline=last,
+            )  # fmt: skip
+        if not self._wait.over():
             return False
-        self._end_attempt()
-        return self._migrate(attempt.request)
+        request = self._end_wait()
+        return request is not None and self._migrate(request)
 
     def _try_to_stop(self) -> bool:
         """Go on with the restart that this instance was told to make way for; True if it is time to
         end. A stop for good does not wait here."""
-        if self._attempt is None or self._attempt.request is not None:
-            self._end_attempt()
+        if self._wait is None or self._request is not None:
+            self._end_wait()
             parks, deadline = self._parts.source.told_to_stop()
             self._ending = parks, deadline
             if not parks:
                 return True
             until = deadline - self._parts.report.parameters.downtime_limit
-            pauses = chain(PAUSES, repeat(PAUSES[-1]))
-            self._begin_attempt(None, until, pauses, deadline)
-        assert self._attempt is not None
-        return self._waits_are_over(self._attempt)
+            self._wait = WaitForWork(
+                self._parts, self._wake_up, self._quiesce,
+                until=until, pauses=chain(PAUSES, repeat(PAUSES[-1])), deadline=deadline, stops=True,
+            )  # fmt: skip
+        if not self._wait.over():
+            return False
+        self._end_wait()
+        return True
 
-    def _begin_attempt(
-        self,
-        request: MigrationRequest | Execution | None,
-        until: float,
-        pauses: Iterator[float],
-        deadline: float,
-    ) -> None:
-        turns = self._parts.turns
-        turns.watch(self._wake_up)
-        quiescing = self._quiesce()
-        self._attempt = _Attempt(request, turns.begun(), until, pauses, deadline, quiescing)
+    def _end_wait(self) -> MigrationRequest | Execution | None:
+        """Returns the request that was waited for."""
+        if self._wait:
+            self._wait.close()
+            self._round = self._wait.round
+        request, self._request, self._wait = self._request, None, None
+        return request
 
     def _quiesce(self) -> AuthorRound:
         """Begin to call the author's functions that come before a freeze."""
@@ -497,36 +376,6 @@ class BlockingRuntime:
         for future in quiescing.futures:
             future.add_done_callback(lambda _: self._wake_up())
         return quiescing
-
-    def _end_attempt(self) -> None:
-        if self._attempt:
-            self._parts.turns.unwatch(self._wake_up)
-            self._attempt = None
-
-    def _waits_are_over(self, attempt: _Attempt) -> bool:
-        """Whether no turn runs, and none can begin, or the last try is over; else it is tried again
-        when turns have ended, or later."""
-        turns, limit = self._parts.turns, self._parts.report.parameters.downtime_limit
-        now = time.monotonic()
-        if now < attempt.until and (turns.run_still(attempt.waits_for) or attempt.round.late):
-            return False
-        if attempt.stuck is None:  # what is refused has had no less time than the rest
-            ran = attempt.waits_for if attempt.request is None else frozenset[int]()
-            attempt.stuck = ran & turns.begun()
-        self._parts.source.holds(True)
-        until = now + limit if attempt.request else min(now + limit, attempt.deadline)
-        attempt.round = self._round = self._quiesce()  # those who empty a queue may take turns
-        quiet = attempt.round.wait(until - time.monotonic())
-        turns.close()
-        if turns.wait_idle(until - time.monotonic(), attempt.stuck) and quiet:
-            return True
-        pause = next(attempt.pauses, None)
-        if pause is None or time.monotonic() + pause + limit > attempt.deadline:
-            return True
-        self.resume()
-        attempt.waits_for = turns.begun() - attempt.stuck
-        attempt.until = time.monotonic() + pause
-        return False
 
     def _retire(self) -> None:
         source = self._parts.source

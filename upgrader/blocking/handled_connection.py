@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A connection whose handler is called by the loop without asyncio, and what moves of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from upgrader.errors import Retired, UnsavableState
+from upgrader.instance.connection import ConnectionStream, show_peer
+from upgrader.instance.declarations import Connections
+from upgrader.instance.inbox import Frame
+from upgrader.protocol.kinds import Waiting
+from upgrader.protocol.later import later
+from upgrader.protocol.state import encode
+
+if TYPE_CHECKING:
+    from upgrader.blocking.runtime import BlockingRuntime
+    from upgrader.instance import save
+    from upgrader.protocol import image
+else:
+    save = later("upgrader.instance.save")
+    image = later("upgrader.protocol.image")
+
+
+class BlockingConnection:
+    """A connection between its handler and its socket."""
+
+    def __init__(
+        self, runtime: BlockingRuntime, declared: Connections, stream: ConnectionStream, session: Any,
+        *, adopted: bool,
+    ) -> None:  # fmt: skip
+        """`session`: the state that goes with it."""
+        self.declared = declared
+        self.stream = stream
+        self.session = session
+        self.adopted = adopted
+        self._runtime = runtime
+
+    @property
+    def listener(self) -> str:
+        """The name of its listener."""
+        return self.declared.listener.name
+
+    @property
+    def address(self) -> str:
+        """The other end's address, as people write it."""
+        return show_peer(self.stream.sock)
+
+    @property
+    def unsent(self) -> int:
+        """Bytes written and not sent."""
+        return len(self.stream.unsent)
+
+    def message(self, frame: Frame, limit: int) -> bytes | None:
+        """The next whole message that is here; None while other adopted connections have not been
+        given to their handlers yet."""
+        if self._runtime.beginning:
+            return None
+        return self.stream.inbox.take_message(frame, limit)
+
+    def queue(self, data: bytes) -> None:
+        """Queue data; raises ConnectionResetError when the peer is gone, Retired after a migration."""
+        if self._runtime.frozen:
+            raise Retired(self.address)
+        self.stream.queue(data)
+        if self.stream.unsent:
+            self._runtime.watch(self)  # it may not be the one whose handler runs
+
+    def close(self) -> None:
+        """Close the connection once this call of the handler is over and all is sent."""
+        self.stream.waiting = Waiting.CLOSING
+
+    def freeze(self) -> save.Frozen | image.LeftBehind:
+        """What moves, or why it stays."""
+        try:
+            moved = self.stream.freeze(encode(self.session))
+        except UnsavableState as error:
+            return image.LeftBehind(self.listener, self.address, str(error))
+        if moved is None:
+            return image.LeftBehind(self.listener, self.address, "its handler is busy")
+        return save.Frozen(self.listener, self.stream.sock, self.stream.identity, moved)
