@@ -52,7 +52,7 @@ def serve(**options: Any) -> None:
     if config.timeout_graceful_shutdown is not None:  # the unit has the last word
         os.environ.setdefault("UPGRADER_DRAIN_TIMEOUT", f"{config.timeout_graceful_shutdown}s")
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-        runner.run(_serve(config, options["env_file"]))
+        runner.run(_serve(config, options))
 
 
 def configuration(options: dict[str, Any]) -> uvicorn.Config:
@@ -67,9 +67,9 @@ def configuration(options: dict[str, Any]) -> uvicorn.Config:
     return uvicorn.Config(**wanted)
 
 
-async def _serve(config: uvicorn.Config, env_file: Path) -> None:
+async def _serve(config: uvicorn.Config, options: dict[str, Any]) -> None:
     async with attach("asgi") as instance:
-        _watch(instance, config, env_file)
+        _watch(instance, config, options["env_file"])
         instance.reload(lambda: _renew_certificate(config))
         listener = instance.listener(LISTENER, bind=_address(config))
         if config.uds:
@@ -79,7 +79,8 @@ async def _serve(config: uvicorn.Config, env_file: Path) -> None:
                 if listener._bound.persistent:  # bound here, not by a .socket unit
                     os.chmod(str(config.uds), 0o666)  # as uvicorn does: a proxy is another user
 
-        adapter = await _start(instance, config)
+        instance._parts.destination.check_addresses()
+        adapter = await _start(instance, config, options["app_version"])
         _declare(instance, adapter.lifespan_state)
         instance.protocols(listener, adapter, tls=config.ssl)
         try:
@@ -92,7 +93,7 @@ async def _serve(config: uvicorn.Config, env_file: Path) -> None:
             await adapter.stop(deadline)
 
 
-async def _start(instance: Instance, config: uvicorn.Config) -> Adapter:
+async def _start(instance: Instance, config: uvicorn.Config, version: str) -> Adapter:
     """Import the application and run its start-up, before anything is disturbed."""
     try:
         adapter = await Adapter(config).__aenter__()
@@ -100,7 +101,8 @@ async def _start(instance: Instance, config: uvicorn.Config) -> Adapter:
         raise _refused(instance, UpgradeError("the application cannot be loaded")) from error
     except Exception as error:
         raise _refused(instance, error) from error
-    instance._parts.report.version = version_of(config.load_app())
+    module = sys.modules.get(str(config.app).partition(":")[0])
+    instance._parts.report.version = version or version_of(config.load_app(), module)
     return adapter
 
 
@@ -131,11 +133,14 @@ def _declare(instance: Instance, state: Mapping[str, Any]) -> None:
             declare(state[name])
 
 
-def version_of(application: object) -> str:
-    """What an application says that its version is; the default of its framework says nothing."""
+def version_of(application: object, module: object = None) -> str:
+    """What an application says that its version is, or else `__version__` of its module; the default
+    of its framework says nothing."""
     version = getattr(application, "version", "")
     own = inspect.signature(type(application)).parameters.get("version")
-    return "" if own and own.default == version else str(version)
+    if not isinstance(version, str) or (own and own.default == version):
+        version = ""
+    return version or str(getattr(module, "__version__", ""))
 
 
 def _refused(instance: Instance, error: Exception) -> Exception:
@@ -153,11 +158,17 @@ def _address(config: uvicorn.Config) -> str | None:
     return f"{host}:{config.port}"
 
 
+_VERSION = click.Option(
+    ["--app-version"],
+    default="",
+    help="Version of the application, for `upgrader status`. Default: its attribute `version`, or"
+    " `__version__` of its module.",
+)
 #: uvicorn's own options; those that need more than one process are refused with the reason.
 assert isinstance(uvicorn_command, click.Command)
 command = click.Command(
     "python -m upgrader.asgi",
-    params=uvicorn_command.params,
+    params=[*uvicorn_command.params, _VERSION],
     callback=serve,
     help=serve.__doc__,
     context_settings={"auto_envvar_prefix": "UVICORN"},

@@ -41,6 +41,29 @@ def test_a_terminal_is_told_where_it_serves(tmp_path: Path) -> None:
         assert 0 == process.wait(DEADLINE)
 
 
+def test_p12_an_address_in_use_is_told_before_an_application_starts_up(tmp_path: Path) -> None:
+    """One line, and nothing of the application has run but its import."""
+    with socket.socket(socket.AF_INET) as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.listen()
+        port = sock.getsockname()[1]
+        directory = str(PROGRAM.parent)
+        options = ["--app-dir", directory, "--port", str(port)]
+        done = subprocess.run(
+            [sys.executable, "-m", "upgrader.asgi", "asgi_app:app", *options],
+            capture_output=True,
+            text=True,
+            env=ENVIRONMENT | {"VERSION": "one"},
+            check=False,
+        )
+
+    assert 1 == done.returncode
+    assert (
+        f"asgi: listener 'http': cannot bind 127.0.0.1:{port}: Address already in use\n"
+        == done.stderr
+    )
+
+
 def test_an_address_in_use_is_one_line(tmp_path: Path) -> None:
     """Nobody has to look into a program because of that: there is no traceback."""
     path = tmp_path / "socket"

@@ -189,6 +189,33 @@ def test_a_restart(host_machine: PrivateSystemd, install: Install) -> None:
     assert "WebSocket /ws" in service.messages()
 
 
+@pytest.mark.parametrize("identifier", ["", "shop"], ids=["none", "set"])
+def test_p12_all_lines_of_a_unit_have_one_identifier(
+    host_machine: PrivateSystemd, install: Install, identifier: str
+) -> None:
+    """What the application writes, and what the library tells of an upgrade, in both instances. Until
+    an instance has asked systemd for SyslogIdentifier=, its process names what it tells."""
+    name = f"asgi-named{identifier}"
+    more = [f"SyslogIdentifier={identifier}"] if identifier else []
+    service = install(host_machine, name, "webapp", *asgi(host_machine, name), *more)
+    upgrade(service, 1)
+    upgrade(service, 2)
+    assert eventually(lambda: [str(service.pid)] == processes(service))
+    python = Path(host_machine.python[0]).name
+
+    found = {
+        str(entry.get("SYSLOG_IDENTIFIER") or entry["_COMM"])
+        for entry in service.journal()
+        if entry.get("_SYSTEMD_UNIT") == service.unit
+    }
+
+    assert {identifier or python} <= found <= {identifier or python, python}
+    replaced = [
+        entry for entry in service.journal() if "has been replaced" in str(entry["MESSAGE"])
+    ]
+    assert {identifier or python} == {str(entry["SYSLOG_IDENTIFIER"]) for entry in replaced}
+
+
 def test_p7_a_restart_waits_for_what_the_generation_before_drains(
     host_machine: PrivateSystemd, install: Install
 ) -> None:

@@ -7,6 +7,7 @@ It gives nothing away; `source_side` does.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import threading
@@ -14,7 +15,8 @@ import time
 from collections.abc import Callable, Iterator, MutableMapping
 from typing import TYPE_CHECKING, Any
 
-from upgrader.errors import PreflightPassed, UpgradeError, VerifyError
+from upgrader.backends.listener import bind
+from upgrader.errors import BindError, PreflightPassed, UpgradeError, VerifyError
 from upgrader.instance.control import Answering
 from upgrader.instance.declarations import check_name
 from upgrader.instance.load import Loader
@@ -89,6 +91,21 @@ class DestinationSide:
     def live(self) -> bool:
         """Whether takeover has started this process for a live migration."""
         return self._taker is not None
+
+    def check_addresses(self) -> None:
+        """Raise BindError for a declared address that another program has, as loading would: for
+        programs that do much before. Whatever PID 1 has passed may have it, so nothing is said then."""
+        if self._passed or self._executed or self.live:
+            return
+        for bound in self._report.declarations.sockets.values():
+            for address in bound.addresses:
+                try:
+                    bind(address, bound.socket_type).close()
+                except OSError as error:
+                    if error.errno == errno.EADDRINUSE:
+                        raise BindError(
+                            f"{bound.kind} {bound.name!r}", str(error.strerror)
+                        ) from error
 
     # Loading
 

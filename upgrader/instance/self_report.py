@@ -188,6 +188,10 @@ class SelfReport:
             )
         progress.loaded(loaded, migration, self._upgrade)
 
+    @property
+    def _identifier(self) -> str:
+        return self.settings.identifier if self.settings else ""
+
     def _tell_unsavable(self, trial: varlink_types.Trial) -> None:
         message = (
             f"state {trial.name!r} cannot be saved: {trial.problem}; until it can, no upgrade works,"
@@ -197,6 +201,7 @@ class SelfReport:
             journal.report(
                 message, Priority.ERR, unit=self.unit, generation=self.generation, side="source",
                 phase="trial", outcome=JournalOutcome.FAILED, message_id=journal.UNSAVABLE_ID,
+                identifier=self._identifier,
             )  # fmt: skip
         else:
             _log.error("%s", message)
@@ -215,6 +220,7 @@ class SelfReport:
             journal.report(
                 message, priority, unit=self.unit, generation=self.generation, side=side,
                 phase=phase, outcome=outcome, details={n: v for n, v in details.items() if v},
+                identifier=self._identifier,
             )  # fmt: skip
         elif priority is Priority.ERR:
             _log.error("%s", message)

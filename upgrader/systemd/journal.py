@@ -8,9 +8,7 @@ Protocol: https://systemd.io/JOURNAL_NATIVE_PROTOCOL/
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
-import sys
 from enum import StrEnum
 
 TYPE_CHECKING = False
@@ -53,14 +51,15 @@ def report(
     outcome: JournalOutcome,
     details: Mapping[str, str] | None = None,
     message_id: str = MESSAGE_ID,
+    identifier: str = "",
 ) -> None:
     """Tell the journal; where it cannot be told, the author's logging is. `details` become fields
-    of their own, with UPGRADER_ before the name."""
+    of their own, with UPGRADER_ before the name. `identifier`: under which PID 1 has the unit's other
+    lines; if it is not known, journald says the name of the process, which is mostly the same."""
     fields = {
         "MESSAGE": message,
         "MESSAGE_ID": message_id,
         "PRIORITY": priority,
-        "SYSLOG_IDENTIFIER": os.path.basename(sys.argv[0]) or "upgrader",
         "UPGRADER_UNIT": unit,
         "UPGRADER_GENERATION": str(generation),
         "UPGRADER_SIDE": side,
@@ -68,6 +67,8 @@ def report(
         "UPGRADER_OUTCOME": outcome,
         **{f"UPGRADER_{name}": value for name, value in (details or {}).items()},
     }
+    if identifier:
+        fields["SYSLOG_IDENTIFIER"] = identifier
     if not _send(fields):
         import logging
 

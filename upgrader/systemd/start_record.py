@@ -58,6 +58,7 @@ def ask_settings(unit: str, number: int, environ: bytes, word: str | None) -> Se
             command=made_of,
             environment=environment_checksums(given, bus.environment(), command),
             direct=is_command_of(sys.orig_argv, command.path, arguments),
+            identifier=now.identifier or os.path.basename(command.path),
         )
     return found
 

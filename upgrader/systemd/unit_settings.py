@@ -30,7 +30,7 @@ class Settings(Value):
 
     `direct`: the command line is that of the process itself, and not of what has started it with
     variables of its own; `credentials`: names; `directory`: WorkingDirectory= as it is named; `heard`:
-    whether PID 1 could be asked.
+    whether PID 1 could be asked; `identifier`: SyslogIdentifier=, or what PID 1 has in its place.
     """
 
     checksum: str = ""
@@ -40,6 +40,7 @@ class Settings(Value):
     credentials: tuple[str, ...] = ()
     directory: str = ""
     heard: bool = False
+    identifier: str = ""
 
     def differs(self, before: Settings) -> bool:
         """Whether these are others than before; what is not known differs from nothing."""
@@ -63,6 +64,7 @@ def settings(bus: Bus, unit: str) -> Settings:
         credentials=credential_names(constants),
         directory=directory.lstrip("-!") if isinstance(directory, str) else "",
         heard=True,
+        identifier=str(constants.get("SyslogIdentifier", "")),
     )
 
 
