@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,6 +44,21 @@ class Fence:
 _fences: weakref.WeakSet[Fence] = weakref.WeakSet()
 
 
+_private: list[Callable[[], Iterable[int]]] = []
+
+
+def keep_from_children(numbers: Callable[[], Iterable[int]]) -> None:
+    """From here on, a forked process has none of these FDs: it would keep clients waiting for the end
+    of a connection, and for an answer at a listener, longer than the instance lives."""
+    _private.append(numbers)
+
+
+def share_again(numbers: Callable[[], Iterable[int]]) -> None:
+    """Take that back."""
+    with contextlib.suppress(ValueError):
+        _private.remove(numbers)
+
+
 def catches(signals: Iterable[int]) -> None:
     """Note what this instance handles: a forked worker is ended by these signals, as by default.
 
@@ -58,11 +73,21 @@ _caught: set[int] = set()
 def _in_child() -> None:
     for fence in list(_fences):
         fence.close()
+    if _private:
+        _take_away([number for numbers in _private for number in numbers() if number >= 0])
     if _caught:
         signal.set_wakeup_fd(-1)
         for number in _caught:
             signal.signal(number, signal.SIG_DFL)
     _unblock()
+
+
+def _take_away(numbers: Iterable[int]) -> None:
+    """Something else takes their places: objects of the parent's will close these numbers one day."""
+    nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    for number in numbers:
+        os.dup2(nothing, number, inheritable=False)
+    os.close(nothing)
 
 
 def _block() -> None:

@@ -13,20 +13,25 @@ from typing import TYPE_CHECKING
 from upgrader.errors import BindError, DeclarationError, UpgradeError
 from upgrader.instance.control import Answering
 from upgrader.instance.destination_side import DestinationSide
+from upgrader.instance.fork_guard import keep_from_children, share_again
 from upgrader.instance.notify_relay import NotifyRelay
 from upgrader.instance.process import raise_fd_limit
 from upgrader.instance.self_report import SelfReport
 from upgrader.instance.source_side import SourceSide
 from upgrader.instance.turns import Turns
+from upgrader.protocol.kinds import Kind, Standing
 from upgrader.protocol.later import later
 from upgrader.protocol.parameters import Parameters
+from upgrader.systemd import journal
 from upgrader.systemd.cgroup import own_unit
 from upgrader.systemd.fdstore import FdStore
+from upgrader.systemd.journal import JournalOutcome, Priority
 from upgrader.systemd.listen_fds import own_number
 
 if TYPE_CHECKING:
-    from upgrader.instance import unit_signals
+    from upgrader.instance import children, unit_signals
 else:
+    children = later("upgrader.instance.children")
     unit_signals = later("upgrader.instance.unit_signals")
 
 _log = logging.getLogger("upgrader")
@@ -63,6 +68,7 @@ class InstanceParts:
         self._relay: NotifyRelay | None = None
         if report.supervised:
             self._relay = NotifyRelay(report, environment, live=self.destination.live)
+        keep_from_children(self._private)
         raise_fd_limit()
         report.open()
 
@@ -79,6 +85,31 @@ class InstanceParts:
         self.answering.open(ask)
         self.report.say_where()
 
+    def _end_children(self) -> None:
+        """What a replaced instance has started ends with it; at a stop, that is PID 1's."""
+        report = self.report
+        if report.standing is not Standing.DRAINING or self.source.exit_status:
+            return
+        ended, killed = children.end_children(item.fd for item in self.declarations.passed)
+        if ended:
+            how = f", {killed} of them by SIGKILL" if killed else ""
+            message = f"generation {report.generation} has ended {ended} processes of its own{how}"
+            journal.report(
+                message, Priority.WARNING if killed else Priority.INFO, unit=report.unit,
+                generation=report.generation, side="source", phase="children",
+                outcome=JournalOutcome.DONE,
+            )  # fmt: skip
+
+    def _private(self) -> list[int]:
+        """FDs that are no business of a forked worker: listeners and connections."""
+        listeners = [
+            sock.fileno()
+            for bound in self.declarations.sockets.values()
+            if bound.kind is Kind.LISTENER
+            for sock in bound.sockets
+        ]
+        return listeners + [each.sock.fileno() for _, each in self.report.connections_open()]
+
     def end(self, error: BaseException | None) -> None:
         """Leave `attach`; ends the process if all of it has moved.
 
@@ -87,6 +118,7 @@ class InstanceParts:
         self.source.stop_giving()
         self.answering.close()
         if self.source.frozen:
+            self._end_children()
             if error is not None:
                 _log.error("after serve()", exc_info=error)
                 self.source.exit_status = 1
@@ -96,6 +128,7 @@ class InstanceParts:
                     stream.flush()
             os._exit(self.source.exit_status)
         self.destination.abandon(error)
+        share_again(self._private)
         if self._relay:
             self._relay.close()
         self.report.close()

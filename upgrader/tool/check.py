@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from upgrader.protocol.systemd_syntax import time_span
 from upgrader.protocol.varlink_types import Description
 from upgrader.systemd.live_limits import live_limits
 from upgrader.systemd.unit import UNSET, Unit, as_text
-from upgrader.tool import hold, instance_client
+from upgrader.tool import hold, instance_client, unit_processes
 from upgrader.tool.attempt import Attempt
 from upgrader.tool.blockers import all_settings, not_ours, not_running
 from upgrader.tool.check_settings import about_settings
@@ -159,7 +159,9 @@ def _findings(systemd: Systemd, unit: Unit, present: Presence, ours: bool) -> It
     if unit.serves and present.said:
         yield from _about_instance(unit, present.said, values)
         yield from _about_states(systemd, unit, present.said)
-        yield from _about_processes(unit, present.said, as_text(values.get("ControlGroup", "")))
+        draining = instance_client.describe_draining(unit, user=systemd.user)
+        group = as_text(values.get("ControlGroup", ""))
+        yield from _about_processes(unit, present.said, draining, group)
 
 
 def _about_instance(
@@ -228,7 +230,9 @@ def _about_states(systemd: Systemd, unit: Unit, instance: Description) -> Iterat
         )
 
 
-def _about_processes(unit: Unit, instance: Description, group: str) -> Iterator[Finding]:
+def _about_processes(
+    unit: Unit, instance: Description, draining: Sequence[Description], group: str
+) -> Iterator[Finding]:
     """Sockets that the instance has and did not declare; processes that it should not have."""
     declared = {each.inode for each in instance.backends}
     declared |= {inode for each in instance.backends for inode in each.inodes}
@@ -252,6 +256,7 @@ def _about_processes(unit: Unit, instance: Description, group: str) -> Iterator[
             "declare it with instance.listener() or datagrams(), or open it after the upgrade, in a"
             " task given to serve()",
         )
+    yield from _about_children(unit, draining, group)
     for pid in processes(group):
         if pid in (unit.main_pid, os.getpid()):
             continue
@@ -265,6 +270,25 @@ def _about_processes(unit: Unit, instance: Description, group: str) -> Iterator[
                 f"process {pid} has its listeners too: one instance is one process",
                 "use template units (web@1, web@2) on one .socket instead of forking",
             )
+
+
+def _about_children(unit: Unit, draining: Sequence[Description], group: str) -> Iterator[Finding]:
+    """Processes beside the instance, which an upgrade ends, or nobody."""
+    if children := unit_processes.started_by(unit.main_pid, processes(group)):
+        yield Finding(
+            Severity.WARNING,
+            "an upgrade ends what the instance has started, by SIGTERM:"
+            f" {unit_processes.named(children)}",
+            "have the new version start its own; instance.keep() of a pidfd spares a process",
+        )
+    others = (unit.control_pid, *(each.pid for each in draining))
+    if strays := unit_processes.strays(unit.main_pid, others, processes(group)):
+        yield Finding(
+            Severity.WARNING,
+            "no upgrade ends what nobody looks after any more in this unit:"
+            f" {unit_processes.named(strays)}",
+            "start it in a unit of its own (systemd-run), or keep its parent running",
+        )
 
 
 def _python(unit: Unit) -> str:
