@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,11 +17,15 @@ import pytest
 from tests.support import SETTLE
 from tests.unit.units import unit
 from upgrader.protocol import varlink
+from upgrader.protocol.parameters import Mode
 from upgrader.protocol.rendezvous import DRAINING, SOCKET
 from upgrader.protocol.varlink import INTERFACE
 from upgrader.protocol.varlink_client import call, watch
+from upgrader.protocol.varlink_types import Description
 from upgrader.systemd.cgroup import own_unit
 from upgrader.tool import instance_client
+from upgrader.tool.attempt import Attempt
+from upgrader.tool.before_restart import await_drains, settle
 from upgrader.tool.instance_client import SILENT, InstanceError
 
 DESCRIBE = f"{INTERFACE}.Describe"
@@ -167,3 +172,41 @@ def test_a_silent_instance_is_called_so(tmp_path: Path, monkeypatch: pytest.Monk
     with listening(tmp_path / "web" / SOCKET), pytest.raises(InstanceError) as raised:
         instance_client.execute(web, timeout=PATIENCE, user=True)
     assert raised.value.name == SILENT
+
+
+def test_one_that_wants_to_be_waited_for_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it says of its drains and its work is believed for as long as an upgrade may take."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr(instance_client, "_PATIENCE", PATIENCE)
+    (tmp_path / "web").mkdir()
+    said = Description("web", parameters={"drain-timeout": "infinity"})
+    systemd: Any = SimpleNamespace(user=True)
+    web = unit(names=(own_unit(),))
+    over = threading.Event()
+    with (
+        listening(tmp_path / "web" / DRAINING.format(1)) as draining,
+        listening(tmp_path / "web" / SOCKET),
+    ):
+
+        def drain_for_ever() -> None:
+            while True:
+                sock, _ = draining.accept()
+                with sock:
+                    if over.is_set():
+                        return
+                    sock.recv(65536)
+                    sock.sendall(b'{"parameters": {"service": "x", "connections": 1}}\0')
+
+        thread = threading.Thread(target=drain_for_ever)
+        thread.start()
+        began = time.monotonic()
+        attempt = Attempt(systemd, web, said, Mode.RESTART, "0" * 32, 2 * PATIENCE, print)
+        assert len(await_drains(attempt)) == 1
+        assert settle(attempt) == ()
+        assert time.monotonic() - began < FAR
+        over.set()
+        with socket.socket(socket.AF_UNIX) as last:
+            last.connect(str(tmp_path / "web" / DRAINING.format(1)))
+        thread.join(SETTLE)

@@ -59,6 +59,12 @@ class Attempt:
         """How long it has taken until now."""
         return duration((_now() - self.since) / 1e6)
 
+    def at_most(self, seconds: float) -> float:
+        """What is left of so many seconds once no more is waited for than `timeout` since it began."""
+        if self.timeout is None:
+            return seconds
+        return min(seconds, max(self.begun + self.timeout - time.monotonic(), 0.0))
+
     def say(self, text: str) -> None:
         """Tell who waits how it goes."""
         self.progress(f"{self.unit.id}: {text}")

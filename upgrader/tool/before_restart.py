@@ -19,8 +19,8 @@ _NAMED = 5
 
 
 def await_drains(attempt: Attempt) -> tuple[str, ...]:
-    """Wait until earlier generations have drained what they hold, for drain-timeout at most; returns
-    warnings for what the restart cuts."""
+    """Wait until earlier generations have drained what they hold, for drain-timeout at most, and no
+    longer than the attempt may take; returns warnings for what the restart cuts."""
     deadline = time.monotonic() + _drain_timeout(attempt)
     told = False
     while left := instance_client.describe_draining(attempt.unit, user=attempt.systemd.user):
@@ -60,7 +60,7 @@ def settle(attempt: Attempt) -> tuple[str, ...]:
 def _drain_timeout(attempt: Attempt) -> float:
     told = attempt.before.parameters.get("drain-timeout", "") if attempt.before else ""
     try:
-        return time_span(told)
+        return attempt.at_most(time_span(told))
     except ValueError:
         return 0.0
 
