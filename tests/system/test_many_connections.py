@@ -2,6 +2,7 @@
 """Thousands of idle connections cross a restart; what cannot cross is named."""
 
 import contextlib
+import json
 import os
 import re
 import statistics
@@ -13,6 +14,7 @@ import pytest
 
 from tests.support import eventually
 from tests.system.serving import PROGRAMS, Client, Install, Service, allow_many_fds
+from tests.system.tool import upgrader
 from upgrader.lab.private_systemd import PrivateSystemd
 
 MANY = 5000
@@ -132,11 +134,16 @@ def test_starting_with_too_many_in_flight(
         with service.connect() as client:
             assert (1, 1, 1) == client.add()
             assert "Too many references" in service.messages()
+            # It could park nothing, so a restart is not even begun.
+            done = upgrader(any_machine, "upgrade", service.unit, "--mode", "restart", "--json")
+            said = json.loads(done.stdout)
+            assert (1, "source-failed") == (done.returncode, said["code"]), said
+            assert (2, 2, 1) == client.add()
             other.environment()
             other.until(ActiveState="active")
             service.restart()
 
-            assert (2, 2, 2) == client.add()
+            assert (3, 3, 2) == client.add()
         assert 1 == service.stored
 
 

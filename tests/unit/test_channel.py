@@ -389,6 +389,30 @@ except channel.ChannelError as error:
     assert "LimitNOFILE=" in text
 
 
+def test_what_could_not_be_parked_is_known_before() -> None:
+    """Where there is room, nothing is said, and nothing stays open or in flight."""
+    channel.require_room()
+    if os.geteuid() != 0:
+        cannot_run("needs root, to become a user without privileges")
+    script = """
+os.setgroups([]); os.setgid(61236); os.setuid(61236)
+here, there = socket.socketpair()
+resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20))
+before = len(os.listdir("/proc/self/fd"))
+for _ in range(30):
+    try:
+        channel.require_room()
+        socket.send_fds(there, [b"x"], [0])
+    except channel.ChannelError as error:
+        print(error)
+        break
+print(len(os.listdir("/proc/self/fd")) - before)
+"""
+    said, opened = child(script).splitlines()
+    assert "nothing could be parked now: Too many references" in said
+    assert opened == "0"
+
+
 def test_too_few_fd_numbers_is_an_error(
     image: Fd, sockets: list[socket.socket], store: Store
 ) -> None:

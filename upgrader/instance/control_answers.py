@@ -20,7 +20,14 @@ from typing import Any, NoReturn
 import msgspec
 
 from upgrader.codes import Code
-from upgrader.errors import BusError, BusyWork, IncompatibleState, ParameterError, UpgradeError
+from upgrader.errors import (
+    BusError,
+    BusyWork,
+    ChannelError,
+    IncompatibleState,
+    ParameterError,
+    UpgradeError,
+)
 from upgrader.instance.control_listener import Caller
 from upgrader.instance.exec_mode import Execution
 from upgrader.instance.live_source import MigrationRequest, Successor
@@ -175,11 +182,16 @@ class Negotiation:
         return {"trials": msgspec.to_builtins(self._host.try_states())}
 
     def settle(self, caller: Caller) -> dict[str, Any]:
-        """Wait, serving, until a restart would cut nothing in two."""
+        """Wait, serving, until a restart would cut nothing in two, and could park the rest."""
         _require_root(caller)
         settled = self._on_settle()
         if settled.busy:
             raise refused(str(BusyWork(settled.busy)), Code.BUSY_WORK)
+        try:
+            with contextlib.suppress(OSError):  # no free numbers: for parking, some are kept
+                channel.require_room()
+        except ChannelError as error:
+            raise refused(str(error), Code.SOURCE_FAILED) from error
         return {"cut": settled.cut}
 
     def reload(self, caller: Caller) -> None:

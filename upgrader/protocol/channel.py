@@ -110,6 +110,22 @@ def receive(
         raise
 
 
+def require_room() -> None:
+    """Raise ChannelError if the kernel takes no more FDs of this user into flight (ETOOMANYREFS): then
+    nothing can be parked. Raises OSError if that cannot be tried."""
+    reader, writer = pair()
+    with reader, writer:
+        try:
+            socket.send_fds(writer, [b"\0"], [writer.fileno()])
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS:
+                raise
+            raise ChannelError(
+                f"nothing could be parked now: {error.strerror}, of all services of its user together",
+                remedy="raise LimitNOFILE= of this service",
+            ) from error
+
+
 def park(
     generation: int,
     image: Fd,

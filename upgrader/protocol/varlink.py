@@ -199,7 +199,8 @@ method TryStates() -> (trials: []Trial)
 
 # For root, before it asks for a restart: all are served while what has begun comes to an end, for
 # drain-timeout at most. Refused, with the code busy-work, if a restart would cut a turn or a handler
-# in two; cut are the connections of other libraries that it would cut
+# in two, and with source-failed if nothing could be parked; cut are the connections of other
+# libraries that it would cut
 method Settle() -> (cut: []string)
 
 # For root: become this program (empty: what ExecStart= of the unit says) in the same process. It

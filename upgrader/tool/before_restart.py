@@ -39,7 +39,7 @@ def await_drains(attempt: Attempt) -> tuple[str, ...]:
 def settle(attempt: Attempt) -> tuple[str, ...]:
     """Have the running instance wait for what it is at; returns warnings for what the restart cuts.
 
-    Raises InstanceError if it would cut a turn or a handler in two.
+    Raises InstanceError if it would cut a turn or a handler in two, or could park nothing.
     """
     try:
         cut = instance_client.settle(

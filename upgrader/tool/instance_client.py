@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from upgrader.codes import Code
 from upgrader.errors import UpgradeError
 from upgrader.protocol.phase import Phase
 from upgrader.protocol.rendezvous import DRAINING, SOCKET, socket_name
@@ -49,10 +50,13 @@ SILENT = "Silent"
 
 
 class InstanceError(UpgradeError):
-    """An instance cannot be asked, or refuses; `name` is that of its Varlink error, if it has one."""
+    """An instance cannot be asked, or refuses; `name` is that of its Varlink error, if it has one, and
+    `code` why it refuses."""
 
-    def __init__(self, message: str, *, name: str = "", remedy: str = "") -> None:
-        super().__init__(message, remedy=remedy)
+    def __init__(
+        self, message: str, *, name: str = "", remedy: str = "", code: Code | None = None
+    ) -> None:
+        super().__init__(message, remedy=remedy, code=code)
         self.name = name
 
 
@@ -189,7 +193,7 @@ def try_states(unit: Unit, *, user: bool = False) -> list[Trial]:
 def settle(unit: Unit, seconds: float, *, user: bool = False) -> list[str]:
     """Wait until a restart would cut no turn and no handler of it in two, for as long as it waits
     (`seconds`, its drain-timeout); returns what a restart would cut besides. Raises InstanceError,
-    named Refused, if it would."""
+    named Refused, if it would, or could park nothing."""
     with _connected(unit, _place(unit, user)) as sock:
         sock.settimeout(min(seconds, LONGEST) + _PATIENCE)
         return _typed(call(sock, f"{INTERFACE}.Settle", {}).get("cut"), list[str])
@@ -242,7 +246,10 @@ def _connected(unit: Unit, address: str, pid: int = 0) -> Iterator[socket.socket
         told = [str(value) for key, value in error.parameters.items() if key != "code"]
         words = _WORDS.get(error.name) or ", ".join(told)
         raise InstanceError(
-            words or error.name, name=error.name, remedy=_REMEDIES.get(error.name, "")
+            words or error.name,
+            name=error.name,
+            remedy=_REMEDIES.get(error.name, ""),
+            code=Code(str(error.parameters.get("code"))),
         ) from error
     except PermissionError as error:
         raise InstanceError(

@@ -27,6 +27,12 @@ from upgrader.tool.verdict import INTRODUCTION
 _LONGEST = 90.0
 
 
+_REMEDIES = {
+    Code.BUSY_WORK: "try again when that is done, or raise drain-timeout",
+    Code.SOURCE_FAILED: "a restart now would lose everything that it holds; try again later",
+}
+
+
 def restart(attempt: Attempt) -> Outcome:
     """Restart one unit and wait for the outcome; raises UnitError only if nothing was done."""
     unit = attempt.unit
@@ -44,8 +50,8 @@ def restart(attempt: Attempt) -> Outcome:
         return attempt.failed(
             Result.OLD_SERVES,
             error.message,
-            "try again when that is done, or raise drain-timeout",
-            code=Code.BUSY_WORK,
+            _REMEDIES.get(error.code, "try again later"),
+            code=error.code,
         )
     return replace(outcome := _restart(attempt), warnings=(*outcome.warnings, *cut))
 
