@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support import cannot_run
-from upgrader.tool.history import HistoryEvent
+from upgrader.tool.history import HistoryEvent, upgrades
 from upgrader.tool.history_svg import plot
 
 #: Where each label has been drawn, in the units of the picture.
@@ -58,9 +58,11 @@ def test_every_label_can_be_read(tmp_path: Path) -> None:
               times=(*phases, ("committed", 0.02))),
         HistoryEvent(60.0, 2, "source", "migrate", "failed", "generation 2 serves on: not with me", "live",
               2, 3, times=phases),
+        HistoryEvent(70.0, 2, "takeover", "upgrade", "failed", "no room for a second instance; " * 5),
+        HistoryEvent(80.0, 3, "destination", "load", "done", "", "restart", 2, 3, pause=0.31),
     ]  # fmt: skip
 
-    picture = drawn(plot("web.service", events), tmp_path)
+    picture = drawn(plot("web.service", upgrades(events)), tmp_path)
 
     texts = {label["text"] for label in picture["labels"]}
     assert {"Upgrades of web.service", "setup", "frozen", "loading", "committed"} <= texts

@@ -156,3 +156,18 @@ def test_a9_a_hold_that_cannot_be_written_is_told(
     assert 1 == done.returncode
     assert f"warning: no hold could be put on {held.service.unit}" in done.stderr
     assert "do not let anything restart it" in done.stderr
+
+
+def test_n6_a_hold_whose_unit_has_gone_is_listed(host_machine: PrivateSystemd) -> None:
+    """So that somebody can lift it, which needs no unit."""
+    host_machine.run(["systemd-run", "--unit=gone-soon", "sleep", "infinity"])
+    put = upgrader(host_machine, "hold", "gone-soon", "--why", "before the fair")
+    host_machine.run(["systemctl", "stop", "gone-soon"])
+
+    assert 0 == put.returncode
+    rows = upgrader(host_machine, "list").stdout.splitlines()
+    (row,) = [row for row in rows if row.startswith("gone-soon.service")]
+    assert "not-found" in row
+    assert "by an admin: before the fair" in row
+    assert 0 == upgrader(host_machine, "unhold", "gone-soon").returncode
+    assert "gone-soon" not in upgrader(host_machine, "list").stdout

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Metrics for a fleet: counters of upgrades, a file that is replaced as a whole, and the alerts on them."""
 
+import json
 import re
 
 import yaml
 
+from tests.support import eventually
 from tests.system.packages import ROOT
 from tests.system.reloading import installed
 from tests.system.serving import Install
-from tests.system.tool import upgrader
+from tests.system.tool import upgrade, upgrader
 from upgrader.lab.private_systemd import PrivateSystemd
 from upgrader.tool.prometheus import HELP
 
@@ -42,6 +44,34 @@ def test_n8_upgrades_and_failures_are_counted(
     nowhere = upgrader(any_machine, "status", "--prometheus", "--output", "/nowhere/x")
     assert (1, True) == (nowhere.returncode, "cannot write /nowhere/x" in nowhere.stderr)
     any_machine.run(["rm", "-rf", count, place])
+
+
+def test_n6_a_failed_unit_is_still_measured(
+    trixie_machine: PrivateSystemd, install: Install
+) -> None:
+    """It does not serve, and its last upgrade has failed; killed or not, it stays in the list. One
+    pause is told by the command, the metrics and the history."""
+    service = installed(trixie_machine, install, "lamented", "Restart=no")
+    service.environment(ROUND="2")
+    done = upgrade(service, "--mode", "restart")
+    text = upgrader(trixie_machine, "status", service.unit, "--prometheus").stdout
+    past = json.loads(upgrader(trixie_machine, "history", service.unit, "--json").stdout)
+    pause = f'upgrader_last_upgrade_pause_seconds{{unit="{service.unit}",mode="restart"}} '
+    assert f"{pause}{done['pause_seconds']:.15g}\n" in text
+    assert done["pause_seconds"] == past[-1]["pause"] > 0
+
+    service.environment(MODE="exit")
+    assert 3 == upgrade(service, "--mode", "restart")["exit_code"]
+
+    text = upgrader(trixie_machine, "status", service.unit, "--prometheus").stdout
+    assert f'upgrader_serving{{unit="{service.unit}"}} 0\n' in text
+    assert f'upgrader_last_upgrade_success{{unit="{service.unit}",mode="restart"}} 0\n' in text
+    service.environment()
+    assert 0 == upgrade(service)["exit_code"]
+    trixie_machine.run(["systemctl", "kill", "--kill-whom=main", "-s", "KILL", service.unit])
+    assert eventually(lambda: service.show("ActiveState") == ["failed"])
+    listed = upgrader(trixie_machine, "list").stdout.splitlines()
+    assert any(line.split()[:2] == [service.unit, "failed"] for line in listed), listed
 
 
 def test_the_alerts_are_on_metrics_that_there_are() -> None:

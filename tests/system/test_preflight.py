@@ -66,11 +66,21 @@ def test_a_good_version_is_not_taken(any_machine: PrivateSystemd, install: Insta
             last = described(service)["last"]
             assert ("aborted", "preflight-passed") == (last["decision"], last["code"])
         assert {1} == {client.add()[2] for client in clients}
-        done = upgrader(any_machine, "upgrade", service.unit, "--preflight", "--json", "--quiet")
+        metrics = upgrader(any_machine, "status", service.unit, "--prometheus").stdout
+        assert "upgrader_last_upgrade_success" not in metrics  # there was none
+        assert f'upgrader_last_preflight_success{{unit="{service.unit}"}} 1\n' in metrics
+        rows = upgrader(any_machine, "history", service.unit, "-n", "2").stdout.splitlines()
+        assert [True, True] == [" preflight " in row and " passed " in row for row in rows[1:]]
+        done = upgrader(any_machine, "upgrade", service.unit, "--preflight", "--json")
         assert ("done", 0) == (json.loads(done.stdout)["result"], done.returncode)
+        assert "preflight passed in " in done.stderr
         assert {(3, 2)} == {(count, seen) for count, _, seen in (c.add() for c in clients)}
         assert socket_there(service)
         service.environment(MODE="refusing")
+        restarted = upgrader(
+            any_machine, "upgrade", service.unit, "--preflight", "--mode", "restart", "--dry-run"
+        )
+        assert (0, True) == (restarted.returncode, "warning: no preflight" in restarted.stderr)
         done = upgrader(any_machine, "upgrade", service.unit, "--preflight")
         assert (1, True) == (
             done.returncode,

@@ -136,6 +136,13 @@ def test_watch_shows_phases_as_they_happen(any_machine: PrivateSystemd, install:
     assert 130 == watching.returncode
 
 
+def test_n6_watch_ends_with_its_reader(service: Service) -> None:
+    """As in `status --watch | head -1`."""
+    pipe = ["sh", "-c", f"upgrader status --watch {service.unit} | head -n 1"]
+
+    assert f"{service.unit}: serving" in service.machine.run(pipe).stdout
+
+
 def test_metrics_for_prometheus(service: Service) -> None:
     """Of all units or of one, every sample with its unit; what is known in numbers."""
     service.environment(ROUND="2")
@@ -204,7 +211,7 @@ def test_status_without_permission(service: Service) -> None:
     assert "generation 1, cold start" in asked.stdout
 
 
-@pytest.mark.parametrize("verb", VERBS[4:], ids=lambda verb: verb[0])
+@pytest.mark.parametrize("verb", [*VERBS[4:], ["upgrade", "--dry-run"]], ids=lambda verb: verb[0])
 def test_steering_without_permission(service: Service, verb: list[str]) -> None:
     """It is 4, says so, and changes nothing."""
     command, *rest = verb
@@ -337,18 +344,21 @@ def test_history_is_what_the_journal_has(service: Service) -> None:
 
     assert (0, "") == (done.returncode, done.stderr)
     head, *rows = done.stdout.splitlines()
-    assert head.split()[:3] == ["TIME", "SIDE", "GENERATION"]
+    assert head.split()[:3] == ["TIME", "KIND", "GENERATION"]
+    assert any(" live " in row and " 1 -> 2 " in row.replace("\u2192", "->") for row in rows)
     assert any("not with me" in row and " failed " in row for row in rows)
     (live_one,) = [e for e in events[-9:] if (e["side"], e["phase"], e["outcome"], e["source"]) ==
                    ("source", "migrate", "done", 1)]  # fmt: skip
     assert 0 < live_one["pause"] < live_one["seconds"]
     assert {"setup", "collecting", "frozen", "loading", "committed"} == live_one["times"].keys()
     assert abs(sum(live_one["times"].values()) - live_one["seconds"]) < 0.05
+    (loaded,) = [e for e in events[-9:] if e["side"] == "destination" and e["source"] == 1]
+    assert (loaded["pause"], loaded["id"]) == (live_one["pause"], live_one["id"])
     (restarted,) = [e for e in events[-9:] if e["mode"] == "restart"]
     assert ("destination", 2, 3) == tuple(restarted[n] for n in ("side", "source", "destination"))
     labels = [text.text or "" for text in ElementTree.fromstring(picture).iter(f"{SVG}text")]
     assert f"Upgrades of {service.unit}" in labels
-    for part in ("live 1 \u2192 2", "restart 2 \u2192 3", "serves on", "frozen", "paused "):
+    for part in ("live 1 \u2192 2", "restart 2 \u2192 3", "failed: ", "frozen", "paused "):
         assert any(part in label for label in labels), (part, labels)
     (entry,) = service.journal("UPGRADER_MODE=restart")
     assert int(entry["UPGRADER_PAUSE_USEC"]) == round(restarted["pause"] * 1e6)

@@ -242,6 +242,72 @@ def test_a_closed_pipe_changes_no_exit_code() -> None:
         os.close(write)
 
 
+def run_to_full_disk(*arguments: str, outcome: str = "DONE") -> "tuple[int, str]":
+    """The exit code, and what comes on stderr, of a command whose stdout takes nothing."""
+    code = (
+        "import sys, upgrader.tool.upgrade; from tests.unit import test_cli\n"
+        f"upgrader.tool.upgrade.upgrade = lambda *a, **more: test_cli.{outcome}\n"
+        f"from upgrader import cli; sys.exit(cli.main({list(arguments)}))"
+    )
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True,
+            check=False, timeout=60,
+        )  # fmt: skip
+    return done.returncode, done.stderr
+
+
+FULL = "upgrader: standard output cannot be written: No space left on device\n"
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["upgrade", "--help"]])
+def test_n6_what_is_shown_to_a_full_disk_is_not_shown(arguments: list[str]) -> None:
+    """It is 4, and no bug of this program."""
+    assert (ExitCode.NOTHING_DONE, FULL) == run_to_full_disk(*arguments)
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_n6_an_upgrade_stands_although_the_disk_is_full(more: list[str]) -> None:
+    """Its exit code is that of the upgrade, and each unit that was named has its turn."""
+    assert (0, FULL) == run_to_full_disk("upgrade", "web", *more)
+    code, said = run_to_full_disk("upgrade", "web", *more, outcome="FAILED")
+    assert (3, bool(more)) == (code, FULL in said)
+
+
+def test_n6_what_only_shows_ends_with_its_reader() -> None:
+    """`status --watch | head -1` has no end of its own."""
+    code = (
+        "import time; from upgrader.cli.output import end_without_reader, show\n"
+        "show('first'); end_without_reader(); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE) as watch:
+        assert watch.stdout
+        assert b"first\n" == watch.stdout.readline()
+        watch.stdout.close()
+        assert 0 == watch.wait(20)
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({}, ("XDG_RUNTIME_DIR is not set", "su and sudo open no session")),
+        ({"XDG_RUNTIME_DIR": "/nowhere"}, ("cannot be reached", "systemctl status user@")),
+    ],
+)
+def test_n6_without_a_session_the_remedy_is_one(
+    environment: dict[str, str], words: tuple[str, str]
+) -> None:
+    """The system's bus has nothing to do with it."""
+    done = subprocess.run(
+        [sys.executable, "-m", "upgrader", "list", "--user"], cwd=ROOT, capture_output=True,
+        text=True, check=False, timeout=60, env={"PATH": os.environ["PATH"], **environment},
+    )  # fmt: skip
+
+    assert (4, "") == (done.returncode, done.stdout)
+    assert all(word in done.stderr for word in words), done.stderr
+    assert "dbus.socket" not in done.stderr
+
+
 @pytest.mark.parametrize("name", sorted(cli.cli.commands))
 def test_help_has_an_example(name: str) -> None:
     """Every command's help shows an example and describes every option."""

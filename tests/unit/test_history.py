@@ -9,7 +9,7 @@ import pytest
 from upgrader.instance.phases import Phases, fields
 from upgrader.protocol.phase import Phase
 from upgrader.protocol.varlink_types import Migration
-from upgrader.tool.history import HistoryEvent, agreed, parse
+from upgrader.tool.history import HistoryEvent, PastResult, agreed, parse, upgrades
 from upgrader.tool.history_svg import plot
 
 ENTRY = {
@@ -82,19 +82,129 @@ def test_the_picture_is_of_this_world() -> None:
     nothing = HistoryEvent(1.0, 1, "takeover", "upgrade", "failed", "no")
     svg = "{http://www.w3.org/2000/svg}"
 
-    root = ElementTree.fromstring(plot("a<b.service", [told, nothing]))
+    root = ElementTree.fromstring(plot("a<b.service", upgrades([told, nothing])))
 
     labels = [each.text or "" for each in root.iter(f"{svg}text")]
     assert "Upgrades of a<b.service" in labels
-    assert r"<&\x1b[2J\x00>" in labels
+    assert r"failed: <&\x1b[2J\x00>" in labels
     bars = [each for each in root.iter(f"{svg}rect") if each.find(f"{svg}title") is not None]
-    assert ["setup 10.00 s", "frozen 1.0 ms"] == [each[0].text for each in bars]
+    assert ["setup 10s", "frozen 1ms"] == [each[0].text for each in bars]
     assert all(float(each.get("width", "0")) >= 2 for each in bars)
 
 
 def test_a_picture_of_nothing() -> None:
     """No upgrades are a picture, too."""
     assert "Upgrades of x" in plot("x", [])
+
+
+def test_n7_a_picture_has_round_ticks_and_a_size_and_all_that_failed() -> None:
+    """Also what failed before anything moved. A restart's pause does not look like a freeze."""
+    times = (("setup", 0.3117), ("frozen", 0.001))
+    past = upgrades(
+        [
+            HistoryEvent(1.0, 1, "source", "migrate", "failed", "x", "live", 1, 2, times=times,
+                         reason="not with me"),
+            HistoryEvent(2.0, 1, "takeover", "upgrade", "failed", "x", reason="no room"),
+            HistoryEvent(3.0, 2, "destination", "load", "done", "x", "restart", 1, 2, pause=0.25),
+        ]
+    )  # fmt: skip
+    picture = plot("web.service", past)
+    root = ElementTree.fromstring(picture)
+    svg = "{http://www.w3.org/2000/svg}"
+    words = [each.text or "" for each in root.iter(f"{svg}text")]
+
+    assert ["0", "100ms", "200ms", "300ms", "400ms"] == [
+        each.text for each in root.iter(f"{svg}text") if each.get("class") == "axis"
+    ]
+    assert {"failed: not with me", "failed: no room", "paused 250ms, 0 FDs"} < set(words)
+    assert (root.get("viewBox") or "").split()[2:] == [root.get("width"), root.get("height")]
+    colours = {
+        (each[0].text or "").split()[0]: each.get("fill")
+        for each in root.iter(f"{svg}rect")
+        if len(each)
+    }
+    assert colours["frozen"] != colours["paused"]
+
+
+# What belongs together
+
+
+def test_n6_one_pause_everywhere() -> None:
+    """It is over when the new instance is ready, and that one knows it, whoever asks."""
+    source = HistoryEvent(
+        2.0, 1, "source", "migrate", "done", "", "live", 1, 2, pause=0.003, id="a"
+    )
+    loaded = HistoryEvent(
+        1.9, 2, "destination", "load", "done", "", "live", 1, 2, pause=0.004, id="a"
+    )
+
+    for events in ([source, loaded], [loaded, source]):
+        (one,) = upgrades(events)
+        assert (0.004, PastResult.DONE, "1 -> 2") == (one.pause, one.result, one.generations("->"))
+
+
+@pytest.mark.parametrize(
+    ("code", "outcome", "preflight", "kind", "result"),
+    [
+        ("preflight-passed", "done", True, "preflight", PastResult.PASSED),
+        ("verify-failed", "failed", True, "preflight", PastResult.FAILED),
+        ("verify-failed", "failed", False, "live", PastResult.FAILED),
+        ("cancelled", "failed", False, "live", PastResult.CANCELLED),
+    ],
+)
+def test_n6_preflights_and_failures_are_told_apart(
+    code: str, outcome: str, preflight: bool, kind: str, result: PastResult
+) -> None:
+    """By facts; takeover's entry is of the same upgrade."""
+    source = HistoryEvent(
+        1.0, 1, "source", "migrate", outcome, "x", "live", 1, 2, id="a", code=code, reason="why",
+        preflight=preflight,
+    )  # fmt: skip
+    takeover = HistoryEvent(1.1, 1, "takeover", "upgrade", "failed", "y", id="a", code=code)
+
+    for events in ([source], [source, takeover]):
+        (one,) = upgrades(events)
+        assert (kind, result, "1", "why") == (
+            one.kind, one.result, one.generations("->"), one.reason,
+        )  # fmt: skip
+
+
+def test_n6_the_halves_of_a_restart_are_one_upgrade() -> None:
+    """Neither knows an id; a version that could not load it comes between them."""
+    parked = HistoryEvent(1.0, 3, "source", "park", "done", "generation 3 parked: 2 FDs")
+    failed = HistoryEvent(2.0, 0, "destination", "load", "failed", "failed to load: no")
+    loaded = HistoryEvent(3.0, 4, "destination", "load", "done", "", "restart", 3, 4, pause=2.0)
+    cold = HistoryEvent(4.0, 1, "destination", "load", "done", "generation 1, cold start")
+
+    bad, good, start = upgrades([parked, failed, loaded, cold])
+
+    assert ("restart", PastResult.FAILED) == (bad.kind, bad.result)
+    assert ("restart", PastResult.DONE, "3 -> 4", 2.0) == (
+        good.kind, good.result, good.generations("->"), good.pause,
+    )  # fmt: skip
+    assert ("start", "1") == (start.kind, start.generations("->"))
+    (alone,) = upgrades([parked])
+    assert PastResult.PARKED is alone.result
+
+
+def test_n6_a_preflight_is_no_upgrade() -> None:
+    """What was upgraded last stays known, whether the preflight passes or not."""
+    progress = Phases()
+    progress.begin("live", 1)
+    progress.enter(Phase.DONE)
+    upgraded = progress.now
+    for end in (Phase.PREFLIGHT, Phase.FAILED):
+        progress.begin("live", 2, preflight=True)
+        progress.enter(end, reason="why")
+        assert (end, True) == (progress.now.phase, progress.now.preflight)
+        assert upgraded == progress.last_upgrade
+        assert {"PREFLIGHT": "1", "REASON": "why"}.items() <= fields(progress.now).items()
+    progress.begin("live", 2)
+    progress.enter(Phase.CANCELLED)
+    assert upgraded == progress.last_upgrade
+    progress.begin("live", 2)
+    progress.enter(Phase.FAILED)
+    assert progress.now == progress.last_upgrade
 
 
 def test_phases_and_their_times() -> None:

@@ -215,7 +215,9 @@ def test_the_commit_is_one_datagram(bench: Bench) -> None:
     ready = [text for text in bench.told() if text.startswith("READY=1")]
 
     (text,) = ready
-    assert text == (f"READY=1\nSTATUS={arrival.status}\nFDSTOREREMOVE=1\nFDNAME=upgrader-channel-3")
+    assert text == (
+        f"READY=1\nSTATUS={arrival.status.status_text}\nFDSTOREREMOVE=1\nFDNAME=upgrader-channel-3"
+    )
     with pytest.raises(upgrader.DeclarationError, match="PID 1 passed none of that name"):
         bench.load()
     assert "FDSTOREREMOVE=1\nFDNAME=upgrader-channel-3" in bench.told()

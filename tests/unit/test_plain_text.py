@@ -13,8 +13,9 @@ import pytest
 
 import upgrader
 from upgrader.cli import main
-from upgrader.cli.list_status import _row, lines
-from upgrader.cli.output import say, show, show_json, table
+from upgrader.cli.output import say, show_json, told
+from upgrader.cli.overview_text import listed, shown
+from upgrader.cli.screen import Screen, Tone
 from upgrader.hooks import package_hook
 from upgrader.protocol.phase import Phase
 from upgrader.protocol.status_text import Origin, Status
@@ -27,9 +28,10 @@ from upgrader.protocol.varlink_types import (
     Refusal,
     Trial,
 )
-from upgrader.tool.history import HistoryEvent
+from upgrader.tool.history import HistoryEvent, upgrades
 from upgrader.tool.history_svg import plot
 from upgrader.tool.hold import Hold
+from upgrader.tool.outcome import Outcome, Result, Verb
 from upgrader.tool.overview import Overview
 from upgrader.tool.plain_text import CELL, LINE, plain
 from upgrader.tool.prometheus import metrics
@@ -61,41 +63,66 @@ def test_what_is_too_long_is_cut(text: str) -> None:
     assert len(plain(text, CELL)) == CELL
 
 
-def everything_evil() -> Overview:
+def calm() -> Overview:
+    """The same instance, which says things of one word."""
+    return everything_evil("word")
+
+
+def everything_evil(evil: str = EVIL) -> Overview:
     """An instance that says the same of all that it is asked about."""
     said = Description(
-        service=EVIL, version=EVIL, phase=EVIL, library=EVIL, changed=[EVIL], states={EVIL: 1},
-        trials=[Trial(EVIL, problem=EVIL), Trial(EVIL)],
-        backends=[Backend(EVIL, EVIL, address=EVIL)], connections=1,
-        held=[Connection(EVIL, EVIL, waiting=EVIL), Connection(EVIL, EVIL, what=EVIL)],
-        parameters={EVIL: EVIL}, loaded=Loaded(EVIL), refused=Refusal(reason=EVIL),
-        migration=Migration(Phase.FAILED, mode=EVIL, reason=EVIL, times={EVIL: 1.0}),
+        service=evil, version=evil, phase=evil, library=evil, changed=[evil], states={evil: 1},
+        trials=[Trial(evil, problem=evil), Trial(evil)],
+        backends=[Backend(evil, evil, address=evil)], connections=1,
+        held=[Connection(evil, evil, waiting=evil), Connection(evil, evil, what=evil)],
+        parameters={evil: evil}, loaded=Loaded(evil), refused=Refusal(reason=evil),
+        migration=Migration(Phase.FAILED, mode=evil, reason=evil, times={evil: 1.0}),
     )  # fmt: skip
     return Overview(
         unit="dev-\\x2d.service", active="active (running)", serves=True, pid=1,
-        status=Status(1, Origin.LIVE, refused=EVIL, dropped=(EVIL,), unsaved=(EVIL,)),
-        instance=said, uses_upgrader=True, text=EVIL, draining=(said,), parked=(EVIL,),
-        hold=Hold("dev-\\x2d.service", 1.0, EVIL),
+        status=Status(1, Origin.LIVE, refused=evil, dropped=(evil,), unsaved=(evil,)),
+        instance=said, uses_upgrader=True, text=evil, draining=(said,), parked=(evil,),
+        hold=Hold("dev-\\x2d.service", 1.0, evil),
     )  # fmt: skip
 
 
-def test_a_row_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+SCREENS = [Screen(), Screen(80), Screen(60, colours=True)]
+
+
+def printable(text: str) -> bool:
+    """Whether nothing but our own colours controls a terminal."""
+    for colour in (*filter(None, Tone), "\x1b[0m"):
+        text = text.replace(colour, "")
+    return text.replace("\n", "").isprintable()
+
+
+@pytest.mark.parametrize("there", SCREENS)
+def test_a_row_is_one_line(there: Screen) -> None:
     """A version with a newline forges no second unit."""
-    head = ("UNIT", "STATE", "GENERATION", "RUNNING", "ON DISK", "LAST UPGRADE", "HOLD")
-    show(*table([head, _row(everything_evil())]))
-    out = capfd.readouterr().out.splitlines()
-    assert len(out) == 2
-    assert all(line.isprintable() for line in out)
+    text = listed(there, [everything_evil()], 0.0)
+
+    assert len(text.splitlines()) == 2
+    assert printable(text)
 
 
-def test_a_status_is_the_lines_of_this_tool(capfd: pytest.CaptureFixture[str]) -> None:
-    """Whatever the instance says, each line is printable and begins with a word of ours."""
-    made = list(lines(everything_evil()))
-    show(*made)
-    out = capfd.readouterr().out.splitlines()
-    assert len(made) == len(out)
-    assert all(line.isprintable() for line in out)
-    assert not [line for line in out if line.startswith("web.service")]
+@pytest.mark.parametrize("there", SCREENS)
+def test_a_status_is_the_lines_of_this_tool(there: Screen) -> None:
+    """Whatever the instance says, all is printable, and each line begins with a word of ours."""
+    text = "\n".join(shown(there, everything_evil(), 0.0))
+
+    assert printable(text)
+    assert not [line for line in text.splitlines() if line.startswith("web.service")]
+    if there.width is None:
+        assert len(text.splitlines()) == len("\n".join(shown(there, calm(), 0.0)).splitlines())
+
+
+@pytest.mark.parametrize("there", SCREENS)
+def test_an_outcome_is_the_lines_of_this_tool(there: Screen) -> None:
+    """Also where it is too wide for the terminal: what follows is indented."""
+    text = told(there, Outcome.failed(Verb.UPGRADE, "a.service", Result.OLD_SERVES, EVIL, EVIL))
+
+    assert printable(text)
+    assert all(line.startswith("  ") for line in text.splitlines()[1:])
 
 
 def test_json_on_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
@@ -118,7 +145,7 @@ def test_labels_of_metrics(capfd: pytest.CaptureFixture[str]) -> None:
 def test_a_picture() -> None:
     """It is well-formed."""
     event = HistoryEvent(1.0, 1, "source", "migrate", "failed", EVIL, EVIL, times=((EVIL, 1.0),))
-    for text in ElementTree.fromstring(plot(EVIL, [event])).itertext():
+    for text in ElementTree.fromstring(plot(EVIL, upgrades([event]))).itertext():
         assert text.replace("\n", "").isprintable()
 
 

@@ -24,16 +24,16 @@ LOADED = "generation 3, loaded by restart from generation 2: {}, {} left behind"
         ),
         (
             Status(3, Origin.RESTART, 2, 5002, 12345, 0),
-            LOADED.format("5002 FDs, 12345 bytes of state", 0),
+            LOADED.format("5002 FDs, 12.1K of state", 0),
         ),
         (
             Status(3, Origin.RESTART, 2, 0, 0, 7),
-            LOADED.format("0 FDs, 0 bytes of state", 7),
+            LOADED.format("0 FDs, 0B of state", 7),
         ),
         (
             Status(3, Origin.RESTART, 2, 1, 2, 3, pause=0.0042, refused="no; really: not"),
-            LOADED.format("1 FDs, 2 bytes of state", 3)
-            + ", paused 4.2 ms; upgrade failed: no; really: not",
+            LOADED.format("1 FD, 2B of state", 3)
+            + ", paused 4.2ms; upgrade failed: no; really: not",
         ),
         (
             Status(1, Origin.COLD, refused="not with me"),
@@ -44,6 +44,14 @@ LOADED = "generation 3, loaded by restart from generation 2: {}, {} left behind"
 def test_a_status_in_one_line(status: Status, text: str) -> None:
     """For people, who see it in systemctl."""
     assert text == str(status)
+
+
+def test_the_text_for_systemd_is_what_version_0_1_0_reads() -> None:
+    """Its tool knows no other way to see what became of an upgrade."""
+    status = Status(3, Origin.RESTART, 2, 1, 2210, 3, pause=0.0042)
+
+    assert LOADED.format("1 FDs, 2210 bytes of state", 3) + ", paused 4.2 ms" == status.status_text
+    assert "generation 1, cold start" == Status(1, Origin.COLD).status_text
 
 
 def tell(message: str) -> None:

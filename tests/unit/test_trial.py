@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 import upgrader
-from upgrader.cli.list_status import lines
+from upgrader.cli.overview_text import shown
+from upgrader.cli.screen import Screen
 from upgrader.instance.control_answers import Negotiation
 from upgrader.instance.control_listener import Caller
 from upgrader.instance.self_report import SelfReport
@@ -159,9 +160,8 @@ def test_p5_status_shows_trials() -> None:
             Trial("old", 2, 0, 0.0, 1.0, "value: is a Task"),
         ],
     )
-    shown = "\n".join(
-        lines(Overview("x.service", "active", True, 1, None, instance, uses_upgrader=True))
-    )
+    found = Overview("x.service", "active", True, 1, None, instance, uses_upgrader=True)
+    text = "\n".join(shown(Screen(), found, 0.0))
 
-    assert "table (version 3, 7500000 bytes saved in 36.1 ms), old (version 2), new" in shown
-    assert "state old CANNOT BE SAVED: value: is a Task" in shown
+    assert "table (version 3, 7.2M saved in 36.1ms), old (version 2), new" in text
+    assert "state old CANNOT BE SAVED: value: is a Task" in text

@@ -23,7 +23,7 @@ from upgrader.cli import set_cancel  # noqa: F401  # isort: skip
 from upgrader.cli import history_dump  # noqa: F401  # isort: skip
 from upgrader.cli import demo  # noqa: F401  # isort: skip
 from upgrader.cli.group import EXIT_CODES, cli
-from upgrader.cli.output import say
+from upgrader.cli.output import OutputError, say
 from upgrader.errors import UpgradeError
 from upgrader.tool.outcome import ExitCode
 
@@ -65,6 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         say("interrupted; if systemd was given a job, it goes on: systemctl list-jobs")
         return ExitCode.INTERRUPTED
+    except OutputError as error:
+        say(f"upgrader: {error}")
+        return ExitCode.NOTHING_DONE
     except UpgradeError as error:
         for line in f"upgrader: {error}".splitlines():
             say(line)

@@ -1,14 +1,21 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The command `check`: shows what prevents an upgrade, and writes the drop-in that mends it."""
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 import click
 
 from upgrader.cli.group import cli
 from upgrader.cli.options import json_option, unit_argument, user_option
-from upgrader.cli.output import finish, give_up, say, show, show_json
+from upgrader.cli.output import finish, give_up, say, screen, show_document, show_json
+from upgrader.cli.screen import Screen, Tone
 from upgrader.systemd.unit import UnitError
 from upgrader.tool.outcome import ExitCode, Outcome, Result, Verb
 from upgrader.tool.systemd_client import Systemd
+
+if TYPE_CHECKING:
+    from upgrader.tool.check import CheckReport
 
 _RESULTS = {True: Result.OLD_SERVES, False: Result.NOT_SERVING}
 
@@ -86,19 +93,7 @@ def check(
     if as_json:
         show_json(report.json())
         return report.exit_code
-    show(report.line)
-    for finding in report.findings:
-        show(f"  {finding.severity}: {finding.what}")
-        if finding.remedy:
-            show(f"    {finding.remedy}")
-    if report.settings:
-        option = " --force" if force else ""
-        show(
-            "to write the missing settings into a drop-in, run:"
-            f" upgrader check --fix{option} {report.unit}"
-        )
-    if not report.ours:
-        show(_force(report.unit))
+    show_document("\n".join(found(screen(), report, force=force)))
     return report.exit_code
 
 
@@ -107,3 +102,21 @@ def _force(unit: str) -> str:
         "to see what it would need if its program is about to use upgrader, run:"
         f" upgrader check --force {unit}"
     )
+
+
+def found(there: Screen, report: "CheckReport", *, force: bool = False) -> Iterator[str]:
+    """Make the lines of a report."""
+    tone = Tone.GOOD if report.exit_code is ExitCode.DONE else Tone.BAD
+    yield there.wrapped("", report.line, tone)
+    for finding in report.findings:
+        warns = finding.severity is finding.severity.WARNING
+        yield there.wrapped(
+            f"  {finding.severity}: ", finding.what, Tone.NOTE if warns else Tone.BAD
+        )
+        if finding.remedy:
+            yield there.wrapped("    ", finding.remedy)
+    if report.settings:
+        fix = f"upgrader check --fix{' --force' * force} {report.unit}"
+        yield there.wrapped("", f"to write the missing settings into a drop-in, run: {fix}")
+    if not report.ours:
+        yield there.wrapped("", _force(report.unit))

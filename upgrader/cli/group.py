@@ -4,14 +4,33 @@
 import click
 
 from upgrader._version import VERSION
-from upgrader.cli.output import show
+from upgrader.cli.output import show, show_document
 from upgrader.tool.outcome import ExitCode
 
 EXIT_CODES = {code.value: code.meaning for code in ExitCode}
 
 
-class _Group(click.Group):
+def _help(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        show_document(ctx.get_help())
+        ctx.exit()
+
+
+class Command(click.Command):
+    """Shows its help as everything else is shown, whoever reads it."""
+
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        """Return the option, with another callback."""
+        option = super().get_help_option(ctx)
+        if option:
+            option.callback = _help
+        return option
+
+
+class _Group(Command, click.Group):
     """Lists commands in the order in which they were added, and the exit codes below the help."""
+
+    command_class = Command
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -48,4 +67,4 @@ def cli(ctx: click.Context) -> None:
     version: directly if both can run side by side, else by way of systemd during a restart.
     """
     if ctx.invoked_subcommand is None:
-        ctx.invoke(cli.commands["list"], as_json=False, user=False)
+        ctx.invoke(cli.commands["list"], names=False, as_json=False, user=False)

@@ -11,22 +11,26 @@ import msgspec
 
 from upgrader.cli.group import cli
 from upgrader.cli.options import complete_units, json_option, unit_argument, user_option
-from upgrader.cli.output import finish, give_up, show, show_document, show_json, table
+from upgrader.cli.output import finish, give_up, screen, show_document, show_json
+from upgrader.cli.screen import Cell, Screen, Tone
 from upgrader.errors import UpgradeError
+from upgrader.protocol.wording import counted, show_bytes, show_duration
 from upgrader.systemd.unit import UnitError
-from upgrader.tool.history import HistoryEvent, encode, read
-from upgrader.tool.outcome import ExitCode, Outcome, Result, Verb, duration
+from upgrader.tool.history import PastResult, PastUpgrade, encode, read, upgrades
+from upgrader.tool.outcome import ExitCode, Outcome, Result, Verb
 from upgrader.tool.systemd_client import Systemd
 
 if TYPE_CHECKING:
     from upgrader.tool.dump_image import Dump
+
+_ENTRIES = 4  # of one upgrade, at most: what is known of more was cut off
 
 
 @cli.command(short_help="Show the past upgrades of a unit.")
 @unit_argument
 @click.option(
     "-n", "--lines", metavar="N", type=click.IntRange(1, 10000), default=50, show_default=True,
-    help="How many of the newest entries.",
+    help="How many of the newest upgrades.",
 )  # fmt: skip
 @click.option("--svg", is_flag=True, help="Print a picture: one row for each upgrade, its phases.")
 @json_option
@@ -34,8 +38,9 @@ if TYPE_CHECKING:
 def history(unit: str, lines: int, svg: bool, as_json: bool, user: bool) -> ExitCode:
     """Show the past upgrades of UNIT from the journal: when, how, and how long nobody served.
 
-    Each upgrade has entries of the old instance (source), of the new one (destination), and of
-    takeover, which starts the new one. The journal itself finds them by UPGRADER_UNIT=.
+    One line for each upgrade, preflight and cold start. The journal has entries of the old instance
+    (source), of the new one (destination), and of takeover, which starts the new one: --json prints
+    them, and journalctl finds them by UPGRADER_UNIT=.
 
     \b
     Example:
@@ -49,32 +54,41 @@ def history(unit: str, lines: int, svg: bool, as_json: bool, user: bool) -> Exit
             found = systemd.unit(unit)
     except UnitError as error:
         give_up(Verb.HISTORY, unit, error, as_json)
-    events = read(found, lines, user=user)
-    if not events:
+    past = upgrades(read(found, lines * _ENTRIES, user=user))[-lines:]
+    if not past:
         _nothing(found.id, as_json)
     if svg:
         from upgrader.tool.history_svg import plot
 
-        show_document(plot(found.id, events).rstrip())
+        show_document(plot(found.id, past).rstrip())
     elif as_json:
-        show_json(encode(events))
+        show_json(encode([event for each in past for event in each.events]))
     else:
-        head = ("TIME", "SIDE", "GENERATION", "PHASE", "OUTCOME", "TOOK", "PAUSE", "WHAT")
-        show(*table([head, *map(_row, events)]))
+        show_document(recounted(screen(), past))
     return ExitCode.DONE
 
 
-def _row(event: HistoryEvent) -> Sequence[str]:
-    stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.time))
+def recounted(there: Screen, past: Sequence[PastUpgrade]) -> str:
+    """Make the table of `history`."""
+    head = ("TIME", "KIND", "GENERATION", "RESULT", "TOOK", "PAUSE", "WHAT")
+    rows = [_row(there, each) for each in past]
+    return there.table(head, rows, spare=("TOOK", "GENERATION", "PAUSE"))
+
+
+def _row(there: Screen, each: PastUpgrade) -> Sequence[str | Cell]:
+    failed = each.result is PastResult.FAILED
+    what = each.reason
+    if each.result is PastResult.DONE and each.source:
+        what = f"{counted(each.fds, 'FD')}, {show_bytes(each.bytes)}"
+        what += f", {each.left_behind} left behind" if each.left_behind else ""
     return (
-        stamp,
-        event.side,
-        str(event.generation) if event.generation else "-",
-        event.phase,
-        event.outcome,
-        duration(event.seconds) if event.seconds else "-",
-        f"{event.pause * 1000:.1f} ms" if event.pause else "-",
-        event.message.partition("\n")[0],
+        time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(each.time)),
+        each.kind,
+        each.generations(there.arrow) or "-",
+        Cell(each.result, Tone.BAD if failed else Tone.NONE),
+        show_duration(each.seconds) if each.seconds else "-",
+        show_duration(each.pause) if each.pause else "-",
+        what,
     )
 
 
@@ -136,21 +150,26 @@ def dump(target: str, as_json: bool, user: bool) -> ExitCode:
     if as_json:
         show_json(msgspec.json.encode(found))
     else:
-        for number, each in enumerate(found):
-            show(*([""] if number else []), *_image(each))
+        here = screen()
+        show_document("\n\n".join("\n".join(_image(here, each)) for each in found))
     return ExitCode.DONE
 
 
-def _image(each: "Dump") -> Iterator[str]:
+def _image(there: Screen, each: "Dump") -> Iterator[str]:
     version = f" (version {each.program})" if each.program else ""
-    yield f"{each.where}: generation {each.generation} of {each.service}{version}, {each.bytes} bytes"
-    rows = [("STATE", "VERSION", "READABLE FROM", "BYTES")]
-    rows += [(s.name, str(s.version), str(s.readable_from), str(s.bytes)) for s in each.states]
-    yield from table(rows)
-    rows = [("BACKEND", "KIND", "COUNT", "ADDRESS")]
-    rows += [(e["backend"], e["kind"], str(e["count"]), e["address"] or "-") for e in each.entries]
-    yield from table(rows)
+    size = show_bytes(each.bytes)
+    what = f"{each.where}: generation {each.generation} of {each.service}{version}, {size}"
+    yield there.wrapped("", what)
+    rows = [
+        (s.name, str(s.version), str(s.readable_from), show_bytes(s.bytes)) for s in each.states
+    ]
+    yield there.table(("STATE", "VERSION", "READABLE FROM", "SIZE"), rows)
+    rows = [(e["backend"], e["kind"], str(e["count"]), e["address"] or "-") for e in each.entries]
+    yield there.table(("BACKEND", "KIND", "COUNT", "ADDRESS"), rows)
     for left in each.left_behind:
-        yield f"left behind: {left['what']} of {left['backend']}: {left['why']}"
+        yield there.wrapped(
+            "left behind: ", f"{left['what']} of {left['backend']}: {left['why']}", Tone.NOTE
+        )
     if each.parameters:
-        yield "set: " + " ".join(f"{name}={value}" for name, value in each.parameters.items())
+        words = " ".join(f"{name}={value}" for name, value in each.parameters.items())
+        yield there.wrapped("set: ", words)

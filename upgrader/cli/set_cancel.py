@@ -3,7 +3,7 @@
 
 import click
 
-from upgrader.cli.group import cli
+from upgrader.cli.group import Command, cli
 from upgrader.cli.options import (
     assigned,
     complete_parameters,
@@ -15,7 +15,7 @@ from upgrader.cli.output import finish
 from upgrader.protocol.parameters import SETTABLE
 
 
-class _Set(click.Command):
+class _Set(Command):
     """Adds the list of parameters to the help."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -19,7 +19,7 @@ from upgrader.cli.options import (
     unit_argument,
     user_option,
 )
-from upgrader.cli.output import finish, give_up, progress_to, say, show_json, tell
+from upgrader.cli.output import finish, give_up, progress_to, report_json, say, tell
 from upgrader.protocol.parameters import Mode
 from upgrader.systemd.unit import UnitError
 from upgrader.tool.outcome import ExitCode, Result, Verb
@@ -155,9 +155,9 @@ def upgrade(
         if outcome.result is not Result.DONE:
             break
     if as_json and names == tuple(units) and len(units) == 1:
-        show_json(outcomes[0].json())
+        report_json(outcomes[0].json())
     elif as_json:
-        show_json(each.json() for each in outcomes)
+        report_json(each.json() for each in outcomes)
     elif left := names[len(outcomes) :]:
         say(f"not begun: {', '.join(left)}")
     elif not names:

@@ -241,8 +241,9 @@ class Negotiation:
             self._expected = ""
             host = self._host
             host.progress.begin(
-                "live", host.generation, destination=host.generation + 1, pid=pid, upgrade=upgrade
-            )
+                "live", host.generation, destination=host.generation + 1, pid=pid, upgrade=upgrade,
+                preflight=self._preflight,
+            )  # fmt: skip
             if problem:  # before the new version is started
                 self._successor = None
                 self._abort(Code.SOURCE_FAILED, problem)

@@ -167,7 +167,7 @@ class Arrival:
         """Tell PID 1 what it takes from its main process only; raises NotifyError."""
         self._tidy(store)
         # From here on WatchdogSec= counts for this process.
-        notifier.send("WATCHDOG=1", f"STATUS={one_line(str(self.status))}", *self._facts())
+        notifier.send("WATCHDOG=1", f"STATUS={one_line(self.status.status_text)}", *self._facts())
 
     def _facts(self) -> tuple[str, ...]:
         """What only `upgrader.testing` is told, which plays the part of PID 1."""
@@ -198,7 +198,9 @@ class Arrival:
     def _commit(self, notifier: Notifier, store: FdStore) -> None:
         self._tidy(store)
         removed = removal(self.channel.name) if self.channel else ()
-        notifier.send("READY=1", f"STATUS={one_line(str(self.status))}", *removed, *self._facts())
+        notifier.send(
+            "READY=1", f"STATUS={one_line(self.status.status_text)}", *removed, *self._facts()
+        )
         # The datagram is queued, and PID 1 will get to it: from here on there is no way back.
         try:
             notifier.barrier()

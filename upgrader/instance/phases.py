@@ -35,6 +35,8 @@ def fields(migration: Migration) -> dict[str, str]:
         "BYTES": str(migration.bytes),
         "LEFT_BEHIND": str(migration.left_behind),
         "TIMES": times,
+        "PREFLIGHT": "1" if migration.preflight else "",
+        "REASON": migration.reason,
     }
 
 
@@ -57,6 +59,7 @@ class Phases:
         self._upgrade = self._side = ""
         self._code: Code | None = None
         self.origin = Loaded()  #: how this instance came to be
+        self.last_upgrade = Migration()  #: the last that was done or has failed, and no preflight
         self._number = 0
         self._begin = self._entered = 0.0  # of `time.monotonic`
         self._changed: Callable[[News], None] | None = None
@@ -146,6 +149,8 @@ class Phases:
             migration = msgspec.structs.replace(migration, times=times)
         self._entered = now
         self._last = migration = self._timed(migration, ending=True)
+        if migration.phase in (Phase.DONE, Phase.FAILED) and not migration.preflight:
+            self.last_upgrade = migration
         self._number += 1
         self._news.notify_all()
         return News(migration, self._number)

@@ -74,6 +74,7 @@ class Describer:
             refused=host.refusal or Refusal(),
             fingerprint=host.watched.fingerprint(),
             drains_until=round(host.drains_until, 3),
+            last_upgrade=host.progress.last_upgrade,
         )
 
     def _late(self) -> list[str]:

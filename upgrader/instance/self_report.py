@@ -146,7 +146,7 @@ class SelfReport:
         self.refusal = refusal or self.refusal
         self._status = self._status.replace(refused=one_line(why))
         with contextlib.suppress(UpgradeError):
-            self.notifier.send(f"STATUS={self._status}")
+            self.notifier.send(f"STATUS={self._status.status_text}")
 
     def loaded(self, status: Status, upgrade: str) -> None:
         """Say that this instance is the owner now, and what has brought it here: the upgrade with
@@ -154,7 +154,7 @@ class SelfReport:
         self._status, self._upgrade = status, upgrade
         if self._progress:
             self._remember(self._progress)
-        self.tell(Priority.INFO, "destination", "load", JournalOutcome.DONE, str(status))
+        self.tell(Priority.INFO, "destination", "load", JournalOutcome.DONE, status.status_text)
 
     def _remember(self, progress: phases.Phases) -> None:
         status = self._status

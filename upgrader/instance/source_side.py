@@ -222,7 +222,9 @@ class SourceSide:
             message = f"nothing could be parked, draining instead: {error}"
             report.tell(Priority.ERR, "source", "park", JournalOutcome.FAILED, message)
             return False
-        message = f"generation {report.generation} parked: {outcome.fds} FDs"
+        message = (
+            f"generation {report.generation} parked: {outcome.fds} FD{'s' * (outcome.fds != 1)}"
+        )
         for item in outcome.left_behind[:20]:
             message += f"\nleft behind: {item.what} of {item.backend!r}: {item.why}"
         if outcome.left_behind:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """How an instance came to be, in one line for people: STATUS=, and what the tool prints.
 
-Nothing reads it back: any program may send STATUS=.
+Nothing here reads it back: any program may send STATUS=.
 """
 
 from __future__ import annotations
@@ -14,8 +14,11 @@ from upgrader.protocol.values import Value
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import json
+
+    from upgrader.protocol import wording
 else:
     json = later("json")
+    wording = later("upgrader.protocol.wording")
 
 #: The variable in which `upgrader.testing` gets a `Status` with READY=1, as JSON; sd_notify(3) leaves
 #: X_ to services.
@@ -59,13 +62,24 @@ class Status(Value):
     datagrams_lost: int = 0
 
     def __str__(self) -> str:
+        moved = wording.counted(self.fds, "FD")
+        moved += f", {wording.show_bytes(self.state_bytes)} of state"
+        return self._line(moved, wording.show_duration(self.pause or 0))
+
+    @property
+    def status_text(self) -> str:
+        """The same for STATUS= and the journal, in the form that a tool of version 0.1.0 reads back."""
+        moved = f"{self.fds} FDs, {self.state_bytes} bytes of state"
+        return self._line(moved, f"{(self.pause or 0) * 1000:.1f} ms")
+
+    def _line(self, moved: str, pause: str) -> str:
         refused = f"{_REFUSED}{self.refused}" if self.refused else ""
         if self.origin is Origin.UNKNOWN:
             return f"generation {self.generation}, origin unknown (library {self.library}){refused}"
         if self.origin is Origin.COLD:
             aside = f", image of generation {self.set_aside} set aside" if self.set_aside else ""
             return f"generation {self.generation}, cold start{aside}{refused}"
-        paused = "" if self.pause is None else f", paused {self.pause * 1000:.1f} ms"
+        paused = "" if self.pause is None else f", paused {pause}"
         if self.dropped:
             count = len(self.dropped)
             paused += f", {count} field{'s' * (count > 1)} dropped"
@@ -75,8 +89,8 @@ class Status(Value):
             paused += f", {self.datagrams_lost} datagrams lost"
         return (
             f"generation {self.generation}, loaded by {self.origin}"
-            f" from generation {self.source_generation}: {self.fds} FDs,"
-            f" {self.state_bytes} bytes of state, {self.left_behind} left behind{paused}{refused}"
+            f" from generation {self.source_generation}: {moved},"
+            f" {self.left_behind} left behind{paused}{refused}"
         )
 
 

@@ -52,7 +52,8 @@ type Connection (
 )
 
 # The migration under way, or the last one; source and destination are generations, began is in
-# seconds since the epoch, pause is how long nobody served, times how long each phase took
+# seconds since the epoch, pause is how long nobody served, times how long each phase took; a
+# preflight was to end before its commit
 type Migration (
   phase: string,
   mode: string,
@@ -66,7 +67,8 @@ type Migration (
   bytes: int,
   left_behind: int,
   reason: string,
-  times: [string]float
+  times: [string]float,
+  preflight: bool
 )
 
 # The last upgrade that it had a part in. side is source or destination, decision is none, aborted
@@ -139,8 +141,9 @@ type Trial (
 # What runs: generation, version, process, the program on disk, what it holds, and its upgrades.
 # upgrade is the id of the one that the next reload is. rehearsal is preflight, in the word of
 # interface 1; an instance that does not say its interface has that. fingerprint names the files of
-# the program as they are on disk now; reread are files that a reload reads anew. drains_until: if
-# another instance has replaced it, when what is still open here is cut, in seconds since the epoch
+# the program as they are on disk now; reread are files that a reload reads anew. last_upgrade is
+# the last migration that was done or has failed, and was no preflight. drains_until: if another
+# instance has replaced it, when what is still open here is cut, in seconds since the epoch
 method Describe() -> (
   service: string,
   version: string,
@@ -172,6 +175,7 @@ method Describe() -> (
   loaded: Loaded,
   refused: Refusal,
   fingerprint: string,
+  last_upgrade: Migration,
   drains_until: float
 )
 

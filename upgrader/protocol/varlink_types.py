@@ -47,7 +47,7 @@ class Migration(msgspec.Struct, frozen=True):
 
     `source` and `destination` are generations; `began` is seconds since the epoch, `seconds` how
     long it has taken, `times` how long each phase before this one, `pause` how long nobody served;
-    `reason` says why it failed.
+    `reason` says why it failed; `preflight`: it was to end before its commit.
     """
 
     phase: Phase = Phase.NONE
@@ -63,6 +63,7 @@ class Migration(msgspec.Struct, frozen=True):
     left_behind: int = 0
     reason: str = ""
     times: dict[str, float] = {}
+    preflight: bool = False
 
 
 class Last(msgspec.Struct, frozen=True):
@@ -161,7 +162,9 @@ class Description(msgspec.Struct, frozen=True):
     of the program that are others now; `reread`: files that are, and that a reload reads anew; `late`: modules that were imported after it was ready;
     `expected`: the next reload is an upgrade, with the id `upgrade`, or its `preflight` (`rehearsal`,
     to takeovers of interface 1); `overrides`: what was set at run time;
-    `fingerprint` names the files of the program as they are on disk now."""
+    `fingerprint` names the files of the program as they are on disk now; `last_upgrade`: the last
+    migration that was done or has failed, and was no preflight; `drains_until`: when it cuts what
+    it still drains, in seconds since the epoch, 0 if it was not replaced."""
 
     service: str
     version: str = ""
@@ -193,4 +196,5 @@ class Description(msgspec.Struct, frozen=True):
     loaded: Loaded = Loaded()
     refused: Refusal = Refusal()
     fingerprint: str = ""
+    last_upgrade: Migration = Migration()
     drains_until: float = 0.0

@@ -81,11 +81,10 @@ class AccessDenied(UnitError):
 class BusUnreachable(UnitError):
     """The system bus, or PID 1 on it, cannot be reached, or the connection was lost."""
 
-    def __init__(self, unit: str, reason: str) -> None:
+    def __init__(self, unit: str, reason: str, *, remedy: str = "") -> None:
+        usual = "see whether the bus runs: systemctl status dbus.socket dbus.service"
         super().__init__(
-            unit,
-            f"systemd cannot be reached over D-Bus: {reason}",
-            remedy="see whether the bus runs: systemctl status dbus.socket dbus.service",
+            unit, f"systemd cannot be reached over D-Bus: {reason}", remedy=remedy or usual
         )
         self.reason = reason
 

@@ -121,11 +121,14 @@ class Takeover:
         self._name = cgroup.own_unit()
         self._control = given_environment()
         self._generation = 0
+        self._preflight = False
         self._starts = False  # from here on there is something to be called off
         self._told, self._tell = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def report(self, message: str, code: Code, **details: str) -> None:
         """Tell the journal what went wrong."""
+        if self._preflight:
+            details["PREFLIGHT"] = "1"
         journal.report(
             message, Priority.ERR, unit=self._name, generation=self._generation, side="takeover",
             phase="upgrade", outcome=JournalOutcome.FAILED,
@@ -155,6 +158,7 @@ class Takeover:
                 source = RunningInstance.from_answer(call(sock, f"{INTERFACE}.Describe", {}))
                 self._generation = source.generation
                 self._upgrade = source.upgrade or self._upgrade
+                self._preflight = source.preflight
                 if source.changed or source.expected or self._differs(source):
                     self._check(source)
                     self._start_and_follow(source, path, sock)

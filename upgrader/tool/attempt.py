@@ -9,9 +9,10 @@ from upgrader.codes import Code
 from upgrader.protocol.parameters import Mode
 from upgrader.protocol.status_text import Status
 from upgrader.protocol.varlink_types import Description
+from upgrader.protocol.wording import counted, show_duration
 from upgrader.systemd.unit import Unit, UnitError
 from upgrader.tool.instance_client import status
-from upgrader.tool.outcome import Outcome, Result, Tell, Verb, duration
+from upgrader.tool.outcome import Outcome, Result, Tell, Verb
 from upgrader.tool.systemd_client import Systemd
 
 _PHASES = {
@@ -57,7 +58,7 @@ class Attempt:
     @property
     def took(self) -> str:
         """How long it has taken until now."""
-        return duration((_now() - self.since) / 1e6)
+        return show_duration((_now() - self.since) / 1e6)
 
     def at_most(self, seconds: float) -> float:
         """What is left of so many seconds once no more is waited for than `timeout` since it began."""
@@ -84,7 +85,7 @@ class Attempt:
             # Until the stop begins, PID 1 says that the old instance is active.
             if _PHASES.get(state, phase) != phase and (phase or state != "active"):
                 phase = _PHASES[state]
-                self.say(f"{phase} ({duration(time.monotonic() - begin)})")
+                self.say(f"{phase} ({show_duration(time.monotonic() - begin)})")
             if change.job_id == job:
                 word = change.job_result
             # Between the failure and the next attempt of its own, PID 1 goes through "failed".
@@ -134,9 +135,8 @@ def _lost(after: Status) -> tuple[str, ...]:
     """Warnings if not everything could cross."""
     warnings = []
     if connections := after.left_behind - len(after.unsaved):
-        warnings.append(
-            f"{connections} connections or turns could not be kept: they were drained or cut"
-        )
+        lost = counted(connections, "connection or turn")
+        warnings.append(f"not kept, but drained or cut: {lost}")
     if after.unsaved:
         states = ", ".join(after.unsaved)
         warnings.append(f"the old instance could not save, and so the new one has anew: {states}")

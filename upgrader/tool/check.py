@@ -14,8 +14,9 @@ import msgspec
 
 from upgrader._version import VERSION
 from upgrader.protocol.parameters import Mode
-from upgrader.protocol.systemd_syntax import time_span
+from upgrader.protocol.systemd_syntax import show_span, time_span
 from upgrader.protocol.varlink_types import Description
+from upgrader.protocol.wording import counted, show_bytes, show_duration
 from upgrader.systemd.live_limits import live_limits
 from upgrader.systemd.unit import UNSET, Unit, as_text
 from upgrader.tool import hold, instance_client, unit_processes
@@ -25,7 +26,7 @@ from upgrader.tool.check_settings import about_settings
 from upgrader.tool.finding import Finding, Severity, edit
 from upgrader.tool.listening_sockets import inodes, listening, processes
 from upgrader.tool.live_mode import limits
-from upgrader.tool.outcome import ExitCode, duration
+from upgrader.tool.outcome import ExitCode
 from upgrader.tool.preflight import objection
 from upgrader.tool.preflight import preflight as try_out
 from upgrader.tool.presence import Presence, look
@@ -70,7 +71,7 @@ class CheckReport:
             "none": "cannot be upgraded",
         }
         warnings = sum(1 for each in self.findings if each.severity is Severity.WARNING)
-        more = f", {warnings} warning{'s' * (warnings > 1)}" if warnings else ""
+        more = f", {counted(warnings, 'warning')}" if warnings else ""
         loads = "; the version on disk has loaded everything" if self.preflight else ""
         return f"{self.unit}: {words[self.mode]}{more}{loads}"
 
@@ -191,14 +192,14 @@ def _about_instance(
         yield Finding(
             Severity.WARNING,
             f"drain-timeout={instance.parameters['drain-timeout']} is not below TimeoutStopSec="
-            f"{unit.timeout_stop_usec / 1e6:g}s: a stop cuts what it drains",
+            f"{show_span(unit.timeout_stop_usec / 1e6)}: a stop cuts what it drains",
             edit(unit, "TimeoutStopSec=SPAN, longer than the other"),
         )
     limit = int(values.get("LimitNOFILE", UNSET))
     if 2 * instance.connections + 64 > limit:
         yield Finding(
             Severity.WARNING,
-            f"LimitNOFILE={limit} is little for {instance.connections} connections: on their way"
+            f"LimitNOFILE={limit} is little for {counted(instance.connections, 'connection')}: on their way"
             " they count twice, for all services of its user",
             edit(unit, f"LimitNOFILE={4 * instance.connections}"),
         )
@@ -224,7 +225,7 @@ def _about_states(systemd: Systemd, unit: Unit, instance: Description) -> Iterat
         size = sum(trial.bytes for trial in trials)
         yield Finding(
             Severity.WARNING,
-            f"saving its states, {size} bytes, takes {duration(seconds)}: longer than"
+            f"saving its states, {show_bytes(size)}, takes {show_duration(seconds)}: longer than"
             f" downtime-limit={instance.parameters['downtime-limit']}, so a live upgrade gives up",
             f"upgrader set {unit.id} downtime-limit=SPAN, or keep less in the states",
         )

@@ -7,10 +7,10 @@ import threading
 import time
 
 from upgrader.protocol.varlink_types import Migration
+from upgrader.protocol.wording import show_duration
 from upgrader.tool import instance_client
 from upgrader.tool.attempt import Attempt
 from upgrader.tool.instance_client import InstanceError
-from upgrader.tool.outcome import duration
 
 #: Seconds to wait for the last phase of an upgrade whose outcome is known.
 _LAST_PHASE = 1.0
@@ -50,4 +50,4 @@ class Course:
                 self._last = migration
                 self._registered = self._registered or time.monotonic()
                 if not migration.phase.ended:
-                    attempt.say(f"{migration.phase} ({duration(migration.seconds)})")
+                    attempt.say(f"{migration.phase} ({show_duration(migration.seconds)})")

@@ -1,14 +1,21 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The upgrades of a unit as the journal has them, from the structured fields; changes nothing."""
+"""The upgrades of a unit as the journal has them, from the structured fields; changes nothing.
+
+Each side of an upgrade has an entry of its own, and takeover has one if it fails: `upgrades` puts
+together what belongs together.
+"""
 
 import contextlib
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 
 import msgspec
 
+from upgrader.codes import Code
 from upgrader.systemd import journal
+from upgrader.systemd.journal import JournalOutcome
 from upgrader.systemd.unit import Unit
 from upgrader.tool.journal_fields import of_line, of_owners, of_unit, seconds, whole
 
@@ -17,7 +24,8 @@ _FIELDS = (
     "MESSAGE", "PRIORITY", "UPGRADER_GENERATION", "UPGRADER_SIDE", "UPGRADER_PHASE",
     "UPGRADER_OUTCOME", "UPGRADER_MODE", "UPGRADER_SOURCE", "UPGRADER_DESTINATION",
     "UPGRADER_PAUSE_USEC", "UPGRADER_SECONDS", "UPGRADER_FDS", "UPGRADER_BYTES",
-    "UPGRADER_LEFT_BEHIND", "UPGRADER_TIMES", "UPGRADER_ID",
+    "UPGRADER_LEFT_BEHIND", "UPGRADER_TIMES", "UPGRADER_ID", "UPGRADER_CODE", "UPGRADER_REASON",
+    "UPGRADER_PREFLIGHT",
 )  # fmt: skip
 
 
@@ -25,7 +33,8 @@ _FIELDS = (
 class HistoryEvent:
     """One entry: what one side of a migration said, in its own words and in numbers.
 
-    `time`: seconds since the epoch, at its end; `times`: seconds that each phase took.
+    `time`: seconds since the epoch, at its end; `times`: seconds that each phase took; `id` and
+    `code` are of the upgrade, empty if nobody said them.
     """
 
     time: float
@@ -44,6 +53,60 @@ class HistoryEvent:
     left_behind: int = 0
     id: str = ""
     times: tuple[tuple[str, float], ...] = ()
+    code: str = ""
+    reason: str = ""
+    preflight: bool = False
+
+    @property
+    def done(self) -> bool:
+        """Whether this side did what it should."""
+        return self.outcome == JournalOutcome.DONE
+
+    @property
+    def loads(self) -> bool:
+        """Whether a destination says that it is the owner."""
+        return self.side == "destination" and self.done
+
+
+class PastResult(StrEnum):
+    """How an upgrade of the past ended."""
+
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    PASSED = "passed"  #: a preflight: the new version would have taken over
+    PARKED = "parked"  #: a restart whose other half is not known
+
+
+@dataclass(frozen=True, slots=True)
+class PastUpgrade:
+    """One upgrade, or one start, of all that was said of it.
+
+    `kind` is the mode, "preflight", or "start"; `source` and `destination` are generations, 0 if there
+    is none. `time` is seconds since the epoch, at its end; `seconds`, `pause` and `times` as of the
+    events. The pause is that of the destination, which knows when it was ready.
+    """
+
+    time: float
+    kind: str
+    result: PastResult
+    source: int
+    destination: int
+    seconds: float
+    pause: float
+    fds: int
+    bytes: int
+    left_behind: int
+    reason: str
+    times: tuple[tuple[str, float], ...]
+    events: tuple[HistoryEvent, ...]
+
+    def generations(self, arrow: str) -> str:
+        """From which to which, as far as it came."""
+        numbers = [str(each) for each in (self.source, self.destination) if each]
+        if self.result is not PastResult.DONE:
+            numbers = numbers[:1]
+        return f" {arrow} ".join(numbers)
 
 
 def read(unit: Unit, count: int, *, user: bool = False) -> list[HistoryEvent]:
@@ -98,7 +161,87 @@ def parse(lines: Iterable[str]) -> Iterator[HistoryEvent]:
                 left_behind=number("LEFT_BEHIND"),
                 id=raw.get("UPGRADER_ID", ""),
                 times=tuple(_times(raw.get("UPGRADER_TIMES", ""))),
+                code=raw.get("UPGRADER_CODE", ""),
+                reason=raw.get("UPGRADER_REASON", ""),
+                preflight=bool(raw.get("UPGRADER_PREFLIGHT", "")),
             )
+
+
+def upgrades(events: Sequence[HistoryEvent]) -> list[PastUpgrade]:
+    """The upgrades and starts among these events, oldest first."""
+    rows: list[list[HistoryEvent]] = []
+    for event in events:
+        row = next((row for row in reversed(rows) if _belongs(event, row)), None)
+        if row is None:
+            rows.append([event])
+        else:
+            row.append(event)
+    return sorted((_past(row) for row in rows), key=lambda each: each.time)
+
+
+def _belongs(event: HistoryEvent, row: Sequence[HistoryEvent]) -> bool:
+    """Whether an event is of the same upgrade as those before it.
+
+    A restart has no id that both sides know; an older library tells none at all.
+    """
+    if event.id and any(each.id for each in row):
+        return any(each.id == event.id for each in row)
+    first = row[0]
+    return len(row) == 1 and (_halves(first, event) or _halves(event, first))
+
+
+def _halves(source: HistoryEvent, destination: HistoryEvent) -> bool:
+    """Whether these are the two sides of one upgrade that is done."""
+    gives = source.side == "source" and source.done and not source.preflight
+    return gives and destination.loads and destination.source == source.generation
+
+
+def _past(row: Sequence[HistoryEvent]) -> PastUpgrade:
+    loaded = next((each for each in row if each.loads), None)
+    source = next((each for each in row if each.side == "source"), None)
+    told = source or row[0]
+    numbers = loaded or told
+    preflight = any(each.preflight for each in row)
+    failed = next((each for each in row if not each.done), told)
+    return PastUpgrade(
+        time=max(each.time for each in row),
+        kind=_kind(numbers, preflight=preflight),
+        result=_result(row, told, loaded),
+        source=numbers.source or (told.generation if told.side != "destination" else 0),
+        destination=numbers.destination or (loaded.generation if loaded else 0),
+        seconds=told.seconds or numbers.seconds,
+        pause=numbers.pause,
+        fds=numbers.fds,
+        bytes=numbers.bytes,
+        left_behind=numbers.left_behind,
+        reason=(told.reason or failed.reason or failed.message).partition("\n")[0],
+        times=told.times,
+        events=tuple(row),
+    )
+
+
+def _kind(numbers: HistoryEvent, *, preflight: bool) -> str:
+    if preflight:
+        return "preflight"
+    if numbers.mode:
+        return numbers.mode
+    if numbers.side == "takeover":
+        return "live"
+    return "start" if numbers.loads else "restart"
+
+
+def _result(
+    row: Sequence[HistoryEvent], told: HistoryEvent, loaded: HistoryEvent | None
+) -> PastResult:
+    if loaded:
+        return PastResult.DONE
+    if any(each.code == Code.CANCELLED for each in row):
+        return PastResult.CANCELLED
+    if any(each.code == Code.PREFLIGHT_PASSED for each in row):
+        return PastResult.PASSED
+    if not told.done:
+        return PastResult.FAILED
+    return PastResult.PARKED if told.phase == "park" else PastResult.DONE
 
 
 def encode(events: list[HistoryEvent]) -> bytes:

@@ -102,6 +102,16 @@ def status(said: Description) -> Status:
     return Status(said.generation, Origin.UNKNOWN, refused=last.reason, library=said.library)
 
 
+def last_upgrade(said: Description) -> Migration:
+    """The last upgrade that was done or has failed, and was no preflight; `mode` is empty if there was
+    none. An older library says of its last migration only whether it was a preflight that passed."""
+    if said.last_upgrade.mode:
+        return said.last_upgrade
+    last = said.migration
+    known = last.phase in (Phase.DONE, Phase.FAILED) and not last.preflight
+    return last if known else Migration()
+
+
 def _origin(text: str) -> Origin:
     return Origin(text) if text in list(Origin) else Origin.UNKNOWN
 
@@ -215,7 +225,7 @@ def _directory(unit: Unit, user: bool) -> Path | None:
     """Where the unit's sockets are: the first of RuntimeDirectory=; None if it has none."""
     if not unit.runtime_directories:
         return None
-    base = os.environ.get("XDG_RUNTIME_DIR", "/run/user/nobody") if user else "/run"
+    base = os.environ.get("XDG_RUNTIME_DIR", f"/run/user/{os.geteuid()}") if user else "/run"
     return Path(base, unit.runtime_directories[0])
 
 

@@ -10,6 +10,7 @@ from upgrader.codes import Code
 from upgrader.protocol.parameters import FD_STORE_ONLY, MECHANISM, Mechanism
 from upgrader.protocol.phase import Decision
 from upgrader.protocol.status_text import Origin
+from upgrader.protocol.wording import show_duration
 from upgrader.systemd.live_limits import (
     DYNAMIC_USERS,
     RESTART,
@@ -24,7 +25,7 @@ from upgrader.tool.attempt import Attempt
 from upgrader.tool.blockers import what_to_do
 from upgrader.tool.course import Course
 from upgrader.tool.instance_client import InstanceError
-from upgrader.tool.outcome import Outcome, Result, duration
+from upgrader.tool.outcome import Outcome, Result
 from upgrader.tool.presence import Presence
 from upgrader.tool.systemd_client import Systemd
 from upgrader.tool.verdict import Verdict, decide
@@ -85,7 +86,7 @@ def reload(attempt: Attempt) -> Outcome:
     attempt.say(f"systemd reloads it (job {job})")
     outcome = replace(await_reload(attempt, job), times=course.times())
     if outcome.times:
-        parts = (f"{part} {duration(seconds)}" for part, seconds in outcome.times.items())
+        parts = (f"{part} {show_duration(seconds)}" for part, seconds in outcome.times.items())
         attempt.say(f"time: {', '.join(parts)}")
     return outcome
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What became of one request, as a value, a line for people and an exit code; does nothing."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
@@ -10,7 +11,9 @@ import msgspec
 
 from upgrader.codes import Code
 from upgrader.protocol.parameters import Mode
+from upgrader.protocol.phase import Phase
 from upgrader.protocol.status_text import Status
+from upgrader.protocol.varlink_types import Migration
 from upgrader.systemd.unit import (
     AccessDenied,
     BusUnreachable,
@@ -23,14 +26,6 @@ from upgrader.systemd.unit import (
 
 #: Where to say how it goes, one line at a time.
 Tell = Callable[[str], None]
-
-
-def duration(seconds: float) -> str:
-    """A measured duration for people: `0.142s`, `12.3s`, `2min 5s`."""
-    if seconds < 60:
-        return f"{seconds:.3f}s" if seconds < 10 else f"{seconds:.1f}s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}min {rest}s" if rest else f"{minutes}min"
 
 
 class ExitCode(IntEnum):
@@ -149,9 +144,9 @@ class Outcome:
 
     `before` and `after` are what the instances say of themselves; `text` completes the line of a
     success, `cause` and `remedy` that of a failure. `seconds` is the whole request; `pause_seconds`
-    is from the begin of the stop to READY=1, in PID 1's own timestamps, and in live mode how long
-    nobody served, by the instance's own clock. `times`: where the time of a live upgrade went, seconds
-    by part (see `course`).
+    is how long nobody served, as the new instance says; if it has loaded nothing, from the begin of
+    the stop to READY=1, by PID 1's timestamps. `times`: where the time of a live
+    upgrade went, seconds by part (see `course`).
     """
 
     verb: Verb
@@ -253,6 +248,23 @@ class Outcome:
         del values["text"]
         return msgspec.json.encode(
             {**values, "line": self.line, "exit_code": int(self.exit_code), "serves": self.serves}
+        )
+
+    def as_migration(self) -> Migration:
+        """The upgrade that it is the outcome of, as this tool knows it; it ends now."""
+        done = self.result is Result.DONE
+        return Migration(
+            Phase.DONE if done else Phase.FAILED,
+            mode=self.mode or "",
+            source=self.before.generation if self.before else 0,
+            destination=self.after.generation if self.after and done else 0,
+            began=round(time.time() - self.seconds, 3),
+            seconds=self.seconds,
+            pause=self.pause_seconds or 0.0,
+            fds=self.after.fds if self.after else 0,
+            bytes=self.after.state_bytes if self.after else 0,
+            left_behind=self.after.left_behind if self.after else 0,
+            reason=self.cause,
         )
 
     @property

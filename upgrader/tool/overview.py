@@ -15,7 +15,8 @@ import msgspec
 from upgrader.protocol.status_text import Status
 from upgrader.protocol.varlink_types import Description, Migration
 from upgrader.systemd.fdstore import StoreName
-from upgrader.systemd.unit import AccessDenied, Unit, UnitError, WaitTimeout, unit_name
+from upgrader.systemd.live_limits import is_runner
+from upgrader.systemd.unit import AccessDenied, NoSuchUnit, Unit, UnitError, WaitTimeout, unit_name
 from upgrader.tool import counts, hold, instance_client
 from upgrader.tool.at_once import at_once
 from upgrader.tool.counts import Counts
@@ -24,6 +25,8 @@ from upgrader.tool.instance_client import describe_draining
 from upgrader.tool.presence import Presence, look, look_at_all
 from upgrader.tool.systemd_client import Systemd
 
+#: What `active` is of a unit that does not exist any more.
+GONE = "not-found"
 #: Seconds after which an instance is looked for again, if PID 1 has said nothing.
 _AGAIN = 0.5
 
@@ -34,6 +37,7 @@ class Overview:
 
     `status` is how the instance came to be, `instance` all that it says when asked; `unreachable`
     says why it could not be. `text` is the STATUS= of the unit, which any program may write.
+    `last_upgrade` is the last one that was done or has failed, as the instance or this tool knows it.
     `draining` were replaced and have not ended, `parked` are the names of our FDs that PID 1 holds
     (None where it does not say: before systemd 254, or to this user). `upgrades` counts those that
     this tool was asked for.
@@ -52,6 +56,13 @@ class Overview:
     hold: Hold | None = None
     parked: tuple[str, ...] | None = ()
     upgrades: Counts = field(default_factory=Counts)
+    last_upgrade: Migration = field(default_factory=Migration)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether somebody has stopped it, and nothing is left of it."""
+        kept = self.serves or self.hold or self.parked
+        return not kept and self.active.partition(" ")[0] == "inactive"
 
     def json(self) -> bytes:
         """One object: the fields."""
@@ -76,32 +87,39 @@ def read(systemd: Systemd, name: str) -> Overview:
 
 
 def read_all(systemd: Systemd) -> list[Overview]:
-    """Every unit that uses the library: running, held, or with something parked.
+    """Every unit that uses the library: running, failed, held, or with something parked; also one of
+    which nothing but its hold is left.
 
     What one of them does not answer keeps nobody from the others.
     """
     held = hold.on_file(user=systemd.user)
-    units = []
+    units, found = [], []
     for name in sorted({*systemd.services(), *held}):
-        # Gone in the meantime, or only its hold is left.
-        with contextlib.suppress(UnitError):
+        with contextlib.suppress(UnitError):  # gone in the meantime
             if systemd.keeps(name) or name in held:
-                units.append(systemd.unit(unit_name(name)))
+                try:
+                    units.append(systemd.unit(unit_name(name)))
+                except NoSuchUnit:
+                    kept = hold.read(name, user=systemd.user)
+                    found.append(
+                        Overview(name, GONE, False, 0, uses_upgrader=bool(kept), hold=kept)
+                    )
     presences = look_at_all(systemd, units)
     draining = at_once([partial(describe_draining, unit, user=systemd.user) for unit in units])
-    found = []
     for unit, presence, old in zip(units, presences, draining, strict=True):
         with contextlib.suppress(UnitError):
-            overview = _overview(systemd, unit, presence, old)
-            if overview.uses_upgrader:
-                found.append(overview)
-    return found
+            found.append(_overview(systemd, unit, presence, old))
+    shown = [each for each in found if each.uses_upgrader and not each.stopped]
+    return sorted(shown, key=lambda each: each.unit)
 
 
 def _overview(
     systemd: Systemd, unit: Unit, found: Presence, draining: tuple[Description, ...]
 ) -> Overview:
     held, parked = hold.standing(unit, found.said, user=systemd.user), _parked(systemd, unit)
+    upgrades = Counts() if systemd.user else counts.read(unit.id)
+    # What has failed says nothing any more, and may have left nothing.
+    known = not unit.serves and (_says_so(unit) or upgrades != Counts())
     return Overview(
         unit=unit.id,
         active=f"{unit.active_state} ({unit.sub_state})",
@@ -110,12 +128,13 @@ def _overview(
         status=instance_client.status(found.said) if found.said else None,
         instance=found.said,
         unreachable=str(found.error) if found.error and found.ours else "",
-        uses_upgrader=bool(found.ours or held or parked),
+        uses_upgrader=bool(found.ours or held or parked or known),
         text=unit.status_text,
         draining=draining,
         hold=held,
         parked=parked,
-        upgrades=Counts() if systemd.user else counts.read(unit.id),
+        upgrades=upgrades,
+        last_upgrade=_last_upgrade(found.said, upgrades),
     )
 
 
@@ -137,6 +156,18 @@ def follow(systemd: Systemd, name: str) -> Iterator[Migration]:
             # No instance has a socket now: one is between two, or it does not run.
             with contextlib.suppress(WaitTimeout):
                 next(systemd.changes(unit, timeout=_AGAIN))
+
+
+def _says_so(unit: Unit) -> bool:
+    """Whether the settings of a unit say that it uses this library."""
+    return is_runner(unit) or any(line.runs_takeover for line in unit.exec_reload)
+
+
+def _last_upgrade(said: Description | None, upgrades: Counts) -> Migration:
+    """The last upgrade that anybody knows of; one that began later in the instance than in this tool
+    is the same one."""
+    own = instance_client.last_upgrade(said) if said else Migration()
+    return max(own, upgrades.last, key=lambda each: each.began)
 
 
 def _parked(systemd: Systemd, unit: Unit) -> tuple[str, ...] | None:

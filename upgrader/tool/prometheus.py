@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from upgrader.protocol.phase import Phase
 from upgrader.tool.hold import HoldKind
-from upgrader.tool.overview import Overview
+from upgrader.tool.overview import GONE, Overview
 from upgrader.tool.plain_text import CELL, plain
 
 Sample = tuple[str, dict[str, str], float]
@@ -22,10 +22,12 @@ HELP = {
     "upgrader_changed_on_disk": "Whether files of the program have changed since it was started.",
     "upgrader_held": "Whether the unit is on hold: by a failed upgrade, or by an admin.",
     "upgrader_upgrades_total": "Upgrades that the command or the hook was asked for, by how they ended.",
-    "upgrader_last_upgrade_success": "Whether the last upgrade of the running service was done.",
+    "upgrader_last_upgrade_success": "Whether the last upgrade was done; one that was cancelled is none.",
     "upgrader_last_upgrade_time_seconds": "When it began.",
     "upgrader_last_upgrade_pause_seconds": "How long nobody served.",
     "upgrader_last_upgrade_left_behind": "Connections that it could not move.",
+    "upgrader_last_preflight_success": "Whether it passed, of a preflight after the last upgrade.",
+    "upgrader_last_preflight_time_seconds": "When it began.",
     "upgrader_connections": "Open connections of a backend.",
     "upgrader_draining_connections": "Connections that instances before still wait for.",
     "upgrader_stored_fds": "FDs of ours that systemd holds.",
@@ -48,7 +50,8 @@ def metrics(units: Sequence[Overview]) -> str:
 def _samples(found: Overview) -> Iterator[Sample]:
     unit = {"unit": found.unit}
     instance, status = found.instance, found.status
-    yield "upgrader_serving", unit, found.serves
+    if found.active != GONE:
+        yield "upgrader_serving", unit, found.serves
     for kind in (HoldKind.FAILED, HoldKind.ADMIN):
         held = found.hold is not None and found.hold.kind is kind
         yield "upgrader_held", unit | {"kind": kind}, held
@@ -58,6 +61,7 @@ def _samples(found: Overview) -> Iterator[Sample]:
     yield "upgrader_draining_connections", unit, drained
     if found.parked is not None:
         yield "upgrader_stored_fds", unit, len(found.parked)
+    yield from _last_upgrade(found)
     if status:
         yield "upgrader_generation", unit, status.generation
     if instance is None:
@@ -68,9 +72,18 @@ def _samples(found: Overview) -> Iterator[Sample]:
     yield "upgrader_changed_on_disk", unit, bool(instance.changed)
     for backend in instance.backends:
         yield "upgrader_connections", unit | {"backend": backend.name}, backend.connections
-    last = instance.migration
-    if last.phase.ended and last.mode:
-        mode = unit | {"mode": last.mode}
+    newest = instance.migration
+    passed = newest.phase is Phase.PREFLIGHT
+    if passed or (newest.preflight and newest.phase is Phase.FAILED):
+        yield "upgrader_last_preflight_success", unit, passed
+        yield "upgrader_last_preflight_time_seconds", unit, newest.began
+
+
+def _last_upgrade(found: Overview) -> Iterator[Sample]:
+    """Also of a unit that has failed: the tool knows its last upgrade as well."""
+    last = found.last_upgrade
+    if last.mode:
+        mode = {"unit": found.unit, "mode": last.mode}
         yield "upgrader_last_upgrade_success", mode, last.phase is Phase.DONE
         yield "upgrader_last_upgrade_time_seconds", mode, last.began
         yield "upgrader_last_upgrade_pause_seconds", mode, last.pause

@@ -96,9 +96,12 @@ def _judge(attempt: Attempt, now: Unit, word: str) -> Outcome:
     if not now.serves:
         return _not_serving(attempt, now, word)
     after = instance_client.status(main) if main else None
+    # An instance that has loaded nothing knows of no pause.
+    pause = (now.active_enter_usec - now.active_exit_usec) / 1e6
+    if after and after.pause is not None:
+        pause = after.pause
     if after and after.origin is Origin.RESTART and _expected(attempt, after):
-        return attempt.done(f"upgraded in {attempt.took}: {after}", after, after.pause)
-    pause = (now.active_enter_usec - now.active_exit_usec) / 1e6  # at most
+        return attempt.done(f"upgraded in {attempt.took}: {after}", after, pause)
     if after and after.origin is Origin.UNKNOWN:
         cause_, see = f"unknown (library {after.library})", f"see: journalctl -u {unit.id}"
         return attempt.failed(Result.UNDECIDED, cause_, see, after=after, pause=pause)

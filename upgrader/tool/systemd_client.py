@@ -323,14 +323,30 @@ def _connected(user: bool) -> "tuple[DBus, bool]":
     try:
         with translated("", "connect"):
             bus.open()
-    except BusUnreachable:
-        if user or os.geteuid() != 0 or not os.path.exists(_PRIVATE):
+    except BusUnreachable as error:
+        if user:
+            raise _no_session(error) from error
+        if os.geteuid() != 0 or not os.path.exists(_PRIVATE):
             raise
         bus = DBusAddress(f"unix:path={_PRIVATE}".encode(), peer_to_peer=True)
         with translated("", "connect"):
             bus.open()
         return bus, True
     return bus, False
+
+
+def _no_session(error: BusUnreachable) -> BusUnreachable:
+    """The same error of a user's own service manager: who tells the way to it is the session."""
+    user = os.geteuid()
+    if not {"DBUS_SESSION_BUS_ADDRESS", "XDG_RUNTIME_DIR"}.isdisjoint(os.environ):
+        remedy = f"see whether it runs: systemctl status user@{user}.service"
+        return BusUnreachable("", error.reason, remedy=remedy)
+    return BusUnreachable(
+        "",
+        "XDG_RUNTIME_DIR is not set: this is no session of a user",
+        remedy="log in as that user; su and sudo open no session. With lingering, this is one:"
+        f" export XDG_RUNTIME_DIR=/run/user/{user}",
+    )
 
 
 def _change(unit: Unit, message: "DbusMessage") -> Change | None:

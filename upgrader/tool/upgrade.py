@@ -15,6 +15,7 @@ from upgrader.protocol.parameters import Mode
 from upgrader.protocol.phase import Decision
 from upgrader.protocol.status_text import Origin, Status
 from upgrader.protocol.varlink_types import Description
+from upgrader.protocol.wording import show_duration
 from upgrader.systemd.process_start import process_started
 from upgrader.systemd.unit import Job, JobConflict, NoSuchUnit, Unit, UnitError, unit_name
 from upgrader.tool import counts, hold, instance_client, overview
@@ -84,6 +85,7 @@ def upgrade(
             outcome = replace(
                 _upgrade(systemd, unit, wish, progress, begin), systemd=systemd.version
             )
+            outcome = replace(outcome, seconds=round(time.monotonic() - begin, 6))
             outcome = outcome if wish.dry_run else settle(systemd, outcome)
     except UnitError as error:
         outcome = Outcome.of_error(Verb.UPGRADE, unit, error)
@@ -167,6 +169,9 @@ def _upgrade(systemd: Systemd, name: str, wish: Wish, progress: Tell, begin: flo
         mode = Mode.RESTART if forbidden else Mode.LIVE
     if mode is not Mode.LIVE:
         warnings += kept_only_while(systemd, unit)
+    if wish.preflight and mode is not Mode.LIVE:
+        warnings += (f"no preflight: it is part of a live upgrade, and this one is by {mode}",)
+        wish = replace(wish, preflight=False)
     for warning in warnings:
         progress(f"{unit.id}: warning: {warning}")
     runs = before or "an instance that cannot be asked"
@@ -180,7 +185,7 @@ def _upgrade(systemd: Systemd, name: str, wish: Wish, progress: Tell, begin: flo
     attempt = Attempt(
         systemd, unit, found.said, mode, uuid.uuid4().hex, wish.timeout, progress, begun=begin
     )
-    outcome = _try_first(attempt) if wish.preflight and mode is Mode.LIVE else None
+    outcome = _try_first(attempt) if wish.preflight else None
     if outcome is None and mode is Mode.EXEC:
         outcome = execute(attempt, wish.command)
     elif outcome is None:
@@ -194,6 +199,7 @@ def _try_first(attempt: Attempt) -> Outcome | None:
     attempt.say("preflight: the version on disk loads everything, and goes again")
     verdict = preflight(attempt)
     if not (why := objection(attempt, verdict)):
+        attempt.say(f"preflight passed in {attempt.took}: the version on disk would take over")
         return None
     result = Result.OLD_SERVES if verdict.now.serves else Result.NOT_SERVING
     return attempt.failed(
@@ -233,7 +239,7 @@ def _holder(unit: Unit, job: Job) -> str:
     if job.state != "running":
         return f"a {job.kind} job (id {job.id}) is {job.state}{by}"
     age = max(0.0, time.monotonic() - unit.state_change_usec / 1e6)
-    return f"a {job.kind} job (id {job.id}) has been running for {age:.1f}s{by}"
+    return f"a {job.kind} job (id {job.id}) has been running for {show_duration(age)}{by}"
 
 
 def _follow(
@@ -260,7 +266,7 @@ def settle(systemd: Systemd, outcome: Outcome) -> Outcome:
     user = systemd.user
     # One that was cancelled is neither a success nor a failure.
     if outcome.mode is not None and outcome.code is not Code.CANCELLED and not user:
-        counts.add(outcome.unit, outcome.result is Result.DONE)
+        counts.add(outcome.unit, outcome.as_migration())
     try:
         if outcome.result is Result.DONE:
             hold.lift(outcome.unit, user=user)

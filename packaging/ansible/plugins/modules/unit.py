@@ -106,7 +106,7 @@ units:
     - unit: web.service
       result: done
       changed: true
-      line: "web.service: upgraded in 0.142s: generation 2, loaded by live from generation 1"
+      line: "web.service: upgraded in 142ms: generation 2, loaded by live from generation 1"
       mode: live
       pause_seconds: 0.0042
       exit_code: 0
