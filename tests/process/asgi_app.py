@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """An ASGI application without a framework: answers with VERSION, and writes down its lifespan. /events
-never ends, and /big is an answer of 64 MiB."""
+never ends, /later has a task that ends a second after its answer, and /big is an answer of 64 MiB."""
 
 import asyncio
 import os
@@ -34,3 +34,6 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     headers = [(b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+    if scope["path"] == "/later":
+        await asyncio.sleep(1)
+        tell("later is done")

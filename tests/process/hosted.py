@@ -104,6 +104,14 @@ async def handler() -> None:
         await instance.serve()
 
 
+async def stubborn() -> None:
+    """Like a library with a long shutdown of its own."""
+    try:
+        await handler()
+    finally:
+        await asyncio.sleep(3600)
+
+
 async def signals() -> None:
     """Like a library that thinks the process is its own."""
 
@@ -124,5 +132,6 @@ if __name__ == "__main__":
             "streams": streams,
             "handler": handler,
             "signals": signals,
+            "stubborn": stubborn,
         }[KIND]()
     )

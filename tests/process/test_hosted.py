@@ -123,6 +123,29 @@ def test_p4_a_restart_serves_everybody_while_something_has_no_end(web: Web, kind
     assert 3 == web.service.start(web.command(kind, "two")).left_behind
 
 
+def test_p4_nothing_holds_a_process_that_has_parked(web: Web) -> None:
+    """A shutdown of its own may take what is left of the time to stop, and a second at least."""
+    web.service.environment["UPGRADER_DRAIN_TIMEOUT"] = "200ms"
+    web.service.start(web.command("stubborn", "one"))
+    with Client(web.path) as client:
+        assert "one" == web.ask(client)
+        web.service.upgrade(web.command("handler", "two"))
+        assert "two" == web.ask(client)
+
+
+def test_p4_a_task_that_outlives_its_answer_is_waited_for(web: Web) -> None:
+    """While all are served."""
+    web.service.start(web.command("asgi", "one"))
+    with Client(web.path) as client, Client(web.path) as other:
+        assert "one" == web.ask(client, GET.replace("/ ", "/later "))
+        assert web.service.process is not None
+        web.service.process.terminate()
+        assert "one" == web.ask(other)
+        web.service.stop()
+        told = web.service.stderr
+        assert 0 < told.index("later is done") < told.index("lifespan shutdown")
+
+
 def test_half_a_request_ends_here(web: Web) -> None:
     """It is waited for, answered before the end, and the rest of the connection moves."""
     web.service.start(web.command("asgi", "one"))

@@ -7,8 +7,9 @@ import json
 import re
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -214,6 +215,61 @@ def test_p12_all_lines_of_a_unit_have_one_identifier(
         entry for entry in service.journal() if "has been replaced" in str(entry["MESSAGE"])
     ]
     assert {identifier or python} == {str(entry["SYSLOG_IDENTIFIER"]) for entry in replaced}
+
+
+class Newcomers(threading.Thread):
+    """One new client after the other; notes how long the slowest waits for its answer."""
+
+    def __init__(self, service: Service) -> None:
+        super().__init__()
+        self.service = service
+        self.longest = 0.0
+        self.over = threading.Event()
+
+    def run(self) -> None:
+        while not self.over.is_set():
+            asked = time.monotonic()
+            with contextlib.closing(Get(self.service)) as get:
+                get.version()
+            self.longest = max(self.longest, time.monotonic() - asked)
+
+    def longest_in(self, work: Callable[[], object]) -> float:
+        self.start()
+        work()
+        self.over.set()
+        self.join(SETTLE)
+        return self.longest
+
+
+def test_p4_what_others_wait_in_a_restart(host_machine: PrivateSystemd, install: Install) -> None:
+    """Half a request, an endless answer, a slow reader and a silent WebSocket lengthen the restart, and
+    nobody's wait."""
+    more = [
+        *asgi(host_machine, "p4"),
+        "Environment=UPGRADER_DRAIN_TIMEOUT=5s UPGRADER_DOWNTIME_LIMIT=",
+    ]
+    service = install(host_machine, "p4", "webapp", *more)
+    assert eventually(service.answers)
+    plain = Newcomers(service).longest_in(service.restart)
+    half, stream, slow = Get(service), Get(service), Get(service)
+    with (
+        contextlib.closing(half), contextlib.closing(stream), contextlib.closing(slow),
+        websocket(service),
+    ):  # fmt: skip
+        half.connection.sock.send(b"GE")
+        stream.connection.request("GET", "/until-marked")
+        stream.connection.getresponse()
+        slow.connection.request("GET", "/big")
+        begin = time.monotonic()
+        longest = Newcomers(service).longest_in(service.restart)
+        took = time.monotonic() - begin
+    print(
+        f"longest wait in a restart: plain {plain:.2f} s, beside what does not end {longest:.2f} s"
+    )
+
+    assert took > 4.0
+    assert longest < 4.0  # as long as stop and start, not as drain-timeout
+    assert 3 <= service.status.left_behind
 
 
 def test_p7_a_restart_waits_for_what_the_generation_before_drains(

@@ -2,6 +2,7 @@
 """What a library that owns its sockets has to say for its connections to move; moves nothing."""
 
 import asyncio
+from collections.abc import Collection
 from typing import Any, ClassVar
 
 
@@ -49,6 +50,11 @@ class Adapter:
         """Whether the application has a request in hand, so that it may write to a state. Half a
         request is none: nobody has acknowledged it."""
         return not self.idle(protocol)
+
+    def background(self) -> Collection[asyncio.Task[Any]]:
+        """Tasks of the application that outlive their answers. A restart waits for those that there are,
+        while all are served."""
+        return ()
 
     # Being held: a library that closes idle connections after a while has to say more.
 

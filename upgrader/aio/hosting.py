@@ -304,6 +304,17 @@ class Hosting:
             waiting.adopted.sock.close()
         self._waiting.clear()
 
+    def drop_rest(self) -> None:
+        """Everything else is parked, and this process ends: what is left is cut."""
+        for hosted in self.connections:
+            hosted.transport.abort()
+
+    async def background_ended(self, deadline: float) -> None:
+        """Wait until the application's tasks that there are now have ended, or for the deadline (of
+        `time.monotonic`)."""
+        if tasks := self._adapter.background():
+            await asyncio.wait(tasks, timeout=max(deadline - time.monotonic(), 0))
+
     def finish(self, *, replaced: bool = False) -> None:
         """What is left ends here, each connection after what it is at. `replaced`: by an instance
         that owns the states. An idle connection may have one more answer then, if that can say that

@@ -381,6 +381,7 @@ class AsyncioRuntime:
                 handled.let_go()
             for hosting in self.hostings.values():
                 hosting.let_go()
+                hosting.drop_rest()
         return source.frozen
 
     def freeze(self) -> tuple[list[save.Frozen], list[image.LeftBehind]]:

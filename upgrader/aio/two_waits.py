@@ -220,22 +220,20 @@ class TwoWaits:
         the deadline; or until one of the events. Returns what has not, with `but`, which is not
         waited for. `everything`: also what may be left behind, because nobody drains it then."""
         moving = self._moving(everything=everything)
+        held = [h for name, h in self._hostings.items() if everything or self._crosses(name)]
         connections = set(moving) - but.connections
         for connection in moving:  # who reads slowly keeps no handler busy
             connection.hold()
 
         async def wait() -> Stuck:
-            handled, turns, _, hosted = await asyncio.gather(
+            handled, turns, _, hosted, _ = await asyncio.gather(
                 self._safe_points.all_passed(connections, deadline),
                 self._turns_end(self._parts.turns.begun() - but.turns, deadline),
                 self._quiesce(deadline),
                 asyncio.gather(
-                    *(
-                        each.all_passed(deadline, but.hosted, everything=everything)
-                        for name, each in self._hostings.items()
-                        if everything or self._crosses(name)
-                    )
+                    *(each.all_passed(deadline, but.hosted, everything=everything) for each in held)
                 ),
+                asyncio.gather(*(each.background_ended(deadline) for each in held if everything)),
             )
             return Stuck(but.connections | handled, but.hosted.union(*hosted), but.turns | turns)
 

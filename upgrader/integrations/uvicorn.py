@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import signal
 import time
+from collections.abc import Collection
 from types import TracebackType
 from typing import Any, Self
 
@@ -29,6 +30,7 @@ except ImportError:  # httptools is not installed
 #: The protocols whose connections can move.
 _KNOWN = tuple(each for each in (H11Protocol, HttpToolsProtocol) if each is not None)
 _CLOSE = (b"connection", b"close")
+_REQUEST = "RequestResponseCycle."  # what uvicorn's tasks run for a request
 _GRACE = 1.0  # seconds for the end of the application although the deadline has passed
 
 
@@ -135,6 +137,11 @@ class Adapter(BaseAdapter):
         cycle = protocol.cycle
         begun = cycle is not None and not cycle.response_complete
         return bool(begun or getattr(protocol, "pipeline", None))
+
+    def background(self) -> Collection[asyncio.Task[Any]]:
+        """Requests, with the tasks that come after their answers; no WebSockets."""
+        tasks = self._server.server_state.tasks
+        return [each for each in tasks if _REQUEST in getattr(each.get_coro(), "__qualname__", "")]
 
     def load(self, saved: bytes) -> asyncio.BaseProtocol:
         """A connection that is between two requests, so its time to the next one is bounded."""

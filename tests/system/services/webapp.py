@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, WebSocket
-from fastapi.responses import StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 
 
 @asynccontextmanager
@@ -47,6 +47,11 @@ async def stream(count: int) -> StreamingResponse:
             await asyncio.sleep(0.1)
 
     return StreamingResponse(lines())
+
+
+@app.get("/big")
+def big() -> Response:
+    return Response(bytes(1 << 26))
 
 
 @app.get("/until-marked")
