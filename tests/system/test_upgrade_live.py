@@ -16,15 +16,15 @@ from upgrader.takeover.__main__ import ENDED
 WATCH = """
 from upgrader.instance import control_socket
 
-answered = control_socket.Control._call
+answered = control_socket.answer
 
-def heard(self, caller, call):
-    generation, method = self._answers.describe()["generation"], call.method.rpartition(".")[2]
+def heard(answers, library, caller, call):
+    generation, method = answers.describe()["generation"], call.method.rpartition(".")[2]
     with open("/run/asked/calls", "a") as file:
         print(generation, caller.pid, method, file=file)
-    return answered(self, caller, call)
+    return answered(answers, library, caller, call)
 
-control_socket.Control._call = heard
+control_socket.answer = heard
 """
 
 
@@ -237,7 +237,7 @@ def test_each_instance_is_asked_once(host_machine: PrivateSystemd, install: Inst
     calls = service.inside("/run/asked/calls")
     for mode, describes, others in (
         ("live", 3, ["Expect", "Migrate", "Register"]),
-        ("restart", 2, ["TryStates"]),
+        ("restart", 2, ["Settle", "TryStates"]),
         ("exec", 2, ["Execute"]),
     ):
         calls.unlink(missing_ok=True)

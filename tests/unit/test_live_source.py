@@ -10,8 +10,9 @@ import pytest
 
 from tests.unit.played import DestinationProcess, Here
 from upgrader.codes import Code
-from upgrader.instance.control_answers import Negotiation, common_stream
+from upgrader.instance.control_answers import Negotiation
 from upgrader.instance.live_source import Giver, MigrationRequest
+from upgrader.instance.offer import common_stream
 from upgrader.instance.self_report import SelfReport
 from upgrader.protocol import channel, image, interpreter, records
 from upgrader.protocol.switchover import DestinationAction, Event, Source, SourceAction

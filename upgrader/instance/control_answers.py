@@ -7,7 +7,6 @@ PID 1 says is the control process of this unit; root may do both. Nobody else of
 
 import contextlib
 import os
-import re
 import shutil
 import socket
 import threading
@@ -20,30 +19,22 @@ from typing import Any, NoReturn
 import msgspec
 
 from upgrader.codes import Code
-from upgrader.errors import (
-    BusError,
-    BusyWork,
-    ChannelError,
-    IncompatibleState,
-    ParameterError,
-    UpgradeError,
-)
+from upgrader.errors import BusyWork, ChannelError, ParameterError, UpgradeError
+from upgrader.instance.callers import is_of_unit, require_root, require_takeover
 from upgrader.instance.control_listener import Caller
 from upgrader.instance.exec_mode import Execution
 from upgrader.instance.live_source import MigrationRequest, Successor
+from upgrader.instance.offer import Offer
 from upgrader.instance.phases import News
-from upgrader.instance.save import Readers
 from upgrader.instance.self_description import Describer
 from upgrader.instance.self_report import SelfReport
 from upgrader.instance.turns import Settled
-from upgrader.protocol import channel, image, records
-from upgrader.protocol.kinds import Kind
+from upgrader.protocol import channel, records
 from upgrader.protocol.parameters import FD_STORE_ONLY, Mechanism
 from upgrader.protocol.phase import Decision, Phase
-from upgrader.protocol.state import check_readable
-from upgrader.protocol.varlink import INTERFACE, VarlinkError, denied, invalid
+from upgrader.protocol.varlink import INTERFACE, VarlinkError, invalid, refused
 from upgrader.protocol.varlink_types import Last, Refusal
-from upgrader.systemd.bus import Bus, is_user_service
+from upgrader.systemd.bus import Bus
 from upgrader.systemd.cgroup import unit_of
 from upgrader.systemd.listen_fds import own_number
 from upgrader.systemd.main_command import MainCommand, given_environment, main_process
@@ -88,10 +79,7 @@ class Negotiation:
         self._migrating = False
         self._channel: socket.socket | None = None
         self._called_off: tuple[Code, str] | None = None
-        self._withheld: frozenset[str] = frozenset()
-        self.readers = Readers()  #: what the destination has said that it can read
-        self.takes_passed = False  #: it takes what PID 1 would pass to a start besides
-        self._stream = records.VERSIONS[0]  # of the channel, as agreed
+        self.offer = Offer()  #: what the destination has said that it takes
 
     def describe(self) -> dict[str, Any]:
         """All there is to know."""
@@ -106,7 +94,7 @@ class Negotiation:
 
     def set_parameters(self, caller: Caller, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Set some, and say what holds then."""
-        _require_root(caller)
+        require_root(caller)
         wanted = parameters.get("parameters")
         if not isinstance(wanted, dict):
             raise invalid("parameters")
@@ -125,7 +113,7 @@ class Negotiation:
         As when it gives up by itself: an Ack that is already queued still counts, and a later one
         fails at the destination.
         """
-        _require_root(caller)
+        require_root(caller)
         with self._lock:
             if self._successor is None or not self._successor.alive:
                 raise VarlinkError(f"{INTERFACE}.NothingToCancel", {})
@@ -139,13 +127,13 @@ class Negotiation:
 
     def expect(self, caller: Caller, upgrade: str) -> None:
         """An operator has asked for an upgrade, not for a reload."""
-        _require_root(caller)
+        require_root(caller)
         self._expected = upgrade or uuid.uuid4().hex
         self._preflight_until = 0.0
 
     def preflight(self, caller: Caller, upgrade: str) -> None:
         """An operator wants to know whether the new version would take over."""
-        _require_root(caller)
+        require_root(caller)
         self._expected = upgrade or uuid.uuid4().hex
         self._preflight_until = time.monotonic() + _PREFLIGHT
 
@@ -159,7 +147,7 @@ class Negotiation:
 
         One that was not registered cannot be any more. Raises VarlinkError for one without an id.
         """
-        _require_root(caller)
+        require_root(caller)
         if not upgrade:
             raise invalid("upgrade")
         with self._lock:
@@ -178,12 +166,12 @@ class Negotiation:
 
     def try_states(self, caller: Caller) -> dict[str, Any]:
         """Find out which states can be saved as they are now."""
-        _require_root(caller)
+        require_root(caller)
         return {"trials": msgspec.to_builtins(self._host.try_states())}
 
     def settle(self, caller: Caller) -> dict[str, Any]:
         """Wait, serving, until a restart would cut nothing in two, and could park the rest."""
-        _require_root(caller)
+        require_root(caller)
         settled = self._on_settle()
         if settled.busy:
             raise refused(str(BusyWork(settled.busy)), Code.BUSY_WORK)
@@ -196,7 +184,7 @@ class Negotiation:
 
     def reload(self, caller: Caller) -> None:
         """Run what the author wants at a reload, and wait for it."""
-        self._require_takeover(caller)
+        require_takeover(caller, self._host.unit)
         watched = self._host.watched
         read = watched.before_reload()
         try:
@@ -208,7 +196,7 @@ class Negotiation:
 
     def register(self, caller: Caller, pid: int, upgrade: str) -> None:
         """Only takeover, and only one process at a time, which must belong to this unit."""
-        self._require_takeover(caller)
+        require_takeover(caller, self._host.unit)
         if not self._host.parameters.enabled:
             raise refused("UPGRADER=off: it is a plain service, and can only be restarted")
         if self._host.parameters.mechanism is Mechanism.FD_STORE:
@@ -230,7 +218,7 @@ class Negotiation:
                     group = file.read()
             except OSError as error:
                 raise refused(f"process {pid}: {error.strerror}") from error
-            if not self._is_ours(group):
+            if not is_of_unit(group, self._host.unit):
                 raise refused(f"process {pid} belongs to {unit_of(group) or 'no unit'}")
             self._successor = successor
             self._since = time.monotonic()
@@ -260,7 +248,7 @@ class Negotiation:
 
     def revoke(self, caller: Caller, pid: int, why: str, code: Code) -> None:
         """Call off the upgrade of a process; raises Busy until it is decided, if it migrates."""
-        self._require_takeover(caller)
+        require_takeover(caller, self._host.unit)
         with self._lock:
             if self._successor is not None and self._successor.pid == pid:
                 self._call_off(code, why)
@@ -312,14 +300,13 @@ class Negotiation:
             if parameters.get("upgrade") not in (None, self._host.progress.last.id):
                 raise refused(f"process {caller.pid} was started for another upgrade")
             try:
-                self._stream = common_stream(parameters)
-                self._withheld = self._check(parameters)
+                self.offer = Offer.read(parameters, self._host.declarations)
             except VarlinkError as error:
                 code = Code(error.parameters.get("code", Code.REFUSED))
                 self._abort(code, str(error.parameters.get("why", error)))
                 raise
             self._migrating = True
-            return {"generation": self._host.generation, "stream": self._stream}
+            return {"generation": self._host.generation, "stream": self.offer.stream}
 
     def migrate(self, sock: socket.socket) -> None:
         """Wait for Go, then hand the channel to the loop that serves."""
@@ -341,7 +328,7 @@ class Negotiation:
                 self.over(Code.ENDED_EARLY, "the new version never said that it is ready")
             return
         self._host.progress.enter(Phase.COLLECTING)
-        self._on_request(MigrationRequest(sock, successor, self._stream))
+        self._on_request(MigrationRequest(sock, successor, self.offer.stream))
 
     def over(self, code: Code, reason: str) -> tuple[Code, str]:
         """The migration has ended, and this instance serves on; returns why, as it is told."""
@@ -351,7 +338,7 @@ class Negotiation:
             successor, self._successor = self._successor, None
             self._migrating = False
             self._channel = None
-            self._withheld = frozenset()
+            self.offer = Offer()
             if self._called_off:
                 if successor:
                     successor.kill()
@@ -364,7 +351,7 @@ class Negotiation:
 
     def execute(self, caller: Caller, parameters: Mapping[str, Any], upgrade: str) -> NoReturn:
         """Become another program; answers only if that fails."""
-        _require_root(caller)
+        require_root(caller)
         words = parameters.get("command") or []
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise invalid("command")
@@ -404,106 +391,7 @@ class Negotiation:
 
     def crosses(self, backend: str) -> bool:
         """Whether both sides want the connections of a backend to move."""
-        return self._host.parameters.transfers(backend) and backend not in self._withheld
-
-    def _check(self, parameters: Mapping[str, Any]) -> frozenset[str]:
-        offered = parameters.get("image")
-        if offered != image.FORMAT:
-            raise refused(f"image version {offered}, the running one has {image.FORMAT}")
-        kinds = parameters.get("kinds") or []  # version 0.1.0 does not say
-        if not isinstance(kinds, list):
-            raise invalid("kinds")
-        self.takes_passed = Kind.PASSED in kinds
-        states, backends = parameters.get("states"), parameters.get("backends")
-        if not isinstance(states, dict) or not isinstance(backends, list):
-            raise refused("states and backends are missing")
-        sessions = parameters.get("sessions") or {}  # version 0.1.0 does not say
-        self.readers = Readers(_versions("states", states), _versions("sessions", sessions))
-        for name, declared in self._host.declarations.states.items():
-            mine = declared.description
-            theirs = self.readers.states.get(name)
-            if theirs is None and name not in backends:
-                raise _undeclared(mine.item)
-            if theirs is not None:
-                try:
-                    check_readable(name, mine.version, mine.readable_from, own=theirs)
-                except IncompatibleState as error:
-                    raise refused(error.message, error.code) from error
-        for name, bound in self._host.declarations.sockets.items():
-            if name not in backends:
-                raise _undeclared(f"{bound.kind} {name!r}")
-            if len(bound.sockets) > 1 and not self.takes_passed:
-                raise refused(
-                    f"{bound.kind} {name!r} has {len(bound.sockets)} sockets, and the library of the"
-                    " new version takes only one",
-                    Code.LIMIT,
-                )
-        withheld = parameters.get("withheld") or []
-        if not isinstance(withheld, list):
-            raise invalid("withheld")
-        return frozenset(str(name) for name in withheld)
-
-    def _is_ours(self, group: str) -> bool:
-        """Whether a /proc/PID/cgroup lies in the cgroup of this unit, or below (Delegate=)."""
-        with contextlib.suppress(BusError), Bus(_BUS) as bus:
-            root = bus.text(self._host.unit, "ControlGroup")
-            with open("/proc/self/cgroup", encoding="ascii", errors="replace") as file:
-                mine = file.read()
-            if root and _below(mine, root):  # else in a cgroup namespace, where names are others
-                return _below(group, root)
-        return unit_of(group) == self._host.unit
-
-    def _require_takeover(self, caller: Caller) -> None:
-        try:
-            with Bus(_BUS) as bus:
-                control = bus.get(self._host.unit, "ControlPID")
-        except BusError as error:
-            raise refused(f"systemd does not say who takeover is: {error}") from error
-        if caller.pid != control and caller.uid != 0:
-            raise refused(f"process {caller.pid} is not the control process of this unit")
-
-
-def common_stream(parameters: Mapping[str, Any]) -> int:
-    """The newest version of the stream that both sides speak; raises VarlinkError for none."""
-    offered = parameters.get("streams") or [parameters.get("stream")]
-    if not isinstance(offered, list):
-        raise invalid("streams")
-    common = [version for version in records.VERSIONS if version in offered]
-    if not common:
-        raise refused(f"stream version {offered}, the running one has {list(records.VERSIONS)}")
-    return common[-1]
-
-
-def _require_root(caller: Caller) -> None:
-    """Root steers; below a user's own service manager, that user."""
-    if caller.uid != 0 and not (is_user_service() and caller.uid == os.geteuid()):
-        raise denied()
-
-
-def _versions(name: str, said: object) -> dict[str, int]:
-    """Versions of states, as a destination says them; raises VarlinkError for anything else."""
-    try:
-        return msgspec.convert(said, dict[str, int])
-    except msgspec.ValidationError as error:
-        raise invalid(name) from error
-
-
-def _below(group: str, root: str) -> bool:
-    """Whether a /proc/PID/cgroup names `root` or something below it, in systemd's hierarchy."""
-    return any(
-        re.match(r"(0:|\d+:name=systemd):", line)
-        and (line.split(":", 2)[2] + "/").startswith(root.rstrip("/") + "/")
-        for line in group.splitlines()
-    )
-
-
-def refused(why: str, code: Code = Code.REFUSED) -> VarlinkError:
-    """The error for whatever is not allowed or does not fit."""
-    return VarlinkError(f"{INTERFACE}.Refused", {"why": why, "code": code})
-
-
-def _undeclared(what: str) -> VarlinkError:
-    return refused(f"{what} is not declared by the new version", Code.BACKEND_UNDECLARED)
+        return self._host.parameters.transfers(backend) and backend not in self.offer.withheld
 
 
 def _busy(holder: str) -> VarlinkError:

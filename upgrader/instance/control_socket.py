@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The instance's own socket: speaks Varlink from a thread, so that a busy service still answers.
 
-It decides nothing: every call goes to `Answers`. A connection that becomes a migration channel is
+It decides nothing: `control_calls` has each call answered. A connection that becomes a migration channel is
 given away whole, before a single byte of the stream has been read.
 """
 
@@ -9,20 +9,20 @@ import contextlib
 import errno
 import logging
 import os
-import re
 import selectors
 import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import NoReturn
 
 import msgspec
 
 from upgrader.codes import Code
+from upgrader.instance.control_calls import SLOW, Answers, answer, told
 from upgrader.instance.control_listener import (
     BESIDE,
     Caller,
@@ -36,7 +36,7 @@ from upgrader.instance.phases import News
 from upgrader.instance.process import reserve
 from upgrader.protocol import varlink
 from upgrader.protocol.rendezvous import DRAINING
-from upgrader.protocol.varlink import INTERFACE, SERVICE, VarlinkError
+from upgrader.protocol.varlink import INTERFACE, VarlinkError
 from upgrader.protocol.varlink_messages import Call, Reply, encode
 
 #: Connections at a time; for one more, the one that has been silent for longest goes.
@@ -51,57 +51,7 @@ MAX_UNREAD = 4 << 20
 #: Seconds for clients to be told the last news before this process ends.
 _LAST_WORDS = 0.2
 
-_ID = re.compile(r"[0-9a-f]{32}")
 _log = logging.getLogger("upgrader")
-
-
-class Answers(Protocol):
-    """What an instance answers; called from threads of the control socket. Raises VarlinkError."""
-
-    def describe(self) -> dict[str, Any]:
-        """Describe."""
-
-    def query(self) -> News:
-        """QueryMigration."""
-
-    def set_parameters(self, caller: Caller, parameters: dict[str, Any]) -> dict[str, Any]:
-        """SetParameters."""
-
-    def cancel(self, caller: Caller) -> dict[str, Any]:
-        """Cancel."""
-
-    def expect(self, caller: Caller, upgrade: str) -> None:
-        """Expect; `upgrade` is the id of one, here and below, and may be empty."""
-
-    def preflight(self, caller: Caller, upgrade: str) -> None:
-        """Preflight."""
-
-    def withdraw(self, caller: Caller, upgrade: str) -> dict[str, Any]:
-        """Withdraw."""
-
-    def reload(self, caller: Caller) -> None:
-        """Reload."""
-
-    def register(self, caller: Caller, pid: int, upgrade: str) -> None:
-        """Register."""
-
-    def revoke(self, caller: Caller, pid: int, why: str, code: Code) -> None:
-        """Revoke."""
-
-    def try_states(self, caller: Caller) -> dict[str, Any]:
-        """TryStates."""
-
-    def settle(self, caller: Caller) -> dict[str, Any]:
-        """Settle."""
-
-    def execute(self, caller: Caller, parameters: Mapping[str, Any], upgrade: str) -> None:
-        """Execute: only its failure is answered."""
-
-    def negotiate(self, caller: Caller, parameters: dict[str, Any]) -> dict[str, Any]:
-        """Migrate: agree, or refuse."""
-
-    def migrate(self, sock: socket.socket) -> None:
-        """Take over the connection on which `negotiate` has been answered."""
 
 
 class Control:
@@ -275,9 +225,9 @@ class Control:
             news = self._answers.query()
             client.watching = client.waits = True
             client.seen = news.number
-            self._send(client, Reply(_told(news), continues=True))
+            self._send(client, Reply(told(news), continues=True))
             return
-        if call.method in _SLOW:  # it waits for the service, and others have questions meanwhile
+        if call.method in SLOW:  # it waits for the service, and others have questions meanwhile
             client.waits = True
 
             def work() -> None:
@@ -290,7 +240,7 @@ class Control:
 
     def _reply(self, caller: Caller, call: Call) -> Reply:
         try:
-            return Reply(self._call(caller, call))
+            return Reply(answer(self._answers, self._version, caller, call))
         except VarlinkError as error:
             return Reply(error.parameters, error.name)
         except Exception as error:
@@ -320,7 +270,7 @@ class Control:
             try:
                 client.since = time.monotonic()
                 client.watching = client.waits = not last
-                self._send(client, Reply(_told(news), continues=not last))
+                self._send(client, Reply(told(news), continues=not last))
                 self._answer_all(client)
             except Exception as error:
                 self._fail(client, error)
@@ -346,57 +296,6 @@ class Control:
                 del client.unsent[: client.sock.send(client.unsent)]
         wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if client.unsent else 0)
         self._selector.modify(client.sock, wanted, client)
-
-    def _call(self, caller: Caller, call: Call) -> dict[str, Any]:
-        answers = self._answers
-        interface, _, method = call.method.rpartition(".")
-        match interface, method:
-            case varlink.SERVICE, "GetInfo":
-                return {
-                    "vendor": "upgrader",
-                    "product": "upgrader",
-                    "version": self._version,
-                    "url": "",
-                    "interfaces": [INTERFACE, SERVICE],
-                }
-            case varlink.SERVICE, "GetInterfaceDescription":
-                return {"description": _description(call.parameters.get("interface"))}
-            case varlink.INTERFACE, "Describe":
-                return answers.describe()
-            case varlink.INTERFACE, "QueryMigration":
-                return _told(answers.query())
-            case varlink.INTERFACE, "SetParameters":
-                return answers.set_parameters(caller, call.parameters)
-            case varlink.INTERFACE, "Cancel":
-                return answers.cancel(caller)
-            case varlink.INTERFACE, "TryStates":
-                return answers.try_states(caller)
-            case varlink.INTERFACE, "Settle":
-                return answers.settle(caller)
-            case varlink.INTERFACE, "Withdraw":
-                return answers.withdraw(caller, _upgrade(call))
-            case varlink.INTERFACE, "Execute":
-                answers.execute(caller, call.parameters, _upgrade(call))
-            case varlink.INTERFACE, "Expect":
-                answers.expect(caller, _upgrade(call))
-            case varlink.INTERFACE, "Preflight" | "Rehearse":
-                answers.preflight(caller, _upgrade(call))
-            case varlink.INTERFACE, "Reload":
-                answers.reload(caller)
-            case varlink.INTERFACE, "Register":
-                answers.register(caller, _pid(call), _upgrade(call))
-            case varlink.INTERFACE, "Revoke":
-                why, code = (_text(call, name) for name in ("why", "code"))
-                answers.revoke(caller, _pid(call), why, Code(code))
-            case varlink.INTERFACE, "Migrate":
-                if not call.upgrade or call.oneway:
-                    raise varlink.invalid("upgrade")
-                return answers.negotiate(caller, call.parameters)
-            case varlink.INTERFACE | varlink.SERVICE, _:
-                raise VarlinkError(f"{SERVICE}.MethodNotFound", {"method": call.method})
-            case _:
-                raise VarlinkError(f"{SERVICE}.InterfaceNotFound", {"interface": interface})
-        return {}
 
     def _drop(self, client: "_Client") -> None:
         if self._clients.pop(client.sock, None) is not None:
@@ -439,43 +338,3 @@ class _Client:
     watching: bool = False  # has asked for every phase
     seen: int = 0  # the number of the news that it has
     waits: bool = False  # its last call is not answered yet
-
-
-#: Calls that wait for the service, or for PID 1.
-_WAITING = ["Reload", "Cancel", "Withdraw", "Settle", "Execute", "TryStates", "Register", "Revoke"]
-_SLOW = frozenset(f"{INTERFACE}.{name}" for name in _WAITING)
-
-
-def _told(news: News) -> dict[str, Any]:
-    return {"migration": msgspec.to_builtins(news.migration)}
-
-
-def _pid(call: Call) -> int:
-    pid = call.parameters.get("pid")
-    if not isinstance(pid, int) or isinstance(pid, bool) or pid < 1:
-        raise varlink.invalid("pid")
-    return pid
-
-
-def _text(call: Call, name: str) -> str:
-    text = call.parameters.get(name) or ""
-    if not isinstance(text, str):
-        raise varlink.invalid(name)
-    return text
-
-
-def _upgrade(call: Call) -> str:
-    """The id of an upgrade, empty if none is named; each method says whether it needs one."""
-    text = _text(call, "upgrade")
-    if text and not _ID.fullmatch(text):
-        raise varlink.invalid("upgrade")
-    return text
-
-
-def _description(interface: object) -> str:
-    if not isinstance(interface, str):
-        raise varlink.invalid("interface")
-    known = {INTERFACE: varlink.DESCRIPTION, SERVICE: varlink.SERVICE_DESCRIPTION}
-    if interface not in known:
-        raise VarlinkError(f"{SERVICE}.InterfaceNotFound", {"interface": interface})
-    return known[interface]

@@ -289,9 +289,9 @@ class _Steps:
         progress = self._report.progress
         progress.enter(phase.Phase.FROZEN)
         negotiation = self._side._answering.negotiation
-        readers = negotiation.readers if negotiation else None
+        readers = negotiation.offer.readers if negotiation else None
         frozen, busy = self._loop.freeze()
-        beyond = negotiation is not None and negotiation.takes_passed
+        beyond = negotiation is not None and negotiation.offer.takes_passed
         if not beyond:
             why = "the library of the new version does not take it"
             here = self._side._declarations

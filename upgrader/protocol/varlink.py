@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 
+from upgrader.codes import Code
 from upgrader.errors import UpgradeError
 
 TYPE_CHECKING = False
@@ -290,6 +291,11 @@ class VarlinkError(UpgradeError):
 def invalid(parameter: str) -> VarlinkError:
     """The error for a parameter that is missing, unknown or wrong."""
     return VarlinkError(f"{SERVICE}.InvalidParameter", {"parameter": parameter})
+
+
+def refused(why: str, code: Code = Code.REFUSED) -> VarlinkError:
+    """The error for whatever does not fit, or is not possible now."""
+    return VarlinkError(f"{INTERFACE}.Refused", {"why": why, "code": code})
 
 
 def denied() -> VarlinkError:
