@@ -57,6 +57,13 @@ class Application:
             return
         while (await receive()).get("more_body"):
             pass
+        if scope["path"] == "/begun":
+            headers = [(b"content-length", b"2")]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": b"A", "more_body": True})
+            await self.go.wait()
+            await send({"type": "http.response.body", "body": b"Z"})
+            return
         body = await self.answer(scope["path"])
         headers = [(b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -70,6 +77,13 @@ class Application:
             await socket.receive()
             return socket
         await request.read()
+        if request.path == "/begun":
+            begun = web.StreamResponse(headers={"Content-Length": "2"})
+            await begun.prepare(request)
+            await begun.write(b"A")
+            await self.go.wait()
+            await begun.write(b"Z")
+            return begun
         return web.Response(body=await self.answer(request.path))
 
 
@@ -366,6 +380,41 @@ def test_one_more_answer(play: Callable[[Play], None]) -> None:
         assert 1 == head.count(b"connection: close")
         assert await client.at_end()
         assert [] == scene.a.hosting.drain()
+
+    play(story)
+
+
+def test_an_answer_that_has_begun_is_not_the_last(
+    play: Callable[[Play], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its head cannot say that the connection ends, so the client asks again: that answer is the last.
+    Who asks nothing more for a while is closed."""
+
+    async def story(scene: Scene) -> None:
+        client, silent = await scene.connect(), await scene.connect()
+        for each in (client, silent):
+            each.send(GET.replace(b"/ ", b"/begun "))
+            head = await each.reader.readuntil(b"\r\n\r\nA")
+            assert b"connection: close" not in head.lower()
+        frozen, left = await scene.a.collect()
+        assert (0, 2) == (len(frozen), len(left))
+        scene.a.hosting.let_go()
+        scene.a.hosting.finish(replaced=True)
+        scene.first.go.set()
+        for each in (client, silent):
+            assert b"Z" == await each.reader.readexactly(1)
+        scene.a.hosting.drain()
+        await turns()
+        assert 2 == len(scene.a.hosting.drain())
+        client.send(GET)
+        head, body = await client.receive()
+        assert b"A" == body
+        assert b"connection: close" in head
+        assert await client.at_end()
+        assert 1 == len(scene.a.hosting.drain())
+        monkeypatch.setattr("upgrader.aio.hosting._LAST_REQUEST", 0.0)
+        await scene.a.drained()
+        assert await silent.at_end()
 
     play(story)
 

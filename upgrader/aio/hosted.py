@@ -55,6 +55,7 @@ class Hosted:
         "_clock_stopped",
         "_failed",
         "_gate",
+        "_idle_since",
         "_watch",
         "adapter",
         "identity",
@@ -90,6 +91,7 @@ class Hosted:
         self._gate: _Gate | None = None
         self._watch: _Watch | None = None
         self._failed = False
+        self._idle_since: float | None = None
 
     @property
     def gone(self) -> bool:
@@ -216,6 +218,16 @@ class Hosted:
             self.transport.close()
         else:
             self.finish()
+
+    def end_if_idle(self, seconds: float) -> None:
+        """Close it once it has been idle for so long; asked again and again."""
+        now = time.monotonic()
+        if not self.idle:
+            self._idle_since = None
+        elif self._idle_since is None:
+            self._idle_since = now
+        elif now - self._idle_since >= seconds:
+            self.end()
 
     def close(self) -> None:
         """Its time is up."""

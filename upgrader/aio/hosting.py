@@ -31,6 +31,7 @@ _LAST_LOOK = 0.02
 _BEING_ACCEPTED = "a connection that is being accepted"
 _SWITCHED_OFF = "backend-transfer=no"
 _NAMED = 20  # connections that are named in the log before only their number is
+_LAST_REQUEST = 10.0  # seconds in which an idle client may ask for its last answer
 _GRACE = 1.0  # seconds in which goodbyes are sent
 _log = logging.getLogger("upgrader")
 
@@ -334,6 +335,7 @@ class Hosting:
         for hosted in self.connections:
             if self._one_more:
                 hosted.finish()
+                hosted.end_if_idle(_LAST_REQUEST)
             else:
                 hosted.end(answers=self._owns)
         left = [hosted.describe() for hosted in self.connections]

@@ -167,16 +167,17 @@ class Adapter(BaseAdapter):
         return not _is_known(protocol)
 
     def finish(self, protocol: Any) -> None:
-        """This answer says `Connection: close`, and so does every later one of this process."""
+        """This answer says `Connection: close`, and so does every later one of this process. One whose
+        head is out cannot say so any more, and its client may ask again: that answer is the last."""
         state = self._server.server_state
         if _CLOSE not in state.default_headers:
             self._config.encoded_headers.append(_CLOSE)  # what the clock makes the others of
             state.default_headers = [*state.default_headers, _CLOSE]
         cycle = protocol.cycle if _is_known(protocol) else None
-        if cycle is None or cycle.response_complete:
+        if cycle is None or cycle.response_started:
             return
         cycle.keep_alive = False
-        if not cycle.response_started and _CLOSE not in cycle.default_headers:
+        if _CLOSE not in cycle.default_headers:
             cycle.default_headers = [*cycle.default_headers, _CLOSE]
 
     def close(self, protocol: Any) -> None:
