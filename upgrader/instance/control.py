@@ -30,6 +30,11 @@ if TYPE_CHECKING:  # loaded by the instances that can be asked
 #: Free numbers of FDs that clients do not use up before the socket is made.
 _PLENTY = 1024
 _AGAIN = 1.0  # seconds until the socket is tried again
+#: Should it park at each SIGTERM, clients of a stopped unit would hang instead of being refused.
+_NOT_HEARD = (
+    "systemd cannot be asked from here, so there is no live upgrade, and systemctl restart is the"
+    " same as a stop; upgrader restart keeps everything"
+)
 _log = logging.getLogger("upgrader")
 
 
@@ -76,6 +81,8 @@ class Answering:
             report.settings = found = ask_settings(
                 report.unit, self._number, ENVIRONMENT, report.made_from
             )
+            if not found.heard:
+                _log.warning("%s", _NOT_HEARD)
             if found.directory:
                 report.watched.add_directory(found.directory)
             self.negotiation = Negotiation(report, VERSION, on_request, on_reload, on_settle)
@@ -141,6 +148,11 @@ class Answering:
         self._closed = True
         if self._control:
             self._control.close()
+
+    @property
+    def restart_announced(self) -> bool:
+        """Whether somebody has said that a restart comes."""
+        return self.negotiation is not None and self.negotiation.restart_announced
 
     def crosses(self, backend: str) -> bool:
         """Whether the connections of a backend move, as far as this side knows."""

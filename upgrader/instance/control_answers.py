@@ -43,6 +43,7 @@ from upgrader.systemd.unit import Unit
 _GO = 10.0  # seconds that a destination may take between its negotiation and Go
 _BUS = 1.0
 _PREFLIGHT = 10.0  # seconds in which the reload must begin that is to be a preflight
+_ANNOUNCED = 60.0  # seconds in which a restart must come that was announced
 _TRIAL = 1.0  # seconds up to which a trial of the states is worth its time
 _DECIDED = 5.0  # seconds that Cancel and Withdraw wait for the decision
 _REMEMBERED = 16  # upgrades that were withdrawn before they began
@@ -72,6 +73,7 @@ class Negotiation:
         self._expected = ""  # the id of the upgrade that the next reload is
         self._withdrawn: deque[str] = deque(maxlen=_REMEMBERED)
         self._preflight_until = 0.0  # of `time.monotonic`
+        self._restart_until = 0.0
         self._preflight = False  # the migration under way, or the last one, is only a preflight
         self._lock = threading.Lock()
         self._successor: Successor | None = None
@@ -180,7 +182,13 @@ class Negotiation:
                 channel.require_room()
         except ChannelError as error:
             raise refused(str(error), Code.SOURCE_FAILED) from error
+        self._restart_until = time.monotonic() + _ANNOUNCED
         return {"cut": settled.cut}
+
+    @property
+    def restart_announced(self) -> bool:
+        """Whether a restart is about to come, as far as its caller has said."""
+        return time.monotonic() < self._restart_until
 
     def reload(self, caller: Caller) -> None:
         """Run what the author wants at a reload, and wait for it."""

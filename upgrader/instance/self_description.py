@@ -14,7 +14,7 @@ from upgrader.instance.connection import show_peer
 from upgrader.instance.self_report import SelfReport
 from upgrader.protocol.identity import identify
 from upgrader.protocol.varlink_types import VERSION, Backend, Connection, Description, Refusal
-from upgrader.systemd import start_record
+from upgrader.systemd import journal, start_record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class Describer:
             library=self._library,
             since=round(host.since, 3),
             credentials=os.environ.get("CREDENTIALS_DIRECTORY", ""),
+            can=[*(["bus"] * host.hears_systemd), *(["journal"] * journal.reachable())],
             changed=host.watched.changed(),
             reread=host.watched.to_reread(),
             late=self._late(),

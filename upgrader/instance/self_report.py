@@ -95,6 +95,11 @@ class SelfReport:
             return self._progress
 
     @property
+    def hears_systemd(self) -> bool:
+        """Whether PID 1 could be asked at the start of this process, as far as that was tried."""
+        return self.settings is None or self.settings.heard
+
+    @property
     def watched(self) -> watched_files.WatchedFiles:
         """The files that this process was made of."""
         with self._lock:

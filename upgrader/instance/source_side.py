@@ -174,7 +174,8 @@ class SourceSide:
         """Find out how to end: (whether to park, by when all must be held, as of `time.monotonic`).
 
         At a desk, with UPGRADER=off, and where no job and no Restart= starts another instance, a
-        stop is for good. `failed`: this instance ends by itself, with a failure. Two seconds, or a
+        stop is for good; so it is where PID 1 could never be asked, and no restart was announced.
+        `failed`: this instance ends by itself, with a failure. Two seconds, or a
         fifth, of TimeoutStopSec= are kept for parking itself, before PID 1 sends SIGKILL.
         """
         report = self._report
@@ -184,6 +185,9 @@ class SourceSide:
         if report.supervised:
             with self._destination.lent():
                 stop = own_unit.ask(report.unit, failed=failed)
+            deaf = stop.reason is own_unit.StopReason.UNKNOWN and not report.hears_systemd
+            if deaf and not failed and not self._answering.restart_announced:
+                stop = stop.replace(reason=own_unit.StopReason.STOP)
         with contextlib.suppress(UpgradeError):
             report.notifier.send("STOPPING=1")
         parameters = report.parameters

@@ -140,6 +140,7 @@ type Trial (
 )
 
 # What runs: generation, version, process, the program on disk, what it holds, and its upgrades.
+# can is what it can reach, of bus (systemd) and journal.
 # upgrade is the id of the one that the next reload is. rehearsal is preflight, in the word of
 # interface 1; an instance that does not say its interface has that. fingerprint names the files of
 # the program as they are on disk now; reread are files that a reload reads anew. last_upgrade is
@@ -155,6 +156,7 @@ method Describe() -> (
   library: string,
   since: float,
   credentials: string,
+  can: []string,
   changed: []string,
   reread: []string,
   late: []string,

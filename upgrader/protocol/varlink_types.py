@@ -158,7 +158,8 @@ class Trial(msgspec.Struct, frozen=True):
 
 
 class Description(msgspec.Struct, frozen=True):
-    """One instance. `since`: seconds since the epoch at which it began to serve; `changed`: files
+    """One instance. `since`: seconds since the epoch at which it began to serve; `can`: what it can
+    reach, of `bus` (systemd) and `journal`, None if it does not say; `changed`: files
     of the program that are others now; `reread`: files that are, and that a reload reads anew; `late`: modules that were imported after it was ready;
     `expected`: the next reload is an upgrade, with the id `upgrade`, or its `preflight` (`rehearsal`,
     to takeovers of interface 1); `overrides`: what was set at run time;
@@ -175,6 +176,7 @@ class Description(msgspec.Struct, frozen=True):
     library: str = ""
     since: float = 0.0
     credentials: str = ""
+    can: list[str] | None = None
     changed: list[str] = []
     reread: list[str] = []
     late: list[str] = []

@@ -40,6 +40,14 @@ class Priority(StrEnum):
 _LEVELS = {Priority.ERR: 40, Priority.WARNING: 30, Priority.INFO: 20}
 
 
+def reachable() -> bool:
+    """Whether this process can write to the journal."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.connect(SOCKET)
+        return True
+    return False
+
+
 def report(
     message: str,
     priority: Priority,

@@ -176,6 +176,13 @@ def _about_instance(
             f"it runs upgrader {instance.library}, and this command is of {VERSION}",
             "the next upgrade of the service brings them together",
         )
+    if instance.can is not None and "journal" not in instance.can:
+        yield Finding(
+            Severity.WARNING,
+            "it cannot write to the journal: what its upgrades say of themselves is in its log, and"
+            " not in upgrader history",
+            "let it reach /run/systemd/journal/socket",
+        )
     if instance.late:
         named = ", ".join(instance.late[:_NAMED])
         more = f" and {len(instance.late) - _NAMED} more" if len(instance.late) > _NAMED else ""

@@ -33,6 +33,12 @@ from upgrader.tool.verdict import Verdict, decide
 #: Where everything crossed; the others lost at least the connections.
 _KEPT = (Origin.LIVE, Origin.RESTART)
 
+_DEAF = "its instance cannot ask systemd, which a live upgrade has to"
+_REACH = (
+    "let it reach /run/dbus/system_bus_socket (InaccessiblePaths=, RootDirectory= and the like), or"
+    " upgrader restart {unit}; systemctl restart is the same as a stop until then"
+)
+
 
 def limits(systemd: Systemd, unit: Unit, found: Presence) -> tuple[Limit, ...]:
     """What forbids to upgrade this unit live, first what to mend first."""
@@ -44,6 +50,8 @@ def limits(systemd: Systemd, unit: Unit, found: Presence) -> tuple[Limit, ...]:
     passed = None if given.activated is None else tuple(given.activated)
     running = Running(passed, tuple(given.credentials), given.memory)
     forbidden = live_limits(unit, running, systemd.sockets(unit)) or _turned_away(systemd, unit)
+    if not forbidden and found.said.can is not None and "bus" not in found.said.can:
+        return (Limit(LimitKind.BUS, _DEAF, _REACH.format(unit=unit.id)),)
     if not forbidden and found.said.parameters.get(MECHANISM) == Mechanism.FD_STORE:
         return (Limit(LimitKind.INSTANCE, FD_STORE_ONLY, RESTART.format(unit=unit.id)),)
     return forbidden
