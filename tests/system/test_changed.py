@@ -5,9 +5,12 @@ import ssl
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.support import SETTLE, eventually
 from tests.system.reloading import installed, live, reload, socket_there
 from tests.system.serving import PROGRAMS, Install, Service, network_of
+from tests.system.tool import found, upgrade
 from upgrader.lab.private_systemd import PrivateSystemd
 
 HOLDER = PROGRAMS / "holder.py"
@@ -147,3 +150,28 @@ def test_u8_a_renewed_certificate(
     issue("certificate", "key")
     assert reload(service)
     assert (pid, True) == (service.pid, certificate(service) not in (first, second))
+
+
+def test_u8_a_renewed_credential(any_machine: PrivateSystemd, install: Install) -> None:
+    """A live upgrade cannot follow: the outcome says so, and check does before; a restart does."""
+    any_machine.write("/run/credential", "one\n")
+    load = "LoadCredential=key:/run/credential"
+    service = installed(any_machine, install, "trusted", load)
+    credentials = service.ask("Describe")["credentials"]
+    if not service.inside(f"/proc/{service.pid}/root{credentials}/key").exists():
+        pytest.skip("systemd cannot mount credentials here")
+
+    def told() -> list[str]:
+        return [w["what"] for w in found(service)["findings"] if w["what"].startswith("credential")]
+
+    assert [] == told()
+    any_machine.write("/run/credential", "two\n")
+    with service.connect() as client:
+        client.add()
+        said = upgrade(service)
+        assert ("done", "live") == (said["result"], said["mode"])
+        assert [True] == ["credential key: the file holds" in each for each in said["warnings"]]
+        assert [True] == ["credential key" in each for each in told()]
+        assert "restart" == upgrade(service, "--mode", "restart")["mode"]
+        assert [] == told()
+        assert (2, 2, 3) == client.add()

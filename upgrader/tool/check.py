@@ -23,6 +23,7 @@ from upgrader.tool import hold, instance_client, unit_processes
 from upgrader.tool.attempt import Attempt
 from upgrader.tool.blockers import all_settings, not_ours, not_running
 from upgrader.tool.check_settings import about_settings
+from upgrader.tool.credentials import show_stale, stale_credentials
 from upgrader.tool.finding import Finding, Severity, edit
 from upgrader.tool.listening_sockets import inodes, listening, processes
 from upgrader.tool.live_mode import limits
@@ -159,6 +160,9 @@ def _findings(systemd: Systemd, unit: Unit, present: Presence, ours: bool) -> It
         )
     if unit.serves and present.said:
         yield from _about_instance(unit, present.said, values)
+        if stale := stale_credentials(systemd, unit, present.said):
+            what, _, remedy = show_stale(unit.id, stale).partition("; ")
+            yield Finding(Severity.WARNING, what, remedy)
         yield from _about_states(systemd, unit, present.said)
         draining = instance_client.describe_draining(unit, user=systemd.user)
         group = as_text(values.get("ControlGroup", ""))

@@ -22,6 +22,7 @@ from upgrader.tool import counts, hold, instance_client, overview
 from upgrader.tool.attempt import Attempt
 from upgrader.tool.blockers import Obstacle, kept_only_while, not_ours, not_running, settings
 from upgrader.tool.changed import changes
+from upgrader.tool.credentials import show_stale, stale_credentials
 from upgrader.tool.exec_mode import execute
 from upgrader.tool.hold import Hold, HoldError
 from upgrader.tool.live_mode import await_reload, limits, reload
@@ -169,6 +170,8 @@ def _upgrade(systemd: Systemd, name: str, wish: Wish, progress: Tell, begin: flo
         mode = Mode.RESTART if forbidden else Mode.LIVE
     if mode is not Mode.LIVE:
         warnings += kept_only_while(systemd, unit)
+    elif found.said and (stale := stale_credentials(systemd, unit, found.said)):
+        warnings += (show_stale(unit.id, stale),)
     if wish.preflight and mode is not Mode.LIVE:
         warnings += (f"no preflight: it is part of a live upgrade, and this one is by {mode}",)
         wish = replace(wish, preflight=False)
