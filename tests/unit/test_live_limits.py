@@ -71,6 +71,11 @@ def test_a_healthy_unit_has_no_limits() -> None:
             "leaves 30 MiB, and a second instance needs about 40 MiB",
             "upgrader restart",
         ),
+        (
+            {"memory_max": 100 << 20, "memory_current": 0, "memory_available": 20 << 20},
+            "MemoryMax= of its slice, MemoryHigh= or the machine leaves 20 MiB",
+            "upgrader restart",
+        ),
     ],
 )
 def test_each_limit_says_what_to_do(changes: dict[str, Any], cause: str, remedy: str) -> None:
@@ -121,7 +126,17 @@ def test_sockets_are_compared_by_name_and_address() -> None:
     assert {} == changed_sockets(running, [renamed.replace(active=False)])
 
 
+def test_u11_files_in_memory_are_no_memory_in_use() -> None:
+    """The kernel gives them up for a second instance."""
+    narrow = unit(memory_max=100 << 20, memory_current=90 << 20, memory_available=10 << 20)
+    running = Running(memory=40 << 20, cache=30 << 20)
+
+    assert () == live_limits(narrow, running)
+    (limit,) = live_limits(narrow, running.replace(cache=29 << 20))
+    assert "leaves 39 MiB" in limit.cause
+
+
 def test_what_an_instance_does_not_say_is_not_looked_at() -> None:
     assert Running() == Running.from_description({"service": "web"})
-    described = {"started": {"activated": [], "credentials": ["key"], "memory": 7}}
-    assert Running((), ("key",), 7) == Running.from_description(described)
+    described = {"started": {"activated": [], "credentials": ["key"], "memory": 7, "cache": 8}}
+    assert Running((), ("key",), 7, 8) == Running.from_description(described)

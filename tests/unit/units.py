@@ -63,6 +63,8 @@ _HEALTHY = Unit(
     exec_search_path=(),
     memory_max=UNSET,
     memory_current=UNSET,
+    memory_available=UNSET,
+    log_namespace="",
 )
 
 

@@ -117,7 +117,8 @@ type Refusal (
 
 # What systemd gave to it at its start: sockets of .socket units, names of credentials, bytes of
 # memory that are its own by now, and checksums of the unit's settings, of the command line and of
-# the variables that it was made from; direct: it was itself that command
+# the variables that it was made from; direct: it was itself that command; cache: bytes of files that
+# the kernel would give up
 type Started (
   activated: []string,
   credentials: []string,
@@ -125,7 +126,8 @@ type Started (
   settings: string,
   command: string,
   environment: [string]string,
-  direct: bool
+  direct: bool,
+  cache: int
 )
 
 # What came of saving a state only to see whether it can be done: bytes, seconds, when (at, in

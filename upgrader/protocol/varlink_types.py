@@ -130,7 +130,8 @@ class Started(msgspec.Struct, frozen=True):
     `activated`: what `.socket` units passed, as `show_socket` writes it, None if it does not
     say; `credentials`: names; `memory`: bytes that are its own by now; `settings` and `command`: what
     the unit had it made from, each in one checksum, empty if it does not know; `environment`: its
-    variables in checksums; `direct`: whether it was itself that command, or started by it.
+    variables in checksums; `direct`: whether it was itself that command, or started by it; `cache`:
+    bytes of files that the kernel keeps for the unit, and gives up if memory is needed.
     """
 
     activated: list[str] | None = None
@@ -140,6 +141,7 @@ class Started(msgspec.Struct, frozen=True):
     command: str = ""
     environment: dict[str, str] = {}
     direct: bool = True
+    cache: int = 0
 
 
 class Trial(msgspec.Struct, frozen=True):

@@ -49,6 +49,15 @@ def move(pid: int, other: int) -> None:
                 file.write(str(pid))
 
 
+def statistics(file: str, names: set[str]) -> list[int]:
+    """Numbers of the cgroup of this process, by the names that a file of it gives them (cgroup2 only);
+    raises OSError."""
+    path = dict(_groups(_read("self"))).get("", "/")
+    with open(f"{_place('', path)}/{file}", encoding="ascii") as lines:
+        pairs = (line.split() for line in lines)
+        return [int(value) for name, value in pairs if name in names]
+
+
 def _read(pid: int | str) -> str:
     with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
         return file.read()

@@ -68,12 +68,14 @@ class Running(Value):
     """What the running instance says of itself (`Describe`) that has a part in this.
 
     `activated`: the sockets that `.socket` units passed, as `show_socket` writes them, None if it
-    does not say; `credentials`: names; `memory`: bytes that are its own.
+    does not say; `credentials`: names; `memory`: bytes that are its own; `cache`: bytes of files
+    that the kernel keeps for its unit, and gives up if memory is needed.
     """
 
     activated: tuple[str, ...] | None = None
     credentials: tuple[str, ...] = ()
     memory: int = 0
+    cache: int = 0
 
     @classmethod
     def from_description(cls, description: Mapping[str, Any]) -> Running:
@@ -84,6 +86,7 @@ class Running(Value):
             None if passed is None else tuple(passed),
             tuple(started.get("credentials", ())),
             int(started.get("memory", 0)),
+            int(started.get("cache", 0)),
         )
 
 
@@ -281,17 +284,21 @@ def _credentials(unit: Unit, running: Running) -> list[Limit]:
 
 
 def _memory(unit: Unit, running: Running) -> list[Limit]:
-    """Both instances run under one MemoryMax= for a while."""
-    if UNSET in (unit.memory_max, unit.memory_current) or not running.memory:
-        return []
-    left = unit.memory_max - unit.memory_current
+    """Both instances run under the same limits for a while."""
+    left = unit.memory_available
+    whose = "MemoryMax= of its slice, MemoryHigh= or the machine leaves"
+    if UNSET not in (unit.memory_max, unit.memory_current):
+        own = unit.memory_max - unit.memory_current
+        if own <= left:
+            left, whose = own, "MemoryMax= leaves"
+    left += running.cache
     if left >= running.memory:
         return []
     return [
         _by_restart(
             unit,
             LimitKind.MEMORY,
-            f"MemoryMax= leaves {_mib(left)} MiB, and a second instance needs about"
+            f"{whose} {_mib(left)} MiB, and a second instance needs about"
             f" {_mib(running.memory)} MiB",
         )
     ]

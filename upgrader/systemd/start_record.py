@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from upgrader.errors import BusError
 from upgrader.protocol.varlink_types import Started
+from upgrader.systemd import cgroup
 from upgrader.systemd.bus import Bus
 from upgrader.systemd.main_command import expand, parse_environment
 from upgrader.systemd.unit import commands
@@ -68,7 +69,7 @@ def describe(activated: Sequence[str], known: Settings | None) -> Started:
     settings = known or Settings()
     return Started(
         list(activated), list(settings.credentials), _memory(), settings.checksum,
-        settings.command, dict(settings.environment), settings.direct,
+        settings.command, dict(settings.environment), settings.direct, _cache(),
     )  # fmt: skip
 
 
@@ -77,4 +78,11 @@ def _memory() -> int:
     with contextlib.suppress(OSError), open("/proc/self/status", encoding="ascii") as file:
         if match := _ANONYMOUS.search(file.read()):
             return int(match[1]) * 1024
+    return 0
+
+
+def _cache() -> int:
+    """Bytes of files that are read from, and that the kernel forgets first if memory is scarce."""
+    with contextlib.suppress(OSError, ValueError):
+        return sum(cgroup.statistics("memory.stat", {"inactive_file", "active_file"}))
     return 0

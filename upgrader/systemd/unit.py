@@ -246,6 +246,9 @@ class Unit(Value):
     exec_search_path: tuple[str, ...]
     memory_max: int
     memory_current: int
+    memory_available: int
+    """What the limits of the unit and of its slices leave; UNSET where PID 1 does not say."""
+    log_namespace: str
 
     @classmethod
     def from_properties(cls, path: str, values: Mapping[str, Any]) -> Self:
@@ -319,6 +322,8 @@ class Unit(Value):
             exec_search_path=texts("ExecSearchPath"),
             memory_max=number("MemoryMax", UNSET),
             memory_current=number("MemoryCurrent", UNSET),
+            memory_available=number("MemoryAvailable", UNSET),
+            log_namespace=text("LogNamespace"),
         )
 
     @property

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from upgrader.systemd.unit import Unit
-from upgrader.tool.journal_fields import of_line, of_owners, of_unit, whole, whole_or
+from upgrader.tool.journal_fields import namespaces, of_line, of_owners, of_unit, whole, whole_or
 
 #: Of systemd's catalog (`journalctl --catalog`, sd-messages.h).
 _PROCESS_EXIT = "98e322203f7a4ed290d09fe03c09fe15"
@@ -72,10 +72,13 @@ def read(unit: Unit, since_usec: int, *, user: bool = False) -> tuple[JournalEnt
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         # What the program wrote last may still be on its way into the journal.
         _journalctl("--sync")
+        if unit.log_namespace:
+            _journalctl(f"--namespace={unit.log_namespace}", "--sync")
     try:
         text = _journalctl(
             "-b", "-n", str(_ENTRIES), "-o", "json", "--all", "-q", "--no-pager",
-            f"--output-fields={','.join(_FIELDS)}", *_matches(unit, user),
+            f"--output-fields={','.join(_FIELDS)}", *namespaces(unit),
+            *_matches(unit, user),
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return ()

@@ -17,7 +17,7 @@ from upgrader.codes import Code
 from upgrader.systemd import journal
 from upgrader.systemd.journal import JournalOutcome
 from upgrader.systemd.unit import Unit
-from upgrader.tool.journal_fields import of_line, of_owners, of_unit, seconds, whole
+from upgrader.tool.journal_fields import namespaces, of_line, of_owners, of_unit, seconds, whole
 
 _SECONDS = 10
 _FIELDS = (
@@ -118,7 +118,7 @@ def read(unit: Unit, count: int, *, user: bool = False) -> list[HistoryEvent]:
     command = [
         "journalctl", "-q", "--no-pager", "--all", "-o", "json", "-n", str(count),
         f"--output-fields={','.join(_FIELDS)}", *(["--user"] if user else []),
-        *event, *of_unit(unit, user), "+", *event, *of_owners(unit, user),
+        *namespaces(unit), *event, *of_unit(unit, user), "+", *event, *of_owners(unit, user),
     ]  # fmt: skip
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(

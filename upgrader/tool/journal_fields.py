@@ -41,6 +41,11 @@ def of_owners(unit: Unit, user: bool) -> list[str]:
     return [f"_UID={uid}" for uid in sorted(owners)]
 
 
+def namespaces(unit: Unit) -> list[str]:
+    """The option with which journalctl reads where a unit logs to (LogNamespace=), besides PID 1."""
+    return [f"--namespace=+{unit.log_namespace}"] if unit.log_namespace else []
+
+
 def of_line(line: str) -> dict[str, str]:
     """The fields of an entry as `journalctl -o json` prints it; none of a line that is no entry."""
     with contextlib.suppress(ValueError, RecursionError):

@@ -48,7 +48,7 @@ def limits(systemd: Systemd, unit: Unit, found: Presence) -> tuple[Limit, ...]:
         return (*live_limits(unit), *_turned_away(systemd, unit), *silent)
     given = found.said.started
     passed = None if given.activated is None else tuple(given.activated)
-    running = Running(passed, tuple(given.credentials), given.memory)
+    running = Running(passed, tuple(given.credentials), given.memory, given.cache)
     forbidden = live_limits(unit, running, systemd.sockets(unit)) or _turned_away(systemd, unit)
     if not forbidden and found.said.can is not None and "bus" not in found.said.can:
         return (Limit(LimitKind.BUS, _DEAF, _REACH.format(unit=unit.id)),)
