@@ -13,7 +13,9 @@ from upgrader.lab.private_systemd import PrivateSystemd
 
 def test_u11_a_journal_of_its_own(any_machine: PrivateSystemd, install: Install) -> None:
     """What a version has written before it ended is the cause, and the history is complete."""
-    if any_machine.run(["systemctl", "start", "systemd-journald@own.socket"], check=False).returncode:
+    if any_machine.run(
+        ["systemctl", "start", "systemd-journald@own.socket"], check=False
+    ).returncode:
         pytest.skip("this machine has no journals of their own")
     try:
         service = installed(any_machine, install, "apart", "LogNamespace=own")

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from upgrader.systemd.bus import Bus
     from upgrader.systemd.unit import ExecCommand
 
+#: What PID 1 makes of no setting.
+_OF_PID_1 = {"NOTIFY_SOCKET", "INVOCATION_ID"}
 #: What Python adds to its own environment in a C locale (PEP 538).
 _COERCED = {"LC_CTYPE=C.UTF-8", "LC_CTYPE=C.utf8", "LC_CTYPE=UTF-8"}
 
@@ -85,7 +87,7 @@ def environment_checksums(
     return {
         name: _checksum(value)
         for name, value in environment.items()
-        if name not in PER_PROCESS
+        if name not in PER_PROCESS | _OF_PID_1
         and f"{name}={value}" not in _COERCED
         and (general.get(name) != value or f"${name}" in words or f"${{{name}}}" in words)
     }
