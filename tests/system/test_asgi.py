@@ -395,3 +395,19 @@ def test_a_version_that_does_not_start(host_machine: PrivateSystemd, install: In
 
         assert "no database" in service.messages()
         assert (before, "0") == (service.pid, get.version())
+
+
+def test_p11_limit_max_requests(host_machine: PrivateSystemd, install: Install) -> None:
+    """A web service that has had enough is upgraded live; no request fails, no connection ends."""
+    lines = asgi(host_machine, "enough", "--limit-max-requests", "20")
+    service = install(host_machine, "enough", "webapp", *lines, "Restart=on-failure")
+    get = Get(service)
+    generations = set()
+    try:
+        while max(generations, default=0) < 3:
+            assert {get.version() for _ in range(10)} == {"0"}
+            generations.add(service.status.generation)
+    finally:
+        get.close()
+    assert ["0"] == service.show("NRestarts")
+    assert Origin.LIVE is service.status.origin

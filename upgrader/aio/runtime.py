@@ -263,7 +263,6 @@ class AsyncioRuntime:
         if parks:
             await self._two_waits.come_to_a_stop(deadline, for_good=True)
             if self._park():
-                source.exit_status = 1 if failure else 0
                 await cancel(self._tasks, deadline)
                 return Ended.MIGRATED
         else:

@@ -200,6 +200,17 @@ class BaseInstance:
         """
         self._parts.destination.forget(name)
 
+    def replace(self) -> None:
+        """Ask systemd for another instance in the place of this one, because of the memory that it
+        has come to need, say; returns at once, and this one serves until then.
+
+        It is a live upgrade if the unit allows that, and else a restart. A service that may ask
+        systemd for neither (most that do not run as root) parks and ends where Restart= starts the
+        next one. If a live upgrade fails, this instance serves on. Raises DeclarationError before
+        `serve` has begun.
+        """
+        self._parts.replace()
+
     def turn(self) -> Turn:
         """Make a context manager for work that no migration cuts in two: `with` in a thread,
         `async with` in a task. Entering it waits while a migration is under way."""

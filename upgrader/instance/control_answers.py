@@ -133,6 +133,17 @@ class Negotiation:
         self._expected = upgrade or uuid.uuid4().hex
         self._preflight_until = 0.0
 
+    def announce(self) -> str:
+        """The next reload is an upgrade that this instance wants itself; returns its id."""
+        self._expected = uuid.uuid4().hex
+        self._preflight_until = 0.0
+        return self._expected
+
+    def take_back(self, upgrade: str) -> None:
+        """No reload comes for this id."""
+        if self._expected == upgrade:
+            self._expected = ""
+
     def preflight(self, caller: Caller, upgrade: str) -> None:
         """An operator wants to know whether the new version would take over."""
         require_root(caller)

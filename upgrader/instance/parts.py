@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, MutableMapping
 from typing import TYPE_CHECKING
@@ -29,9 +30,10 @@ from upgrader.systemd.journal import JournalOutcome, Priority
 from upgrader.systemd.listen_fds import own_number
 
 if TYPE_CHECKING:
-    from upgrader.instance import children, unit_signals
+    from upgrader.instance import children, replacement, unit_signals
 else:
     children = later("upgrader.instance.children")
+    replacement = later("upgrader.instance.replacement")
     unit_signals = later("upgrader.instance.unit_signals")
 
 _log = logging.getLogger("upgrader")
@@ -65,6 +67,7 @@ class InstanceParts:
             )  # fmt: skip
         else:
             _log.info("%s: not started by systemd, so nothing outlives this process", service)
+        self._replacement: replacement.Replacement | None = None
         self._relay: NotifyRelay | None = None
         if report.supervised:
             self._relay = NotifyRelay(report, environment, live=self.destination.live)
@@ -84,6 +87,23 @@ class InstanceParts:
 
         self.answering.open(ask)
         self.report.say_where()
+
+    def replace(self) -> None:
+        """Ask for another instance in the place of this one; see `Instance.replace`."""
+        if not self.report.since:
+            raise DeclarationError("replace()", "is not there before serve() has begun")
+        if not self.report.supervised:
+            _log.warning("nobody starts another instance: systemd has not started this one")
+            return
+        self._replacement = self._replacement or replacement.Replacement(
+            self.report, lambda: self.answering.negotiation, self._end_by_itself
+        )
+        self._replacement.ask()
+
+    def _end_by_itself(self, failed: bool) -> None:
+        """Park and end, as at a signal by hand."""
+        self.source.ends_failed = failed
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def _end_children(self) -> None:
         """What a replaced instance has started ends with it; at a stop, that is PID 1's."""

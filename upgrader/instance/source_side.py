@@ -63,6 +63,7 @@ class SourceSide:
         """`destination`: what this instance was loaded by."""
         self.frozen = False  #: everything has moved; nothing here touches it any more
         self.exit_status = 0  #: of the process, once everything has moved
+        self.ends_failed = False  #: if it ends by itself, systemd shall take that for a failure
         self._held_at: int | None = None
         self._deadline = self._killed = float("inf")  # of a stop: all is held, PID 1 sends SIGKILL
         self._report = report
@@ -184,7 +185,9 @@ class SourceSide:
         stop = own_unit.StopJob(own_unit.StopReason.STOP, float("inf"))
         if report.supervised:
             with self._destination.lent():
-                stop = own_unit.ask(report.unit, failed=failed)
+                stop = own_unit.ask(report.unit, failed=failed or self.ends_failed)
+            if failed or (self.ends_failed and stop.reason is own_unit.StopReason.NO_JOB):
+                self.exit_status = 1
             deaf = stop.reason is own_unit.StopReason.UNKNOWN and not report.hears_systemd
             if deaf and not failed and not self._answering.restart_announced:
                 stop = stop.replace(reason=own_unit.StopReason.STOP)

@@ -20,6 +20,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from upgrader.aio.adapter import Adapter as BaseAdapter
+from upgrader.aio.instance import attached
 from upgrader.errors import UpgradeError
 
 try:
@@ -96,9 +97,16 @@ class Adapter(BaseAdapter):
                 await self._server.lifespan.shutdown()
 
     async def _run_clock(self) -> None:
-        """The Date header, and --limit-max-requests: systemd starts the next instance then."""
-        await self._server.main_loop()
-        signal.raise_signal(signal.SIGTERM)
+        """The Date header, and --limit-max-requests: another instance is asked for then, and again
+        after as many requests if there comes none."""
+        instance = attached.get(None)
+        while True:
+            await self._server.main_loop()
+            if instance is None or not instance._parts.report.supervised:
+                signal.raise_signal(signal.SIGTERM)
+                return
+            self._server.server_state.total_requests = 0  # the limit is all that it is for
+            instance.replace()
 
     # The adapter
 

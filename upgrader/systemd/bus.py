@@ -114,6 +114,10 @@ class Bus:
         body = self._ask(path, "org.freedesktop.DBus.Properties", "GetAll", interface)
         return {name: value for name, value in _read("a{sv}", body)[0] if name in names}
 
+    def begin_job(self, method: str, unit: str) -> None:
+        """Have a job begun, by `ReloadUnit` or `RestartUnit`, unless another one is in its way."""
+        self._ask("/org/freedesktop/systemd1", f"{_SYSTEMD}.Manager", method, unit, "fail")
+
     def number(self, unit: str, name: str) -> int:
         """A number among the properties of a service."""
         value = self.get(unit, name)

@@ -82,6 +82,9 @@ async def main() -> None:
                         await peer.write(told + b"\n")
                     case [b"threads"]:
                         await peer.write(b"%d\n" % len(os.listdir("/proc/self/task")))
+                    case [b"replace"]:
+                        instance.replace()
+                        await peer.write(b"done\n")
                     case [b"quit"]:
                         return
 
