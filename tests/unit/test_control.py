@@ -246,6 +246,36 @@ def test_an_abstract_name_is_for_this_user(
     answering.close()
 
 
+def test_who_may_not_ask_takes_nobody_s_place(
+    instance: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often somebody connects who may not, few of them are kept, and one who may is served."""
+    uids = [os.geteuid(), *[os.geteuid() + 1] * 50]
+    monkeypatch.setattr(control_socket, "caller_at", lambda sock: Caller(1, uids.pop(0)))
+    name = socket_name(os.urandom(16).hex())
+    answering = Control(name, instance, "1.0")
+    answering.open()
+    with contextlib.ExitStack() as stack:
+        stack.callback(answering.close)
+        own, *others = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(51)]
+        for sock in (own, *others):
+            sock.connect(name)  # which waits while the backlog is full
+            sock.settimeout(SETTLE)
+        assert "x" == call(own, DESCRIBE, {})["service"]
+        assert all(is_dropped(sock) for sock in others[: -control_socket.MAX_DENIED])
+        with pytest.raises(VarlinkError, match="PermissionDenied"):
+            call(others[-1], DESCRIBE, {})
+
+
+def test_what_is_no_unicode_is_replaced(path: Path, instance: Instance) -> None:
+    """In a question and in an answer: a path may have anything in it."""
+    instance.big = "/srv/caf\udce9"
+    assert "/srv/caf?" == describe(path)["version"]
+    with connected(path) as sock, pytest.raises(VarlinkError) as raised:
+        call(sock, f"{INTERFACE}.\udce9", {"\udce9": "\udce9"})
+    assert raised.value.parameters == {"method": f"{INTERFACE}.?"}
+
+
 NO_CALLS = [
     b"{\0",
     b"[]\0",

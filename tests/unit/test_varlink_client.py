@@ -174,6 +174,37 @@ def test_a_silent_instance_is_called_so(tmp_path: Path, monkeypatch: pytest.Monk
     assert raised.value.name == SILENT
 
 
+def test_a_full_backlog_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For as long as for an answer: whoever asks much keeps nobody else from it at once."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr(instance_client, "_PATIENCE", PATIENCE)
+    (tmp_path / "web").mkdir()
+    web = unit(names=(own_unit(),))
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(str(tmp_path / "web" / SOCKET))
+        listener.listen(0)
+        first = stack.enter_context(socket.socket(socket.AF_UNIX))
+        first.connect(str(tmp_path / "web" / SOCKET))
+        with pytest.raises(InstanceError, match="too many ask") as raised:
+            instance_client.describe(web, user=True)
+        assert raised.value.name == SILENT
+        monkeypatch.setattr(instance_client, "_PATIENCE", SETTLE)
+
+        def answer() -> None:
+            for said in (b"", b'{"parameters": {"service": "x"}}\0'):
+                sock, _ = listener.accept()
+                with sock:
+                    if said:
+                        sock.recv(65536)
+                        sock.sendall(said)
+
+        thread = threading.Timer(PATIENCE, answer)
+        thread.start()
+        assert "x" == instance_client.describe(web, user=True).service
+        thread.join(SETTLE)
+
+
 def test_one_that_wants_to_be_waited_for_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

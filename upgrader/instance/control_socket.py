@@ -41,6 +41,8 @@ from upgrader.protocol.varlink_messages import Call, Reply, encode
 
 #: Connections at a time; for one more, the one that has been silent for longest goes.
 MAX_CLIENTS = 32
+#: Likewise of those who may not ask: they take numbers of FDs, and the place of nobody else.
+MAX_DENIED = 2
 #: Seconds that a connection may be silent; one that is told about a migration may for longer.
 IDLE = 30.0
 #: Numbers of FDs for those who ask a service that has used up all others.
@@ -170,10 +172,13 @@ class Control:
                     time.sleep(_PATIENCE)
                     return
                 self._spare.pop().close()
-        if len(self._clients) >= MAX_CLIENTS:
-            self._drop(min(self._clients.values(), key=lambda client: client.since))
         sock.setblocking(False)
         client = _Client(sock, caller_at(sock))
+        # A path has a mode; a name in the abstract has none.
+        client.denied = self._path is None and client.caller.uid not in (0, os.geteuid())
+        rivals = [c for c in self._clients.values() if c.denied or not client.denied]
+        if len(rivals) >= (MAX_DENIED if client.denied else MAX_CLIENTS):
+            self._drop(min(rivals, key=lambda each: each.since))
         self._clients[sock] = client
         self._selector.register(sock, selectors.EVENT_READ, client)
 
@@ -216,8 +221,7 @@ class Control:
             self._answer(client, msgspec.convert(varlink.decode(message), Call))
 
     def _answer(self, client: "_Client", call: Call) -> None:
-        if self._path is None and client.caller.uid not in (0, os.geteuid()):
-            # A path has a mode; a name in the abstract has none.
+        if client.denied:
             error = varlink.denied()
             self._send(client, Reply(error.parameters, error.name))
             return
@@ -338,3 +342,4 @@ class _Client:
     watching: bool = False  # has asked for every phase
     seen: int = 0  # the number of the news that it has
     waits: bool = False  # its last call is not answered yet
+    denied: bool = False  # it may not ask

@@ -46,7 +46,8 @@ class _Reply(Value):
 
 
 def _send(sock: socket.socket, message: dict[str, Any]) -> None:
-    sock.sendall(json.dumps(message).encode() + b"\0")
+    # The other side takes no halves of characters, which a reason may have, of a path for instance.
+    sock.sendall(json.dumps(message, ensure_ascii=False).encode(errors="replace") + b"\0")
 
 
 def _next_reply(sock: socket.socket, buffer: bytearray, at_once: int) -> _Reply:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Varlink messages as an instance reads and writes them; https://varlink.org/Method-Call."""
 
+import json
 from typing import Any
 
 import msgspec
@@ -25,5 +26,9 @@ class Reply(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def encode(message: Call | Reply) -> bytes:
-    """A message with its NUL."""
-    return msgspec.json.encode(message) + b"\0"
+    """A message with its NUL. What is no Unicode, such as a part of a path, is replaced."""
+    try:
+        return msgspec.json.encode(message) + b"\0"
+    except UnicodeEncodeError:
+        text = json.dumps(msgspec.to_builtins(message), ensure_ascii=False)
+        return text.encode(errors="replace") + b"\0"

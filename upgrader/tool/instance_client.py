@@ -40,6 +40,7 @@ _PATIENCE = 5.0
 _DRAINING_ASKED = 16
 _AGAIN = 0.02
 _PEERCRED = struct.Struct("3i")
+_TIMEVAL = struct.Struct("ll")
 
 
 #: Names of the errors for a socket that does not exist, for one that an instance has left, and for
@@ -248,8 +249,12 @@ def _connected(unit: Unit, address: str, pid: int = 0) -> Iterator[socket.socket
     path = address.replace("\0", "@")
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            sock.settimeout(_PATIENCE)
+            deadline = time.monotonic() + _PATIENCE
+            # With a timeout of Python's, a full backlog would be an error at once.
+            patience = _TIMEVAL.pack(int(_PATIENCE), int(_PATIENCE % 1 * 1e6))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
             sock.connect(address)
+            sock.settimeout(max(deadline - time.monotonic(), _AGAIN))
             _require_peer(sock, unit, pid)
             yield sock
     except VarlinkError as error:
@@ -273,7 +278,9 @@ def _connected(unit: Unit, address: str, pid: int = 0) -> Iterator[socket.socket
         raise InstanceError(f"nobody answers at {path}", name=name) from error
     except TimeoutError as error:
         raise InstanceError(f"{path}: no answer in time", name=SILENT) from error
-    except (ConnectionError, BlockingIOError) as error:
+    except BlockingIOError as error:
+        raise InstanceError(f"{path}: too many ask, and none is answered", name=SILENT) from error
+    except ConnectionError as error:
         raise InstanceError(f"{path}: {error}", name=SILENT) from error
     except (OSError, ValueError) as error:
         raise InstanceError(f"{path}: {error}") from error
