@@ -22,10 +22,9 @@ import upgrader
 from tests.fuzz.fuzz import Decoder
 from tests.fuzz.mutations import change_bytes, change_json, change_msgpack, change_text
 from tests.unit.units import unit
-from upgrader.cli.history_dump import _image
-from upgrader.cli.history_dump import _row as history_row
-from upgrader.cli.list_status import _row, lines
-from upgrader.cli.output import table
+from upgrader.cli.history_dump import _image, recounted
+from upgrader.cli.overview_text import listed, shown
+from upgrader.cli.screen import Screen
 from upgrader.errors import (
     ChannelError,
     DeclarationError,
@@ -89,6 +88,7 @@ _RECORDED = Path(__file__).parent.parent / "unit"
 _STREAMS = {path.name: path.read_bytes() for path in (_RECORDED / "streams").glob("*.bin")}
 _FRAMES = [data for data in _STREAMS.values() if len(data) == records.RECORD_SIZE]
 _UNIT = unit(active_state="active")
+_WIDE = Screen()  # no terminal: nothing is wrapped
 
 SAID = Description(
     service="web", version="1.2", unit="web.service", pid=7, generation=3, phase="serving",
@@ -199,8 +199,8 @@ def _dumped(place: Path) -> Callable[[bytes], None]:
         path.write_bytes(_with_header(document))
         dumped = dump_image.of_file(str(path))
         msgspec.json.encode(dumped)
-        for line in _image(dumped):
-            assert plain(line).isprintable()
+        for text in _image(_WIDE, dumped):
+            assert text.replace("\n", "").isprintable()
 
     return run
 
@@ -292,9 +292,10 @@ def _shown(data: bytes) -> None:
         "web.service", "active (running)", True, 7, status, said, "", True, status.refused,
         (said,), held, ("upgrader-listener-door",),
     )  # fmt: skip
-    text = [*lines(found), *table([_row(found)]), *metrics([found]).splitlines(), str(held)]
-    assert all(plain(line).isprintable() for line in text)
-    assert len(table([_row(found)])) == 1
+    for there in (_WIDE, Screen(80)):
+        text = [*shown(there, found, 1.7e9), listed(there, [found], 1.7e9), metrics([found])]
+        assert "".join(text).replace("\n", "").isprintable()
+    assert len(listed(_WIDE, [found], 1.7e9).splitlines()) == 2
     found.json()
 
 
@@ -320,9 +321,9 @@ def _cause(data: bytes) -> None:
 def _history(data: bytes) -> None:
     events = list(history.parse(data.decode(errors="replace").splitlines()))
     history.encode(events)
-    ElementTree.fromstring(plot("web.service", events))
-    for event in events:
-        assert len(table([history_row(event)])) == 1
+    past = history.upgrades(events)
+    ElementTree.fromstring(plot("web.service", past))
+    assert len(recounted(_WIDE, past).splitlines()) == 1 + len(past)
 
 
 def _hold_file(place: Path) -> Callable[[bytes], None]:
@@ -342,7 +343,7 @@ def _hold_file(place: Path) -> Callable[[bytes], None]:
 def _count_file(place: Path) -> Callable[[bytes], None]:
     def run(data: bytes) -> None:
         (place / "web.service").write_bytes(data)
-        counts.add("web.service", True, place)
+        counts.add("web.service", SAID.migration, place)
 
     return run
 
@@ -527,7 +528,7 @@ def decoders(place: Path, stack: contextlib.ExitStack) -> list[Decoder]:
         Decoder("journal", _cause, (), [journal, journal + b"\n" + journal], change_json),
         Decoder("history", _history, (), [journal, journal + b"\n" + journal], change_json),
         Decoder("hold file", _hold_file(place / "state"), (), [hold_seed], change_json),
-        Decoder("count file", _count_file(own("count")), (), [b'{"done":1,"failed":2}'], change_json),
+        Decoder("count file", _count_file(own("count")), (), [b'{"done":1,"failed":2,"last":{"phase":"done","mode":"live","began":1.0}}'], change_json),
         Decoder("queue files", _queue_files(own("queue")), (), [served, b"installed\nstale\n"], change_json),
         Decoder("policy file", _policy_file(own("policy")), (), [b"# x\nweb@*.service = live\n* = never"], change_text),
         Decoder("environment", _environment, (DeclarationError,), [environment], change_text),
