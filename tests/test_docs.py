@@ -88,7 +88,11 @@ def test_a_command_of_the_documentation_exists(command: str) -> None:
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
     elif words[0] == "systemctl":
-        assert words[1] in ("status", "edit", "enable", "restart", "start", "stop", "soft-reboot")
+        assert words[1] in (
+            "status", "edit", "enable", "restart", "start", "stop", "soft-reboot", "daemon-reload",
+        )  # fmt: skip
+    elif words[0] == "cp":
+        assert (ROOT / words[1]).is_file()
     elif words[0] == "varlinkctl":
         interface, _, method = words[3].rpartition(".")
         assert varlink.INTERFACE == interface

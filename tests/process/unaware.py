@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A program that knows nothing of upgrader: it takes LISTEN_FDS, says READY=1, and ends after what it is
-at when it gets SIGTERM. Answers lines: `who` with its PID, `stream N` with N numbers, one each 0.1 s.
+at when it gets SIGTERM. Answers lines: `who` with its PID; between `begin` and `end` it is at
+something.
 
 FLAW: exit (before it is ready), hang (never ready), blocking (flips O_NONBLOCK).
 """
@@ -35,7 +36,7 @@ def facts() -> dict[str, object]:
 
 COUNT = int(os.environ.get("LISTEN_FDS", "0"))
 FACTS = facts() if __name__ == "__main__" else {}
-streams: set[asyncio.Task[None]] = set()
+busy: set[asyncio.Task[None]] = set()
 
 
 def notify(text: str) -> None:
@@ -48,21 +49,27 @@ def notify(text: str) -> None:
 async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     task = asyncio.current_task()
     assert task
+    busy.add(task)  # what was accepted is answered
+    working = False
     while line := await reader.readline():
         match line.split():
             case [b"who"]:
                 writer.write(b"%d\n" % os.getpid())
             case [b"facts"]:
                 writer.write(json.dumps(FACTS).encode() + b"\n")
-            case [b"stream", count]:
-                streams.add(task)
-                for number in range(int(count)):
-                    writer.write(b"%d\n" % number)
-                    await writer.drain()
-                    await asyncio.sleep(0.1)
-                streams.discard(task)
+            case [b"begin"]:
+                working = True
+                writer.write(b"begun\n")
+            case [b"end"]:
+                working = False
+                writer.write(b"ended\n")
         with contextlib.suppress(ConnectionError):
             await writer.drain()
+        if working:
+            busy.add(task)
+        else:
+            busy.discard(task)
+    busy.discard(task)
     writer.close()
 
 
@@ -81,7 +88,8 @@ async def main() -> None:
     await over.wait()
     for server in servers:
         server.close()
-    while streams:
+    await asyncio.sleep(0.05)  # what was accepted last has got its task by then
+    while busy:
         await asyncio.sleep(0.01)
 
 

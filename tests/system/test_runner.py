@@ -9,15 +9,20 @@ import pytest
 from tests.support import eventually
 from tests.system.programs import (
     STREAM,
+    command_line,
+    configure_nginx,
     get,
     gunicorn,
     load,
     masters,
+    needs,
     nginx,
     pid_file,
+    version,
 )
 from tests.system.reloading import processes
 from tests.system.serving import Install, Service
+from tests.system.tool import upgrade
 from upgrader.lab.private_systemd import PrivateSystemd
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,6 +94,32 @@ def test_where_a_program_cannot_outlive_the_stop(
     assert [] == seen.failures
 
 
+def test_the_sample_of_nginx(host_machine: PrivateSystemd, install: Install) -> None:
+    """Debian's configuration as it is: a start, a live upgrade, a stop."""
+    needs("nginx")
+    python = " ".join(host_machine.python)
+    text = (ROOT / "units" / "nginx.service").read_text().replace("/usr/bin/python3", python)
+    # The Python of the tests may lie in a home.
+    text = text.replace("ProtectHome=yes", "ProtectHome=read-only")
+    host_machine.write("/etc/systemd/system/nginx.service", text)
+    run = host_machine.run
+    run(["systemctl", "daemon-reload"])
+    try:
+        run(["systemctl", "start", "nginx.service"])
+        fetched = ["curl", "-sf", "-w", "%{http_code} ", "-o", "/dev/null", "http://127.0.0.1"]
+        fetched += ["-o", "/dev/null", "http://[::1]"]
+        assert ["200", "200"] == run(fetched).stdout.split()
+        before = run(["cat", "/run/nginx.pid"]).stdout
+        run(["upgrader", "upgrade", "--mode", "live", "nginx.service"])
+        assert eventually(lambda: run(["cat", "/run/nginx.pid"]).stdout != before)
+        assert ["200", "200"] == run(fetched).stdout.split()
+        run(["upgrader", "upgrade", "--preflight", "nginx.service"])
+    finally:
+        run(["systemctl", "stop", "nginx.service"])
+        run(["rm", "/etc/systemd/system/nginx.service"])
+        run(["systemctl", "daemon-reload"])
+
+
 @pytest.mark.matrix
 def test_gunicorn(host_machine: PrivateSystemd, install: Install) -> None:
     """The same for gunicorn with two workers."""
@@ -101,3 +132,90 @@ def test_gunicorn(host_machine: PrivateSystemd, install: Install) -> None:
         service.until(ActiveState="active", SubState="running", NRestarts="1")
     assert [] == seen.failures
     assert seen.longest < 2, seen.longest
+
+
+def test_live_upgrades(host_machine: PrivateSystemd, install: Install) -> None:
+    """Three of them under load, with streams open: nobody is refused or cut; the source's nginx serves
+    until the new one does, is gone when its last stream has ended, and so is its runner."""
+    service = nginx(host_machine, install, "nglive")
+    service.start()
+    assert eventually(service.answers)
+    with load(service, streams=2) as seen:
+        for number in (2, 3, 4):
+            configure_nginx(service, number)
+            answer = upgrade(service, "--mode", "live")
+            assert 0 == answer["exit_code"], answer
+            assert eventually(lambda number=number: version(service) == number)  # type: ignore[misc]
+    assert [] == seen.failures
+    assert [STREAM, STREAM] == seen.streams
+    assert seen.longest < 1, seen.longest
+    assert eventually(lambda: len(masters(service)) == 1), masters(service)
+    assert eventually(lambda: len(processes(service)) == 4), processes(service)
+    assert masters(service) == [int(pid_file(service).read_text())]
+    assert 4 == service.status.generation
+    assert eventually(lambda: 2 == service.stored)  # the listener and the program
+
+
+def test_a_configuration_that_does_not_parse(
+    host_machine: PrivateSystemd, install: Install
+) -> None:
+    """The new nginx ends at once; nothing is left of it, and the old one has not noticed."""
+    service = nginx(host_machine, install, "ngbad")
+    service.start()
+    assert eventually(service.answers)
+    before = masters(service)
+    service.machine.write(f"/etc/{service.name}.conf", "nonsense;")
+    with load(service) as seen:
+        assert "verify-failed" == upgrade(service, "--mode", "live")["code"]
+    assert [] == seen.failures
+    assert before == masters(service)
+    assert 2 == service.stored
+    assert before == [int(pid_file(service).read_text())]
+
+
+def test_a_stop_in_the_overlap(host_machine: PrivateSystemd, install: Install) -> None:
+    """Neither version is left."""
+    service = nginx(host_machine, install, "ngover")
+    service.configure(*unit_lines(service), "Environment=ROUND=2")
+    service.start()
+    assert eventually(service.answers)
+    lines = [line.replace(" -- ", " --check 'sleep 600' -- ") for line in unit_lines(service)]
+    service.configure(*lines)
+    asked = service.machine.popen(["systemctl", "reload", service.unit])
+    assert eventually(lambda: len(masters(service)) == 3), masters(service)
+
+    service.stop()
+
+    assert eventually(lambda: gone(service)), processes(service)
+    assert eventually(lambda: asked.poll() is not None)
+
+
+@pytest.mark.parametrize(
+    "victim",
+    [
+        "destination",
+        *(pytest.param(who, marks=pytest.mark.matrix) for who in ("takeover", "source")),
+    ],
+)
+def test_killed_in_the_overlap(host_machine: PrivateSystemd, install: Install, victim: str) -> None:
+    """Whoever dies, clients see nothing, and afterwards every process is the owner's."""
+    service = nginx(host_machine, install, "ngkill")
+    service.start()
+    assert eventually(service.answers)
+    source = service.pid
+    plain = unit_lines(service)
+    service.configure(*(line.replace(" -- ", " --check 'sleep 600' -- ") for line in plain))
+    with load(service) as seen:
+        asked = service.machine.popen(["systemctl", "reload", service.unit])
+        assert eventually(lambda: len(masters(service)) == 3), masters(service)
+        pids = {"source": source, "takeover": int(service.show("ControlPID")[0])}
+        runners = [int(p) for p in processes(service) if "upgrader.run" in command_line(service, p)]
+        pids["destination"] = next(pid for pid in runners if pid != source)
+        service.configure(*plain)
+        service.machine.run(["kill", "-KILL", str(pids[victim])])
+        assert eventually(lambda: asked.poll() is not None)
+        service.until(ActiveState="active", SubState="running")
+        assert eventually(lambda: len(processes(service)) == 4), processes(service)
+    assert [] == seen.failures
+    assert eventually(lambda: 2 == service.stored)
+    assert eventually(lambda: masters(service) == [int(pid_file(service).read_text())])

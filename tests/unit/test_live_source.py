@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.unit.played import DestinationProcess, Here
+from tests.unit.units import Keeping
 from upgrader.codes import Code
 from upgrader.instance.control_answers import Negotiation
 from upgrader.instance.live_source import Giver, MigrationRequest
@@ -297,7 +298,9 @@ def test_a_destination_that_never_says_go_is_ended(
     """Its takeover may be gone; the source serves on, and takes the next one."""
     bench = make(2)
     requests: list[object] = []
-    negotiation = Negotiation(SelfReport("x", "1", {}), "1", requests.append, lambda: None)
+    negotiation = Negotiation(
+        SelfReport("x", "1", {}), "1", requests.append, lambda: None, Keeping()
+    )
     negotiation._successor = bench.process
     negotiation._migrating = True
     match way:

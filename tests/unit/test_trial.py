@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import upgrader
+from tests.unit.units import Keeping
 from upgrader.cli.overview_text import shown
 from upgrader.cli.screen import Screen
 from upgrader.instance.control_answers import Negotiation
@@ -134,7 +135,7 @@ def test_p5_whoever_asks_is_told() -> None:
     """The last trial comes with what an instance says of itself, and a new one can be asked for."""
     value = table(1)
     instance = reporting(value)
-    negotiation = Negotiation(instance, "1", lambda request: None, lambda: None)
+    negotiation = Negotiation(instance, "1", lambda request: None, lambda: None, Keeping())
     value.rows["row 0"].note = object()
     tried = negotiation.try_states(Caller(1, 0))["trials"]
 
@@ -144,7 +145,7 @@ def test_p5_whoever_asks_is_told() -> None:
 
 def test_p5_only_who_may_steer_may_try() -> None:
     """It takes time of the service."""
-    negotiation = Negotiation(reporting(), "1", lambda request: None, lambda: None)
+    negotiation = Negotiation(reporting(), "1", lambda request: None, lambda: None, Keeping())
 
     with pytest.raises(VarlinkError, match="PermissionDenied"):
         negotiation.try_states(Caller(1, 12345))

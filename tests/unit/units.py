@@ -3,6 +3,7 @@
 
 from typing import Any
 
+from upgrader.protocol.identity import HasFileno
 from upgrader.systemd.unit import UNSET, UNSET_ID, ExecCommand, Unit
 
 _HEALTHY = Unit(
@@ -71,3 +72,16 @@ _HEALTHY = Unit(
 def unit(**changes: Any) -> Unit:
     """The unit with these values instead."""
     return _HEALTHY.replace(**changes)
+
+
+class Keeping:
+    """PID 1's FD store, as a destination has the source use it; by name."""
+
+    def __init__(self) -> None:
+        self.kept: list[str] = []
+
+    def keep(self, name: str, fd: HasFileno) -> None:
+        self.kept.append(name)
+
+    def forget(self, name: str) -> None:
+        self.kept.remove(name)

@@ -101,16 +101,20 @@ class AsyncioRuntime:
             lambda request: self._loop.call_soon_threadsafe(self._requests.put_nowait, request),
             self._wait_for_reload,
             lambda: asyncio.run_coroutine_threadsafe(self._settle(), self._loop).result(),
+            parts.destination,
             now=parts.destination.live,
         )
         supervised = parts.report.supervised
         stops, reloads = stop_signals(supervised), reload_signals(supervised)
         catches(stops | reloads)
         try:
+            beside = await self._prepare_beside_source()
             arrival = parts.destination.load()
+            if not beside:
+                await self._call(self._declarations.preparations)
             for name, hosting in self.hostings.items():
                 hosting.prepare([item for item in arrival.adopted if item.listener == name])
-            await self._verify()
+            await self._call(self._declarations.checks)
             self._catch(stops, reloads)
             parts.destination.commit(arrival, lambda: self._adopt(arrival))
         except Exception as error:
@@ -153,8 +157,41 @@ class AsyncioRuntime:
 
     # The beginning
 
-    async def _verify(self) -> None:
-        for check in self._declarations.checks:
+    async def _prepare_beside_source(self) -> bool:
+        """Prepare while the source serves on; False if that is still to be done."""
+        destination, preparations = self._parts.destination, self._declarations.preparations
+        if not preparations or not destination.borrow():
+            return False
+        preparing = self._loop.create_task(self._call(preparations))
+        gone = asyncio.Event()
+
+        lines = destination.waiting
+
+        def stop_watching() -> None:
+            for line in lines:
+                self._loop.remove_reader(line)
+
+        def give_up() -> None:
+            stop_watching()
+            gone.set()
+            preparing.cancel()
+
+        for line in lines:
+            self._loop.add_reader(line, give_up)
+        try:
+            await preparing
+        except asyncio.CancelledError:
+            if not gone.is_set():
+                raise
+        finally:
+            stop_watching()
+        if gone.is_set():
+            destination.nobody_waits()
+        return True
+
+    async def _call(self, checks: Sequence[Callable[..., Any]]) -> None:
+        """Call what may refuse this instance."""
+        for check in checks:
             try:
                 result = check(**self._declarations.values(check))
                 if inspect.isawaitable(result):

@@ -108,8 +108,9 @@ class BlockingRuntime:
         """Load, serve and end; see `Instance.serve`."""
         parts = self._parts
         self._signals.listen(self._waker.fileno())
+        destination = parts.destination
         parts.answering.prepare(
-            self._want, self._want_reload, self._settle, now=parts.destination.live
+            self._want, self._want_reload, self._settle, destination, now=destination.live
         )
         try:
             self._load()
@@ -131,16 +132,26 @@ class BlockingRuntime:
     def _load(self) -> None:
         destination = self._parts.destination
         try:
+            preparations = self._declarations.preparations
+            beside = bool(preparations) and destination.borrow()
+            if beside:
+                self._call(preparations)
             arrival = destination.load()
-            for check in self._declarations.checks:
-                try:
-                    check(**self._declarations.values(check))
-                except Exception as error:
-                    raise refused_by_check(check, error) from error
+            if not beside:
+                self._call(preparations)
+            self._call(self._declarations.checks)
             destination.commit(arrival, lambda: self._begin(arrival))
         except Exception as error:
             destination.refuse(error)
             raise
+
+    def _call(self, checks: Sequence[Callable[..., Any]]) -> None:
+        """Call what may refuse this instance."""
+        for check in checks:
+            try:
+                check(**self._declarations.values(check))
+            except Exception as error:
+                raise refused_by_check(check, error) from error
 
     def _begin(self, arrival: Arrival) -> None:
         for bound in self._backends:

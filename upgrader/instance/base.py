@@ -119,6 +119,27 @@ class BaseInstance:
 
         return register
 
+    def prepare(self, prepare: Function) -> Function:
+        """Declare what takes its time before this instance can take over: to fill a cache, to start
+        processes.
+
+        It is called without arguments, once, with all declared sockets open: in a live upgrade they
+        are lent, and the old instance serves on until it has returned. Nothing is loaded then,
+        `keep` works, and what is kept is given up if the upgrade fails. In any other start it runs
+        before the checks. Whatever it raises refuses the upgrade; on asyncio it is cancelled if
+        nobody waits for this instance any more.
+        """
+        self._parts.declarations.add_preparation(prepare)
+        return prepare
+
+    def refused(self, callback: Function) -> Function:
+        """Declare what the old instance does with what a new one has kept in `prepare`, if that does
+        not take over: a function that gets these items, as in `passed`, in a thread. They are given
+        up when it returns, and only then is the upgrade said to have failed.
+        """
+        self._parts.declarations.refusals.append(callback)
+        return callback
+
     def verify(self, check: Function) -> Function:
         """Declare a check of the loaded instance, run before it becomes the owner.
 
@@ -187,8 +208,8 @@ class BaseInstance:
         """Have PID 1 keep a file, a memfd say, so that it is in `passed` of this and every later
         instance, after a crash as well. What was kept under that name is given up.
 
-        Raises DeclarationError for a bad name or before `serve` has begun, NotifyError if PID 1
-        cannot be told, OSError for a closed FD.
+        Raises DeclarationError for a bad name or before `serve` has begun (in `prepare`, it has),
+        NotifyError if PID 1 cannot be told, OSError for a closed FD.
         """
         self._parts.destination.keep(name, fd)
 

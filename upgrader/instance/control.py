@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # loaded by the instances that can be asked
     from upgrader.instance.control_answers import Negotiation
     from upgrader.instance.control_socket import Control
     from upgrader.instance.exec_mode import Execution
+    from upgrader.instance.interfaces import Keeper
     from upgrader.instance.live_source import MigrationRequest
 
 #: Free numbers of FDs that clients do not use up before the socket is made.
@@ -57,10 +58,11 @@ class Answering:
         on_request: Callable[[MigrationRequest | Execution], object],
         on_reload: Callable[[], object],
         on_settle: Callable[[], Settled],
+        keeper: Keeper,
         *,
         now: bool,
     ) -> None:
-        """Say what the socket calls, in another thread. `now`: make it at once, because the source
+        """Say what the socket calls, in another thread; `keeper` keeps FDs of a destination. `now`: make it at once, because the source
         still serves; later, clients would wait for that."""
         if not self._report.supervised:
             return
@@ -85,7 +87,9 @@ class Answering:
                 _log.warning("%s", _NOT_HEARD)
             if found.directory:
                 report.watched.add_directory(found.directory)
-            self.negotiation = Negotiation(report, VERSION, on_request, on_reload, on_settle)
+            self.negotiation = Negotiation(
+                report, VERSION, on_request, on_reload, keeper, on_settle
+            )
             place = Path(path) if path else name
             self._control = control = Control(place, self.negotiation, VERSION)
             report.progress.on_change(control.announce)

@@ -20,9 +20,12 @@ import msgspec
 
 from upgrader.codes import Code
 from upgrader.errors import BusyWork, ChannelError, ParameterError, UpgradeError
+from upgrader.instance import lending
 from upgrader.instance.callers import is_of_unit, require_root, require_takeover
 from upgrader.instance.control_listener import Caller
 from upgrader.instance.exec_mode import Execution
+from upgrader.instance.interfaces import Keeper
+from upgrader.instance.lender import Lender
 from upgrader.instance.live_source import MigrationRequest, Successor
 from upgrader.instance.offer import Offer
 from upgrader.instance.phases import News
@@ -30,6 +33,7 @@ from upgrader.instance.self_description import Describer
 from upgrader.instance.self_report import SelfReport
 from upgrader.instance.turns import Settled
 from upgrader.protocol import channel, records
+from upgrader.protocol.fd import Fd
 from upgrader.protocol.parameters import FD_STORE_ONLY, Mechanism
 from upgrader.protocol.phase import Decision, Phase
 from upgrader.protocol.varlink import INTERFACE, VarlinkError, invalid, refused
@@ -63,12 +67,14 @@ class Negotiation:
         library: str,
         on_request: Callable[[MigrationRequest | Execution], object],
         on_reload: Callable[[], object],
+        keeper: Keeper,
         on_settle: Callable[[], Settled] = lambda: Settled([], []),
     ) -> None:
         self._host = host
         self._describer = Describer(host, library)
         self._on_request = on_request
         self._on_reload = on_reload
+        self._lender = Lender(host.declarations, keeper)
         self._on_settle = on_settle
         self._expected = ""  # the id of the upgrade that the next reload is
         self._withdrawn: deque[str] = deque(maxlen=_REMEMBERED)
@@ -122,6 +128,7 @@ class Negotiation:
             self._call_off(Code.CANCELLED, Phase.CANCELLED.value)
         progress = self._host.progress
         progress.wait_decided(progress.last.id, _DECIDED)
+        self._lender.wait_clean()
         now = progress.now
         if now.phase is not Phase.CANCELLED:
             raise VarlinkError(f"{INTERFACE}.TooLate", {"phase": now.phase})
@@ -175,7 +182,9 @@ class Negotiation:
                 )  # fmt: skip
                 return {"last": msgspec.to_builtins(gone)}
             self._call_off(Code.TAKEOVER_GONE, _GONE)
-        return {"last": msgspec.to_builtins(progress.wait_decided(upgrade, _DECIDED))}
+        decided = progress.wait_decided(upgrade, _DECIDED)
+        self._lender.wait_clean()
+        return {"last": msgspec.to_builtins(decided)}
 
     def try_states(self, caller: Caller) -> dict[str, Any]:
         """Find out which states can be saved as they are now."""
@@ -221,6 +230,7 @@ class Negotiation:
         if self._host.parameters.mechanism is Mechanism.FD_STORE:
             raise refused(FD_STORE_ONLY, Code.LIMIT)
         problem = self._unsavable()
+        self._lender.wait_clean()
         with self._lock:
             if upgrade in self._withdrawn:
                 raise refused("nobody waits for this upgrade any more", Code.TAKEOVER_GONE)
@@ -240,6 +250,7 @@ class Negotiation:
             if not is_of_unit(group, self._host.unit):
                 raise refused(f"process {pid} belongs to {unit_of(group) or 'no unit'}")
             self._successor = successor
+            self._lender.begin()
             self._since = time.monotonic()
             self._called_off = None
             self._preflight, self._preflight_until = self._preflight_due, 0.0
@@ -266,13 +277,15 @@ class Negotiation:
         return "; ".join(f"state {p.name!r} cannot be saved: {p.problem}" for p in problems)
 
     def revoke(self, caller: Caller, pid: int, why: str, code: Code) -> None:
-        """Call off the upgrade of a process; raises Busy until it is decided, if it migrates."""
+        """Call off the upgrade of a process, and wait until nothing is left of it; raises Busy until
+        it is decided, if it migrates."""
         require_takeover(caller, self._host.unit)
         with self._lock:
             if self._successor is not None and self._successor.pid == pid:
                 self._call_off(code, why)
                 if self._migrating:
                     raise _busy(f"process {pid}, which migrates")
+        self._lender.wait_clean()
 
     def _call_off(self, code: Code, reason: str) -> None:
         """Have the upgrade under way fail for this reason, unless it is decided otherwise."""
@@ -294,6 +307,7 @@ class Negotiation:
         if progress.last.decision is not Decision.NONE:
             return
         progress.enter(_PHASES.get(code, Phase.FAILED), code=code, reason=reason)
+        self._lender.give_up()
         if self._preflight:
             return
         refusal = None
@@ -304,28 +318,53 @@ class Negotiation:
             )  # fmt: skip
         self._host.refused(reason, refusal)
 
+    def lend(self, caller: Caller, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Agree as to a migration, and lend all sockets: this instance serves on."""
+        with self._lock:
+            self._agree(caller, parameters)
+            return {"backends": [name for name, _ in self._lender.sockets()]}
+
+    def lending(self, sock: socket.socket) -> None:
+        """Send what is lent, and keep what the destination has kept, until that hangs up: then it
+        migrates or has ended, which takeover says as well, and better."""
+        successor, upgrade = self._successor, self._host.progress.last.id
+        with sock, contextlib.suppress(OSError):
+            sock.settimeout(None)
+            lending.lend(sock, [each for _, each in self._lender.sockets()])
+            while kept := lending.next_kept(sock):
+                sock.sendall(self._keep_for(successor, *kept).encode() + b"\0")
+        self._host.progress.wait_decided(upgrade, _DECIDED)
+        with self._lock:
+            if successor and self._successor is successor and not self._migrating:
+                self._call_off(Code.ENDED_EARLY, "the new version has ended before it was ready")
+
+    def _keep_for(self, successor: Successor | None, name: str, fd: Fd) -> str:
+        with self._lock, fd:
+            if self._successor is not successor:
+                return "nobody waits for this upgrade any more"
+            return self._lender.keep(name, fd)
+
     def negotiate(self, caller: Caller, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Agree to a migration before anything is disturbed, or say what does not fit."""
         with self._lock:
-            successor = self._successor
-            # Held by pidfd: while it lives, its number is not given to another process.
-            if (
-                successor is None
-                or successor.pid != caller.pid
-                or caller.gone
-                or not successor.alive
-            ):
-                raise refused(f"process {caller.pid} was not registered by takeover")
-            if parameters.get("upgrade") not in (None, self._host.progress.last.id):
-                raise refused(f"process {caller.pid} was started for another upgrade")
-            try:
-                self.offer = Offer.read(parameters, self._host.declarations)
-            except VarlinkError as error:
-                code = Code(error.parameters.get("code", Code.REFUSED))
-                self._abort(code, str(error.parameters.get("why", error)))
-                raise
+            self._agree(caller, parameters)
             self._migrating = True
             return {"generation": self._host.generation, "stream": self.offer.stream}
+
+    def _agree(self, caller: Caller, parameters: Mapping[str, Any]) -> None:
+        """Raise VarlinkError unless this is the registered process, and what it offers fits."""
+        successor = self._successor
+        # Held by pidfd: while it lives, its number is not given to another process.
+        if successor is None or successor.pid != caller.pid or caller.gone or not successor.alive:
+            raise refused(f"process {caller.pid} was not registered by takeover")
+        if parameters.get("upgrade") not in (None, self._host.progress.last.id):
+            raise refused(f"process {caller.pid} was started for another upgrade")
+        try:
+            self.offer = Offer.read(parameters, self._host.declarations)
+        except VarlinkError as error:
+            code = Code(error.parameters.get("code", Code.REFUSED))
+            self._abort(code, str(error.parameters.get("why", error)))
+            raise
 
     def migrate(self, sock: socket.socket) -> None:
         """Wait for Go, then hand the channel to the loop that serves."""

@@ -3,7 +3,7 @@
 
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -69,6 +69,19 @@ class Answers(Protocol):
     def migrate(self, sock: socket.socket) -> None:
         """Take over the connection on which `negotiate` has been answered."""
 
+    def lend(self, caller: Caller, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Lend: agree, or refuse."""
+
+    def lending(self, sock: socket.socket) -> None:
+        """Take over the connection on which `lend` has been answered."""
+
+
+#: Calls after whose answer the connection is somebody else's.
+GIVEN_AWAY: dict[str, Callable[[Answers], Callable[[socket.socket], None]]] = {
+    f"{INTERFACE}.Migrate": lambda answers: answers.migrate,
+    f"{INTERFACE}.Lend": lambda answers: answers.lending,
+}
+
 
 def answer(answers: Answers, library: str, caller: Caller, call: Call) -> dict[str, Any]:
     """The answer to one call, whose parameters are checked here; `library` is its version. Raises
@@ -116,6 +129,10 @@ def answer(answers: Answers, library: str, caller: Caller, call: Call) -> dict[s
             if not call.upgrade or call.oneway:
                 raise varlink.invalid("upgrade")
             return answers.negotiate(caller, call.parameters)
+        case varlink.INTERFACE, "Lend":
+            if not call.upgrade or call.oneway:
+                raise varlink.invalid("upgrade")
+            return answers.lend(caller, call.parameters)
         case varlink.INTERFACE | varlink.SERVICE, _:
             raise VarlinkError(f"{SERVICE}.MethodNotFound", {"method": call.method})
         case _:

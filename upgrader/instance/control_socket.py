@@ -22,7 +22,7 @@ from typing import NoReturn
 import msgspec
 
 from upgrader.codes import Code
-from upgrader.instance.control_calls import SLOW, Answers, answer, told
+from upgrader.instance.control_calls import GIVEN_AWAY, SLOW, Answers, answer, told
 from upgrader.instance.control_listener import (
     BESIDE,
     Caller,
@@ -256,8 +256,8 @@ class Control:
         if self._clients.get(client.sock) is not client:
             return
         try:
-            if call.method == f"{INTERFACE}.Migrate" and not reply.error:
-                self._give_away(client, reply)
+            if call.method in GIVEN_AWAY and not reply.error:
+                self._give_away(client, call, reply)
                 return
             if not call.oneway:
                 self._send(client, reply)
@@ -279,13 +279,16 @@ class Control:
             except Exception as error:
                 self._fail(client, error)
 
-    def _give_away(self, client: "_Client", reply: Reply) -> None:
+    def _give_away(self, client: "_Client", call: Call, reply: Reply) -> None:
         self._selector.unregister(client.sock)
         del self._clients[client.sock]
         client.sock.sendall(encode(reply))
         # What follows is waited for, and others have questions meanwhile.
         threading.Thread(
-            target=self._answers.migrate, args=(client.sock,), name="upgrader-go", daemon=True
+            target=GIVEN_AWAY[call.method](self._answers),
+            args=(client.sock,),
+            name="upgrader-go",
+            daemon=True,
         ).start()
 
     def _send(self, client: "_Client", reply: Reply) -> None:

@@ -223,6 +223,8 @@ class Declarations:
         self.connections: dict[str, Connections] = {}
         self.protocols: dict[str, Protocols] = {}
         self.checks: list[Callable[..., Any]] = []
+        self.preparations: list[Callable[[], Any]] = []
+        self.refusals: list[Callable[[Sequence[Passed]], object]] = []
         self.reloads: list[Callable[..., Any]] = []
         self.quiesces: list[Callable[..., Any]] = []
         self.farewells: list[Callable[..., Any]] = []
@@ -271,6 +273,14 @@ class Declarations:
         """Declare a check; raises DeclarationError for a parameter that no state can fill."""
         self.arguments(check)
         self.checks.append(check)
+
+    def add_preparation(self, prepare: Callable[[], Any]) -> None:
+        """Declare what is prepared; raises DeclarationError for a function that wants a state, of
+        which there is none by then."""
+        if wanted := self.arguments(prepare):
+            item = f"{prepare.__qualname__}({next(iter(wanted))})"
+            raise DeclarationError(item, "no state is loaded while an instance prepares itself")
+        self.preparations.append(prepare)
 
     def add_reload(self, callback: Callable[..., Any]) -> None:
         """Declare what a reload does; raises DeclarationError like `add_check`."""

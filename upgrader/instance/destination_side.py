@@ -13,10 +13,11 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, MutableMapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from upgrader.backends.listener import bind
-from upgrader.errors import BindError, PreflightPassed, UpgradeError, VerifyError
+from upgrader.codes import Code
+from upgrader.errors import BindError, ChannelError, PreflightPassed, UpgradeError, VerifyError
 from upgrader.instance.control import Answering
 from upgrader.instance.declarations import check_name
 from upgrader.instance.load import Loader
@@ -31,6 +32,7 @@ from upgrader.systemd.listen_fds import Passed, forget, take
 from upgrader.systemd.notify import one_line
 
 if TYPE_CHECKING:  # loaded by the instances that migrate live
+    from upgrader.instance.lending import Borrowed
     from upgrader.instance.live_destination import Taker
     from upgrader.protocol.identity import HasFileno
 
@@ -74,6 +76,7 @@ class DestinationSide:
         self._insured: StoreName | None = None
         self._forgetting: threading.Thread | None = None
         self._taker = self._destined(environment)
+        self._borrowed: Borrowed | None = None  # from before Go to the commit
 
     def _destined(self, environment: MutableMapping[str, str]) -> Taker | None:
         """The migration that takeover has started this process for, if any."""
@@ -107,16 +110,62 @@ class DestinationSide:
                             f"{bound.kind} {bound.name!r}", str(error.strerror)
                         ) from error
 
+    @property
+    def waiting(self) -> tuple[HasFileno, HasFileno]:
+        """The lines to takeover and to the source: readable once one is gone, as neither has anything
+        to say to an instance that prepares itself."""
+        assert self._taker
+        assert self._borrowed
+        return self._taker.takeover, self._borrowed
+
+    def nobody_waits(self) -> NoReturn:
+        """Give up, because one of them is gone; raises ChannelError."""
+        assert self._taker
+        self._taker.gone()
+
     # Loading
+
+    def borrow(self) -> bool:
+        """Open the declared sockets with what the source lends; False if it cannot lend, or there is
+        none. Raises ChannelError if it refuses this instance, or has other sockets."""
+        if self._taker is None:
+            return False
+        declarations = self._report.declarations
+        declarations.serving = True
+        self._borrowed = self._taker.borrow(self._loader().offer())
+        if self._borrowed is None:
+            return False
+        for bound in declarations.sockets.values():
+            socks = self._borrowed.sockets.get(bound.name, ())
+            alone = len(bound.addresses) == 1
+            if not socks or not all(
+                any(address.matches(sock, alone=alone) for sock in socks)
+                for address in bound.addresses
+            ):
+                why = f"{bound.kind} {bound.name!r} is none of the running instance's"
+                raise ChannelError(why, code=Code.LIMIT, remedy="restart the unit instead")
+            bound.open(*socks)
+        return True
+
+    def _give_back(self) -> None:
+        """Close what was borrowed, and stay connected: that is how the source knows of an end."""
+        if self._borrowed:
+            for bound in self._report.declarations.sockets.values():
+                bound.close()
+
+    def _loader(self) -> Loader:
+        report = self._report
+        return Loader(
+            report.declarations, report.parameters, self._store, self._passed, self._taker,
+            executed=self._executed, unit=report.unit if report.supervised else "",
+        )  # fmt: skip
 
     def load(self) -> Arrival:
         """Load everything; raises UpgradeError, and nothing is consumed."""
         report = self._report
         report.declarations.serving = True
-        loader = Loader(
-            report.declarations, report.parameters, self._store, self._passed, self._taker,
-            executed=self._executed, unit=report.unit if report.supervised else "",
-        )  # fmt: skip
+        self._give_back()
+        loader = self._loader()
         self._passed = []
         with no_collection():
             arrival = loader.load()
@@ -139,6 +188,9 @@ class DestinationSide:
         self.committing = True
         arrival.commit(report.notifier, self._store, own)
         self._settled.set()
+        if self._borrowed:
+            self._borrowed.close()
+            self._borrowed = None
         if self._taker:
             self._settled.clear()
             self._taker.become_ordinary()
@@ -156,6 +208,7 @@ class DestinationSide:
         """Say why this instance could not be loaded, or did not have to be; an owner has been."""
         if self._report.since:
             return
+        self._give_back()
         if self._taker:
             self._taker.refuse(error)
         else:
@@ -183,6 +236,9 @@ class DestinationSide:
         """Store an FD for the program, in place of what was under that name; raises as documented at
         the instance."""
         check_name(f"keep({name!r})", name)
+        if self._borrowed:  # PID 1 does not listen to this process yet
+            self._borrowed.keep(name, fd)
+            return
         declarations = self._report.declarations
         kept = Passed(name, Fd(os.dup(fd.fileno())))
         declarations.replace_kept(kept)

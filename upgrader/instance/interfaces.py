@@ -8,6 +8,7 @@ from typing import Protocol
 
 from upgrader.instance import save
 from upgrader.protocol import image
+from upgrader.protocol.identity import HasFileno
 from upgrader.protocol.kinds import Waiting
 
 
@@ -48,6 +49,16 @@ class Loop(Protocol):
 
     def let_go(self) -> None:
         """Close what has moved."""
+
+
+class Keeper(Protocol):
+    """Has PID 1 keep FDs; each call waits for that."""
+
+    def keep(self, name: str, fd: HasFileno) -> None:
+        """Keep an FD; raises UpgradeError."""
+
+    def forget(self, name: str) -> None:
+        """Give it up; raises UpgradeError."""
 
 
 class Closeable(Protocol):

@@ -13,11 +13,12 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from upgrader.codes import Code
 from upgrader.errors import ChannelError, PreflightPassed, ProtocolError, UpgradeError
 from upgrader.instance.fork_guard import Fence
+from upgrader.instance.lending import Borrowed
 from upgrader.protocol import channel, image, interpreter, records
 from upgrader.protocol.switchover import Destination, Event
 from upgrader.protocol.takeover_line import Said, Word, encode, encode_1
@@ -96,6 +97,22 @@ class Taker:
         return self.side.state
 
     # Driving the table
+
+    @property
+    def takeover(self) -> socket.socket:
+        """The line to takeover."""
+        return self._takeover
+
+    def borrow(self, offer: dict[str, Any]) -> Borrowed | None:
+        """Have the source lend its sockets before anything is disturbed; as `Borrowed.ask`."""
+        return Borrowed.ask(self._path, offer, self._timeout)
+
+    def gone(self) -> NoReturn:
+        """Give up, because takeover or the source is gone; raises ChannelError."""
+        why = "the running instance has ended"
+        alone = self._is_alone()
+        self._run(self._takeover_gone() if alone else self._not_sent(Event.HANGUP, why))
+        raise self._error
 
     def take(self, offer: dict[str, Any], load: Callable[[channel.ReceivedImage], None]) -> None:
         """Negotiate with `offer`, and have `load` take the image; raises why it cannot be had:

@@ -112,7 +112,7 @@ class Loader:
         received: dict[str, tuple[image.ManifestEntry, socket.socket]] = {}
         if self._taker:
             self._taker.take(
-                self._offer(), lambda stream: received.update(self._load_image(stream, Origin.LIVE))
+                self.offer(), lambda stream: received.update(self._load_image(stream, Origin.LIVE))
             )
             self._arrival.taker = self._taker
         elif channel:
@@ -142,7 +142,7 @@ class Loader:
 
     # Loading an image
 
-    def _offer(self) -> dict[str, Any]:
+    def offer(self) -> dict[str, Any]:
         """What this program can load: asked before the source is disturbed."""
         declared = self._declarations
         return {

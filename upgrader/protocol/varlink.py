@@ -233,6 +233,21 @@ method Register(pid: int, upgrade: ?string) -> ()
 # is why, as one word
 method Revoke(pid: int, why: string, code: ?string) -> ()
 
+# For the registered process only, with "upgrade": what Migrate would refuse is refused; else the
+# sockets are lent, while the running instance serves on. After the answer their FDs come, in the order
+# of backends, and then the process may have FDs of its own kept until the upgrade is decided
+method Lend(
+  stream: int,
+  streams: ?[]int,
+  image: int,
+  states: [string]int,
+  sessions: ?[string]int,
+  backends: []string,
+  kinds: ?[]string,
+  withheld: ?[]string,
+  upgrade: ?string
+) -> (backends: []string)
+
 # For the registered process only, with "upgrade": the connection becomes the migration channel, of
 # the newest of the streams that both speak. stream is all that an instance of interface 1 knows.
 # withheld are backends whose connections it does not take; sessions are the versions of the states

@@ -28,7 +28,7 @@ class Listen:
 @dataclass(frozen=True, slots=True)
 class RunnerOptions:
     """What a runner is told. `ready_after` and `drain_limit` are in seconds; `reload` is a signal, a
-    command, or None."""
+    command, or None; `test`: arguments with which the program only tests its configuration."""
 
     program: Sequence[str]
     name: str
@@ -41,6 +41,7 @@ class RunnerOptions:
     drain_limit: float
     reload: signal.Signals | Sequence[str] | None
     pid_file: str
+    test: Sequence[str]
 
     @classmethod
     def parse(cls, arguments: Sequence[str]) -> Self:
@@ -63,6 +64,7 @@ class RunnerOptions:
             drain_limit=given.drain_limit,
             reload=given.reload or program.reload,
             pid_file=given.pid_file,
+            test=program.test,
         )
 
 

@@ -29,20 +29,21 @@ class Program:
     """One program: what its own documentation says of inherited listeners, its end and its reload.
 
     `drain`: the signal at which it ends after what it is at; `reload`: the signal at which it reads
-    its configuration again, None if it knows none.
+    its configuration again, None if it knows none; `test`: arguments with which it only tests that.
     """
 
     passing: Passing = Passing.LISTEN_FDS
     ready: Readiness = Readiness.NOTIFY
     drain: signal.Signals = signal.SIGTERM
     reload: signal.Signals | None = None
+    test: tuple[str, ...] = ()
 
 
 #: By the name of the binary. Of nginx: https://nginx.org/en/docs/control.html; of gunicorn:
 #: https://docs.gunicorn.org/en/stable/signals.html and .../deploy.html#systemd.
 PROGRAMS = {
-    "nginx": Program(Passing.NGINX, Readiness.LISTENING, signal.SIGQUIT, signal.SIGHUP),
-    "gunicorn": Program(reload=signal.SIGHUP),
+    "nginx": Program(Passing.NGINX, Readiness.LISTENING, signal.SIGQUIT, signal.SIGHUP, ("-t",)),
+    "gunicorn": Program(reload=signal.SIGHUP, test=("--check-config",)),
 }
 
 

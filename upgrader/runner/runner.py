@@ -21,8 +21,10 @@ from typing import Any
 
 import upgrader
 from upgrader.aio.instance import Instance
+from upgrader.codes import Code
 from upgrader.errors import BusError, DeclarationError, UpgradeError, VerifyError
 from upgrader.protocol.identity import identify
+from upgrader.protocol.rendezvous import PREFLIGHT, PREFLIGHT_1
 from upgrader.runner.children import Children
 from upgrader.runner.notifications import Notifications, relayed
 from upgrader.runner.options import RunnerOptions
@@ -34,7 +36,7 @@ from upgrader.runner.shared_sockets import Paths, SocketSettings, record
 from upgrader.runner.spawn import Held, StartOrder, soft_limits
 from upgrader.systemd.bus import Bus
 from upgrader.systemd.fdstore import StoreName
-from upgrader.systemd.listen_fds import forget
+from upgrader.systemd.listen_fds import Passed, forget
 from upgrader.systemd.main_command import given_environment
 from upgrader.systemd.own_unit import TIMEOUT
 from upgrader.systemd.process_start import process_started
@@ -82,6 +84,7 @@ class Runner:
         self._serves = False  # this is the owner, and PID 1 listens to it
         self._program: RunningProcess | None = None
         self._old: dict[str, RunningProcess] = {}  # by what PID 1 keeps them as
+        self._settings: list[SocketSettings] = []  # as this program wants them
         self._paths = Paths(options.pid_file)
         self._properties: dict[str, Any] = {}
 
@@ -115,7 +118,8 @@ class Runner:
             raise DeclarationError("--listen", "the program is given no listener")
         self._listeners = [instance.listener(name, bind=address) for name, address in listen]
         self._told = instance.state(ToldToDrain)
-        instance.verify(self.start)
+        instance.prepare(self.start)
+        instance.refused(self.end_refused)
         instance.reload(self.reload)
         for path in _files(self._options.program):
             instance.watch_file(path)
@@ -127,10 +131,12 @@ class Runner:
     async def start(self) -> None:
         """Start the program beside the one that serves; return when it is ready and checked.
 
-        Raises VerifyError, and nothing is left of it then.
+        Raises VerifyError, and nothing is left of it then. A preflight starts nothing: on these
+        listeners, it would serve.
         """
-        kept = [p for p in self._instance.passed if p.name.startswith(_KEPT)]
-        self._old = {item.name: RunningProcess(item.fd.duplicate()) for item in kept}
+        if {PREFLIGHT, PREFLIGHT_1} & self._given.keys():
+            await self._require_startable()
+            return
         starting = asyncio.ensure_future(self._start())
         stopping = asyncio.ensure_future(self._stopping.wait())
         try:
@@ -140,7 +146,8 @@ class Runner:
             starting.cancel()  # does nothing if it is done
             await asyncio.wait((starting,))
         if starting.cancelled():
-            raise VerifyError("told to stop before the program was ready")
+            why = "told to stop before the program was ready"
+            raise VerifyError(why, code=Code.TAKEOVER_STOPPED)
         starting.result()
 
     async def _start(self) -> None:
@@ -149,35 +156,55 @@ class Runner:
         order = self._order([Given(n, s, s.getsockname()) for n, s in self._named_sockets])
         held = Held(order)
         program = held.process
-        ended = self._children.end_of(program.pid)
+        self._children.expect(program.pid)
         self._notifications.program = program.pid
         try:
             with contextlib.closing(held):
                 self._instance.keep(f"{_KEPT}{program.pid}", program.pidfd)
                 held.release()
-            await self._until_ready(program, ended)
-            if self._old:
+            await self._until_ready(program)
+            if self._instance._parts.destination.live or self._kept():
                 for each in settings:
                     each.require_kept(str(program))
             if self._options.check:
-                await self._require(self._options.check, program)
+                await self._require(self._options.check, MAINPID=str(program.pid))
         except BaseException:
             await self._refuse(program, settings)
             raise
         for each in settings:
             each.restore(options=False)
-        self._program = program
+        self._program, self._settings = program, record(sockets)
         self._paths.keep(sockets)
         self._paths.note_pid(program.pid)
 
     async def _refuse(self, program: RunningProcess, settings: Sequence[SocketSettings]) -> None:
-        await _in_thread(end, [program], ((self._options.drain, REFUSED), *_HARD))
+        # An orphan of the program is this process's child by now.
+        below = [program, *RunningProcess.of(os.getpid()).tree()[1:]]
+        await _in_thread(end, below, ((self._options.drain, REFUSED), *_HARD))
         for each in settings:
             each.restore(options=True)
         self._paths.restore()
-        await _in_thread(self._instance.forget, f"{_KEPT}{program.pid}")
+        if not self._instance._parts.destination.live:  # else the one that serves keeps it
+            await _in_thread(self._instance.forget, f"{_KEPT}{program.pid}")
 
-    async def _until_ready(self, program: RunningProcess, ended: "asyncio.Future[int]") -> None:
+    def end_refused(self, items: Sequence[Passed]) -> None:
+        """In a thread: end what a new runner has started, which has not taken over and may be gone."""
+        started = [RunningProcess(item.fd.duplicate()) for item in items]
+        end(started, ((self._options.drain, REFUSED), *_HARD))
+        for each in self._settings:
+            each.restore(options=True)
+        self._paths.restore()
+
+    async def _require_startable(self) -> None:
+        """Have the program test its configuration, if it can; raises VerifyError."""
+        words = self._options.program
+        if shutil.which(words[0]) is None:
+            raise VerifyError(f"{words[0]}: no such program")
+        if self._options.test:
+            await self._require([*words, *self._options.test])
+
+    async def _until_ready(self, program: RunningProcess) -> None:
+        ended = self._children.end_of(program.pid)
         waiting = asyncio.ensure_future(self._readiness(program))
         try:
             await asyncio.wait((waiting, ended), return_when=asyncio.FIRST_COMPLETED)
@@ -200,17 +227,23 @@ class Runner:
                 while not listens(program, inodes):
                     await asyncio.sleep(_LOOK)
 
-    async def _require(self, words: Sequence[str], program: RunningProcess) -> None:
-        """Run a command of the admin's; raises VerifyError unless it ends with 0."""
-        environment = {**self._environment, "MAINPID": str(program.pid)}
+    async def _require(self, words: Sequence[str], **variables: str) -> None:
+        """Run a command to its end; raises VerifyError unless that is 0."""
+        environment = {**self._environment, **variables}
+        live = self._instance._parts.destination.live
         held = Held(StartOrder(words, environment, limits=self._limits))
-        ended = self._children.end_of(held.process.pid)
+        self._children.expect(held.process.pid)
         try:
+            if not self._serves:  # should this process be killed, it must not run on
+                self._instance.keep(f"{_KEPT}{held.process.pid}", held.process.pidfd)
             held.release()
-            status = await asyncio.shield(ended)
+            status = await self._children.end_of(held.process.pid)
         except BaseException:
             await _in_thread(end, [held.process], ())
             raise
+        finally:
+            if not (live or self._serves):
+                await _in_thread(self._instance.forget, f"{_KEPT}{held.process.pid}")
         if status != 0:
             raise VerifyError(str(ProgramEnded(words[0], status)))
 
@@ -239,12 +272,19 @@ class Runner:
     def _sockets(self) -> list[Socket]:
         return [sock for _, sock in self._named_sockets]
 
+    def _kept(self) -> dict[str, RunningProcess]:
+        """All programs that PID 1 keeps, this one's and those of earlier runners."""
+        kept = [p for p in self._instance.passed if p.name.startswith(_KEPT)]
+        return {item.name: RunningProcess(item.fd.duplicate()) for item in kept}
+
     # While it serves
 
     async def look_after(self) -> None:
         """Drain what served before, and wait for the end of the program, which raises ProgramEnded."""
         assert self._program
         self._serves = True
+        own = f"{_KEPT}{self._program.pid}"
+        self._old = {name: each for name, each in self._kept().items() if name != own}
         self._make_ordinary(self._program)
         old = sorted(self._old, key=lambda name: _age(self._old[name]))
         limit = self._options.drain_limit
@@ -291,7 +331,7 @@ class Runner:
         if isinstance(wanted, signal.Signals):
             self._program.send(wanted)
         elif wanted:
-            await self._require(wanted, self._program)
+            await self._require(wanted, MAINPID=str(self._program.pid))
 
     def _forward(self, number: signal.Signals) -> None:
         if self._program:
@@ -310,13 +350,22 @@ class Runner:
     async def _leave(self, ended: upgrader.Ended) -> None:
         """End the programs, or leave them to the runner that goes on with the listeners."""
         self._serves = False
-        left = [each for each in (self._program, *self._old.values()) if each and not each.ended]
+        if ended is upgrader.Ended.MIGRATED and self._instance._runtime.replaced:
+            await self._outlive_program()
+            return
         if ended is upgrader.Ended.MIGRATED and self._may_be_left:
             return
+        left = [each for each in self._kept().values() if not each.ended]
         patience = max(self._instance._runtime.deadline - time.monotonic() - _HARD[0][1], 1.0)
         await _in_thread(end, left, ((self._options.drain, patience), *_HARD))
         if ended is upgrader.Ended.STOPPED:
             self._paths.forget()
+
+    async def _outlive_program(self) -> None:
+        """The next runner drains it; but some programs take the death of their parent for an upgrade,
+        and remove the files of their listeners at their end."""
+        if self._program:
+            await self._children.end_of(self._program.pid)
 
     @property
     def _may_be_left(self) -> bool:
