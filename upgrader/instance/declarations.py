@@ -45,6 +45,8 @@ _log = logging.getLogger("upgrader")
 
 #: Bytes of a state up to which its converters are tried as well: they copy all of it.
 _CONVERTED = 1 << 20
+#: Bytes of a state up to which it is compared, at the end, with what was given away: clients may wait.
+_COMPARED = 4 << 20
 
 #: The family of a socket address, by the length of its tuple.
 _FAMILIES = {2: AF_INET, 4: AF_INET6}
@@ -64,6 +66,7 @@ class DeclaredState(Generic[T]):
             raise _unreadable(self.description.item, error) from error
         self.trial: Trial | None = None  #: the last one
         self._value: T | None = None
+        self._given: bytes | None = None  # what another instance has got
 
     @property
     def value(self) -> T:
@@ -105,10 +108,23 @@ class DeclaredState(Generic[T]):
         )  # fmt: skip
         return self.trial
 
-    def retire(self) -> None:
-        """Make the live object read-only: another instance owns it."""
+    def retire(self, given: SavedState | None = None) -> None:
+        """Make the live object read-only: another instance owns it, as it was `given` away."""
+        if given and given.version == self.description.version and len(given.data) <= _COMPARED:
+            self._given = given.data
         if self._value is not None:
             retire(self._value)
+
+    @property
+    def was_written(self) -> bool:
+        """Whether it is another one than was given away, if that is known: a dict or a list in it can
+        be written to although the state is read-only, and what was written is lost."""
+        if self._given is None:
+            return False
+        try:
+            return save(self.value).data != self._given
+        except (UnsavableState, RuntimeError):  # it could be saved then
+            return True
 
 
 class Bound:

@@ -142,6 +142,7 @@ class InstanceParts:
             if error is not None:
                 _log.error("after serve()", exc_info=error)
                 self.source.exit_status = 1
+            self.source.tell_strays()
             logging.shutdown()
             for stream in (sys.stdout, sys.stderr):
                 with contextlib.suppress(Exception):

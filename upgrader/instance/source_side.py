@@ -238,10 +238,25 @@ class SourceSide:
             message += f"\n{len(outcome.left_behind)} left behind in all"
         priority = Priority.ERR if manifest.unsaved or turns else Priority.INFO
         report.tell(priority, "source", "park", JournalOutcome.DONE, message)
-        for declared in self._declarations.states.values():
-            declared.retire()
+        self.retire(manifest)
         self._end_in_time()
         return True
+
+    def retire(self, manifest: image.Manifest) -> None:
+        """The states are another instance's, as they are in this image."""
+        given = {state.name: state for state in manifest.states}
+        for name, declared in self._declarations.states.items():
+            declared.retire(given.get(name))
+
+    def tell_strays(self) -> None:
+        """Say which states were written to after they had been given away."""
+        for name, declared in self._declarations.states.items():
+            if declared.was_written:
+                self._report.tell(
+                    Priority.ERR, "source", "stray", JournalOutcome.FAILED,
+                    f"state {name!r} was written to after it had been given away, so that is lost: have"
+                    " whatever writes to it take a turn, and look whether it is the owner still",
+                )  # fmt: skip
 
     def _end_in_time(self) -> None:
         """Everything is parked, and nobody serves before this process is gone: what the program does
@@ -319,8 +334,7 @@ class _Steps:
         pause = time.clock_gettime(time.CLOCK_MONOTONIC) - self._image.manifest.frozen_at / 1e9
         report.progress.enter(phase.Phase.COMMITTED, pause=round(pause, 6))
         report.standing = Standing.DRAINING
-        for declared in report.declarations.states.values():
-            declared.retire()
+        self._side.retire(self._image.manifest)
         self._loop.give_up()
 
     def insure(self) -> None:
