@@ -3,10 +3,14 @@
 
 import socket
 import threading
+from pathlib import Path
 
 import pytest
 
-from tests.process.chat import Chat
+from tests.process.chat import DEADLINE, Chat
+
+#: More than the kernel takes for two sockets.
+SIZE = 8_000_000
 
 
 def pattern(size: int) -> bytes:
@@ -153,3 +157,24 @@ def test_writers_that_wait_for_one_slow_reader(aio_chat: Chat) -> None:
         for client in clients:
             assert "still" == client.ask("echo still")
             client.close()
+
+
+@pytest.mark.parametrize("mode", ["live", "restart"])
+def test_what_stays_is_sent_to_each_client_as_it_reads(mode: str, tmp_path: Path) -> None:
+    """One that does not read keeps no other waiting, though nothing but the listener moves."""
+    environment = {"UPGRADER_BACKEND_TRANSFER": "no", "UPGRADER_DRAIN_TIMEOUT": "3s"}
+    chat = Chat("blocking", tmp_path, **environment)
+    with chat.service:
+        chat.start()
+        process = chat.service.process
+        assert process is not None
+        with chat.connect() as slow, chat.connect() as quick:
+            for client in (slow, quick):
+                client.send(f"big {SIZE}\n")
+                assert "0000" == client.take(4)
+            if mode == "live":
+                chat.service.live(chat.command())
+            else:
+                process.terminate()
+            assert SIZE - 3 == len(quick.take(SIZE - 3))
+            assert quick.gone() if mode == "live" else process.wait(DEADLINE) == 0

@@ -35,13 +35,15 @@ from upgrader.protocol.kinds import Waiting
 from upgrader.protocol.later import later
 
 if TYPE_CHECKING:
+    from upgrader.blocking import draining
     from upgrader.instance import author_calls, save
     from upgrader.instance.author_calls import AuthorRound
     from upgrader.instance.exec_mode import Execution
     from upgrader.instance.interfaces import Open
-    from upgrader.instance.live_source import MigrationRequest
+    from upgrader.instance.live_source import Giver, MigrationRequest
     from upgrader.protocol import image, switchover
 else:
+    draining = later("upgrader.blocking.draining")
     author_calls = later("upgrader.instance.author_calls")
     save = later("upgrader.instance.save")
     image = later("upgrader.protocol.image")
@@ -329,11 +331,37 @@ class BlockingRuntime:
             return False
         self._parts.report.drains_until = time.time() + parameters.live_drain_timeout
         self._deadline = time.monotonic() + parameters.live_drain_timeout
-        self._flush(self._staying, self._deadline)
-        giver.settle()
-        if giver.state is switchover.Source.RETIRED:
-            giver.side.feed(switchover.Event.DRAINED)
+        self._drain(giver)
         return True
+
+    def _drain(self, giver: Giver) -> None:
+        """Send what could not move, while PID 1 is told who its main process is."""
+        heard = None
+
+        def goes_on(unsent: bool) -> bool:
+            nonlocal heard
+            while giver.state is switchover.Source.COMMITTED:
+                if giver.told is not heard:
+                    heard = giver.told
+                    heard.add_done_callback(lambda _: self._wake_up())
+                if not giver.told.done():
+                    return True
+                giver.side.feed(giver.told.result())
+            retired = giver.state is switchover.Source.RETIRED
+            return retired and unsent and not self._stopped.is_set()
+
+        staying = [connection.stream for connection in self._staying]
+        draining.drain(staying, self._deadline, self._wake, goes_on)
+        if giver.state is switchover.Source.RETIRED:
+            stopped = self._stopped.is_set()
+            giver.side.feed(switchover.Event.STOP if stopped else switchover.Event.DRAINED)
+
+    def _has_unsent(self) -> bool:
+        """Whether something is to be sent on a connection that does not move."""
+        return any(
+            each.stream.unsent and not self._parts.answering.crosses(each.listener)
+            for each, _ in self._served.values()
+        )
 
     def _try_to_migrate(self) -> bool:
         """Go on with the migration that is wanted, if it is time; True if this instance is over. If
@@ -367,6 +395,7 @@ class BlockingRuntime:
             self._wait = WaitForWork(
                 self._parts, self._wake_up, self._quiesce,
                 until=until, pauses=chain(PAUSES, repeat(PAUSES[-1])), deadline=deadline, stops=True,
+                unsent=self._has_unsent,
             )  # fmt: skip
         if not self._wait.over():
             return False
@@ -402,11 +431,13 @@ class BlockingRuntime:
             self._parts.turns.close()
             self._parts.turns.wait_idle(deadline - time.monotonic())
         if self.frozen:
-            self._flush(self._staying, deadline)
+            # Nobody serves before this process is gone: what is sent still, the kernel has room for.
+            deadline, rest = time.monotonic(), self._staying
         else:
             self._parts.turns.open()
             source.leave()
-            self._flush([connection for connection, _ in self._served.values()], deadline)
+            rest = [connection for connection, _ in self._served.values()]
+        draining.drain([connection.stream for connection in rest], deadline, self._wake)
 
     @functools.cached_property
     def _calls(self) -> author_calls.AuthorCalls:
@@ -464,12 +495,3 @@ class BlockingRuntime:
                 connection.stream.sock.close()
         for bound in self._declarations.sockets.values():
             bound.close()
-
-    def _flush(self, connections: Sequence[BlockingConnection], deadline: float) -> None:
-        """Send what is unsent until the deadline, and close."""
-        for connection in connections:
-            stream = connection.stream
-            while stream.unsent and (left := deadline - time.monotonic()) > 0:
-                stream.sock.settimeout(left)
-                stream.flush()
-            stream.sock.close()

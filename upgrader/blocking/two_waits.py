@@ -32,11 +32,13 @@ class WaitForWork:
         pauses: Iterator[float],
         deadline: float,
         stops: bool = False,
+        unsent: Callable[[], bool] = lambda: False,
     ) -> None:
         """`changed`: called from any thread when it is time to look again. `quiesce` begins a round of the
         author's functions. The first wait goes on `until`; `pauses` are seconds before each further
         try, of which none goes beyond `deadline` (both of `time.monotonic`). If this instance `stops`,
-        turns that run during all of the first wait are not waited for any more."""
+        turns that run during all of the first wait are not waited for any more. The first wait is also
+        for what is `unsent` and cannot move."""
         self.until = until  #: when it is time to look again at the latest
         self._source = parts.source
         self._turns = parts.turns
@@ -45,6 +47,7 @@ class WaitForWork:
         self._pauses = pauses
         self._deadline = deadline
         self._stops = stops
+        self._unsent = unsent
         self._waits_for = self._turns.begun()
         self._stuck: frozenset[int] | None = None  # once the first wait is over
         self._turns.watch(changed)
@@ -61,6 +64,8 @@ class WaitForWork:
         turns, limit = self._turns, self._parameters.downtime_limit
         now = time.monotonic()
         if now < self.until and (turns.run_still(self._waits_for) or self.round.late):
+            return False
+        if now < self.until and self._stuck is None and self._unsent():
             return False
         if self._stuck is None:  # what is refused has had no less time than the rest
             self._stuck = turns.begun() & self._waits_for if self._stops else frozenset()
