@@ -136,6 +136,21 @@ def test_p4_a_restart_serves_everybody_while_a_turn_runs(
         assert f"0 {turns}" == client.ask("work")
 
 
+def test_an_upgrade_can_be_called_off_while_a_turn_is_waited_for(chat: Chat) -> None:
+    """At once, and not after the turn; all are served on."""
+    chat.service.environment["UPGRADER_DRAIN_TIMEOUT"] = "1h"
+    chat.service.environment["UPGRADER_MIGRATION_TIMEOUT"] = "3h"
+    chat.start()
+    with chat.connect() as client:
+        assert "begun" == client.ask("turn 3600")
+        upgrade = chat.service.begin_live(chat.command(version=2))
+        assert eventually(lambda: chat.service.describe()["migration"]["phase"] == "collecting")
+        upgrade.abort()
+        assert eventually(lambda: chat.service.describe()["last"]["decision"] == "aborted")
+        assert "x" == client.ask("echo x")
+        assert 1 == chat.service.describe()["generation"]
+
+
 def test_a_turn_is_closed_although_a_handler_is_busy(aio_chat: Chat) -> None:
     """A thread must not be cut in the middle because some handler used up the time."""
     aio_chat.service.environment["UPGRADER_DRAIN_TIMEOUT"] = "200ms"

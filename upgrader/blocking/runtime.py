@@ -78,6 +78,8 @@ class BlockingRuntime:
         self._wait: WaitForWork | None = None  # of the request, or of a restart
         self._round: AuthorRound | None = None  # the last one before a freeze
         self._deadline = float("-inf")  # of what drains here
+        self._channel: socket.socket | None = None  # of the destination, during the waits
+        self._news = False  # there is something to be read on it
         self._ending = False, 0.0  # whether to park, and by when all must be held
         self._reloads: deque[Future[None]] = deque()
         self._signals = LoopSignals(parts, self._stopped, self._wake_up, self._want_reload)
@@ -213,6 +215,8 @@ class BlockingRuntime:
                         self._accept(connections, key.fileobj)
                     case BlockingConnection() as connection:
                         self._serve(connection, events)
+                    case _ if key.fileobj is self._channel:
+                        self._hear()
                     case _:
                         self._wake.recv(4096)
                         self._signals.heed()
@@ -377,7 +381,8 @@ class BlockingRuntime:
                 self._parts, self._wake_up, self._quiesce,
                 until=until, pauses=iter(PAUSES), deadline=last,
             )  # fmt: skip
-        if not self._wait.over():
+            self._watch_channel(self._request)
+        if not self._news and not self._wait.over():
             return False
         request = self._end_wait()
         return request is not None and self._migrate(request)
@@ -408,7 +413,24 @@ class BlockingRuntime:
             self._wait.close()
             self._round = self._wait.round
         request, self._request, self._wait = self._request, None, None
+        if self._channel:
+            self._selector.unregister(self._channel)
+        self._channel, self._news = None, False
         return request
+
+    def _watch_channel(self, request: MigrationRequest | Execution) -> None:
+        """Wait no more if there is news of the destination: it has nothing to say now, so it has ended
+        or is cancelled."""
+        self._channel = getattr(request, "sock", None)
+        if self._channel:
+            self._selector.register(self._channel, selectors.EVENT_READ)
+
+    def _hear(self) -> None:
+        """The destination, which is waited with, has ended or is cancelled."""
+        self._news = True
+        if self._channel:
+            self._selector.unregister(self._channel)
+            self._channel = None
 
     def _quiesce(self) -> AuthorRound:
         """Begin to call the author's functions that come before a freeze."""
