@@ -10,7 +10,7 @@ import pytest
 from tests.support import SETTLE, eventually
 from tests.system.reloading import installed, live, reload, socket_there
 from tests.system.serving import PROGRAMS, Install, Service, network_of
-from tests.system.tool import found, upgrade
+from tests.system.tool import found, upgrade, upgrader
 from upgrader.lab.private_systemd import PrivateSystemd
 
 HOLDER = PROGRAMS / "holder.py"
@@ -172,6 +172,8 @@ def test_u8_a_renewed_credential(any_machine: PrivateSystemd, install: Install) 
         assert ("done", "live") == (said["result"], said["mode"])
         assert [True] == ["credential key: the file holds" in each for each in said["warnings"]]
         assert [True] == ["credential key" in each for each in told()]
+        shown = upgrader(any_machine, "status", service.unit).stdout
+        assert "stale: credential key" in shown
         assert "restart" == upgrade(service, "--mode", "restart")["mode"]
         assert [] == told()
         assert (2, 2, 3) == client.add()

@@ -71,6 +71,18 @@ def test_u11_a_unit_that_does_not_run(any_machine: PrivateSystemd, foreign: str)
     assert not [each for each in findings if "User=" in each["what"]]
 
 
+def test_u11_a_program_that_another_starts(any_machine: PrivateSystemd, foreign: str) -> None:
+    """check knows some that do."""
+    start = "[Service]\nExecStart=/usr/bin/uv run python -m upgrader.asgi app:app\n"
+    any_machine.write(f"/etc/systemd/system/{foreign}", start)
+    any_machine.run(["systemctl", "daemon-reload"])
+    said = report(any_machine, foreign)
+    (one,) = [each for each in said["findings"] if "ExecStart= runs uv" in each["what"]]
+
+    assert ("blocker", True) == (one["severity"], said["ours"])
+    assert ".venv/bin/python" in one["remedy"]
+
+
 def test_u11_settings_that_surprise(any_machine: PrivateSystemd, install: Install) -> None:
     """Each is named with a remedy: a log file that a reload empties or writes over, and an instance
     that ends by itself, after which none is started."""

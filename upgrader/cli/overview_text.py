@@ -12,6 +12,7 @@ from upgrader.protocol.parameters import Parameters
 from upgrader.protocol.phase import Phase
 from upgrader.protocol.varlink_types import Backend, Connection, Description, Migration
 from upgrader.protocol.wording import counted, show_age, show_bytes, show_duration, show_time
+from upgrader.tool.credentials import show_stale
 from upgrader.tool.hold import Hold, HoldKind
 from upgrader.tool.overview import Overview
 from upgrader.tool.plain_text import plain
@@ -103,6 +104,8 @@ def _lines(found: Overview, now: float) -> Iterator[_Line]:
         process = f"process {instance.pid}, upgrader {instance.library}"
         yield "running", f"{version}, {process}", Tone.NONE
         yield _on_disk(instance)
+        if found.stale:
+            yield "stale", show_stale(found.unit, found.stale), Tone.NOTE
         if instance.phase != Standing.SERVING or instance.expected:
             due = ", an upgrade is due" * instance.expected
             yield "phase", f"{instance.phase}{due}", Tone.NONE

@@ -59,7 +59,7 @@ class SelfReport:
         self.settings: Settings | None = None
         #: What takeover has said of them; None if PID 1 has made this process.
         self.made_from: str | None = None
-        self._began = time.time_ns()
+        self._began = time.monotonic_ns()
         self.declarations = Declarations(service)
         self.notifier = Notifier.from_environment(environment)
         self.notify_socket = environment.get("NOTIFY_SOCKET", "")  #: PID 1's own

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -39,7 +40,7 @@ class WatchedFiles:
     """
 
     def __init__(self, began: int) -> None:
-        """`began`: what is written after that, in nanoseconds since the epoch, this process was not
+        """`began`: what is written after that, in nanoseconds of CLOCK_MONOTONIC, this process was not
         made of."""
         self._began = began
         self._files: dict[str, _Seen] = {}
@@ -61,6 +62,8 @@ class WatchedFiles:
     def add_program(self) -> None:
         """Watch the program, its interpreter and all modules; those written since this process has
         begun are of another version already."""
+        now = time.time_ns()  # the clock may have been set since
+        began = now - (time.monotonic_ns() - self._began)
         modules = list(sys.modules.values())
         paths = {getattr(module, "__file__", None) for module in modules}
         loaders = (getattr(module, "__loader__", None) for module in modules)
@@ -69,7 +72,7 @@ class WatchedFiles:
         for path in paths:
             if path and path not in self._files:
                 seen = _stamp(path)
-                self._files[path] = _Seen() if seen.changed > self._began else seen
+                self._files[path] = _Seen() if began < seen.changed <= now else seen
 
     def read(self) -> None:
         """Read those that are still the same. That takes a tenth of a second for a large program, so

@@ -161,12 +161,12 @@ class Trial(msgspec.Struct, frozen=True):
 
 class Description(msgspec.Struct, frozen=True):
     """One instance. `since`: seconds since the epoch at which it began to serve; `can`: what it can
-    reach, of `bus` (systemd) and `journal`, None if it does not say; `changed`: files
-    of the program that are others now; `reread`: files that are, and that a reload reads anew; `late`: modules that were imported after it was ready;
-    `expected`: the next reload is an upgrade, with the id `upgrade`, or its `preflight` (`rehearsal`,
-    to takeovers of interface 1); `overrides`: what was set at run time;
-    `fingerprint` names the files of the program as they are on disk now; `last_upgrade`: the last
-    migration that was done or has failed, and was no preflight; `drains_until`: when it cuts what
+    reach, of `bus` (systemd) and `journal`, None if it does not say; `changed`: files of the program
+    that are others now; `reread`: files that are, and that a reload reads anew; `late`: modules that
+    were imported after it was ready; `expected`: the next reload is an upgrade, with the id `upgrade`,
+    or its `preflight` (`rehearsal`, to takeovers of interface 1); `overrides`: what was set at run
+    time; `fingerprint` names the files of the program as they are on disk now; `last_upgrade`: the
+    last migration that was done or has failed, and was no preflight; `drains_until`: when it cuts what
     it still drains, in seconds since the epoch, 0 if it was not replaced."""
 
     service: str

@@ -30,9 +30,11 @@ from upgrader.tool.live_mode import limits
 from upgrader.tool.outcome import ExitCode
 from upgrader.tool.preflight import objection
 from upgrader.tool.preflight import preflight as try_out
-from upgrader.tool.presence import Presence, look
+from upgrader.tool.presence import Presence, look, says_so
 from upgrader.tool.systemd_client import Systemd
 
+#: Programs that start another one, and wait for its end.
+_STARTERS = {"uv", "uvx", "conda", "mamba", "micromamba"}
 _NAMED = 5  # modules that are named one by one
 #: The sockets of the library itself, under the names at which they were bound.
 _CONTROL = re.compile(r"/\.(upgrader|draining-\d+)\.sock\.\d+$")
@@ -103,7 +105,7 @@ def check(
     """
     unit = systemd.unit(name)
     present = look(systemd, unit)
-    ours = force or present.ours or _will_be_ours(unit)
+    ours = force or present.ours or says_so(unit)
     findings = tuple(_findings(systemd, unit, present, ours))
     report = CheckReport(unit.id, unit.serves, findings, ours=ours)
     if not preflight or not unit.serves:
@@ -121,20 +123,13 @@ def check(
     return replace(report, preflight=True)
 
 
-def _will_be_ours(unit: Unit) -> bool:
-    """Whether the command lines of a unit name the library, whatever runs now."""
-    lines = (*unit.exec_start, *unit.exec_reload)
-    words = [word for line in lines for word in (line.path, *line.arguments)]
-    return any(word.startswith("upgrader.") for word in words) or any(
-        line.runs_takeover for line in lines
-    )
-
-
 def _findings(systemd: Systemd, unit: Unit, present: Presence, ours: bool) -> Iterator[Finding]:
     if obstacle := not_running(systemd, unit) or not_ours(unit, present):
         yield Finding(Severity.BLOCKER, obstacle.cause, obstacle.remedy)
     if not ours:
         return
+    if not present.said and unit.exec_start:
+        yield from _about_command(unit, unit.exec_start[-1].path)
     for obstacle in all_settings(unit):
         yield Finding(Severity.BLOCKER, obstacle.cause, obstacle.remedy, obstacle.setting)
     for limit in limits(systemd, unit, present) if unit.serves else live_limits(unit):
@@ -167,6 +162,18 @@ def _findings(systemd: Systemd, unit: Unit, present: Presence, ours: bool) -> It
         draining = instance_client.describe_draining(unit, user=systemd.user)
         group = as_text(values.get("ControlGroup", ""))
         yield from _about_processes(unit, present.said, draining, group)
+
+
+def _about_command(unit: Unit, path: str) -> Iterator[Finding]:
+    """Only the main process can be an instance."""
+    name = os.path.basename(path)
+    if name in _STARTERS:
+        yield Finding(
+            Severity.BLOCKER,
+            f"ExecStart= runs {name}, which starts the program as another process: the main process"
+            " has to be the program itself",
+            edit(unit, "ExecStart= with the python of its environment, such as .venv/bin/python"),
+        )
 
 
 def _about_instance(

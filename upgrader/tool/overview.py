@@ -6,7 +6,7 @@ PID 1 says whether it serves, the instance what it holds, and this machine wheth
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -15,14 +15,14 @@ import msgspec
 from upgrader.protocol.status_text import Status
 from upgrader.protocol.varlink_types import Description, Migration
 from upgrader.systemd.fdstore import StoreName
-from upgrader.systemd.live_limits import is_runner
 from upgrader.systemd.unit import AccessDenied, NoSuchUnit, Unit, UnitError, WaitTimeout, unit_name
 from upgrader.tool import counts, hold, instance_client
 from upgrader.tool.at_once import at_once
 from upgrader.tool.counts import Counts
+from upgrader.tool.credentials import stale_credentials
 from upgrader.tool.hold import Hold
 from upgrader.tool.instance_client import describe_draining
-from upgrader.tool.presence import Presence, look, look_at_all
+from upgrader.tool.presence import Presence, look, look_at_all, says_so
 from upgrader.tool.systemd_client import Systemd
 
 #: What `active` is of a unit that does not exist any more.
@@ -40,7 +40,7 @@ class Overview:
     `last_upgrade` is the last one that was done or has failed, as the instance or this tool knows it.
     `draining` were replaced and have not ended, `parked` are the names of our FDs that PID 1 holds
     (None where it does not say: before systemd 254, or to this user). `upgrades` counts those that
-    this tool was asked for.
+    this tool was asked for. `stale` are credentials whose files hold something else now.
     """
 
     unit: str
@@ -56,6 +56,7 @@ class Overview:
     hold: Hold | None = None
     parked: tuple[str, ...] | None = ()
     upgrades: Counts = field(default_factory=Counts)
+    stale: tuple[str, ...] = ()
     last_upgrade: Migration = field(default_factory=Migration)
 
     @property
@@ -83,7 +84,9 @@ def read(systemd: Systemd, name: str) -> Overview:
     """
     unit = systemd.unit(name)
     found = look(systemd, unit)
-    return _overview(systemd, unit, found, describe_draining(unit, user=systemd.user))
+    overview = _overview(systemd, unit, found, describe_draining(unit, user=systemd.user))
+    stale = stale_credentials(systemd, unit, found.said) if found.said else ()
+    return replace(overview, stale=stale)
 
 
 def read_all(systemd: Systemd) -> list[Overview]:
@@ -119,7 +122,7 @@ def _overview(
     held, parked = hold.standing(unit, found.said, user=systemd.user), _parked(systemd, unit)
     upgrades = Counts() if systemd.user else counts.read(unit.id)
     # What has failed says nothing any more, and may have left nothing.
-    known = not unit.serves and (_says_so(unit) or upgrades != Counts())
+    known = not unit.serves and (says_so(unit) or upgrades != Counts())
     return Overview(
         unit=unit.id,
         active=f"{unit.active_state} ({unit.sub_state})",
@@ -156,11 +159,6 @@ def follow(systemd: Systemd, name: str) -> Iterator[Migration]:
             # No instance has a socket now: one is between two, or it does not run.
             with contextlib.suppress(WaitTimeout):
                 next(systemd.changes(unit, timeout=_AGAIN))
-
-
-def _says_so(unit: Unit) -> bool:
-    """Whether the settings of a unit say that it uses this library."""
-    return is_runner(unit) or any(line.runs_takeover for line in unit.exec_reload)
 
 
 def _last_upgrade(said: Description | None, upgrades: Counts) -> Migration:

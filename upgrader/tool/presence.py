@@ -12,6 +12,7 @@ from functools import partial
 
 from upgrader.protocol.varlink_types import Description
 from upgrader.systemd.fdstore import StoreName
+from upgrader.systemd.live_limits import is_runner
 from upgrader.systemd.unit import AccessDenied, Unit
 from upgrader.tool import instance_client
 from upgrader.tool.at_once import at_once
@@ -97,3 +98,13 @@ def has_stored(systemd: Systemd, unit: Unit) -> bool:
     except AccessDenied:
         return False
     return any(StoreName.parse(name) for name in names or ())
+
+
+def says_so(unit: Unit) -> bool:
+    """Whether the command lines of a unit name this library, whatever runs now."""
+    lines = (*unit.exec_start, *unit.exec_reload)
+    return (
+        is_runner(unit)
+        or any(line.runs_takeover for line in lines)
+        or any(word.startswith("upgrader.") for line in lines for word in line.arguments)
+    )
