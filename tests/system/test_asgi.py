@@ -276,7 +276,8 @@ def test_p7_a_restart_waits_for_what_the_generation_before_drains(
     host_machine: PrivateSystemd, install: Install
 ) -> None:
     """`upgrader upgrade --mode restart` says for what, and nothing is cut."""
-    more = [*asgi(host_machine, "drains"), "Environment=UPGRADER_DRAIN_TIMEOUT=60s"]
+    times = "UPGRADER_DRAIN_TIMEOUT=60s UPGRADER_LIVE_DRAIN_TIMEOUT=60s"
+    more = [*asgi(host_machine, "drains"), f"Environment={times}"]
     service = install(host_machine, "drains", "webapp", *more)
     stream = Get(service)
     with contextlib.closing(stream):

@@ -9,6 +9,7 @@ from tests.support import eventually
 from tests.system.reloading import live, reload
 from tests.system.serving import Install, Service
 from tests.system.shoppers import Shoppers
+from tests.tables import publish
 from upgrader.lab.private_systemd import PrivateSystemd
 from upgrader.protocol.status_text import Origin
 
@@ -76,3 +77,9 @@ def test_nothing_of_an_application_is_lost(
             wanted = sorted(names)
             assert eventually(lambda k=kind, w=wanted: w == shoppers.rows(k)), kind
     assert len(rounds) + 1 == service.status.generation
+    if megabytes >= 50:
+        lines = [[what, str(count)] for what, count in sorted(shoppers.done.items())]
+        lines += [
+            [f"rows of {kind}", str(len(rows))] for kind, rows in shoppers.acknowledged.items()
+        ]
+        publish("shop", ("what", "done"), lines)

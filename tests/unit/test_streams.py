@@ -13,6 +13,7 @@ import pytest
 import upgrader
 from tests.unit.hosting import Client, Side, turns
 from upgrader.aio import start_server, streams
+from upgrader.aio.hosting import Goodbyes, end_all
 from upgrader.aio.streams import Connected, Reader, Streams
 
 Story = Callable[[Side, Side, Client], Coroutine[Any, Any, None]]
@@ -127,6 +128,24 @@ def test_a_handler_at_a_later_message(*, stateless: bool, answer: bytes) -> None
         assert answer == await line(client, b"two\n")
 
     play(story, stateless=stateless)
+
+
+def test_a_conversation_is_not_told_goodbye() -> None:
+    """It has no word for that: it goes on until all of the time for draining has passed."""
+
+    async def story(a: Side, b: Side, client: Client) -> None:
+        assert b"A one\n" == await line(client, b"one\n")
+        frozen, left = await a.collect()
+        assert (0, 1) == (len(frozen), len(left))
+        a.commit(frozen, b)
+        now = time.monotonic()
+        ending = asyncio.create_task(end_all([a.hosting], now + 0.2, None, Goodbyes(now, 0)))
+        await turns()
+        assert b"A two\n" == await line(client, b"two\n")
+        await ending
+        assert await client.at_end()
+
+    play(story, stateless=False)
 
 
 def test_what_comes_while_it_is_collected() -> None:

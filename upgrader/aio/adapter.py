@@ -27,6 +27,11 @@ class Adapter:
     #: idle connection that cannot move is not closed before it has had such an answer.
     announces_end: ClassVar[bool] = False
 
+    #: Whether `close` tells the client of a connection without an end (`lasting`) to dial again, as
+    #: the close frame of a WebSocket does. A source that has been replaced closes such connections
+    #: after `websocket-timeout`, and others only after `live-drain-timeout`.
+    says_goodbye: ClassVar[bool] = False
+
     # Moving: `factory` and `idle` are yours to write.
 
     def factory(self) -> asyncio.BaseProtocol:

@@ -344,8 +344,10 @@ class Hosting:
         return left
 
     @property
-    def endless(self) -> list[Hosted]:
-        """Those that have no end of their own, and were not told goodbye."""
+    def to_be_told(self) -> list[Hosted]:
+        """Those that have no end of their own, and can be told goodbye, but were not."""
+        if not self._adapter.says_goodbye:
+            return []
         return [each for each in self.connections if each.endless and not (each.told or each.gone)]
 
     async def cut(self) -> list[str]:
@@ -401,7 +403,7 @@ async def end_all(
         if not any(left):
             return
         if goodbyes:
-            goodbyes.say([each for hosting in hostings for each in hosting.endless])
+            goodbyes.say([each for hosting in hostings for each in hosting.to_be_told])
         await asyncio.sleep(_LAST_LOOK)
     cut = [what for hosting in hostings for what in await hosting.cut()]
     for what in cut[:_NAMED]:

@@ -38,6 +38,7 @@ async def start_server(
     ssl: ssl.SSLContext | None = None,
     name: str = "",
     stateless: bool = False,
+    drains: bool = False,
     **others: Any,
 ) -> Server:
     """Like `asyncio.start_server`, for a program inside `async with upgrader.attach(...)`.
@@ -56,6 +57,10 @@ async def start_server(
     `live-drain-timeout` (live); in a restart their handlers read the end of the stream at once, because
     nobody is served until they have ended. With `ssl` only the listener moves.
 
+    If the program declares a state, an upgrade waits for handlers that are at something, and is
+    refused if they do not end it in time; with `drains` they end in the source all the same, and what
+    they write to a state then raises Retired.
+
     `name` is that of the listener, by default `tcp-PORT`: give one to change the port later.
     Nothing is served before `serve_forever`, or `instance.serve`. Raises DeclarationError outside
     of `attach`, and for what only a new socket can have (`sock`, `reuse_port`).
@@ -68,7 +73,7 @@ async def start_server(
     host = host or ("::" if socket.has_dualstack_ipv6() else "0.0.0.0")
     bind = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     adapter = Streams(client_connected_cb, limit, stateless=stateless)
-    return _declare(name or f"tcp-{port}", bind, adapter, ssl)
+    return _declare(name or f"tcp-{port}", bind, adapter, ssl, drains=drains)
 
 
 async def start_unix_server(
@@ -79,13 +84,16 @@ async def start_unix_server(
     ssl: ssl.SSLContext | None = None,
     name: str = "unix",
     stateless: bool = False,
+    drains: bool = False,
 ) -> Server:
     """Like `asyncio.start_unix_server`, under the rules of `start_server`."""
     adapter = Streams(client_connected_cb, limit, stateless=stateless)
-    return _declare(name, f"unix:{path}", adapter, ssl)
+    return _declare(name, f"unix:{path}", adapter, ssl, drains=drains)
 
 
-def _declare(name: str, bind: str, adapter: Streams, tls: ssl.SSLContext | None) -> Server:
+def _declare(
+    name: str, bind: str, adapter: Streams, tls: ssl.SSLContext | None, *, drains: bool
+) -> Server:
     try:
         instance = attached.get()
     except LookupError:
@@ -93,7 +101,7 @@ def _declare(name: str, bind: str, adapter: Streams, tls: ssl.SSLContext | None)
             "start_server()", "needs an instance", remedy="async with upgrader.attach(...) first"
         ) from None
     listener = instance.listener(name, bind=bind)
-    instance.protocols(listener, adapter, tls=tls)
+    instance.protocols(listener, adapter, tls=tls, drains=drains)
     return Server(instance, listener)
 
 

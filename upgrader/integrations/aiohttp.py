@@ -32,6 +32,7 @@ class Adapter(BaseAdapter):
 
     speaks = "http/1.1"
     announces_end = True
+    says_goodbye = True
 
     def __init__(self, app: web.Application, **options: Any) -> None:
         app.on_response_prepare.append(self._prepare)

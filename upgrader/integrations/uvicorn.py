@@ -48,6 +48,7 @@ class Adapter(BaseAdapter):
 
     speaks = "http/1.1"
     announces_end = True
+    says_goodbye = True
 
     def __init__(self, config: uvicorn.Config) -> None:
         if not config.loaded:
