@@ -168,7 +168,7 @@ def test_several_units_and_patterns(host_machine: PrivateSystemd, install: Insta
     ]
     assert [2, 1, 1] == [service.status.generation for service in services]
     assert 4 == nobody.returncode
-    assert "nobody@*: not upgraded: there is no such unit" in nobody.stderr
+    assert "nobody@*: not upgraded: no service that runs matches this pattern" in nobody.stderr
 
 
 def test_a_dry_run_does_nothing(host_machine: PrivateSystemd, install: Install) -> None:

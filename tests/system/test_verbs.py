@@ -209,6 +209,12 @@ def test_status_without_permission(service: Service) -> None:
     assert (0, 0) == (done.returncode, asked.returncode), asked.stderr
     assert "may only be asked by root" in asked.stdout
     assert "generation 1, cold start" in asked.stdout
+    listed = service.machine.run([*NOBODY, "upgrader"], check=False)
+    assert (0, True) == (listed.returncode, "upgrader status UNIT says why" in listed.stderr)
+    assert any(
+        line.split()[:4] == [service.unit, "serving", "?", "?"]
+        for line in listed.stdout.splitlines()
+    )
 
 
 @pytest.mark.parametrize("verb", [*VERBS[4:], ["upgrade", "--dry-run"]], ids=lambda verb: verb[0])
@@ -254,7 +260,7 @@ def test_check_finds_nothing_where_all_is_well(service: Service) -> None:
 
 
 def test_check_finds_what_surprises(trixie_machine: PrivateSystemd, install: Install) -> None:
-    """Sockets that were not declared, forked processes that share a listener, late modules, skipped
+    """Sockets that were not declared, forked processes that an upgrade ends, late modules, skipped
     directives, too little room, a unit file that was not read: each named, with a remedy."""
     more = [*live(trixie_machine, "careless"), "ExecStartPre=true", "TasksMax=5",
             "Environment=UPGRADER_DRAIN_TIMEOUT=60s"]  # fmt: skip
@@ -271,7 +277,7 @@ def test_check_finds_what_surprises(trixie_machine: PrivateSystemd, install: Ins
         f"it listens on TCP 127.0.0.1:{service.port + 1000} and has not declared",
         f"it listens on UDP [::1]:{service.port - 6500} and has not declared",
         "it listens on UNIX /run/careless/other.sock and has not declared",
-        "has its listeners too: one instance is one process",
+        "an upgrade ends what the instance has started, by SIGTERM",
         "modules were imported after it was ready: colorsys",
         "ExecStartPre= is not run by a live upgrade",
         "TasksMax=5 leaves no room",

@@ -308,6 +308,26 @@ def test_n6_without_a_session_the_remedy_is_one(
     assert "dbus.socket" not in done.stderr
 
 
+def test_n7_a_terminal_gets_colours_and_lines_that_fit() -> None:
+    """A failure is red on a terminal, and wrapped between words."""
+    ours, theirs = os.openpty()
+    environment = {"PATH": os.environ["PATH"], "TERM": "xterm", "COLUMNS": "60"}
+    try:
+        subprocess.run(
+            [sys.executable, "-m", "upgrader", "list", "--user"], cwd=ROOT, stderr=theirs,
+            check=False, timeout=60, env=environment,
+        )  # fmt: skip
+        lines = os.read(ours, 65536).decode().splitlines()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+    assert lines[0].startswith("\x1b[0;1;31mnothing shown: systemd cannot be reached")
+    assert lines[0].endswith("\x1b[0m")
+    assert len(lines) > 2
+    assert all(len(line.replace("\x1b[0;1;31m", "").replace("\x1b[0m", "")) <= 60 for line in lines)
+
+
 @pytest.mark.parametrize("name", sorted(cli.cli.commands))
 def test_help_has_an_example(name: str) -> None:
     """Every command's help shows an example and describes every option."""

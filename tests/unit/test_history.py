@@ -183,7 +183,9 @@ def test_n6_the_halves_of_a_restart_are_one_upgrade() -> None:
         good.kind, good.result, good.generations("->"), good.pause,
     )  # fmt: skip
     assert ("start", "1") == (start.kind, start.generations("->"))
-    (alone,) = upgrades([parked])
+    ended = HistoryEvent(1.5, 3, "source", "children", "done", "generation 3 has ended 2 processes")
+    assert 1 == len(upgrades([ended, loaded]))
+    (alone,) = upgrades([parked, ended])
     assert PastResult.PARKED is alone.result
 
 

@@ -61,6 +61,8 @@ def show_list(as_json: bool, *, names: bool = False, user: bool = False) -> None
                 show(each.unit)
     elif units:
         show_document(listed(screen(), units, time.time()))
+        if any(each.unreachable for each in units):
+            say("?: its instance could not be asked; upgrader status UNIT says why")
     else:
         say("no unit in memory uses upgrader; see: upgrader check UNIT")
 

@@ -66,6 +66,17 @@ class NoSuchUnit(UnitError):
         self.similar = similar
 
 
+class NoMatchingUnit(UnitError):
+    """No service that runs matches the pattern `unit`."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__(
+            unit,
+            "no service that runs matches this pattern",
+            remedy=f"see: systemctl list-units --all '{unit}'",
+        )
+
+
 class AccessDenied(UnitError):
     """PID 1 does not allow `operation` to this user."""
 

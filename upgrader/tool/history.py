@@ -29,6 +29,10 @@ _FIELDS = (
 )  # fmt: skip
 
 
+#: What each side says of an upgrade; the journal has more under the same MESSAGE_ID=.
+_PHASES = ("migrate", "load", "park", "upgrade")
+
+
 @dataclass(frozen=True, slots=True)
 class HistoryEvent:
     """One entry: what one side of a migration said, in its own words and in numbers.
@@ -171,6 +175,8 @@ def upgrades(events: Sequence[HistoryEvent]) -> list[PastUpgrade]:
     """The upgrades and starts among these events, oldest first."""
     rows: list[list[HistoryEvent]] = []
     for event in events:
+        if event.phase not in _PHASES:
+            continue
         row = next((row for row in reversed(rows) if _belongs(event, row)), None)
         if row is None:
             rows.append([event])

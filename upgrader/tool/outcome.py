@@ -20,6 +20,7 @@ from upgrader.systemd.unit import (
     InvalidUnitName,
     JobConflict,
     MissingPackage,
+    NoMatchingUnit,
     NoSuchUnit,
     UnitError,
 )
@@ -281,6 +282,7 @@ class Outcome:
 
 _RESULTS: dict[type[UnitError], Result] = {
     NoSuchUnit: Result.NO_SUCH_UNIT,
+    NoMatchingUnit: Result.NO_SUCH_UNIT,
     AccessDenied: Result.NO_PERMISSION,
     BusUnreachable: Result.UNREACHABLE,
     JobConflict: Result.BUSY,

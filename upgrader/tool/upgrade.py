@@ -17,7 +17,7 @@ from upgrader.protocol.status_text import Origin, Status
 from upgrader.protocol.varlink_types import Description
 from upgrader.protocol.wording import show_duration
 from upgrader.systemd.process_start import process_started
-from upgrader.systemd.unit import Job, JobConflict, NoSuchUnit, Unit, UnitError, unit_name
+from upgrader.systemd.unit import Job, JobConflict, NoMatchingUnit, Unit, UnitError, unit_name
 from upgrader.tool import counts, hold, instance_client, overview
 from upgrader.tool.attempt import Attempt
 from upgrader.tool.blockers import Obstacle, kept_only_while, not_ours, not_running, settings
@@ -99,7 +99,8 @@ def expand(
     """The units that are named, patterns such as `web@*` replaced by those that serve, in order.
 
     With `everything` instead, all that use the library and serve, or have something parked. Raises
-    NoSuchUnit for a name or a pattern that is of none, and UnitError if PID 1 cannot be asked.
+    NoSuchUnit for a name that is of none, NoMatchingUnit for such a pattern, and UnitError if PID 1
+    cannot be asked.
     """
     if len(names) == 1 and not _PATTERN.intersection(names[0]):
         return tuple(names)  # `upgrade` itself says what is wrong with it
@@ -116,7 +117,7 @@ def expand(
             pattern = name if name.endswith(".service") else f"{name}.service"
             matching = systemd.running(pattern)
             if not matching:
-                raise NoSuchUnit(name)
+                raise NoMatchingUnit(name)
             found.update(dict.fromkeys(matching))
     return tuple(found)
 
