@@ -189,6 +189,25 @@ def test_n6_the_halves_of_a_restart_are_one_upgrade() -> None:
     assert PastResult.PARKED is alone.result
 
 
+def test_n6_a_version_that_fails_before_it_loads_is_one_failure() -> None:
+    """It knows no generation and no id; its process tells to which upgrade it belongs."""
+    live = HistoryEvent(2.0, 3, "source", "migrate", "failed", "", "live", 3, 4, id="a", pid=7)
+    attach = HistoryEvent(1.9, 0, "destination", "attach", "failed", "web: no", pid=7)
+    load = HistoryEvent(1.8, 0, "destination", "load", "failed", "failed to load: no", pid=7)
+    other = HistoryEvent(2.5, 0, "destination", "attach", "failed", "web: no", pid=8)
+
+    takeover = HistoryEvent(2.1, 3, "takeover", "upgrade", "failed", "no", id="a")
+    for events in ([attach, live, takeover, other], [live, takeover, attach, other]):
+        assert ["live", "restart"] == [each.kind for each in upgrades(events)]
+    assert ["restart"] == [each.kind for each in upgrades([load, attach])]
+    raw = {**ENTRY, "_PID": "5", "UPGRADER_PID": "7"}
+    pids = [
+        next(parse([json.dumps({**raw, "UPGRADER_SIDE": side})])).pid
+        for side in ("source", "destination", "takeover")
+    ]
+    assert [7, 5, 0] == pids
+
+
 def test_n6_a_preflight_is_no_upgrade() -> None:
     """What was upgraded last stays known, whether the preflight passes or not."""
     progress = Phases()

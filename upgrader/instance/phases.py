@@ -37,6 +37,7 @@ def fields(migration: Migration) -> dict[str, str]:
         "TIMES": times,
         "PREFLIGHT": "1" if migration.preflight else "",
         "REASON": migration.reason,
+        "PID": str(migration.pid),
     }
 
 

@@ -17,7 +17,15 @@ from upgrader.codes import Code
 from upgrader.systemd import journal
 from upgrader.systemd.journal import JournalOutcome
 from upgrader.systemd.unit import Unit
-from upgrader.tool.journal_fields import namespaces, of_line, of_owners, of_unit, seconds, whole
+from upgrader.tool.journal_fields import (
+    namespaces,
+    of_line,
+    of_owners,
+    of_unit,
+    seconds,
+    whole,
+    whole_or,
+)
 
 _SECONDS = 10
 _FIELDS = (
@@ -25,12 +33,12 @@ _FIELDS = (
     "UPGRADER_OUTCOME", "UPGRADER_MODE", "UPGRADER_SOURCE", "UPGRADER_DESTINATION",
     "UPGRADER_PAUSE_USEC", "UPGRADER_SECONDS", "UPGRADER_FDS", "UPGRADER_BYTES",
     "UPGRADER_LEFT_BEHIND", "UPGRADER_TIMES", "UPGRADER_ID", "UPGRADER_CODE", "UPGRADER_REASON",
-    "UPGRADER_PREFLIGHT",
+    "UPGRADER_PREFLIGHT", "UPGRADER_PID", "_PID",
 )  # fmt: skip
 
 
 #: What each side says of an upgrade; the journal has more under the same MESSAGE_ID=.
-_PHASES = ("migrate", "load", "park", "upgrade")
+_PHASES = ("migrate", "load", "park", "upgrade", "attach")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +46,7 @@ class HistoryEvent:
     """One entry: what one side of a migration said, in its own words and in numbers.
 
     `time`: seconds since the epoch, at its end; `times`: seconds that each phase took; `id` and
-    `code` are of the upgrade, empty if nobody said them.
+    `code` are of the upgrade, empty if nobody said them; `pid` is the destination's.
     """
 
     time: float
@@ -60,6 +68,7 @@ class HistoryEvent:
     code: str = ""
     reason: str = ""
     preflight: bool = False
+    pid: int = 0
 
     @property
     def done(self) -> bool:
@@ -168,6 +177,7 @@ def parse(lines: Iterable[str]) -> Iterator[HistoryEvent]:
                 code=raw.get("UPGRADER_CODE", ""),
                 reason=raw.get("UPGRADER_REASON", ""),
                 preflight=bool(raw.get("UPGRADER_PREFLIGHT", "")),
+                pid=_destination(raw),
             )
 
 
@@ -188,10 +198,16 @@ def upgrades(events: Sequence[HistoryEvent]) -> list[PastUpgrade]:
 def _belongs(event: HistoryEvent, row: Sequence[HistoryEvent]) -> bool:
     """Whether an event is of the same upgrade as those before it.
 
-    A restart has no id that both sides know; an older library tells none at all.
+    A restart has no id that both sides know; an older library tells none at all. A new version that
+    fails says so before it knows what it is: that is told by its process.
     """
-    if event.id and any(each.id for each in row):
-        return any(each.id == event.id for each in row)
+    ids = {each.id for each in row if each.id}
+    if event.id in ids:
+        return True
+    if event.phase == "attach" or any(each.phase == "attach" for each in row):
+        return bool(event.pid) and any(each.pid == event.pid for each in row)
+    if event.id and ids:
+        return False
     first = row[0]
     return len(row) == 1 and (_halves(first, event) or _halves(event, first))
 
@@ -254,6 +270,12 @@ def encode(events: list[HistoryEvent]) -> bytes:
     """A list of objects."""
     values = [{**msgspec.to_builtins(event), "times": dict(event.times)} for event in events]
     return msgspec.json.encode(values)
+
+
+def _destination(raw: dict[str, str]) -> int:
+    """The process of the new instance: who writes, or whom the source names."""
+    name = {"destination": "_PID", "source": "UPGRADER_PID"}.get(raw["UPGRADER_SIDE"], "")
+    return whole_or(raw.get(name, ""), 0)
 
 
 def _times(text: str) -> Iterator[tuple[str, float]]:
