@@ -2,7 +2,8 @@
 """The service of the process tests: `python program.py '{"face": ..., "bind": ...}'`.
 
 Commands are lines: `add` counts, `echo X`, `big N`, `stream N`, `hold` (busy until released),
-`bye`, `fail`, `turn S` (a thread takes a turn of S seconds that counts). Whoever leaves is told goodbye. The same for both faces, and told to break as asked.
+`bye`, `fail`, `turn S` (a thread takes a turn of S seconds that counts), `turns S` (three threads
+take such turns all the time). Whoever leaves is told goodbye. The same for both faces, and told to break as asked.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ import fcntl
 import json
 import logging
 import os
+import random
 import signal
 import sys
 import threading
@@ -113,6 +115,10 @@ def answer(line: bytes, counters: Counters, session: Session) -> bytes:
     if command == b"turn":
         threading.Thread(target=turn_long, args=(float(argument), counters), daemon=True).start()
         return b"begun\n"
+    if command == b"turns":
+        for _ in range(3):
+            Busy(float(argument)).start()
+        return b"begun\n"
     if command == b"fail":
         raise RuntimeError("told to fail")
     return argument + b"\n"
@@ -140,6 +146,19 @@ def turn_often(instance: Any, counters: Counters) -> None:
             counters.turns += 1
             time.sleep(0.002)  # in the middle: the count and the file must not come apart
             append("turns")
+
+
+class Busy(threading.Thread):
+    """Takes one turn after the other, each of about so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(daemon=True)
+        self.seconds = seconds
+
+    def run(self) -> None:
+        while True:
+            with INSTANCES[0].turn():
+                time.sleep(self.seconds * random.uniform(0.5, 1.5))
 
 
 def turn_long(seconds: float, counters: Counters) -> None:

@@ -136,6 +136,20 @@ def test_p4_a_restart_serves_everybody_while_a_turn_runs(
         assert f"0 {turns}" == client.ask("work")
 
 
+def test_r21_what_keeps_beginning_is_held_first(chat: Chat) -> None:
+    """Turns that are longer than `downtime-limit`, of which one runs at any time: they come to an end
+    while all others are served, and the upgrade is done."""
+    chat.service.environment["UPGRADER_DOWNTIME_LIMIT"] = "500ms"
+    chat.start()
+    with chat.connect() as client:
+        assert "begun" == client.ask("turns 1.2")
+        upgrade = chat.service.begin_live(chat.command(version=2))
+        assert eventually(lambda: chat.service.describe()["migration"]["phase"] == "collecting")
+        assert "x" == client.ask("echo x")
+        assert 2 == upgrade.wait().generation
+        assert "y" == client.ask("echo y")
+
+
 def test_an_upgrade_can_be_called_off_while_a_turn_is_waited_for(chat: Chat) -> None:
     """At once, and not after the turn; all are served on."""
     chat.service.environment["UPGRADER_DRAIN_TIMEOUT"] = "1h"

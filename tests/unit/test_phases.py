@@ -7,7 +7,7 @@ import pytest
 
 from tests.support import SETTLE
 from upgrader.codes import Code
-from upgrader.instance.phases import Phases
+from upgrader.instance.phases import News, Phases
 from upgrader.protocol.phase import Decision, Phase
 from upgrader.protocol.varlink_types import Loaded, Migration
 
@@ -88,3 +88,18 @@ def test_who_waits_is_told(phases: Phases, how: str) -> None:
 def test_nobody_waits_for_longer_than_he_wants(phases: Phases) -> None:
     """The answer is that it is not decided."""
     assert Decision.NONE is phases.wait_decided(ID, 0.01).decision
+
+
+def test_r21_each_try_is_news_and_their_times_are_one() -> None:
+    """The phase has taken as long as all of its tries."""
+    progress, told = Phases(), list[News]()
+    progress.on_change(told.append)
+    progress.begin("live", 1)
+    progress.enter(Phase.COLLECTING)
+    progress.again()
+    first = told[-1].migration.times[Phase.COLLECTING]
+    progress.enter(Phase.FROZEN)
+
+    tried = [Phase.SETUP, Phase.COLLECTING, Phase.COLLECTING, Phase.FROZEN]
+    assert tried == [each.migration.phase for each in told]
+    assert progress.now.times[Phase.COLLECTING] > first > 0

@@ -2,9 +2,10 @@
 """Turns: what a migration waits for, and what never waits for a migration."""
 
 import asyncio
+import re
 import threading
 
-from upgrader.instance.turns import Turns
+from upgrader.instance.turns import Turns, kind
 
 DEADLINE = 10.0
 
@@ -57,3 +58,28 @@ def test_those_that_have_begun_are_told_apart_from_later_ones() -> None:
         assert ended.is_set()
         assert not turns.run_still(begun)
         assert turns.running
+
+
+def test_r21_a_kind_of_turns_is_held_while_others_begin() -> None:
+    """Threads of one pool are of one kind; who refuses an upgrade is told with how long others take."""
+    turns, begun = Turns(), threading.Event()
+
+    def work() -> None:
+        with turns.turn():
+            begun.set()
+
+    with turns.turn():
+        pass
+    turns.close()
+    turns.open(but=frozenset({kind("worker-7")}))
+    held = threading.Thread(target=work, name="worker-12", daemon=True)
+    held.start()
+    with turns.turn():
+        (shown,) = turns.shown(turns.begun())
+        assert re.fullmatch(
+            r"the turn of MainThread for 0.0 s \(the last 1 like it: p99 0.0 s\)", shown
+        )
+        assert not begun.is_set()
+    turns.open()
+    assert begun.wait(DEADLINE)
+    held.join(DEADLINE)

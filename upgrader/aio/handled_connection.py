@@ -223,7 +223,7 @@ class HandledConnection:
     async def _pass_gate(self) -> None:
         if self._ending:
             return
-        await self._safe_points.pass_gate()
+        await self._safe_points.pass_gate(self.listener)
         if self._moved:  # frozen: this handler goes on in another process
             await self._loop.create_future()
 

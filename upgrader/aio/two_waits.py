@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from itertools import chain, repeat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from upgrader.aio.safe_points import SafePoints
 from upgrader.aio.waiting import first
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from upgrader.aio.handled_listener import HandledListener
     from upgrader.aio.hosted import Hosted
     from upgrader.aio.hosting import Hosting
+
+T = TypeVar("T")
 
 _FOR_TURNS = 0.2  # of the time there is to come to a stop
 _SETTLED = 5.0  # seconds in which a first wait counts for the restart that follows it
@@ -74,8 +76,8 @@ class TwoWaits:
         """Hold all that moves at its safe points. If it is not all there, the freeze refuses.
 
         First everybody is served while what runs now comes to an end; then all are held for
-        `downtime-limit`. What has begun meanwhile may take longer: all are let go, and it is tried
-        again a little later. No wait goes on if this instance is told to stop, or if there is `news`
+        `downtime-limit`. What has begun meanwhile may take longer: all are let go, but for what keeps
+        beginning, and it is tried again a little later. No wait goes on if this instance is told to stop, or if there is `news`
         of the destination, which has ended or is cancelled then.
         """
         parameters = self._parts.report.parameters
@@ -90,8 +92,8 @@ class TwoWaits:
             over = self._stop.is_set() or news.is_set()
             if over or time.monotonic() + pause > last or not self.busy():
                 return
-            self.resume()
-            await asyncio.sleep(pause)
+            await self._let_go_on(pause, NOTHING, self._stop, news, everything=False)
+            self._parts.report.progress.again()
 
     # Where nobody drains afterwards: a restart, an exec
 
@@ -123,8 +125,7 @@ class TwoWaits:
             if room > PAUSES[0] / 2:
                 self.hold(for_good=False)
                 if not await self._collect(until, stuck, quiesces=True):
-                    self.resume()
-                    await asyncio.sleep(min(pause, room))
+                    await self._let_go_on(min(pause, room), stuck, everything=True)
                     continue
             self.hold(for_good=for_good)
             await self.end_here(until, stuck, for_good=for_good, last=room <= PAUSES[0] / 2)
@@ -164,20 +165,60 @@ class TwoWaits:
         """As if nothing had happened."""
         self._held = False
         self._parts.source.holds(False)
-        self._parts.turns.open()
-        self._safe_points.open()
+        self._go_on(frozenset(), frozenset())
+
+    def _go_on(self, turns: frozenset[str], listeners: frozenset[str]) -> None:
+        """Hold nothing but the turns of these kinds and the connections of these listeners."""
+        self._parts.turns.open(turns)
+        self._safe_points.open(listeners)
         for handled in self._handled.values():
             handled.resume()
         for hosting in self._hostings.values():
             hosting.resume()
 
+    async def _let_go_on(
+        self, pause: float, stuck: Stuck, *events: asyncio.Event, everything: bool
+    ) -> None:
+        """Between two tries: what has kept this one from being the last is held first, while all others
+        go on, until it has ended; for `pause` seconds at most, or until one of the events."""
+        deadline = time.monotonic() + pause
+        moving = self._moving(everything=everything)
+        busy = self._safe_points.busy_among(moving)
+        listeners = frozenset(each.listener for each in busy.keys() - stuck.connections)
+        turns = self._parts.turns
+        kinds = turns.kinds(but=stuck.turns)
+        self._held = False
+        self._parts.source.holds(False)
+        self._go_on(kinds, listeners)
+        if not kinds and not listeners:
+            await self._until(asyncio.sleep(pause), *events)
+            return
+        connections = [each for each in moving if each.listener in listeners]
+        await self._until(
+            asyncio.gather(
+                self._safe_points.all_safe(set(connections) - stuck.connections, deadline),
+                self._turns_end(turns.of_kinds(kinds) - stuck.turns, deadline),
+            ),
+            *events,
+        )
+
+    async def _until(self, work: Awaitable[T], *events: asyncio.Event) -> T | None:
+        """Wait for some work, or until one of the events: then it is cancelled, and None."""
+        waiting = asyncio.ensure_future(work)
+        ended = asyncio.Event()
+        waiting.add_done_callback(lambda _: ended.set())
+        await first(None, ended, *events)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        return None if waiting.cancelled() else waiting.result()
+
     def busy(self, stuck: Stuck | None = None) -> list[str]:
         """The turns and handlers that are between two safe points, for people; those that are
         `stuck`, if that is given."""
+        now = time.monotonic()
         moving = self._moving(everything=stuck is not None)
         busy = self._safe_points.busy_among(moving)
-        turns = self._parts.turns.running
-        names = list(turns.values())
+        turns = self._parts.turns.begun()
         functions = self._round.late if self._round else []
         requests = [
             (name, each)
@@ -186,15 +227,15 @@ class TwoWaits:
             for each in hosting.at_work()
         ]
         if stuck:
-            busy &= stuck.connections
-            names = [name for number, name in turns.items() if number in stuck.turns]
+            busy = {each: since for each, since in busy.items() if each in stuck.connections}
+            turns &= stuck.turns
             requests = [(name, each) for name, each in requests if each in stuck.hosted]
         return [
-            *(f"the turn of {name}" for name in names),
+            *self._parts.turns.shown(turns),
             *(
                 f"the handler of {connection.address} at {connection.listener!r}"
-                for connection in moving
-                if connection in busy
+                f" for {now - since:.1f} s"
+                for connection, since in busy.items()
             ),
             *(f"{each.describe()} at {name!r}" for name, each in requests),
             *functions,
@@ -237,15 +278,10 @@ class TwoWaits:
             )
             return Stuck(but.connections | handled, but.hosted.union(*hosted), but.turns | turns)
 
-        waiting = self._loop.create_task(wait())
-        ended = asyncio.Event()
-        waiting.add_done_callback(lambda _: ended.set())
-        await first(None, ended, *events)
-        waiting.cancel()
-        await asyncio.wait([waiting])
+        stuck = await self._until(wait(), *events)
         for connection in moving if not self._held else ():
             connection.resume()
-        return but if waiting.cancelled() else waiting.result()
+        return stuck or but
 
     async def _turns_end(self, numbers: frozenset[int], deadline: float) -> frozenset[int]:
         """Wait until these have ended, or for the deadline; returns those that have not."""

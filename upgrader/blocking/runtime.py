@@ -242,7 +242,7 @@ class BlockingRuntime:
         turns = self._parts.turns
         begun = turns.begun()
         turns.wait_ended(begun, self._parts.report.parameters.drain_timeout)
-        return Settled([f"the turn of {n}" for k, n in turns.running.items() if k in begun], [])
+        return Settled(turns.shown(begun), [])
 
     def _reload(self) -> None:
         while self._reloads:
@@ -474,7 +474,7 @@ class BlockingRuntime:
 
     def freeze(self) -> tuple[list[save.Frozen], list[image.LeftBehind]]:
         """What moves, and what stays and why; nothing changes. Raises BusyWork."""
-        busy = [f"the turn of {name}" for name in self._parts.turns.running.values()]
+        busy = self._parts.turns.shown(self._parts.turns.begun())
         if busy := busy + (self._round.late if self._round else []):
             raise BusyWork(busy)
         if self._round:

@@ -41,6 +41,7 @@ class WaitForWork:
         for what is `unsent` and cannot move."""
         self.until = until  #: when it is time to look again at the latest
         self._source = parts.source
+        self._progress = parts.report.progress
         self._turns = parts.turns
         self._parameters = parts.report.parameters
         self._changed = changed
@@ -80,7 +81,10 @@ class WaitForWork:
         if pause is None or time.monotonic() + pause + limit > self._deadline:
             return True
         self._source.holds(False)
-        turns.open()
-        self._waits_for = turns.begun() - self._stuck
+        kinds = turns.kinds(but=self._stuck)
+        turns.open(kinds)  # what has kept this try from being the last is held first
+        self._waits_for = turns.of_kinds(kinds) - self._stuck
         self.until = time.monotonic() + pause
+        if not self._stops:
+            self._progress.again()
         return False

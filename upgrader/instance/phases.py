@@ -131,6 +131,10 @@ class Phases:
             news = self._note(migration, self._upgrade, self._side, code)
         self._tell(news)
 
+    def again(self) -> None:
+        """The phase under way is tried once more, which is news."""
+        self.enter(self.now.phase)
+
     def loaded(self, origin: Loaded, migration: Migration | None, upgrade: str = "") -> None:
         """How this instance came to be, told once at its beginning."""
         self.origin = origin
@@ -146,7 +150,8 @@ class Phases:
         now = time.monotonic()
         if self._begin and not self._last.phase.ended:
             took = round(now - self._entered, 6)
-            times = {**self._last.times, self._last.phase: took}
+            before = self._last.times.get(self._last.phase, 0.0)
+            times = {**self._last.times, self._last.phase: round(before + took, 6)}
             migration = msgspec.structs.replace(migration, times=times)
         self._entered = now
         self._last = migration = self._timed(migration, ending=True)

@@ -9,6 +9,8 @@ import contextlib
 import itertools
 import sys
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Collection
 from contextvars import ContextVar, Token
 from types import TracebackType
@@ -20,8 +22,23 @@ if TYPE_CHECKING:  # loaded only by those who use it
 
 #: Seconds between two tries of a migration to hold everything at once, in which all are served.
 PAUSES = (1.0, 2.0, 4.0)
+_WITHOUT_DIGITS = str.maketrans("", "", "0123456789")
+_MOST = 256  # kinds that are told apart
+_COMPARED = 100  # turns of a kind that are remembered
 #: The turn that this thread or task is inside of, or was started by.
 _inside: ContextVar[int] = ContextVar("upgrader_turn", default=0)
+
+
+class _Running(NamedTuple):
+    """A turn that runs; `since` is of `time.monotonic`."""
+
+    name: str
+    since: float
+
+
+def kind(name: str) -> str:
+    """What a thread or a task is one of: its name without its number."""
+    return name.translate(_WITHOUT_DIGITS)
 
 
 class Settled(NamedTuple):
@@ -37,10 +54,12 @@ class Turns:
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
-        self._running: dict[int, str] = {}  # by number
+        self._running: dict[int, _Running] = {}  # by number
+        self._lengths: dict[str, deque[float]] = {}  # of the last turns of a kind, in seconds
         self._numbers = itertools.count(1)
         self._watching: list[Callable[[], object]] = []
         self._closed = False
+        self._held = frozenset[str]()  # kinds of which none may begin, though others may
         self._reopened: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
 
     def turn(self) -> "Turn":
@@ -51,7 +70,36 @@ class Turns:
     def running(self) -> dict[int, str]:
         """The turns that run now: their numbers, and the names of their threads and tasks."""
         with self._condition:
-            return dict(self._running)
+            return {number: each.name for number, each in self._running.items()}
+
+    def shown(self, numbers: Collection[int]) -> list[str]:
+        """Those of these turns that run, for people: since when, and how long others of that kind
+        take."""
+        now = time.monotonic()
+        with self._condition:
+            return [
+                f"the turn of {each.name} for {now - each.since:.1f} s{self._compared(each.name)}"
+                for number, each in self._running.items()
+                if number in numbers
+            ]
+
+    def _compared(self, name: str) -> str:
+        lengths = sorted(self._lengths.get(kind(name), ()))
+        if not lengths:
+            return ""
+        return f" (the last {len(lengths)} like it: p99 {lengths[len(lengths) * 99 // 100]:.1f} s)"
+
+    def kinds(self, but: Collection[int]) -> frozenset[str]:
+        """The kinds of the turns that run, but for those of some numbers."""
+        with self._condition:
+            return frozenset(
+                kind(each.name) for number, each in self._running.items() if number not in but
+            )
+
+    def of_kinds(self, kinds: Collection[str]) -> frozenset[int]:
+        """The numbers of the turns of these kinds that run now."""
+        with self._condition:
+            return frozenset(n for n, each in self._running.items() if kind(each.name) in kinds)
 
     def begun(self) -> frozenset[int]:
         """The numbers of the turns that run now."""
@@ -90,10 +138,11 @@ class Turns:
         with self._condition:
             self._closed = True
 
-    def open(self) -> None:
-        """Let turns begin again."""
+    def open(self, but: frozenset[str] = frozenset()) -> None:
+        """Let turns begin again, but for some kinds of them."""
         with self._condition:
             self._closed = False
+            self._held = but
             for loop, event in self._reopened:
                 loop.call_soon_threadsafe(event.set)
             self._reopened.clear()
@@ -102,17 +151,24 @@ class Turns:
     def enter(self, name: str, *, wait: bool) -> int:
         """Begin a turn, after waiting while turns are closed (`wait`); returns its number."""
         with self._condition:
-            while wait and self._closed and not self._nested():
+            while wait and self._is_held(name) and not self._nested():
                 self._condition.wait()
             return self._begin(name)
 
     def leave(self, number: int) -> None:
         """End a turn."""
         with self._condition:
-            del self._running[number]
+            ended = self._running.pop(number)
+            if len(self._lengths) > _MOST:
+                self._lengths.clear()
+            lengths = self._lengths.setdefault(kind(ended.name), deque(maxlen=_COMPARED))
+            lengths.append(time.monotonic() - ended.since)
             self._condition.notify_all()
             for told in self._watching:
                 told()
+
+    def _is_held(self, name: str) -> bool:
+        return self._closed or (bool(self._held) and kind(name) in self._held)
 
     def _nested(self) -> bool:
         # The turn around it, or that started this task, waits for it: to make it wait is a deadlock.
@@ -120,7 +176,7 @@ class Turns:
 
     def _begin(self, name: str) -> int:
         number = next(self._numbers)
-        self._running[number] = name
+        self._running[number] = _Running(name, time.monotonic())
         return number
 
     async def enter_task(self, name: str) -> int:
@@ -129,7 +185,7 @@ class Turns:
 
         while True:
             with self._condition:
-                if not self._closed or self._nested():
+                if not self._is_held(name) or self._nested():
                     return self._begin(name)
                 event = asyncio.Event()
                 self._reopened.append((asyncio.get_running_loop(), event))
