@@ -285,6 +285,8 @@ def test_p7_a_restart_waits_for_what_the_generation_before_drains(
         answer = stream.connection.getresponse()
         upgrade(service, 1)
         command = ["upgrader", "upgrade", service.unit, "--mode", "restart"]
+        told = service.machine.run([*command, "--dry-run", "--json"]).stdout
+        assert "generation 1 still drains 1 connection (GET /until-marked" in told
         with service.machine.popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         ) as upgrading:

@@ -10,6 +10,7 @@ import time
 
 from upgrader.protocol.systemd_syntax import time_span
 from upgrader.protocol.varlink_types import Description
+from upgrader.systemd.unit import Unit
 from upgrader.tool import instance_client
 from upgrader.tool.attempt import Attempt
 from upgrader.tool.instance_client import InstanceError
@@ -34,6 +35,12 @@ def await_drains(attempt: Attempt) -> tuple[str, ...]:
     for warning in warnings:
         attempt.say(f"warning: {warning.replace('has cut', 'cuts', 1)}")
     return warnings
+
+
+def draining(unit: Unit, *, user: bool) -> tuple[str, ...]:
+    """What a restart would wait for, in words."""
+    found = instance_client.describe_draining(unit, user=user)
+    return tuple(f"a restart waits, for drain-timeout at most: {_drained(each)}" for each in found)
 
 
 def settle(attempt: Attempt) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from upgrader.systemd.process_start import process_started
 from upgrader.systemd.unit import Job, JobConflict, NoMatchingUnit, Unit, UnitError, unit_name
 from upgrader.tool import counts, hold, instance_client, overview
 from upgrader.tool.attempt import Attempt
+from upgrader.tool.before_restart import draining
 from upgrader.tool.blockers import Obstacle, kept_only_while, not_ours, not_running, settings
 from upgrader.tool.changed import changes
 from upgrader.tool.credentials import show_stale, stale_credentials
@@ -176,6 +177,8 @@ def _upgrade(systemd: Systemd, name: str, wish: Wish, progress: Tell, begin: flo
     if wish.preflight and mode is not Mode.LIVE:
         warnings += (f"no preflight: it is part of a live upgrade, and this one is by {mode}",)
         wish = replace(wish, preflight=False)
+    if wish.dry_run and mode is Mode.RESTART:
+        warnings += draining(unit, user=systemd.user)
     for warning in warnings:
         progress(f"{unit.id}: warning: {warning}")
     runs = before or "an instance that cannot be asked"
