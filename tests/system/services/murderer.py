@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Kills the main process of a unit so many seconds after it began to park."""
+"""Kills the main process of a unit so many seconds after it began to park, if it still runs."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -20,4 +21,5 @@ with Bus(60) as bus:
 until = time.monotonic() + delay
 while time.monotonic() < until:
     pass
-os.kill(pid, signal.SIGKILL)
+with contextlib.suppress(ProcessLookupError):  # it has parked everything, and has ended
+    os.kill(pid, signal.SIGKILL)
