@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A service with a journal of its own (LogNamespace=): causes and history are found there."""
+"""A service that does not log to the journal of all: causes and history are found where it does."""
 
 import json
 
@@ -33,3 +33,21 @@ def test_u11_a_journal_of_its_own(any_machine: PrivateSystemd, install: Install)
     finally:
         own = ["systemd-journald@own.service", "systemd-journald@own.socket"]
         any_machine.run(["systemctl", "stop", *own], check=False)
+
+
+@pytest.mark.parametrize("mode", ["live", "restart"])
+def test_u11_a_file_for_its_output(
+    any_machine: PrivateSystemd, install: Install, mode: str
+) -> None:
+    """The exception with which a version ended before it could say anything is the cause."""
+    lines = ["StandardOutput=append:/run/filed.log", "StandardError=append:/run/filed.log"]
+    service = installed(any_machine, install, "filed", *lines)
+    try:
+        service.environment(PYTHONPATH="/run/broken")
+        any_machine.write("/run/broken/asyncio.py", "raise ImportError('half installed')\n")
+        failed = upgrade(service, "--mode", mode)
+
+        assert "half installed" in failed["cause"], failed
+    finally:
+        any_machine.run(["rm", "-r", "/run/broken"])
+        service.environment()

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from tests.unit.units import unit
-from upgrader.tool.failure_cause import CauseSource, JournalEntry, cause, parse, reported
+from upgrader.tool.failure_cause import CauseSource, JournalEntry, cause, exception, parse, reported
 
 OLD, NEW = "0" * 32, "1" * 32
 EXIT = "98e322203f7a4ed290d09fe03c09fe15"
@@ -156,3 +156,15 @@ def test_of_an_upgrade_only_what_has_its_id() -> None:
     assert "one" == reported(entries(one, other), "1")
     assert "other" == reported(entries(one, other))
     assert "" == reported(entries(one, other), "3")
+
+
+def test_u11_what_went_to_a_file() -> None:
+    """It is the cause if nothing was written to the journal."""
+    traceback = ["Traceback (most recent call last):", "  File", "ImportError: no", "bye"]
+    ended: list[dict[str, object]] = [exited("exited", "1"), failed("exit-code")]
+    found = cause(entries(*ended), unit(), old_invocation=OLD, written=traceback)
+    assert "the new instance exited with status 1: ImportError: no" == found.text
+    other = cause(entries(program("in the journal"), *ended), unit(), written=traceback)
+    assert other.text.endswith(": in the journal")
+    assert "ImportError: no" == exception(["noise", *traceback, "GET /"])
+    assert "" == exception(["noise"])

@@ -13,6 +13,7 @@ from upgrader.protocol.wording import counted, show_duration
 from upgrader.systemd.unit import Unit, UnitError
 from upgrader.tool.instance_client import status
 from upgrader.tool.outcome import Outcome, Result, Tell, Verb
+from upgrader.tool.output_files import OutputFiles
 from upgrader.tool.systemd_client import Systemd
 
 _PHASES = {
@@ -37,7 +38,8 @@ class Attempt:
     `before` is None if the instance could not be asked. `id` is empty for an upgrade that somebody
     else has asked for, and that had not begun. `timeout`: seconds to wait, None for as long as
     systemd's job takes. `since`: microseconds of CLOCK_MONOTONIC; what the journal says from then on
-    may be about this upgrade. `begun`: when it was asked for, seconds of CLOCK_MONOTONIC.
+    may be about this upgrade. `begun`: when it was asked for, seconds of CLOCK_MONOTONIC. `output`: the
+    files that the unit writes to instead of the journal.
     """
 
     systemd: Systemd
@@ -49,6 +51,7 @@ class Attempt:
     progress: Tell
     since: int = field(default_factory=_now)
     begun: float = field(default_factory=time.monotonic)
+    output: OutputFiles = field(default_factory=OutputFiles)
 
     @property
     def generation(self) -> int:

@@ -109,8 +109,15 @@ def parse(lines: Iterable[str], since_usec: int) -> Iterable[JournalEntry]:
         )
 
 
-def cause(entries: Sequence[JournalEntry], unit: Unit, *, old_invocation: str = "") -> Cause:
+def cause(
+    entries: Sequence[JournalEntry],
+    unit: Unit,
+    *,
+    old_invocation: str = "",
+    written: Sequence[str] = (),
+) -> Cause:
     """Why the last failed start of `unit` failed; `old_invocation` is not a start and is left out.
+    `written`: lines that went to a file, and not to the journal.
 
     Best first: what the library reported, what the program wrote last, what PID 1 says.
     """
@@ -135,7 +142,7 @@ def cause(entries: Sequence[JournalEntry], unit: Unit, *, old_invocation: str = 
         if entry.message_id == _SPAWN_FAILED:
             return Cause(_line(entry.message), CauseSource.SYSTEMD)
     words = _words(result, code, status, unit)
-    if result == "exit-code" and (line := _last_line(starts, status)):
+    if result == "exit-code" and (line := _last_line(_lines(starts) or written, status)):
         return Cause(f"{words}: {line}", CauseSource.PROGRAM)
     return Cause(words, CauseSource.SYSTEMD)
 
@@ -180,16 +187,25 @@ def last_words(entries: Sequence[JournalEntry], others: Collection[int] = ()) ->
 
     `others`: processes whose words these are not.
     """
-    return _last_line([entry for entry in entries if entry.pid not in others], _PYTHON_UNCAUGHT)
+    of_it = _lines([entry for entry in entries if entry.pid not in others])
+    return _last_line(of_it, _PYTHON_UNCAUGHT)
+
+
+def exception(lines: Sequence[str]) -> str:
+    """The exception that the last Python traceback in these lines names; "" if there is none."""
+    return _last_line(lines, _PYTHON_UNCAUGHT) if _TRACEBACK in lines else ""
 
 
 def _is_main_exit(entry: JournalEntry) -> bool:
     return entry.message_id == _PROCESS_EXIT and entry.fields.get("COMMAND") == "ExecStart"
 
 
-def _last_line(entries: Sequence[JournalEntry], status: int) -> str:
+def _lines(entries: Sequence[JournalEntry]) -> list[str]:
+    return [entry.message for entry in entries if entry.transport == "stdout"]
+
+
+def _last_line(lines: Sequence[str], status: int) -> str:
     """What the program wrote last; of a Python traceback, the line that names the exception."""
-    lines = [entry.message for entry in entries if entry.transport == "stdout"]
     if status == _PYTHON_UNCAUGHT and _TRACEBACK in lines:
         start = len(lines) - lines[::-1].index(_TRACEBACK)
         for line in lines[start:]:

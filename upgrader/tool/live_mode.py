@@ -198,6 +198,10 @@ def explain(attempt: Attempt, verdict: Verdict) -> str:
     if verdict.code is Code.ENDED_EARLY:
         # Takeover reports it, by its standard error as well.
         told = {each.pid for each in entries if each.fields.get("UPGRADER_SIDE") == "takeover"}
-        if said := failure_cause.last_words(entries, {now.main_pid, *told}):
+        written = attempt.output.lines()  # by the running instance and takeover as well
+        if said := (
+            failure_cause.last_words(entries, {now.main_pid, *told})
+            or failure_cause.exception(written)
+        ):
             return f"{reason}: {said}"
     return reason

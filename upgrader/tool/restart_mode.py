@@ -141,7 +141,9 @@ def _not_serving(attempt: Attempt, now: Unit, word: str) -> Outcome:
         why = "the restart job was cancelled or replaced by another one"
     else:
         entries = failure_cause.read(unit, attempt.since, user=systemd.user)
-        why = failure_cause.cause(entries, now, old_invocation=unit.invocation_id).text
+        why = failure_cause.cause(
+            entries, now, old_invocation=unit.invocation_id, written=attempt.output.lines()
+        ).text
     remedy = what_to_do(systemd, now, unit.stored_fds)
     return attempt.failed(Result.NOT_SERVING, why, remedy, bad_version=tried and not stopped)
 

@@ -28,6 +28,7 @@ from upgrader.tool.exec_mode import execute
 from upgrader.tool.hold import Hold, HoldError
 from upgrader.tool.live_mode import await_reload, limits, reload
 from upgrader.tool.outcome import Outcome, Result, Tell, Verb
+from upgrader.tool.output_files import OutputFiles
 from upgrader.tool.preflight import objection, preflight
 from upgrader.tool.presence import look
 from upgrader.tool.restart_mode import await_restart, restart
@@ -190,8 +191,9 @@ def _upgrade(systemd: Systemd, name: str, wish: Wish, progress: Tell, begin: flo
         )
     progress(f"{unit.id}: runs {runs}")
     attempt = Attempt(
-        systemd, unit, found.said, mode, uuid.uuid4().hex, wish.timeout, progress, begun=begin
-    )
+        systemd, unit, found.said, mode, uuid.uuid4().hex, wish.timeout, progress, begun=begin,
+        output=OutputFiles.of(unit.main_pid),
+    )  # fmt: skip
     outcome = _try_first(attempt) if wish.preflight else None
     if outcome is None and mode is Mode.EXEC:
         outcome = execute(attempt, wish.command)
