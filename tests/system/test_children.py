@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Services with worker processes: many upgrades, a stop, and what check says of them."""
 
+import json
 import time
 
 import pytest
@@ -93,4 +94,9 @@ def test_p10_check_names_them(trixie_machine: Machine, install: Install) -> None
         left = sorted([str(service.pid), kept, orphan])
         assert eventually(lambda: sorted(processes(service)) == left)
         assert f"{pid} (sleep)" not in upgrader(trixie_machine, "check", service.unit).stdout
+        told = json.loads(upgrader(trixie_machine, "history", service.unit, "--json").stdout)
+        assert ["children", "migrate"] == sorted(
+            each["phase"] for each in told if each["side"] == "source"
+        )
+        assert 1 == len({each["id"] for each in told if each["side"] == "source"} - {""})
     stops_at_once(service)

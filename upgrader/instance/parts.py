@@ -23,7 +23,6 @@ from upgrader.instance.turns import Turns
 from upgrader.protocol.kinds import Kind, Standing
 from upgrader.protocol.later import later
 from upgrader.protocol.parameters import Parameters
-from upgrader.systemd import journal
 from upgrader.systemd.cgroup import own_unit
 from upgrader.systemd.fdstore import FdStore
 from upgrader.systemd.journal import JournalOutcome, Priority
@@ -114,11 +113,8 @@ class InstanceParts:
         if ended:
             how = f", {killed} of them by SIGKILL" if killed else ""
             message = f"generation {report.generation} has ended {ended} processes of its own{how}"
-            journal.report(
-                message, Priority.WARNING if killed else Priority.INFO, unit=report.unit,
-                generation=report.generation, side="source", phase="children",
-                outcome=JournalOutcome.DONE,
-            )  # fmt: skip
+            priority = Priority.WARNING if killed else Priority.INFO
+            report.tell(priority, "source", "children", JournalOutcome.DONE, message)
 
     def _private(self) -> list[int]:
         """FDs that are no business of a forked worker: listeners and connections."""

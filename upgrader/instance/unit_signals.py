@@ -4,6 +4,7 @@ is; runs no loop."""
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 import time
@@ -14,9 +15,9 @@ from upgrader.instance.self_report import SelfReport
 from upgrader.protocol.kinds import Standing
 from upgrader.protocol.values import Value
 from upgrader.systemd.bus import Bus
-from upgrader.systemd.journal import JournalOutcome, Priority
 from upgrader.systemd.unit import NOTIFY_RELOAD, Unit
 
+_log = logging.getLogger("upgrader")
 _BUS = 2.0  # seconds for PID 1 to answer
 _CATCHABLE: frozenset[int] = frozenset(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP}
 
@@ -97,11 +98,9 @@ class ReloadBySignal:
                 report.notifier.send("RELOADING=1", f"MONOTONIC_USEC={began}")
             try:
                 self._on_reload()
-            except Exception as error:
-                message = f"the reload has failed: {type(error).__name__}: {error}"
-                report.tell(Priority.ERR, "source", "reload", JournalOutcome.FAILED, message)
+            except Exception:
+                _log.exception("the reload has failed")
             if waits:  # PID 1 knows no other end of it
                 report.notifier.send("READY=1")
         except UpgradeError as error:
-            message = f"systemd was not told of the reload: {error}"
-            report.tell(Priority.ERR, "source", "reload", JournalOutcome.FAILED, message)
+            _log.error("systemd was not told of the reload: %s", error)
