@@ -161,12 +161,18 @@ def test_several_units_and_patterns(host_machine: PrivateSystemd, install: Insta
     done = host_machine.run(["upgrader", "upgrade", "many*", "--json"], check=False)
     told = json.loads(done.stdout)
     nobody = host_machine.run(["upgrader", "upgrade", "nobody@*"], check=False)
+    everybody = host_machine.run(["upgrader", "upgrade", "*", "--dry-run", "--json"])
+    foreign = host_machine.run(["upgrader", "upgrade", "dbus*"], check=False)
 
     assert 1 == done.returncode
     assert [("many1.service", "done"), ("many2.service", "failed-old-serves")] == [
         (each["unit"], each["result"]) for each in told
     ]
     assert [2, 1, 1] == [service.status.generation for service in services]
+    assert {each.unit for each in services} <= {
+        each["unit"] for each in json.loads(everybody.stdout) if each["result"] == "done"
+    }
+    assert (1, True) == (foreign.returncode, "dbus.service: not upgraded" in foreign.stderr)
     assert 4 == nobody.returncode
     assert "nobody@*: not upgraded: no service that runs matches this pattern" in nobody.stderr
 

@@ -105,8 +105,8 @@ def upgrade(
     FileDescriptorStorePreserve=yes in the unit. Without them it is kept only while systemd restarts
     the service by itself (Restart= in the unit).
 
-    Several units, and those that match a pattern such as 'web@*', are upgraded one after the other
-    until one fails. With --json the result is then a list.
+    Several units are upgraded one after the other until one fails. A pattern such as 'web@*' stands
+    for those that match, serve and use upgrader. With --json the result is then a list.
 
     \b
     Example:

@@ -17,7 +17,15 @@ from upgrader.protocol.status_text import Origin, Status
 from upgrader.protocol.varlink_types import Description
 from upgrader.protocol.wording import show_duration
 from upgrader.systemd.process_start import process_started
-from upgrader.systemd.unit import Job, JobConflict, NoMatchingUnit, Unit, UnitError, unit_name
+from upgrader.systemd.unit import (
+    Job,
+    JobConflict,
+    NoMatchingUnit,
+    NoSuchUnit,
+    Unit,
+    UnitError,
+    unit_name,
+)
 from upgrader.tool import counts, hold, instance_client, overview
 from upgrader.tool.attempt import Attempt
 from upgrader.tool.before_restart import draining
@@ -98,7 +106,8 @@ def upgrade(
 def expand(
     names: Sequence[str], *, everything: bool = False, user: bool = False
 ) -> tuple[str, ...]:
-    """The units that are named, patterns such as `web@*` replaced by those that serve, in order.
+    """The units that are named, patterns such as `web@*` replaced by those that serve and use the
+    library, in order.
 
     With `everything` instead, all that use the library and serve, or have something parked. Raises
     NoSuchUnit for a name that is of none, NoMatchingUnit for such a pattern, and UnitError if PID 1
@@ -120,8 +129,19 @@ def expand(
             matching = systemd.running(pattern)
             if not matching:
                 raise NoMatchingUnit(name)
-            found.update(dict.fromkeys(matching))
+            found.update(dict.fromkeys(_ours(systemd, matching) or matching))
     return tuple(found)
+
+
+def _ours(systemd: Systemd, names: Sequence[str]) -> list[str]:
+    """Those units that use the library: `*` is meant for no others."""
+    found = []
+    for name in names:
+        with contextlib.suppress(NoSuchUnit):  # it has ended, and was forgotten
+            unit = systemd.unit(name)
+            if unit.fd_store_max and look(systemd, unit).ours:
+                found.append(name)
+    return found
 
 
 def _upgrade(systemd: Systemd, name: str, wish: Wish, progress: Tell, begin: float) -> Outcome:
