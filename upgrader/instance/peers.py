@@ -4,23 +4,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Generic, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Generic, TypeVar, overload
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class Writable(Protocol):
+        """What a peer stands for."""
+
+        @property
+        def unsent(self) -> int:
+            """Bytes written and not sent."""
+
+        def queue(self, data: bytes) -> None:
+            """Queue data, however much is unsent; raises ConnectionResetError when the peer is gone."""
+
 
 P = TypeVar("P")
 
 #: Bytes that a peer may have unsent and still be sent more to.
 _LIMIT = 1 << 20
-
-
-class Writable(Protocol):
-    """What a peer stands for."""
-
-    @property
-    def unsent(self) -> int:
-        """Bytes written and not sent."""
-
-    def queue(self, data: bytes) -> None:
-        """Queue data, however much is unsent; raises ConnectionResetError when the peer is gone."""
 
 
 class Peers(Sequence[P], Generic[P]):

@@ -14,7 +14,9 @@ from collections import deque
 from collections.abc import Callable, Collection
 from contextvars import ContextVar, Token
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+from upgrader.protocol.values import Value
 
 if TYPE_CHECKING:  # loaded only by those who use it
     import asyncio
@@ -29,11 +31,14 @@ _COMPARED = 100  # turns of a kind that are remembered
 _inside: ContextVar[int] = ContextVar("upgrader_turn", default=0)
 
 
-class _Running(NamedTuple):
+class _Running:
     """A turn that runs; `since` is of `time.monotonic`."""
 
-    name: str
-    since: float
+    __slots__ = ("name", "since")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.since = time.monotonic()
 
 
 def kind(name: str) -> str:
@@ -41,7 +46,7 @@ def kind(name: str) -> str:
     return name.translate(_WITHOUT_DIGITS)
 
 
-class Settled(NamedTuple):
+class Settled(Value):
     """What a first wait has come to: which turns and handlers are busy still, and which connections
     of other libraries would be cut, for people."""
 
@@ -176,7 +181,7 @@ class Turns:
 
     def _begin(self, name: str) -> int:
         number = next(self._numbers)
-        self._running[number] = _Running(name, time.monotonic())
+        self._running[number] = _Running(name)
         return number
 
     async def enter_task(self, name: str) -> int:
