@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""How long takeover takes to its fork, and the program of the README to READY=1; measured, not tested."""
+"""How long takeover takes to its fork, the program of the README to READY=1, and new code to its commit;
+measured, not tested."""
 
 import compileall
 import os
@@ -18,6 +19,7 @@ import upgrader
 from tests.support import eventually
 from tests.system.reloading import live, reload
 from tests.system.serving import Service
+from tests.system.tool import upgrade
 from upgrader.lab.private_systemd import PrivateSystemd
 
 ROUNDS = 15
@@ -155,3 +157,30 @@ def test_ready(tmp_path: Path) -> None:
             return start
 
         print(f"\n{compared({name: started(text) for name, text in programs.items()})}")
+
+
+def test_new_code() -> None:
+    """A live upgrade, from systemd's job to the commit, and a start of the same program; then where the
+    time of upgrades went, as medians."""
+    parts: dict[str, list[float]] = {}
+    with PrivateSystemd.boot("host") as machine:
+        service = Service(machine, "measured", "lively", live(machine, "measured"))
+        service.start()
+
+        def start() -> float:
+            service.stop()
+            service.start()
+            assert eventually(service.answers)
+            began, ready = service.show(
+                "ExecMainStartTimestampMonotonic", "ActiveEnterTimestampMonotonic"
+            )
+            return (int(ready) - int(began)) / 1e6
+
+        def upgraded() -> float:
+            times = upgrade(service)["times"]
+            for part, seconds in times.items():
+                parts.setdefault(part, []).append(seconds * 1000)
+            return sum(times.values()) - times["asked"] - times["committed"]
+
+        print(f"\n{compared({'start': start, 'live upgrade': upgraded})}")
+        print(", ".join(f"{part} {statistics.median(each):.0f} ms" for part, each in parts.items()))
