@@ -253,6 +253,31 @@ def test_p12_websockets_can_be_closed_at_the_commit(web: Web) -> None:
     assert eventually(lambda: not web.service.draining)
 
 
+def test_a_drain_after_a_live_upgrade_has_a_limit_of_its_own(web: Web) -> None:
+    """Longer than drain-timeout, which others wait for; what is open at its end is cut and named."""
+    web.service.environment |= {
+        "UPGRADER_DRAIN_TIMEOUT": "100ms",
+        "UPGRADER_WEBSOCKET_TIMEOUT": "500ms",
+        "UPGRADER_LIVE_DRAIN_TIMEOUT": "3s",
+    }
+    web.service.start(web.command("drains", "one"))
+    go = Path(f"{web.path}.go")
+    with Client(web.path) as chatting, Client(web.path) as slow:
+        assert "" == web.ask(chatting, WEBSOCKET)
+        slow.send(SLOW)
+        assert 2 == web.service.live(web.command("drains", "two")).left_behind
+        assert chatting.rest()  # so websocket-timeout has passed, and drain-timeout long before
+        go.touch()
+        assert "HTTP/1.1 500" in slow.line()  # its state is the new instance's by now
+    assert eventually(lambda: not web.service.draining)
+    go.unlink()
+    with Client(web.path) as endless:
+        endless.send(SLOW)
+        assert 1 == web.service.live(web.command("drains", "three")).left_behind
+        assert endless.gone()
+    assert eventually(lambda: not web.service.draining)
+
+
 def test_the_lifespan_of_an_application(web: Web) -> None:
     """It begins before the instance is ready, and ends with it, also when everything has moved. What
     its state names is called before a freeze, and at the end of a replaced instance."""

@@ -5,6 +5,7 @@ import os
 import shlex
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -289,6 +290,35 @@ def test_p8_datagrams_that_are_lost_in_a_restart_are_counted(udp: Any) -> None:
     first = shlex.join([sys.executable, "-c", floods, str(port)])
     with pytest.raises(ServiceError, match="datagrams"):
         service.upgrade(["sh", "-c", f'{first}; exec "$@"', "sh", *command(10_000)])
+
+
+def test_p8_datagrams_are_counted_until_there_is_room_again(udp: Any) -> None:
+    """A new instance that has just become ready finds a full buffer: what is dropped until it has caught
+    up is the upgrade's, to the last one."""
+    service, command, port, path = udp
+    service.start(command(0))
+    service.stop()
+    over, sent = threading.Event(), []
+
+    def send() -> None:
+        while not over.is_set():
+            flood(port, 100)
+            sent.append(100)
+
+    sending = threading.Thread(target=send)
+    sending.start()
+    try:
+        early = service.start(command(0)).datagrams_lost
+    finally:
+        over.set()
+        sending.join()
+
+    def lost() -> int:
+        return int(service.describe()["loaded"]["datagrams_lost"])
+
+    seen(path, 1)
+    assert eventually(lambda: len(path.read_text().splitlines()) + lost() == sum(sent))
+    assert 0 < early <= lost()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a larger buffer needs CAP_NET_ADMIN")

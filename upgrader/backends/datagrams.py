@@ -7,7 +7,7 @@ import struct
 _SO_RCVBUFFORCE = 33  # Linux: above net.core.rmem_max, with CAP_NET_ADMIN
 _SO_MEMINFO = 55  # Linux 4.12
 _MEMINFO = struct.Struct("9I")
-_DROPS = 8  # SK_MEMINFO_DROPS
+_HELD, _ROOM, _DROPS = 0, 1, 8  # SK_MEMINFO_RMEM_ALLOC, _RCVBUF, _DROPS
 
 
 def enlarge(sock: socket.socket, wanted: int) -> int:
@@ -29,5 +29,14 @@ def _size(sock: socket.socket) -> int:
 def dropped(sock: socket.socket) -> int:
     """How many datagrams a socket has not taken since it was made, because its receive buffer was
     full; modulo 2^32."""
-    found = sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size)
-    return int(_MEMINFO.unpack(found)[_DROPS])
+    return _memory(sock)[_DROPS]
+
+
+def crowded(sock: socket.socket) -> bool:
+    """Whether more than half of the receive buffer is taken."""
+    memory = _memory(sock)
+    return 2 * memory[_HELD] > memory[_ROOM]
+
+
+def _memory(sock: socket.socket) -> tuple[int, ...]:
+    return _MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))

@@ -141,6 +141,8 @@ class Bound:
         #: Of a socket that this one replaces: connections accepted there, or datagrams received,
         #: with where they came from.
         self.backlog: deque[Any] = deque()
+        #: Called, from any thread, when somebody is about to receive a datagram.
+        self.before_receiving: Callable[[], object] | None = None
         self._receive_buffer = receive_buffer
         self._socks: tuple[Socket, ...] = ()
 

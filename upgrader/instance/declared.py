@@ -77,6 +77,8 @@ class Datagrams(DeclaredSocket):
 
     def recvfrom(self, size: int = 65536) -> tuple[bytes, Any]:
         """Receive one datagram and the address that it came from; raises BlockingIOError."""
+        if told := self._bound.before_receiving:
+            told()
         if self._bound.backlog:
             data, address = self._bound.backlog.popleft()
             return data[:size], address

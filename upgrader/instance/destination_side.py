@@ -202,6 +202,7 @@ class DestinationSide:
                 daemon=True,
             ).start()  # fmt: skip
         self._reserve = reserve(_RESERVED + len(report.declarations.sockets))
+        report.gap = arrival.gap
         report.loaded(arrival.status, self._upgrade)
 
     def refuse(self, error: BaseException) -> None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     import msgspec
 
-    from upgrader.instance import choose_image
+    from upgrader.instance import choose_image, gap
     from upgrader.instance.declarations import Declarations, Protocols
     from upgrader.instance.interfaces import Closeable
     from upgrader.instance.live_destination import Taker
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 else:
     msgspec = later("msgspec")
     choose_image = later("upgrader.instance.choose_image")
+    gap = later("upgrader.instance.gap")
     identity = later("upgrader.protocol.identity")
     image = later("upgrader.protocol.image")
     records = later("upgrader.protocol.records")
@@ -215,8 +216,8 @@ class Loader:
             _log.warning("%d were left behind in all", len(left))
         if origin is not Origin.INSURANCE:  # there, somebody else has served since
             self._arrival.frozen_at = manifest.frozen_at
-            self._arrival.drops = manifest.drops or {}
-            self._arrival.drops_now = self._declarations.datagrams_dropped
+            if manifest.drops:
+                self._arrival.gap = gap.Gap(self._declarations, manifest.drops)
         known = self._declarations.states
         self._arrival.status = Status(
             manifest.generation + 1,

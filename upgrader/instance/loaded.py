@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from upgrader.instance import image_in_fd_store
+    from upgrader.instance.gap import Gap
     from upgrader.instance.image_in_fd_store import SpreadImage
     from upgrader.instance.live_destination import Taker
     from upgrader.protocol.channel import ParkedChannel
@@ -118,8 +119,7 @@ class Arrival:
         self.channel: ParkedChannel | SpreadImage | None = None
         self.taker: Taker | None = None
         self.frozen_at: int | None = None  #: CLOCK_MONOTONIC in nanoseconds: nobody serves since
-        self.drops: Mapping[int, int] = {}  #: datagrams dropped until then, by the socket's inode
-        self.drops_now: Callable[[], Mapping[int, int]] = dict  #: the same until now
+        self.gap: Gap | None = None  #: in which datagrams may have been dropped
         self.overrides: Mapping[str, str] = {}  #: set at run time, inherited
         self.replaced: list[tuple[Bound, socket.socket]] = []
         self.rebinding: list[Rebinding] = []
@@ -187,10 +187,8 @@ class Arrival:
                 _log.warning("%s would not survive a crash: %s", name, error)
 
     def _note_pause(self) -> None:
-        if self.drops:
-            now = self.drops_now()
-            lost = [(now[n] - before) % (1 << 32) for n, before in self.drops.items() if n in now]
-            self.status = self.status.replace(datagrams_lost=sum(lost))
+        if self.gap:
+            self.status = self.status.replace(datagrams_lost=self.gap.begin_to_receive())
         if self.frozen_at is not None:
             pause = time.clock_gettime_ns(time.CLOCK_MONOTONIC) - self.frozen_at
             self.status = self.status.replace(pause=max(0, round(pause / 1e9, 4)))

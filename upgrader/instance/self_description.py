@@ -9,11 +9,20 @@ import sys
 import time
 from collections.abc import Sequence
 
+from msgspec import structs
+
 from upgrader.errors import UpgradeError
 from upgrader.instance.connection import show_peer
 from upgrader.instance.self_report import SelfReport
 from upgrader.protocol.identity import identify
-from upgrader.protocol.varlink_types import VERSION, Backend, Connection, Description, Refusal
+from upgrader.protocol.varlink_types import (
+    VERSION,
+    Backend,
+    Connection,
+    Description,
+    Loaded,
+    Refusal,
+)
 from upgrader.systemd import journal, start_record
 
 TYPE_CHECKING = False
@@ -71,7 +80,7 @@ class Describer:
             started=start_record.describe(host.declarations.activated, host.settings),
             interface=VERSION,
             last=host.progress.last,
-            loaded=host.progress.origin,
+            loaded=_loaded(host),
             refused=host.refusal or Refusal(),
             fingerprint=host.watched.fingerprint(),
             drains_until=round(host.drains_until, 3),
@@ -102,6 +111,12 @@ class Describer:
             connections=len(own),
             busy=sum(1 for each in own if each.waiting is None),
         )
+
+
+def _loaded(host: SelfReport) -> Loaded:
+    origin = host.progress.origin
+    lost = host.gap.lost if host.gap else origin.datagrams_lost
+    return structs.replace(origin, datagrams_lost=lost)
 
 
 def _held(connections: Sequence[tuple[str, Open]]) -> list[Connection]:

@@ -27,6 +27,7 @@ from upgrader.systemd.notify import Notifier, one_line
 
 if TYPE_CHECKING:
     from upgrader.instance import phases, watched_files
+    from upgrader.instance.gap import Gap
     from upgrader.instance.interfaces import Open
     from upgrader.protocol import phase, varlink_types
     from upgrader.systemd.unit_settings import Settings
@@ -49,6 +50,7 @@ class SelfReport:
         self.generation = 0  #: 1 on a cold start, one more with each migration; 0 before `serve`
         self.since = 0.0  #: seconds since the epoch at which it became the owner
         self.standing = Standing.SERVING
+        self.gap: Gap | None = None  #: since the freeze, in which datagrams may have been dropped
         self.drains_until = 0.0  #: seconds since the epoch, once another instance owns everything
         self._configured = Parameters.from_environment(environment)
         self.parameters = self._configured
