@@ -37,7 +37,7 @@ http {{
 }}
 """
 GUNICORN = """\
-import os, time
+import os
 def app(environ, start_response):
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [b"%d {version}\\n" % os.getpid()]
@@ -91,16 +91,61 @@ def configure_nginx(service: Service, version: int) -> None:
     service.machine.write(f"/run/{service.name}/stream", "x" * STREAM)
 
 
-def gunicorn(machine: PrivateSystemd, install: Install, name: str) -> Service:
-    """gunicorn with two workers, not started yet."""
-    path = needs("gunicorn")
-    service: Service = install(machine, name, "holder")
+#: For each program: what is written where, with its version, and its command line.
+OTHERS = {
+    "gunicorn": (
+        "app.py",
+        GUNICORN,
+        "{gunicorn} --workers 2 --chdir /srv/{name} app:app",
+    ),
+    "haproxy": (
+        "haproxy.cfg",
+        """\
+global
+  master-worker
+defaults
+  mode http
+  timeout connect 5s
+  timeout client 5s
+  timeout server 5s
+frontend http
+  bind 127.0.0.1:{port}
+  http-request return status 200 content-type text/plain lf-string "%pid {version}"
+""",
+        "{haproxy} -Ws -f /srv/{name}/haproxy.cfg",
+    ),
+    "node": (
+        "app.js",
+        """\
+const server = require("http").createServer((request, response) => {{
+  response.end(`${{process.pid}} {version}\\n`);
+}});
+server.listen({{ fd: 3 }});
+process.on("SIGTERM", () => server.close());
+""",
+        "{node} /srv/{name}/app.js",
+    ),
+}
+
+
+def other(machine: PrivateSystemd, install: Install, kind: str) -> Service:
+    """One of the others, not started yet."""
+    service: Service = install(machine, f"other{kind}", "holder")
     service.stop()
-    machine.run(["mkdir", "-p", f"/srv/{name}"])
-    machine.write(f"/srv/{name}/app.py", GUNICORN.format(version=1))
-    program = f"{path} --workers 2 --chdir /srv/{name} app:app"
-    service.configure(*runner_unit(service, program=program))
+    machine.run(["mkdir", "-p", f"/srv/{service.name}"])
+    write_version(service, kind, 1)
+    places = {kind: needs(kind), "name": service.name}
+    # Bytecode is told by the second, and two versions come in one.
+    more = ["Environment=PYTHONDONTWRITEBYTECODE=1"]
+    service.configure(*runner_unit(service, program=OTHERS[kind][2].format(**places), more=more))
     return service
+
+
+def write_version(service: Service, kind: str, number: int) -> None:
+    """Have the next start answer with another version."""
+    file, text, _ = OTHERS[kind]
+    content = text.format(port=service.port, version=number)
+    service.machine.write(f"/srv/{service.name}/{file}", content)
 
 
 def get(service: Service, path: str = "/") -> bytes:

@@ -8,17 +8,19 @@ import pytest
 
 from tests.support import eventually
 from tests.system.programs import (
+    OTHERS,
     STREAM,
     command_line,
     configure_nginx,
     get,
-    gunicorn,
     load,
     masters,
     needs,
     nginx,
+    other,
     pid_file,
     version,
+    write_version,
 )
 from tests.system.reloading import processes
 from tests.system.serving import Install, Service
@@ -121,17 +123,24 @@ def test_the_sample_of_nginx(host_machine: PrivateSystemd, install: Install) -> 
 
 
 @pytest.mark.matrix
-def test_gunicorn(host_machine: PrivateSystemd, install: Install) -> None:
-    """The same for gunicorn with two workers."""
-    service = gunicorn(host_machine, install, "gurestart")
+@pytest.mark.parametrize("kind", sorted(OTHERS))
+def test_other_programs(host_machine: PrivateSystemd, install: Install, kind: str) -> None:
+    """Five live upgrades, two restarts and a crash of the runner under load: nobody is refused."""
+    service = other(host_machine, install, kind)
     service.start()
+    assert eventually(service.answers)
     with load(service) as seen:
-        for _ in range(3):
-            service.restart()
+        for number in range(2, 7):
+            write_version(service, kind, number)
+            assert 0 == upgrade(service, "--mode", "live")["exit_code"], service.messages()
+            assert eventually(lambda number=number: version(service) == number)  # type: ignore[misc]
+        service.restart()
+        service.restart()
         service.signal("KILL")
         service.until(ActiveState="active", SubState="running", NRestarts="1")
     assert [] == seen.failures
     assert seen.longest < 2, seen.longest
+    assert eventually(lambda: 2 == service.stored)
 
 
 def test_live_upgrades(host_machine: PrivateSystemd, install: Install) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from upgrader.protocol.systemd_syntax import LONGEST, time_span
-from upgrader.runner.programs import Passing, Readiness, known
+from upgrader.runner.programs import Passing, Readiness, known, signal_named
 
 _USAGE = "python -m upgrader.run [OPTIONS] -- PROGRAM [ARGUMENTS]"
 _DRAIN_LIMIT = 3600.0  # seconds
@@ -50,7 +50,10 @@ class RunnerOptions:
         words = given.program[1:] if given.program[:1] == ["--"] else given.program
         if not words:
             _parser().error("which program? It comes after --")
-        program = known(words[0])
+        try:
+            program = known(words[0])
+        except ValueError as error:
+            _parser().error(str(error))
         ready, after = given.ready or (program.ready, 0.0)
         return cls(
             program=tuple(words),
@@ -119,7 +122,10 @@ def _ready(text: str) -> tuple[Readiness, float]:
 
 
 def _signal(text: str) -> signal.Signals:
-    return signal.Signals["SIG" + text.upper().removeprefix("SIG")]
+    try:
+        return signal_named(text)
+    except KeyError:
+        raise ValueError(text) from None
 
 
 def _span(text: str) -> float:

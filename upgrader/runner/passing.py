@@ -39,7 +39,7 @@ def variables(passing: Passing, given: Sequence[Given]) -> dict[str, str]:
             pairs = zip(given, numbers, strict=True)
             ports = [f"{show_address(each.address)}={number}" for each, number in pairs]
             return {"SERVER_STARTER_PORT": ";".join(ports), "SERVER_STARTER_GENERATION": "1"}
-        case Passing.NONE:
+        case Passing.NONE | Passing.HAPROXY:
             return {}
 
 

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What each program wants of its runner, as one table; starts nothing."""
 
+import glob
 import os
 import signal
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 
 class Passing(StrEnum):
@@ -13,6 +15,7 @@ class Passing(StrEnum):
     LISTEN_FDS = "listen-fds"  #: LISTEN_FDS=, from FD 3 on; sd_listen_fds(3)
     NGINX = "nginx"  #: NGINX=, as nginx hands them to the binary that it upgrades itself to
     SERVER_STARTER = "server-starter"  #: SERVER_STARTER_PORT=; start_server(1) of Server::Starter
+    HAPROXY = "haproxy"  #: -x, as an old HAProxy hands them to a new one
     NONE = "none"  #: by `{fd:NAME}` alone
 
 
@@ -40,13 +43,53 @@ class Program:
 
 
 #: By the name of the binary. Of nginx: https://nginx.org/en/docs/control.html; of gunicorn:
-#: https://docs.gunicorn.org/en/stable/signals.html and .../deploy.html#systemd.
+#: https://docs.gunicorn.org/en/stable/signals.html and .../deploy.html#systemd; of HAProxy: its
+#: management.txt, 3 and 4; of node: `server.listen({fd: 3})`, https://nodejs.org/api/net.html.
 PROGRAMS = {
     "nginx": Program(Passing.NGINX, Readiness.LISTENING, signal.SIGQUIT, signal.SIGHUP, ("-t",)),
     "gunicorn": Program(reload=signal.SIGHUP, test=("--check-config",)),
+    "haproxy": Program(Passing.HAPROXY, Readiness.NOTIFY, signal.SIGUSR1, signal.SIGUSR2, ("-c",)),
+    "node": Program(Passing.LISTEN_FDS, Readiness.LISTENING),
 }
 
 
-def known(path: str) -> Program:
-    """What is known of a program, or else what most programs for systemd do."""
-    return PROGRAMS.get(os.path.basename(path), Program())
+#: Where an admin says more: a table for each program, by the name of its binary.
+DIRECTORY = "/etc/upgrader/programs.d"
+
+
+def known(path: str, directory: str = DIRECTORY) -> Program:
+    """What is known of a program, from an admin first, or else what most programs for systemd do;
+    raises ValueError that names the file."""
+    name = os.path.basename(path)
+    for file in sorted(glob.glob(f"{glob.escape(directory)}/*.toml")):
+        import tomllib  # seldom needed
+
+        try:
+            with open(file, "rb") as opened:
+                table = tomllib.load(opened).get(name)
+            if table is not None:
+                return _read(table)
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ValueError(f"{file}: {name}: {error}") from error
+    return PROGRAMS.get(name, Program())
+
+
+def signal_named(text: str) -> signal.Signals:
+    """SIGTERM and the like, also without SIG or in lower case; raises KeyError."""
+    return signal.Signals["SIG" + text.upper().removeprefix("SIG")]
+
+
+def _read(table: dict[str, Any]) -> Program:
+    unknown = table.keys() - {"pass", "ready", "drain-signal", "reload", "test"}
+    if unknown:
+        raise ValueError(f"there is no {', '.join(sorted(unknown))}")
+    test = table.get("test", [])
+    if not (isinstance(test, list) and all(isinstance(word, str) for word in test)):
+        raise ValueError("test is a list of words")
+    return Program(
+        Passing(table.get("pass", Passing.LISTEN_FDS)),
+        Readiness(table.get("ready", Readiness.NOTIFY)),
+        signal_named(table.get("drain-signal", "SIGTERM")),
+        signal_named(table["reload"]) if "reload" in table else None,
+        tuple(test),
+    )

@@ -16,6 +16,7 @@ import signal
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import field
+from pathlib import Path
 from socket import socket as Socket
 from typing import Any
 
@@ -26,6 +27,7 @@ from upgrader.errors import BusError, DeclarationError, UpgradeError, VerifyErro
 from upgrader.protocol.identity import identify
 from upgrader.protocol.rendezvous import PREFLIGHT, PREFLIGHT_1
 from upgrader.runner.children import Children
+from upgrader.runner.getsocks import OldHaproxy
 from upgrader.runner.notifications import Notifications, relayed
 from upgrader.runner.options import RunnerOptions
 from upgrader.runner.passing import Given, arguments, variables
@@ -153,8 +155,17 @@ class Runner:
     async def _start(self) -> None:
         sockets = self._sockets
         settings = record(sockets)
-        order = self._order([Given(n, s, s.getsockname()) for n, s in self._named_sockets])
-        held = Held(order)
+        given = [Given(n, s, s.getsockname()) for n, s in self._named_sockets]
+        with contextlib.ExitStack() as until_ready:
+            words = self._options.program
+            if self._options.passing is Passing.HAPROXY:
+                path = Path(self._runtime_directory, f"haproxy-{os.getpid()}.sock")
+                until_ready.callback(OldHaproxy(path, sockets).close)
+                words = [words[0], "-x", str(path), *words[1:]]
+            await self._start_held(Held(self._order(words, given)), settings)
+
+    async def _start_held(self, held: Held, settings: Sequence[SocketSettings]) -> None:
+        sockets = self._sockets
         program = held.process
         self._children.expect(program.pid)
         self._notifications.program = program.pid
@@ -247,7 +258,11 @@ class Runner:
         if status != 0:
             raise VerifyError(str(ProgramEnded(words[0], status)))
 
-    def _order(self, given: Sequence[Given]) -> StartOrder:
+    @property
+    def _runtime_directory(self) -> str:
+        return self._given.get("RUNTIME_DIRECTORY", "").partition(":")[0] or "/run"
+
+    def _order(self, words: Sequence[str], given: Sequence[Given]) -> StartOrder:
         options = self._options
         own: list[str] = [n for n in ("SYSTEMD_EXEC_PID", "WATCHDOG_PID") if n in self._environment]
         if options.passing is Passing.LISTEN_FDS:
@@ -256,7 +271,7 @@ class Runner:
         if "NOTIFY_SOCKET" in environment:
             environment["NOTIFY_SOCKET"] = self._notifications.address
         return StartOrder(
-            arguments(options.program, given),
+            arguments(words, given),
             environment,
             [each.sock for each in given],
             own,
