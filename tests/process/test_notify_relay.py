@@ -45,7 +45,7 @@ def test_u4_a_replaced_instance_has_nothing_to_say(service: Service, tmp_path: P
         assert eventually((service.runtime_directory / "gone").exists)
         assert eventually(lambda: not service.draining)
 
-        assert str(status) == service.status_text
+        assert status.status_text == service.status_text
         assert "2" == client.ask("say STATUS=second")
         assert eventually(lambda: service.status_text == "second")
 
