@@ -118,7 +118,7 @@ def test_p4_a_restart_serves_everybody_while_something_has_no_end(web: Web, kind
                     continue
             last = time.monotonic()
 
-        assert last - begin > 1.5
+        assert last - begin > 0.5  # else none at all is answered
         assert time.monotonic() - begin < DEADLINE / 2
     assert 3 == web.service.start(web.command(kind, "two")).left_behind
 

@@ -130,7 +130,7 @@ def test_p4_a_restart_serves_everybody_while_a_turn_runs(
                 other.sock.settimeout(1)
                 assert "x" == other.ask("echo x")
                 last = time.monotonic()
-        assert last - begin > 1
+        assert last - begin > 0.5  # else none at all is answered
         assert (turns == 0) == ("turn" in chat.service.stderr)
         assert (1 - turns) == chat.start().left_behind
         assert f"0 {turns}" == client.ask("work")

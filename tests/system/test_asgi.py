@@ -246,7 +246,7 @@ def test_p4_what_others_wait_in_a_restart(host_machine: PrivateSystemd, install:
     nobody's wait."""
     more = [
         *asgi(host_machine, "p4"),
-        "Environment=UPGRADER_DRAIN_TIMEOUT=5s UPGRADER_DOWNTIME_LIMIT=",
+        "Environment=UPGRADER_DRAIN_TIMEOUT=11s UPGRADER_DOWNTIME_LIMIT=",
     ]
     service = install(host_machine, "p4", "webapp", *more)
     assert eventually(service.answers)
@@ -267,8 +267,8 @@ def test_p4_what_others_wait_in_a_restart(host_machine: PrivateSystemd, install:
         f"longest wait in a restart: plain {plain:.2f} s, beside what does not end {longest:.2f} s"
     )
 
-    assert took > 4.0
-    assert longest < 4.0  # as long as stop and start, not as drain-timeout
+    assert took > 10.0
+    assert longest < 10.0  # as long as stop and start, not as drain-timeout
     assert 3 <= service.status.left_behind
 
 
