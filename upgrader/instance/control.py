@@ -31,11 +31,10 @@ if TYPE_CHECKING:  # loaded by the instances that can be asked
 #: Free numbers of FDs that clients do not use up before the socket is made.
 _PLENTY = 1024
 _AGAIN = 1.0  # seconds until the socket is tried again
-#: Should it park at each SIGTERM, clients of a stopped unit would hang instead of being refused.
-_NOT_HEARD = (
-    "systemd cannot be asked from here, so there is no live upgrade, and systemctl restart is the"
-    " same as a stop; upgrader restart keeps everything"
-)
+_NOT_HEARD = "systemd cannot be asked from here, so there is no live upgrade"
+#: Should it park at each SIGTERM, clients of a stopped unit would hang instead of being refused. Units
+#: that the bus turns away, as dbus-daemon does with DynamicUser=, park: they cannot help it.
+_HIDDEN = ", and systemctl restart is the same as a stop; upgrader restart keeps everything"
 _log = logging.getLogger("upgrader")
 
 
@@ -84,7 +83,7 @@ class Answering:
                 report.unit, self._number, ENVIRONMENT, report.made_from
             )
             if not found.heard:
-                _log.warning("%s", _NOT_HEARD)
+                _log.warning("%s%s", _NOT_HEARD, _HIDDEN if report.bus_hidden else "")
             if found.directory:
                 report.watched.add_directory(found.directory)
             self.negotiation = Negotiation(

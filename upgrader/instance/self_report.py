@@ -102,6 +102,11 @@ class SelfReport:
         return self.settings is None or self.settings.heard
 
     @property
+    def bus_hidden(self) -> bool:
+        """Whether there is no bus for this process, and PID 1 could not be asked otherwise."""
+        return self.settings is not None and not self.settings.heard and self.settings.hidden
+
+    @property
     def watched(self) -> watched_files.WatchedFiles:
         """The files that this process was made of."""
         with self._lock:

@@ -175,7 +175,7 @@ class SourceSide:
         """Find out how to end: (whether to park, by when all must be held, as of `time.monotonic`).
 
         At a desk, with UPGRADER=off, and where no job and no Restart= starts another instance, a
-        stop is for good; so it is where PID 1 could never be asked, and no restart was announced.
+        stop is for good; so it is where no bus is to be seen, and no restart was announced.
         `failed`: this instance ends by itself, with a failure. Two seconds, or a
         fifth, of TimeoutStopSec= are kept for parking itself, before PID 1 sends SIGKILL.
         """
@@ -188,7 +188,7 @@ class SourceSide:
                 stop = own_unit.ask(report.unit, failed=failed or self.ends_failed)
             if failed or (self.ends_failed and stop.reason is own_unit.StopReason.NO_JOB):
                 self.exit_status = 1
-            deaf = stop.reason is own_unit.StopReason.UNKNOWN and not report.hears_systemd
+            deaf = stop.reason is own_unit.StopReason.UNKNOWN and report.bus_hidden
             if deaf and not failed and not self._answering.restart_announced:
                 stop = stop.replace(reason=own_unit.StopReason.STOP)
         with contextlib.suppress(UpgradeError):

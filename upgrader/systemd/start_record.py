@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from upgrader.errors import BusError
 from upgrader.protocol.varlink_types import Started
 from upgrader.systemd import cgroup
-from upgrader.systemd.bus import Bus
+from upgrader.systemd.bus import SYSTEM_BUS, Bus
 from upgrader.systemd.main_command import expand, parse_environment
 from upgrader.systemd.unit import commands
 from upgrader.systemd.unit_settings import (
@@ -37,7 +37,7 @@ def ask_settings(unit: str, number: int, environ: bytes, word: str | None) -> Se
     given = parse_environment(environ)
     if given.get("INVOCATION_ID") != os.environ.get("INVOCATION_ID"):
         given = dict(os.environ)  # a program that writes its own title has overwritten it
-    found = Settings()
+    found = Settings(hidden=not os.path.exists(SYSTEM_BUS))
     with contextlib.suppress(BusError), Bus(_BUS) as bus:
         bus.get(unit, "MainPID")
         found = Settings(heard=True)

@@ -42,6 +42,7 @@ class Settings(Value):
     credentials: tuple[str, ...] = ()
     directory: str = ""
     heard: bool = False
+    hidden: bool = False
     identifier: str = ""
 
     def differs(self, before: Settings) -> bool:

@@ -36,7 +36,7 @@ _KEPT = (Origin.LIVE, Origin.RESTART)
 _DEAF = "its instance cannot ask systemd, which a live upgrade has to"
 _REACH = (
     "let it reach /run/dbus/system_bus_socket (InaccessiblePaths=, RootDirectory= and the like), or"
-    " upgrader restart {unit}; systemctl restart is the same as a stop until then"
+    " upgrader restart {unit}; with the bus hidden, systemctl restart is the same as a stop"
 )
 
 
