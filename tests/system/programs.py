@@ -125,6 +125,19 @@ process.on("SIGTERM", () => server.close());
 """,
         "{node} /srv/{name}/app.js",
     ),
+    "uvicorn": (
+        "app.py",
+        """\
+import os
+async def app(scope, receive, send):
+    if scope["type"] == "http":
+        body = b"%d {version}" % os.getpid()
+        headers = [(b"content-length", b"%d" % len(body))]
+        await send({{"type": "http.response.start", "status": 200, "headers": headers}})
+        await send({{"type": "http.response.body", "body": body}})
+""",
+        "{python_bin}/uvicorn --workers 2 --lifespan off --no-access-log --app-dir /srv/{name} --fd {{fd:http}} app:app",
+    ),
 }
 
 
@@ -134,7 +147,8 @@ def other(machine: PrivateSystemd, install: Install, kind: str) -> Service:
     service.stop()
     machine.run(["mkdir", "-p", f"/srv/{service.name}"])
     write_version(service, kind, 1)
-    places = {kind: needs(kind), "name": service.name}
+    places = {} if kind == "uvicorn" else {kind: needs(kind)}
+    places |= {"name": service.name, "python_bin": os.path.dirname(machine.python[0])}
     # Bytecode is told by the second, and two versions come in one.
     more = ["Environment=PYTHONDONTWRITEBYTECODE=1"]
     service.configure(*runner_unit(service, program=OTHERS[kind][2].format(**places), more=more))

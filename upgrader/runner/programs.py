@@ -44,12 +44,13 @@ class Program:
 
 #: By the name of the binary. Of nginx: https://nginx.org/en/docs/control.html; of gunicorn:
 #: https://docs.gunicorn.org/en/stable/signals.html and .../deploy.html#systemd; of HAProxy: its
-#: management.txt, 3 and 4; of node: `server.listen({fd: 3})`, https://nodejs.org/api/net.html.
+#: management.txt, 3 and 4; of node: `server.listen({fd: 3})`, https://nodejs.org/api/net.html; of uvicorn: its --fd.
 PROGRAMS = {
     "nginx": Program(Passing.NGINX, Readiness.LISTENING, signal.SIGQUIT, signal.SIGHUP, ("-t",)),
     "gunicorn": Program(reload=signal.SIGHUP, test=("--check-config",)),
     "haproxy": Program(Passing.HAPROXY, Readiness.NOTIFY, signal.SIGUSR1, signal.SIGUSR2, ("-c",)),
     "node": Program(Passing.LISTEN_FDS, Readiness.LISTENING),
+    "uvicorn": Program(Passing.NONE, Readiness.LISTENING),
 }
 
 
