@@ -32,7 +32,8 @@ class Settings(Value):
 
     `direct`: the command line is that of the process itself, and not of what has started it with
     variables of its own; `credentials`: names; `directory`: WorkingDirectory= as it is named; `heard`:
-    whether PID 1 could be asked; `identifier`: SyslogIdentifier=, or what PID 1 has in its place.
+    whether PID 1 could be asked; `hidden`: whether no bus is to be seen; `identifier`:
+    SyslogIdentifier=, or what PID 1 has in its place.
     """
 
     checksum: str = ""
