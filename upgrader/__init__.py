@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         VerifyError,
     )
     from upgrader.instance.base import Ended
-    from upgrader.instance.declared import Datagrams, Declared, Listener
+    from upgrader.instance.handles import Datagrams, Declared, Listener
     from upgrader.instance.inbox import Frame, MessageTooLong
     from upgrader.instance.peers import Peers
     from upgrader.protocol.state import convert, convert_back, since, state
@@ -36,7 +36,7 @@ _PLACES = {
     "aio.peer": ("Peer",),
     "attach": ("attach",),
     "blocking.instance": ("Instance",),
-    "instance.declared": ("Datagrams", "Declared", "Listener"),
+    "instance.handles": ("Datagrams", "Declared", "Listener"),
     "errors": (
         "ChannelError",
         "DeclarationError",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Everything that can go wrong, as one tree of exceptions; prints nothing.
+"""Everything that can go wrong, as one tree of exceptions.
 
 UpgradeError
 ├── DeclarationError        the program declares something impossible         .item

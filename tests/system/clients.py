@@ -4,7 +4,7 @@
 import time
 from collections.abc import Callable
 
-from upgrader.lab.demo.loading import LoadProcess
+from upgrader.lab.demo.load_process import LoadProcess
 from upgrader.lab.demo.orders import (
     Begin,
     EndOrder,

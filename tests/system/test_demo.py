@@ -10,7 +10,7 @@ from tests.tables import publish
 from upgrader.lab import demo
 from upgrader.lab.demo import stage
 from upgrader.lab.demo.faults import FAULTS
-from upgrader.lab.demo.loading import LoadProcess
+from upgrader.lab.demo.load_process import LoadProcess
 from upgrader.lab.demo.orders import ReadyEvent, ResultEvent, Start, StopOrder
 from upgrader.lab.demo.stage import SERVICE, Stage
 from upgrader.lab.private_systemd import TreeError

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A side that cannot perform all that its table names, for `mypy --strict`; never run."""
 
-from upgrader.instance.live_destination import Taker
-from upgrader.instance.live_source import Giver
+from upgrader.instance.live_destination import LiveDestination
+from upgrader.instance.live_source import LiveSource
 from upgrader.protocol import interpreter
 from upgrader.protocol.switchover import Event
 
@@ -23,9 +23,9 @@ class Silent(LoadsOnly):
     def exit(self) -> Event | None: ...
 
 
-def sides(giver: Giver, taker: Taker) -> None:
-    interpreter.source(giver)
-    interpreter.destination(taker)
-    interpreter.source(taker)  # type: ignore[arg-type]
+def sides(live_source: LiveSource, live_destination: LiveDestination) -> None:
+    interpreter.source(live_source)
+    interpreter.destination(live_destination)
+    interpreter.source(live_destination)  # type: ignore[arg-type]
     interpreter.destination(LoadsOnly())  # type: ignore[arg-type]
     interpreter.destination(Silent())  # type: ignore[arg-type]

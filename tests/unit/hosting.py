@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable
 
 from upgrader.aio import Adapter
-from upgrader.aio.hosted import Hosted
-from upgrader.aio.hosting import Hosting
+from upgrader.aio.hosted_connection import HostedConnection
+from upgrader.aio.hosted_listener import HostedListener
+from upgrader.instance.commit import Adopted
 from upgrader.instance.declarations import Bound, Protocols
-from upgrader.instance.loaded import Adopted
 from upgrader.instance.save import Frozen
 from upgrader.protocol.identity import HasFileno
 from upgrader.protocol.image import LeftBehind
@@ -32,7 +32,9 @@ class Side:
     ) -> None:
         self.listener = Bound(Kind.LISTENER, "http")
         self.listener.open(sock)
-        self.hosting = Hosting(asyncio.get_running_loop(), Protocols(self.listener, adapter, tls))
+        self.hosting = HostedListener(
+            asyncio.get_running_loop(), Protocols(self.listener, adapter, tls)
+        )
 
     async def collect(self) -> tuple[list[Frozen], list[LeftBehind]]:
         """What a migration does until the image is built."""
@@ -44,10 +46,10 @@ class Side:
         """What an instance does until nothing is left."""
         await until(lambda: not self.hosting.drain())
 
-    async def accepted(self, client: "Client") -> Hosted:
+    async def accepted(self, client: "Client") -> HostedConnection:
         """The connection of a client, once there is one."""
         name = client.writer.get_extra_info("sockname")
-        found: list[Hosted] = []
+        found: list[HostedConnection] = []
 
         def there() -> bool:
             peers = {

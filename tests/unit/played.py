@@ -2,7 +2,7 @@
 """Paths of the exploration, played by the real interpreters over real sockets, event by event.
 
 `paths` are found in the model of `protocol`: what one side does about one event is one move. `Play`
-has a `Giver` and a `Taker` at the two ends of a socket pair, a listener and a connection to move,
+has a `LiveSource` and a `LiveDestination` at the two ends of a socket pair, a listener and a connection to move,
 and looks after each move whether the real sides stand where the model does. Both are in this
 process; a side that dies has its FDs closed. PID 1, takeover and the clock are played here.
 """
@@ -22,8 +22,8 @@ from typing import Any, NamedTuple, Self
 from tests.unit.protocol import EARLY_ACK, Channel, Model, Op, Process, Rules, Unit, World, owns
 from upgrader.codes import Code
 from upgrader.errors import NotifyError, UpgradeError, VerifyError
-from upgrader.instance.live_destination import Taker
-from upgrader.instance.live_source import Built, Giver, MigrationRequest
+from upgrader.instance.live_destination import LiveDestination
+from upgrader.instance.live_source import Built, LiveSource, MigrationRequest
 from upgrader.protocol import channel, image, interpreter, records
 from upgrader.protocol.channel import ReceivedImage
 from upgrader.protocol.connection_state import ConnectionState
@@ -269,7 +269,7 @@ class There:
                 fd.close()
 
 
-class Credulous(Giver):
+class Credulous(LiveSource):
     """A source that takes any Ack for the commit."""
 
     def _read(self, record: records.Record) -> Event:
@@ -284,7 +284,7 @@ class Play:
         source: Table[Source, SourceAction] = SOURCE,
         destination: Table[Destination, DestinationAction] = DESTINATION,
         omit: str = "",
-        giver: type[Giver] = Giver,
+        live_source: type[LiveSource] = LiveSource,
     ) -> None:
         self._clock = Clock()
         self._a, self._b = channel.pair()
@@ -295,22 +295,22 @@ class Play:
         self._inodes = [os.fstat(sock.fileno()).st_ino for sock in self.here.backends]
         self.there = There()
         self.process = DestinationProcess(self._end_destination)
-        self.giver = giver(
+        self.live_source = live_source(
             MigrationRequest(self._a, self.process, 2), self.here,
             limit=LIMIT, timeout=TIMEOUT, clock=self._clock,
         )  # fmt: skip
-        self.taker = Taker(
+        self.live_destination = LiveDestination(
             self._b, line, timeout=TIMEOUT, on_exit=self.there.exit, clock=self._clock
         )
-        self.taker.on_image = self.there.load
-        self.taker.on_owner = self.there.serve
-        self.taker._stream = 2  # as negotiated
+        self.live_destination.on_image = self.there.load
+        self.live_destination.on_owner = self.there.serve
+        self.live_destination._stream = 2  # as negotiated
         side, _, action = omit.partition(".")
-        self.giver.side = interpreter.source(
-            _without(self.giver, action if side == "source" else ""), source
+        self.live_source.side = interpreter.source(
+            _without(self.live_source, action if side == "source" else ""), source
         )
-        self.taker.side = interpreter.destination(
-            _without(self.taker, action if side == "destination" else ""), destination
+        self.live_destination.side = interpreter.destination(
+            _without(self.live_destination, action if side == "destination" else ""), destination
         )
         self.here.on_resume = self._check_taken_back
         self._found: dict[str, Event | None] = {"source": None, "destination": None}
@@ -321,10 +321,10 @@ class Play:
             owner.close()
         self.here.close()
         self.there.close()
-        if self.giver._telling:
+        if self.live_source._telling:
             self.here.answers.put(None)
-            self.giver._telling.join()
-        self.giver.hang_up()
+            self.live_source._telling.join()
+        self.live_source.hang_up()
 
     def __enter__(self) -> Self:
         return self
@@ -352,14 +352,14 @@ class Play:
     def _source_sees(self, event: Event) -> None:
         found = self._found["source"] or self._find_for_source(event)
         assert found == event, f"the source sees {found}, not {event}"
-        extends = event is Event.PROGRESS and self.giver.state is Source.FROZEN
+        extends = event is Event.PROGRESS and self.live_source.state is Source.FROZEN
         self._clock.offset += LIMIT * 0.6 if extends else 0
-        self._found["source"] = self.giver.side.feed(found)
+        self._found["source"] = self.live_source.side.feed(found)
         if extends and not _readable(self._a):
             self._check_extended()
 
     def _find_for_source(self, event: Event) -> Event:
-        committed = self.giver.state is Source.COMMITTED
+        committed = self.live_source.state is Source.COMMITTED
         match event:
             case Event.GO:
                 item = channel.receive(self._a, peek=False)
@@ -369,49 +369,51 @@ class Play:
             case Event.DRAINED | Event.STOP:
                 return event
             case Event.NAMED | Event.UNANSWERED | Event.SUCCESSOR_DEAD if committed:
-                if not self.giver.told.done():
+                if not self.live_source.told.done():
                     error = NotifyError("no answer") if event is Event.UNANSWERED else None
                     self.here.answers.put(error)
-                return self.giver.told.result(PATIENCE)
+                return self.live_source.told.result(PATIENCE)
             case Event.SUCCESSOR_DEAD if _readable(self._a):
                 return event  # seen before what has come in the meantime
             case Event.DEADLINE:
                 self._clock.offset += LIMIT + 1
         if event not in (Event.DEADLINE, Event.SUCCESSOR_DEAD):
             assert _readable(self._a), f"nothing comes, and no {event}"
-        return self.giver.next_event()
+        return self.live_source.next_event()
 
     def _check_extended(self) -> None:
         """After a sign of life the deadline is a whole limit away."""
         self._clock.offset += LIMIT * 0.6
         alive, self.process.alive = self.process.alive, False
-        assert self.giver.next_event() is Event.SUCCESSOR_DEAD  # else it would be the deadline
+        assert (
+            self.live_source.next_event() is Event.SUCCESSOR_DEAD
+        )  # else it would be the deadline
         self.process.alive = alive
-        self.giver.reason = ""
+        self.live_source.reason = ""
 
     def _check_taken_back(self) -> None:
         """Before the source serves, its image is worth nothing, whoever may have it."""
-        assert not self.giver._ledger or channel.is_taken_back(self.giver._ledger)
+        assert not self.live_source._ledger or channel.is_taken_back(self.live_source._ledger)
 
     def _destination_sees(self, event: Event) -> None:
         if event is Event.REFUSED:
-            self.taker.refuse(VerifyError("no"))
+            self.live_destination.refuse(VerifyError("no"))
             return
         found = self._found["destination"] or self._find_for_destination(event)
         assert found == event, f"the destination sees {found}, not {event}"
-        self._found["destination"] = self.taker.side.feed(found)
+        self._found["destination"] = self.live_destination.side.feed(found)
 
     def _find_for_destination(self, event: Event) -> Event:
-        match self.taker.state:
+        match self.live_destination.state:
             case Destination.PREPARING:
                 return event  # by the negotiation
             case Destination.LOADING:
-                return self.taker.loaded()
+                return self.live_destination.loaded()
             case Destination.ASKING:
                 self._clock.offset += TIMEOUT
             case _:
                 assert _readable(self._b) or event is Event.TAKEOVER_GONE
-        return self.taker.next_event()
+        return self.live_destination.next_event()
 
     def _send(self, what: str) -> None:
         data = {
@@ -456,21 +458,21 @@ class Play:
                 assert self.here.asked.wait(PATIENCE), "nobody tells PID 1"
                 insured = SourceAction.INSURE in self.here.done
                 assert insured or "no insurance" in world.history
-            assert here.at is self.giver.state
+            assert here.at is self.live_source.state
             assert here.serving is self.here.serving
             assert here.retired is (SourceAction.RETIRE in self.here.done)
             assert here.let_go is (SourceAction.LET_GO in self.here.done)
             assert (here.channel is Channel.CLOSED) is (self._a.fileno() < 0)
-        if self.giver.state is Source.PARKED:
+        if self.live_source.state is Source.PARKED:
             assert [SourceAction.PARK, SourceAction.EXIT] == self.here.done[-2:]
         if any(op.what in (Event.DRAINED, Event.STOP) for op in move.rows):
             assert SourceAction.EXIT in self.here.done
         if there.process is Process.UP and not there.todo:
-            assert there.at is self.taker.state
+            assert there.at is self.live_destination.state
             assert there.ended or there.serving is self.there.serving
         if there.at is Destination.LOADING:
             assert self.there.stream
-        if "destination: exits" in move.texts and self.taker.state is Destination.FAILED:
+        if "destination: exits" in move.texts and self.live_destination.state is Destination.FAILED:
             assert self.there.why
         self._check_owners(world)
 

@@ -18,9 +18,9 @@ from aiohttp import web
 
 from tests.unit.hosting import GET, SECONDS, Client, Side, turns, until
 from upgrader.aio import Adapter
-from upgrader.aio.hosting import Goodbyes, end_all
+from upgrader.aio.hosted_listener import Goodbyes, end_all
 from upgrader.errors import UnreadableState
-from upgrader.instance.loaded import Adopted
+from upgrader.instance.commit import Adopted
 from upgrader.integrations import aiohttp as our_aiohttp
 from upgrader.integrations import uvicorn as our_uvicorn
 from upgrader.protocol.connection_state import ConnectionState
@@ -412,7 +412,7 @@ def test_an_answer_that_has_begun_is_not_the_last(
         assert b"connection: close" in head
         assert await client.at_end()
         assert 1 == len(scene.a.hosting.drain())
-        monkeypatch.setattr("upgrader.aio.hosting._LAST_REQUEST", 0.0)
+        monkeypatch.setattr("upgrader.aio.hosted_listener._LAST_REQUEST", 0.0)
         await scene.a.drained()
         assert await silent.at_end()
 

@@ -13,7 +13,7 @@ from tests.unit.units import Keeping
 from upgrader.errors import ChannelError, NotifyError
 from upgrader.instance.declarations import Declarations
 from upgrader.instance.lender import Lender
-from upgrader.instance.lending import Borrowed, lend, next_kept
+from upgrader.instance.lent_sockets import Borrowed, lend, next_kept
 from upgrader.protocol.fd import Fd
 from upgrader.protocol.varlink_messages import Reply, encode
 

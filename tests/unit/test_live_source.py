@@ -12,7 +12,7 @@ from tests.unit.played import DestinationProcess, Here
 from tests.unit.units import Keeping
 from upgrader.codes import Code
 from upgrader.instance.control_answers import Negotiation
-from upgrader.instance.live_source import Giver, MigrationRequest
+from upgrader.instance.live_source import LiveSource, MigrationRequest
 from upgrader.instance.offer import common_stream
 from upgrader.instance.self_report import SelfReport
 from upgrader.protocol import channel, image, interpreter, records
@@ -32,7 +32,7 @@ class Bench:
         self.process = DestinationProcess(lambda: None)
         self.clock = 0.0
         self.stream = stream
-        self.giver = Giver(
+        self.live_source = LiveSource(
             MigrationRequest(self.source, self.process, stream), self.here,
             limit=LIMIT, timeout=10 * LIMIT, clock=lambda: self.clock,
         )  # fmt: skip
@@ -47,10 +47,10 @@ class Bench:
             return records.Ack(3, image.checksum(memfd))
 
     def close(self) -> None:
-        if self.giver._telling:
+        if self.live_source._telling:
             self.here.answers.put(None)
-            self.giver.settle()
-        self.giver.hang_up()
+            self.live_source.settle()
+        self.live_source.hang_up()
         for owner in (self.source, self.peer, self.client, self.process, self.here):
             owner.close()
 
@@ -72,7 +72,7 @@ def test_the_ack_of_what_was_sent_commits(make: Callable[[int], Bench]) -> None:
     bench = make(2)
     bench.say(bench.expected())
 
-    assert Source.COMMITTED is bench.giver.give()
+    assert Source.COMMITTED is bench.live_source.give()
     assert not bench.here.serving
 
 
@@ -91,9 +91,9 @@ def test_the_ack_of_something_else_does_not(
     bench = make(2)
     bench.say(change(bench.expected()))
 
-    assert Source.SERVING is bench.giver.give()
+    assert Source.SERVING is bench.live_source.give()
     assert bench.here.serving
-    assert "acknowledges what it was not sent" in bench.giver.reason
+    assert "acknowledges what it was not sent" in bench.live_source.reason
     assert bench.process.killed
 
 
@@ -110,8 +110,8 @@ def test_an_ack_sent_too_early_does_not_commit(
     else:
         bench.peer.shutdown(socket.SHUT_RD)
 
-    assert Source.SERVING is bench.giver.give()
-    assert (bench.here.serving, Code.SOURCE_FAILED) == (True, bench.giver.code)
+    assert Source.SERVING is bench.live_source.give()
+    assert (bench.here.serving, Code.SOURCE_FAILED) == (True, bench.live_source.code)
 
 
 def test_an_ack_of_an_image_sent_in_part_does_not_commit(make: Callable[[int], Bench]) -> None:
@@ -119,7 +119,7 @@ def test_an_ack_of_an_image_sent_in_part_does_not_commit(make: Callable[[int], B
     bench.say(bench.expected())
     bench.here.fails = {SourceAction.SEND_IMAGE}
 
-    assert Source.SERVING is bench.giver.give()
+    assert Source.SERVING is bench.live_source.give()
     record = channel.receive(bench.peer, peek=False)
     assert record is not None
     assert isinstance(record[0], records.Hello)
@@ -133,7 +133,7 @@ def test_a_bare_ack_counts_in_version_1(record: records.Ack, make: Callable[[int
     bench = make(1)
     bench.say(record)
 
-    assert Source.COMMITTED is bench.giver.give()
+    assert Source.COMMITTED is bench.live_source.give()
 
 
 def test_a_record_of_version_1_where_2_was_agreed(make: Callable[[int], Bench]) -> None:
@@ -141,15 +141,15 @@ def test_a_record_of_version_1_where_2_was_agreed(make: Callable[[int], Bench]) 
     bench = make(2)
     channel.send(bench.peer, records.Ack(), version=1)
 
-    assert Source.SERVING is bench.giver.give()
+    assert Source.SERVING is bench.live_source.give()
 
 
 def test_an_abort_has_a_code(make: Callable[[int], Bench]) -> None:
     bench = make(2)
     bench.say(records.abort(Code.VERIFY_FAILED, "no"))
 
-    assert Source.SERVING is bench.giver.give()
-    assert (Code.VERIFY_FAILED, "no") == (bench.giver.code, bench.giver.reason)
+    assert Source.SERVING is bench.live_source.give()
+    assert (Code.VERIFY_FAILED, "no") == (bench.live_source.code, bench.live_source.reason)
 
 
 @pytest.mark.parametrize("code", ["", "of-a-later-version"])
@@ -158,38 +158,38 @@ def test_a_code_that_is_not_known(code: str, make: Callable[[int], Bench]) -> No
     bench = make(2)
     bench.say(records.Abort("no", code))
 
-    assert Source.SERVING is bench.giver.give()
-    assert (Code.UNKNOWN, "no") == (bench.giver.code, bench.giver.reason)
+    assert Source.SERVING is bench.live_source.give()
+    assert (Code.UNKNOWN, "no") == (bench.live_source.code, bench.live_source.reason)
 
 
 def test_a_silent_destination_has_a_limit(make: Callable[[int], Bench]) -> None:
     """Each sign of life moves it; the reason that counts is the first."""
     bench = make(2)
-    side = bench.giver.side
+    side = bench.live_source.side
     side.feed(Event.GO)
     bench.clock += LIMIT - 1
     bench.say(records.Progress(1))
-    side.feed(bench.giver.next_event())
+    side.feed(bench.live_source.next_event())
     bench.clock += LIMIT - 1
     bench.say(records.Progress(2))
-    side.feed(bench.giver.next_event())
+    side.feed(bench.live_source.next_event())
     bench.clock += LIMIT
 
-    assert Event.DEADLINE is bench.giver.next_event()
-    assert Code.NOT_READY_IN_TIME is bench.giver.code
+    assert Event.DEADLINE is bench.live_source.next_event()
+    assert Code.NOT_READY_IN_TIME is bench.live_source.code
 
 
 def test_a_destination_that_never_stops_talking(make: Callable[[int], Bench]) -> None:
     """Its signs of life move the limit, and not the end of all patience: that is looked at first."""
     bench = make(2)
-    bench.giver.side.feed(Event.GO)
+    bench.live_source.side.feed(Event.GO)
     bench.say(records.Progress(1), bench.expected())
     bench.clock += 10 * LIMIT
 
-    assert Event.DEADLINE is bench.giver.next_event()
-    bench.giver.side.feed(Event.DEADLINE)
-    assert Event.PROGRESS is bench.giver.next_event()
-    assert Event.ACK is bench.giver.next_event()  # queued by then, it counts
+    assert Event.DEADLINE is bench.live_source.next_event()
+    bench.live_source.side.feed(Event.DEADLINE)
+    assert Event.PROGRESS is bench.live_source.next_event()
+    assert Event.ACK is bench.live_source.next_event()  # queued by then, it counts
 
 
 def test_an_image_that_is_not_taken(make: Callable[[int], Bench]) -> None:
@@ -209,30 +209,30 @@ def test_an_image_that_is_not_taken(make: Callable[[int], Bench]) -> None:
 def test_a_dead_destination_whose_child_holds_the_channel(make: Callable[[int], Bench]) -> None:
     """No end of the channel is to be seen; the end of the process is."""
     bench = make(2)
-    bench.giver.side.feed(Event.GO)
+    bench.live_source.side.feed(Event.GO)
     bench.process.end()
 
-    assert Event.SUCCESSOR_DEAD is bench.giver.next_event()
-    assert Code.ENDED_EARLY is bench.giver.code
+    assert Event.SUCCESSOR_DEAD is bench.live_source.next_event()
+    assert Code.ENDED_EARLY is bench.live_source.code
 
 
 def test_a_destination_that_closes_unread(make: Callable[[int], Bench]) -> None:
     """The kernel calls that a reset; nothing more can come."""
     bench = make(2)
-    bench.giver.side.feed(Event.GO)
+    bench.live_source.side.feed(Event.GO)
     bench.peer.close()
 
-    assert Event.HANGUP is bench.giver.next_event()
+    assert Event.HANGUP is bench.live_source.next_event()
 
 
 def test_fds_for_a_source_are_closed(make: Callable[[int], Bench]) -> None:
     """A destination has nothing to give."""
     bench = make(2)
-    bench.giver.side.feed(Event.GO)
+    bench.live_source.side.feed(Event.GO)
     before = len(os.listdir("/proc/self/fd"))
     channel.send(bench.peer, records.Progress(1), [bench.client] * 5, version=2)
 
-    assert Event.PROGRESS is bench.giver.next_event()
+    assert Event.PROGRESS is bench.live_source.next_event()
     assert before == len(os.listdir("/proc/self/fd"))
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from upgrader.lab.demo.ledger import Ledger, RequestKind
-from upgrader.lab.demo.load import Load
+from upgrader.lab.demo.load_client import Load
 from upgrader.lab.demo.orders import (
     Begin,
     EndOrder,
@@ -210,7 +210,7 @@ class TestHonest:
 
     def test_no_new_generation_is_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """An upgrade after which the old generation answers has no time to new code."""
-        monkeypatch.setattr("upgrader.lab.demo.load.NEW_CODE_WAIT", 0.05)
+        monkeypatch.setattr("upgrader.lab.demo.load_client.NEW_CODE_WAIT", 0.05)
 
         async def body() -> Window:
             async with loaded(Service()) as load:
@@ -577,7 +577,7 @@ def test_as_a_process() -> None:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "upgrader.lab.demo.load",
+            "upgrader.lab.demo.load_client",
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )

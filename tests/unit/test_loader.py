@@ -20,9 +20,9 @@ from upgrader.errors import (
     UnclaimedError,
     UnsavableState,
 )
+from upgrader.instance.commit import LoadedInstance
 from upgrader.instance.declarations import Bound, Connections, Declarations
 from upgrader.instance.load import Loader
-from upgrader.instance.loaded import Arrival
 from upgrader.instance.save import Frozen, Readers, build, insurance
 from upgrader.protocol import channel, records
 from upgrader.protocol.channel import park
@@ -90,7 +90,7 @@ class Bench:
         self.opened: list[socket.socket] = [self.notify]
         self.kept: list[tuple[str, Fd]] = []
         self.session: type | None = Session
-        self.arrivals: list[Arrival] = []
+        self.loads: list[LoadedInstance] = []
 
     def socket(self, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
         sock = socket.socket(socket.AF_INET, kind)
@@ -108,7 +108,7 @@ class Bench:
         with seal(manifest) as memfd:
             park(manifest.generation, memfd, fds, lambda reader: self.keep(name, reader))
 
-    def load(self, **parameters: Any) -> Arrival:
+    def load(self, **parameters: Any) -> LoadedInstance:
         declarations = Declarations("web")
         declarations.add_state(Counters)
         door = Bound(Kind.LISTENER, "door")
@@ -118,11 +118,11 @@ class Bench:
         self.declarations = declarations
         passed = [Passed(name, fd.duplicate()) for name, fd in self.kept]
         loader = Loader(declarations, Parameters(**parameters), self.store, passed)
-        arrival = loader.load()
+        loaded = loader.load()
         self.opened += [bound.socket for bound in declarations.sockets.values()]
-        self.opened += [adopted.sock for adopted in arrival.adopted]
-        self.arrivals.append(arrival)
-        return arrival
+        self.opened += [adopted.sock for adopted in loaded.adopted]
+        self.loads.append(loaded)
+        return loaded
 
     def told(self) -> list[str]:
         """What PID 1 was told, without what was stored."""
@@ -139,9 +139,9 @@ class Bench:
     def close(self) -> None:
         self.told()
         self.notifier.close()
-        for arrival in self.arrivals:
-            if arrival.channel:
-                arrival.channel.close()
+        for loaded in self.loads:
+            if loaded.channel:
+                loaded.channel.close()
         for sock in self.opened:
             sock.close()
         for _, fd in self.kept:
@@ -178,14 +178,14 @@ def test_everything_is_loaded(bench: Bench) -> None:
     """State, listener, datagrams, and the connection with all that moved along."""
     manifest, fds = image(bench)
     bench.park(manifest, fds)
-    arrival = bench.load()
+    loaded = bench.load()
 
     assert (4, Origin.RESTART, 3, 3, 0) == (
-        arrival.status.generation, arrival.status.origin, arrival.status.source_generation,
-        arrival.status.fds, arrival.status.left_behind,
+        loaded.status.generation, loaded.status.origin, loaded.status.source_generation,
+        loaded.status.fds, loaded.status.left_behind,
     )  # fmt: skip
     assert Counters(5) == bench.declarations.states["counters"].value
-    (adopted,) = arrival.adopted
+    (adopted,) = loaded.adopted
     assert (Session(7), b"half", b"rest") == (
         adopted.session, adopted.state.unread, adopted.state.unsent,
     )  # fmt: skip
@@ -199,10 +199,10 @@ def test_loading_again_finds_the_same(bench: Bench) -> None:
     manifest, fds = image(bench)
     bench.park(manifest, fds)
     for _ in range(3):
-        arrival = bench.load()
-        assert 3 == arrival.status.fds
-        assert arrival.channel is not None
-        arrival.channel.close()  # as the end of the process does
+        loaded = bench.load()
+        assert 3 == loaded.status.fds
+        assert loaded.channel is not None
+        loaded.channel.close()  # as the end of the process does
     assert [] == bench.told()
 
 
@@ -210,13 +210,13 @@ def test_the_commit_is_one_datagram(bench: Bench) -> None:
     """READY=1, the status and the removal of the channel together; then it is spent."""
     manifest, fds = image(bench)
     bench.park(manifest, fds)
-    arrival = bench.load()
-    arrival.commit(bench.notifier, bench.store, lambda: None)
+    loaded = bench.load()
+    loaded.commit(bench.notifier, bench.store, lambda: None)
     ready = [text for text in bench.told() if text.startswith("READY=1")]
 
     (text,) = ready
     assert text == (
-        f"READY=1\nSTATUS={arrival.status.status_text}\nFDSTOREREMOVE=1\nFDNAME=upgrader-channel-3"
+        f"READY=1\nSTATUS={loaded.status.status_text}\nFDSTOREREMOVE=1\nFDNAME=upgrader-channel-3"
     )
     with pytest.raises(upgrader.DeclarationError, match="PID 1 passed none of that name"):
         bench.load()
@@ -377,13 +377,13 @@ def test_fields_of_sessions_that_are_dropped_are_named(
         ],
     )
     bench.park(manifest, [*fds, second])
-    arrival = bench.load()
+    loaded = bench.load()
 
-    assert [Session(1), Session(1)] == [adopted.session for adopted in arrival.adopted]
+    assert [Session(1), Session(1)] == [adopted.session for adopted in loaded.adopted]
     assert ["state 'session' of connections of 'door': dropped, unknown to this version: name"] == [
         record.getMessage() for record in caplog.records
     ]
-    assert ("state 'session' of connections of 'door': name",) == arrival.status.dropped
+    assert ("state 'session' of connections of 'door': name",) == loaded.status.dropped
 
 
 def built(bench: Bench, readers: Readers) -> tuple[Manifest, list[Any]]:
@@ -423,17 +423,17 @@ def test_p6_connections_take_renamed_fields_down_with_them(
             return  # it would never ask for version 1
     bench.park(manifest, fds)
     bench.session = session
-    arrival = bench.load()
+    loaded = bench.load()
 
     expected = {
         Session: [Session(1), Session(2)],
         Session2: [Session2(1, "back"), Session2(2, "back")],
         Session3: [Session3(1), Session3(2)],
     }[session]
-    assert expected == [adopted.session for adopted in arrival.adopted]
+    assert expected == [adopted.session for adopted in loaded.adopted]
     assert Counters(5) == bench.declarations.states["counters"].value
     name = ["state 'session' of connections of 'door': name"] if session is Session else []
-    assert ("state 'counters': seen", *name) == arrival.status.dropped
+    assert ("state 'counters': seen", *name) == loaded.status.dropped
 
 
 @upgrader.state("odd", version=2, readable_from=1)
@@ -502,9 +502,9 @@ def test_a_cut_list_is_left_behind(bench: Bench, caplog: pytest.LogCaptureFixtur
         channel.send(writer, records.Hello(3, 4), [memfd, ledger], version=records.PARKED)
         channel.send(writer, records.Fds(0, 3), fds, version=records.PARKED)
         channel.send(writer, records.End(3, records.EndReason.CHANNEL_FULL), version=records.PARKED)
-    arrival = bench.load()
+    loaded = bench.load()
 
-    assert (3, 1) == (arrival.status.fds, arrival.status.left_behind)
+    assert (3, 1) == (loaded.status.fds, loaded.status.left_behind)
     assert "channel-full" in caplog.text
 
 
@@ -515,11 +515,11 @@ def test_however_much_is_dropped_systemd_is_told_that_it_is_ready(bench: Bench) 
     data = msgspec.msgpack.encode({"requests": 5, **dict.fromkeys(names, 0)})
     saved = SavedState("counters", 3, 1, data)
     bench.park(msgspec.structs.replace(manifest, states=[saved], unsaved=["x\nREADY=0"]), fds)
-    arrival = bench.load()
-    arrival.commit(bench.notifier, bench.store, lambda: None)
+    loaded = bench.load()
+    loaded.commit(bench.notifier, bench.store, lambda: None)
     (ready,) = [text for text in bench.told() if text.startswith("READY=1")]
 
-    assert 100 == len(arrival.status.dropped)
+    assert 100 == len(loaded.status.dropped)
     assert "100 fields dropped" in ready
     assert "READY=0" not in ready
     assert len(ready) < 4096

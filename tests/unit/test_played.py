@@ -62,7 +62,11 @@ def test_every_row_is_on_a_path(all_paths: Paths) -> None:
         with Play() as migration:
             for move in path:
                 for who, what in move.rows:
-                    side = migration.giver.side if who == "source" else migration.taker.side
+                    side = (
+                        migration.live_source.side
+                        if who == "source"
+                        else migration.live_destination.side
+                    )
                     rows.add((side.state, Event(what)))
                     side.state = (SOURCE if who == "source" else DESTINATION)[
                         side.state, Event(what)
@@ -117,7 +121,7 @@ def test_a_take_back_left_out_is_found_out(all_paths: Paths) -> None:
 
 def test_an_ack_sent_too_early_is_found_out(all_paths: Paths) -> None:
     """A source that takes any Ack for the commit leaves the path."""
-    assert is_found_out(all_paths, giver=Credulous)
+    assert is_found_out(all_paths, live_source=Credulous)
 
 
 def test_an_ack_of_nothing_is_on_a_path(all_paths: Paths) -> None:

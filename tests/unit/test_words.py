@@ -143,3 +143,16 @@ def test_a_class_name_means_one_thing() -> None:
     )
 
     assert TWINS == {name for name, times in names.items() if times > 1}
+
+
+def stem(module: str) -> str:
+    """A module's name without the suffix that makes another word of it."""
+    return re.sub(r"(ing|ed|er|e|s|ion|ions)$", "", module)
+
+
+@pytest.mark.parametrize("folder", sorted({source.parent for source in SOURCES}), ids=str)
+def test_no_module_differs_by_a_suffix(folder: Path) -> None:
+    """Who looks for `loading` must not find `load`, `loader` and `loaded`."""
+    stems = Counter(stem(source.stem) for source in folder.glob("*.py"))
+
+    assert not [each for each, count in stems.items() if count > 1]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Accepts connections of one listener on an asyncio loop, while it is open; serves none of them."""
+"""Accept connections of one listener on an asyncio loop, while it is open."""
 
 import asyncio
 import logging

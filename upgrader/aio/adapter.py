@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What a library that owns its sockets has to say for its connections to move; moves nothing."""
+"""What a library that owns its sockets has to say for its connections to move."""
 
 import asyncio
 from collections.abc import Collection

@@ -17,9 +17,9 @@ from upgrader.aio.handled_connection import HandledConnection
 from upgrader.aio.peer import Peer
 from upgrader.aio.safe_points import SafePoints
 from upgrader.aio.waiting import first, until_deadline
+from upgrader.instance.commit import Adopted
 from upgrader.instance.connection import ConnectionStream
 from upgrader.instance.declarations import Connections
-from upgrader.instance.loaded import Adopted
 from upgrader.protocol.kinds import Waiting
 from upgrader.protocol.later import later
 

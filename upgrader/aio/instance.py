@@ -12,7 +12,7 @@ from upgrader.aio.peer import Peer
 from upgrader.aio.runtime import AsyncioRuntime, Task
 from upgrader.instance.base import BaseInstance, Ended
 from upgrader.instance.declarations import Protocols
-from upgrader.instance.declared import Listener
+from upgrader.instance.handles import Listener
 from upgrader.instance.parts import InstanceParts
 from upgrader.instance.peers import Peers
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What the author of a handler sees of its connection; accepts and moves nothing."""
+"""What the author of a handler sees of its connection."""
 
 from __future__ import annotations
 

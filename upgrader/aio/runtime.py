@@ -22,10 +22,10 @@ from upgrader.aio.safe_points import SafePoints
 from upgrader.aio.waiting import cancel, next_event
 from upgrader.errors import BusyWork
 from upgrader.instance.base import Ended
+from upgrader.instance.commit import LoadedInstance
 from upgrader.instance.declarations import DeclaredState
 from upgrader.instance.destination_side import refused_by_check
 from upgrader.instance.fork_guard import catches
-from upgrader.instance.loaded import Arrival
 from upgrader.instance.parts import InstanceParts
 from upgrader.instance.process import (
     no_collection,
@@ -37,7 +37,7 @@ from upgrader.protocol.kinds import Kind, Standing
 from upgrader.protocol.later import later
 
 if TYPE_CHECKING:
-    from upgrader.aio import hosting as hosted_listeners
+    from upgrader.aio import hosted_listener as hosted_listeners
     from upgrader.aio import two_waits
     from upgrader.instance import save, unit_signals
     from upgrader.instance.exec_mode import Execution
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from upgrader.protocol import image, switchover
 else:
     two_waits = later("upgrader.aio.two_waits")
-    hosted_listeners = later("upgrader.aio.hosting")
+    hosted_listeners = later("upgrader.aio.hosted_listener")
     save = later("upgrader.instance.save")
     unit_signals = later("upgrader.instance.unit_signals")
     image = later("upgrader.protocol.image")
@@ -66,7 +66,7 @@ class AsyncioRuntime:
 
     def __init__(self, parts: InstanceParts) -> None:
         self.handled: dict[str, HandledListener] = {}
-        self.hostings: dict[str, hosted_listeners.Hosting] = {}
+        self.hostings: dict[str, hosted_listeners.HostedListener] = {}
         self.replaced = False  #: another instance owns all that has moved; what is left is drained
         #: Of `time.monotonic`: by then a process that was told to end should be gone.
         self.deadline = float("inf")
@@ -92,7 +92,7 @@ class AsyncioRuntime:
         parts = self._parts
         wanted = [(task, self._declarations.arguments(task)) for task in tasks]
         self.hostings = {
-            name: hosted_listeners.Hosting(
+            name: hosted_listeners.HostedListener(
                 self._loop, declared, with_state=bool(self._declarations.states)
             )
             for name, declared in self._declarations.protocols.items()
@@ -109,14 +109,14 @@ class AsyncioRuntime:
         catches(stops | reloads)
         try:
             beside = await self._prepare_beside_source()
-            arrival = parts.destination.load()
+            loaded = parts.destination.load()
             if not beside:
                 await self._call(self._declarations.preparations)
             for name, hosting in self.hostings.items():
-                hosting.prepare([item for item in arrival.adopted if item.listener == name])
+                hosting.prepare([item for item in loaded.adopted if item.listener == name])
             await self._call(self._declarations.checks)
             self._catch(stops, reloads)
-            parts.destination.commit(arrival, lambda: self._adopt(arrival))
+            parts.destination.commit(loaded, lambda: self._adopt(loaded))
         except Exception as error:
             parts.destination.refuse(error)
             raise
@@ -253,7 +253,7 @@ class AsyncioRuntime:
             if inspect.isawaitable(result):
                 await result
 
-    def _adopt(self, arrival: Arrival) -> None:
+    def _adopt(self, loaded: LoadedInstance) -> None:
         self.handled = {
             name: HandledListener(
                 connections,
@@ -263,7 +263,7 @@ class AsyncioRuntime:
             for name, connections in self._declarations.connections.items()
         }
         with no_collection():
-            for adopted in arrival.adopted:
+            for adopted in loaded.adopted:
                 if adopted.listener in self.handled:
                     self.handled[adopted.listener].adopt(adopted)
 
@@ -344,20 +344,24 @@ class AsyncioRuntime:
             return False
         await self._come_to_rest(request.sock)
         parameters = self._parts.report.parameters
-        giver = self._parts.source.give(request, self)  # nothing else runs meanwhile: the freeze
-        if giver.state is switchover.Source.SERVING:
+        migration = self._parts.source.give(
+            request, self
+        )  # nothing else runs meanwhile: the freeze
+        if migration.state is switchover.Source.SERVING:
             return False
         self.deadline = time.monotonic() + parameters.live_drain_timeout
         self._parts.report.drains_until = time.time() + parameters.live_drain_timeout
         draining = self._loop.create_task(self._drain_rest())
-        while giver.state is switchover.Source.COMMITTED:
-            giver.side.feed(await asyncio.wrap_future(giver.told))
-        if giver.state is switchover.Source.PARKED:
+        while migration.state is switchover.Source.COMMITTED:
+            migration.side.feed(await asyncio.wrap_future(migration.told))
+        if migration.state is switchover.Source.PARKED:
             # Restart= brings all back, once this process is gone.
             draining.cancel()
             return True
         await draining
-        giver.side.feed(switchover.Event.STOP if self._stop.is_set() else switchover.Event.DRAINED)
+        migration.side.feed(
+            switchover.Event.STOP if self._stop.is_set() else switchover.Event.DRAINED
+        )
         return True
 
     async def _come_to_rest(self, channel: socket.socket) -> None:

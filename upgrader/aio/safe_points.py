@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Which connections with a handler are at a safe point, and whether they may leave it; knows no FD."""
+"""Tell which connections with a handler are at a safe point, and whether they may leave it."""
 
 from __future__ import annotations
 

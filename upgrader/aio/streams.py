@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 from upgrader.aio.adapter import Adapter
 from upgrader.aio.instance import Instance, attached
 from upgrader.errors import DeclarationError
-from upgrader.instance.declared import Listener
+from upgrader.instance.handles import Listener
 
 if TYPE_CHECKING:
     import ssl

@@ -23,8 +23,8 @@ from upgrader.instance.turns import PAUSES, Settled
 if TYPE_CHECKING:
     from upgrader.aio.handled_connection import HandledConnection
     from upgrader.aio.handled_listener import HandledListener
-    from upgrader.aio.hosted import Hosted
-    from upgrader.aio.hosting import Hosting
+    from upgrader.aio.hosted_connection import HostedConnection
+    from upgrader.aio.hosted_listener import HostedListener
 
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ class Stuck:
     """What was at the same thing during all of a first wait: no later wait is for that."""
 
     connections: frozenset[object] = frozenset()  # with a handler
-    hosted: frozenset[Hosted] = frozenset()
+    hosted: frozenset[HostedConnection] = frozenset()
     turns: frozenset[int] = frozenset()
 
 
@@ -53,7 +53,7 @@ class TwoWaits:
         safe_points: SafePoints,
         stop: asyncio.Event,
         handled: Mapping[str, HandledListener],
-        hostings: Mapping[str, Hosting],
+        hostings: Mapping[str, HostedListener],
     ) -> None:
         """`stop`: set once this instance is told to stop; `handled`, `hostings`: by listener."""
         self._handled = handled

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Addresses, and sockets bound to them: listeners and datagram sockets; accepts nothing."""
+"""Addresses, and the sockets bound to them: listeners and datagram sockets."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from upgrader.blocking.handled_connection import BlockingConnection
 from upgrader.blocking.runtime import BlockingRuntime
 from upgrader.errors import DeclarationError
 from upgrader.instance.base import BaseInstance
-from upgrader.instance.declared import DeclaredSocket
+from upgrader.instance.handles import DeclaredSocket
 from upgrader.instance.inbox import Frame
 from upgrader.instance.parts import InstanceParts
 from upgrader.instance.peers import Peers

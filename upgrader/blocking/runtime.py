@@ -24,11 +24,11 @@ from upgrader.blocking.handled_connection import BlockingConnection
 from upgrader.blocking.loop_signals import LoopSignals
 from upgrader.blocking.two_waits import WaitForWork
 from upgrader.errors import BusyWork
+from upgrader.instance.commit import Adopted, LoadedInstance
 from upgrader.instance.connection import HIGH_WATER, ConnectionStream, accept
 from upgrader.instance.declarations import Bound, Connections
-from upgrader.instance.declared import DeclaredSocket
 from upgrader.instance.destination_side import refused_by_check
-from upgrader.instance.loaded import Adopted, Arrival
+from upgrader.instance.handles import DeclaredSocket
 from upgrader.instance.parts import InstanceParts
 from upgrader.instance.turns import PAUSES, Settled
 from upgrader.protocol.kinds import Waiting
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from upgrader.instance.author_calls import AuthorRound
     from upgrader.instance.exec_mode import Execution
     from upgrader.instance.interfaces import Open
-    from upgrader.instance.live_source import Giver, MigrationRequest
+    from upgrader.instance.live_source import LiveSource, MigrationRequest
     from upgrader.protocol import image, switchover
 else:
     draining = later("upgrader.blocking.draining")
@@ -140,11 +140,11 @@ class BlockingRuntime:
             beside = bool(preparations) and destination.borrow()
             if beside:
                 self._call(preparations)
-            arrival = destination.load()
+            loaded = destination.load()
             if not beside:
                 self._call(preparations)
             self._call(self._declarations.checks)
-            destination.commit(arrival, lambda: self._begin(arrival))
+            destination.commit(loaded, lambda: self._begin(loaded))
         except Exception as error:
             destination.refuse(error)
             raise
@@ -157,7 +157,7 @@ class BlockingRuntime:
             except Exception as error:
                 raise refused_by_check(check, error) from error
 
-    def _begin(self, arrival: Arrival) -> None:
+    def _begin(self, loaded: LoadedInstance) -> None:
         for bound in self._backends:
             for sock in bound.sockets:
                 sock.setblocking(False)
@@ -166,7 +166,7 @@ class BlockingRuntime:
             name: self._declarations.values(connections.handler, skip=1)
             for name, connections in self._declarations.connections.items()
         }
-        for adopted in arrival.adopted:
+        for adopted in loaded.adopted:
             self._adopt(adopted)
         self.beginning = False
         for connection, _ in self.served:
@@ -330,35 +330,35 @@ class BlockingRuntime:
         if not isinstance(request, MigrationRequest):
             source.execute(request, self)
             return False
-        giver = source.give(request, self)
-        if giver.state is switchover.Source.SERVING:
+        migration = source.give(request, self)
+        if migration.state is switchover.Source.SERVING:
             return False
         self._parts.report.drains_until = time.time() + parameters.live_drain_timeout
         self._deadline = time.monotonic() + parameters.live_drain_timeout
-        self._drain(giver)
+        self._drain(migration)
         return True
 
-    def _drain(self, giver: Giver) -> None:
+    def _drain(self, migration: LiveSource) -> None:
         """Send what could not move, while PID 1 is told who its main process is."""
         heard = None
 
         def goes_on(unsent: bool) -> bool:
             nonlocal heard
-            while giver.state is switchover.Source.COMMITTED:
-                if giver.told is not heard:
-                    heard = giver.told
+            while migration.state is switchover.Source.COMMITTED:
+                if migration.told is not heard:
+                    heard = migration.told
                     heard.add_done_callback(lambda _: self._wake_up())
-                if not giver.told.done():
+                if not migration.told.done():
                     return True
-                giver.side.feed(giver.told.result())
-            retired = giver.state is switchover.Source.RETIRED
+                migration.side.feed(migration.told.result())
+            retired = migration.state is switchover.Source.RETIRED
             return retired and unsent and not self._stopped.is_set()
 
         staying = [connection.stream for connection in self._staying]
         draining.drain(staying, self._deadline, self._wake, goes_on)
-        if giver.state is switchover.Source.RETIRED:
+        if migration.state is switchover.Source.RETIRED:
             stopped = self._stopped.is_set()
-            giver.side.feed(switchover.Event.STOP if stopped else switchover.Event.DRAINED)
+            migration.side.feed(switchover.Event.STOP if stopped else switchover.Event.DRAINED)
 
     def _has_unsent(self) -> bool:
         """Whether something is to be sent on a connection that does not move."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The commands `history` and `dump`, which change nothing."""
+"""The commands `history` and `dump`."""
 
 import os
 import time

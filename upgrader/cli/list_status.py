@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The commands `list` and `status`, which change nothing."""
+"""The commands `list` and `status`."""
 
 import contextlib
 import os

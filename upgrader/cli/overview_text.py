@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What `list` and `status` show of a unit, for people; asks nobody."""
+"""Show for people what is known of a unit: the texts of `list` and `status`."""
 
 import time
 from collections.abc import Iterator, Sequence

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""How things look where they are shown: colours, columns that fit, and no character that could control
-a terminal; prints nothing.
+"""How things look where they are shown: colours, columns that fit, and no character that could control a
+terminal.
 
 Every text that a service may have written comes through here.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The admin's word on what package hooks may do to which unit; reads it, and obeys nothing.
+"""Read the admin's word on what package hooks may do to which unit.
 
 Files `*.conf` in `/etc/upgrader/policy.d`, and of packages in `/usr/lib/upgrader/policy.d`, where a
 file of the same name in `/etc` replaces one of a package. A line is `PATTERN = WORD`, as in

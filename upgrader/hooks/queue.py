@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What hooks were asked to upgrade, and what came of it last, in /run; upgrades nothing itself.
+"""Keep in /run what hooks were asked to upgrade, and what came of it last.
 
 Many may ask for one unit at the same time: a package, a library it uses, needrestart. Each leaves
 a request; who gets the lock claims all that are there, and the others find theirs served. A claim

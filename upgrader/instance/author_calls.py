@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What an author has declared to be done before a freeze, and after having been replaced: calls it in
-threads, because a function that hangs cannot be ended; decides nothing."""
+"""Call what an author has declared to be done before a freeze, and after having been replaced: in threads,
+because a function that hangs cannot be ended."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What an author declares on an instance, whatever its loop; what becomes of it is not its job."""
+"""What an author declares on an instance, whatever its loop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from upgrader.backends.listener import Address
 from upgrader.errors import DeclarationError
 from upgrader.instance.declarations import Bound, Connections
-from upgrader.instance.declared import Datagrams, Declared, Listener
+from upgrader.instance.handles import Datagrams, Declared, Listener
 from upgrader.instance.parts import InstanceParts
 from upgrader.instance.turns import Turn
 from upgrader.protocol.kinds import Kind

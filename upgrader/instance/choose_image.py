@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Which of the images that PID 1 has kept is loaded, and what becomes of the others; loads none."""
+"""Choose which of the images that PID 1 has kept is loaded, and what becomes of the others."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from upgrader.errors import ProtocolError, RefusedError
 from upgrader.instance import image_in_fd_store
+from upgrader.instance.commit import others
 from upgrader.instance.image_in_fd_store import SpreadImage
-from upgrader.instance.loaded import others
 from upgrader.protocol.channel import ParkedChannel
 from upgrader.protocol.fd import Fd
 from upgrader.protocol.parameters import Parameters
@@ -45,7 +45,7 @@ class ParkedImages:
         self.status = Status(1, Origin.COLD)
 
     def choose(self) -> ParkedChannel | SpreadImage | None:
-        """The image to load, if any; raises RefusedError or ChannelBusy for what is no image."""
+        """The image to load, if any; raises RefusedError or ChannelBusy if it is not an image."""
         newest = self._newest()
         if newest and (reason := self._hopeless(newest)):
             self._set_aside(newest, reason)
@@ -112,7 +112,7 @@ class ParkedImages:
 
 
 def _as_channel(item: Passed) -> ParkedChannel:
-    """The channel that PID 1 passed; raises ProtocolError for what is no socket."""
+    """The channel that PID 1 passed; raises ProtocolError if it is not a socket."""
     try:
         return ParkedChannel(item.fd.socket(), item.name)
     except OSError as error:

@@ -20,7 +20,7 @@ import msgspec
 
 from upgrader.codes import Code
 from upgrader.errors import BusyWork, ChannelError, ParameterError, UpgradeError
-from upgrader.instance import lending
+from upgrader.instance import lent_sockets
 from upgrader.instance.callers import is_of_unit, require_root, require_takeover
 from upgrader.instance.control_listener import Caller
 from upgrader.instance.exec_mode import Execution
@@ -330,8 +330,8 @@ class Negotiation:
         successor, upgrade = self._successor, self._host.progress.last.id
         with sock, contextlib.suppress(OSError):
             sock.settimeout(None)
-            lending.lend(sock, [each for _, each in self._lender.sockets()])
-            while kept := lending.next_kept(sock):
+            lent_sockets.lend(sock, [each for _, each in self._lender.sockets()])
+            while kept := lent_sockets.next_kept(sock):
                 sock.sendall(self._keep_for(successor, *kept).encode() + b"\0")
         self._host.progress.wait_decided(upgrade, _DECIDED)
         with self._lock:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The calls that an instance answers: checks their parameters, and has each answered; knows no socket."""
+"""The calls that an instance answers: check their parameters, and have each answered."""
 
 import re
 import socket

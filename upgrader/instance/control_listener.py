@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Where an instance's socket lies, and who calls there: listens, and reads no byte."""
+"""Make an instance's socket where callers look for it, and say who calls there."""
 
 import contextlib
 import os

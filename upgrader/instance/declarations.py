@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What a program declares before it serves: states, sockets, connections, checks; loads nothing.
+"""What a program declares before it serves: states, sockets, connections, checks.
 
 Declarations come before `serve`, live objects only as arguments: handlers, tasks and checks get
 each state by the annotation of a parameter. So the wrong order cannot be written.

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from upgrader.backends.listener import bind
 from upgrader.codes import Code
 from upgrader.errors import BindError, ChannelError, PreflightPassed, UpgradeError, VerifyError
+from upgrader.instance.commit import LoadedInstance
 from upgrader.instance.control import Answering
 from upgrader.instance.declarations import check_name
 from upgrader.instance.load import Loader
-from upgrader.instance.loaded import Arrival
 from upgrader.instance.process import is_main, no_collection, reserve
 from upgrader.instance.self_report import SelfReport
 from upgrader.protocol.fd import Fd
@@ -32,8 +32,8 @@ from upgrader.systemd.listen_fds import Passed, forget, take
 from upgrader.systemd.notify import one_line
 
 if TYPE_CHECKING:  # loaded by the instances that migrate live
-    from upgrader.instance.lending import Borrowed
-    from upgrader.instance.live_destination import Taker
+    from upgrader.instance.lent_sockets import Borrowed
+    from upgrader.instance.live_destination import LiveDestination
     from upgrader.protocol.identity import HasFileno
 
 #: Seconds that a new owner waits for PID 1 to take it for the main process.
@@ -75,17 +75,17 @@ class DestinationSide:
         self._settled = threading.Event()  # PID 1 listens to this process
         self._insured: StoreName | None = None
         self._forgetting: threading.Thread | None = None
-        self._taker = self._destined(environment)
+        self._migration = self._destined(environment)
         self._borrowed: Borrowed | None = None  # from before Go to the commit
 
-    def _destined(self, environment: MutableMapping[str, str]) -> Taker | None:
+    def _destined(self, environment: MutableMapping[str, str]) -> LiveDestination | None:
         """The migration that takeover has started this process for, if any."""
         if TAKEOVER not in environment:
             return None
-        from upgrader.instance.live_destination import Taker
+        from upgrader.instance.live_destination import LiveDestination
 
         forget(environment)
-        return Taker.from_line(
+        return LiveDestination.from_line(
             environment.pop(TAKEOVER), self._upgrade,
             self._report.parameters.migration_timeout, self._report_failure,
         )  # fmt: skip
@@ -93,7 +93,7 @@ class DestinationSide:
     @property
     def live(self) -> bool:
         """Whether takeover has started this process for a live migration."""
-        return self._taker is not None
+        return self._migration is not None
 
     def check_addresses(self) -> None:
         """Raise BindError for a declared address that another program has, as loading would: for
@@ -114,25 +114,25 @@ class DestinationSide:
     def waiting(self) -> tuple[HasFileno, HasFileno]:
         """The lines to takeover and to the source: readable once one is gone, as neither has anything
         to say to an instance that prepares itself."""
-        assert self._taker
+        assert self._migration
         assert self._borrowed
-        return self._taker.takeover, self._borrowed
+        return self._migration.takeover, self._borrowed
 
     def nobody_waits(self) -> NoReturn:
         """Give up, because one of them is gone; raises ChannelError."""
-        assert self._taker
-        self._taker.gone()
+        assert self._migration
+        self._migration.gone()
 
     # Loading
 
     def borrow(self) -> bool:
         """Open the declared sockets with what the source lends; False if it cannot lend, or there is
         none. Raises ChannelError if it refuses this instance, or has other sockets."""
-        if self._taker is None:
+        if self._migration is None:
             return False
         declarations = self._report.declarations
         declarations.serving = True
-        self._borrowed = self._taker.borrow(self._loader().offer())
+        self._borrowed = self._migration.borrow(self._loader().offer())
         if self._borrowed is None:
             return False
         for bound in declarations.sockets.values():
@@ -156,11 +156,11 @@ class DestinationSide:
     def _loader(self) -> Loader:
         report = self._report
         return Loader(
-            report.declarations, report.parameters, self._store, self._passed, self._taker,
+            report.declarations, report.parameters, self._store, self._passed, self._migration,
             executed=self._executed, unit=report.unit if report.supervised else "",
         )  # fmt: skip
 
-    def load(self) -> Arrival:
+    def load(self) -> LoadedInstance:
         """Load everything; raises UpgradeError, and nothing is consumed."""
         report = self._report
         report.declarations.serving = True
@@ -168,15 +168,15 @@ class DestinationSide:
         loader = self._loader()
         self._passed = []
         with no_collection():
-            arrival = loader.load()
-        report.generation = arrival.status.generation
-        report.inherit(arrival.overrides)
-        return arrival
+            loaded = loader.load()
+        report.generation = loaded.status.generation
+        report.inherit(loaded.overrides)
+        return loaded
 
-    def commit(self, arrival: Arrival, serve: Callable[[], None]) -> None:
+    def commit(self, loaded: LoadedInstance, serve: Callable[[], None]) -> None:
         """Become the owner and say so: `serve` runs as soon as it is. Raises NotifyError or
         ChannelError, PreflightPassed where this is as far as it may go, and whatever `serve` raises."""
-        if self._taker and self._preflight:
+        if self._migration and self._preflight:
             raise PreflightPassed
         report = self._report
 
@@ -186,32 +186,32 @@ class DestinationSide:
 
         self._answering.before_clients()
         self.committing = True
-        arrival.commit(report.notifier, self._store, own)
+        loaded.commit(report.notifier, self._store, own)
         self._settled.set()
         if self._borrowed:
             self._borrowed.close()
             self._borrowed = None
-        if self._taker:
+        if self._migration:
             self._settled.clear()
-            self._taker.become_ordinary()
-            self._taker.release_takeover()
-            source = str(arrival.status.source_generation)
+            self._migration.become_ordinary()
+            self._migration.release_takeover()
+            source = str(loaded.status.source_generation)
             self._insured = StoreName(Stored.INSURANCE, source)
             threading.Thread(
-                target=self._settle, args=(self._taker, arrival), name="upgrader-settling",
+                target=self._settle, args=(self._migration, loaded), name="upgrader-settling",
                 daemon=True,
             ).start()  # fmt: skip
         self._reserve = reserve(_RESERVED + len(report.declarations.sockets))
-        report.gap = arrival.gap
-        report.loaded(arrival.status, self._upgrade)
+        report.gap = loaded.gap
+        report.loaded(loaded.status, self._upgrade)
 
     def refuse(self, error: BaseException) -> None:
         """Say why this instance could not be loaded, or did not have to be; an owner has been."""
         if self._report.since:
             return
         self._give_back()
-        if self._taker:
-            self._taker.refuse(error)
+        if self._migration:
+            self._migration.refuse(error)
         else:
             self._report_failure(error)
 
@@ -255,10 +255,10 @@ class DestinationSide:
 
     # The first seconds of an owner
 
-    def _settle(self, taker: Taker, arrival: Arrival) -> None:
+    def _settle(self, migration: LiveDestination, loaded: LoadedInstance) -> None:
         """In a thread: wait until PID 1 listens to this process, and tell it the rest."""
-        taker.wait_for_source()
-        taker.close()
+        migration.wait_for_source()
+        migration.close()
         unit = self._report.unit
         if not is_main(unit):
             # The source has died, and takeover names this process.
@@ -266,7 +266,7 @@ class DestinationSide:
             while not is_main(unit) and time.monotonic() < deadline:
                 time.sleep(0.01)
         try:
-            arrival.settle(self._report.notifier, self._store)
+            loaded.settle(self._report.notifier, self._store)
         except UpgradeError as error:
             _log.warning("%s", error)
         self._settled.set()
@@ -314,8 +314,8 @@ class DestinationSide:
 
     def abandon(self, error: BaseException | None) -> None:
         """`attach` is left: tell the source why this never came as far as `serve`."""
-        if self._taker and error is not None and not self._report.since:
-            self._taker.refuse(error)
+        if self._migration and error is not None and not self._report.since:
+            self._migration.refuse(error)
 
 
 def refused_by_check(check: Callable[..., Any], error: Exception) -> VerifyError:

@@ -43,7 +43,7 @@ class Execution:
     failed: Future[str] = field(default_factory=Future)
 
     def check(self) -> None:
-        """Raise ExecutionError for what is no program; asked before anything is disturbed."""
+        """Raise ExecutionError if it is not a program; asked before anything is disturbed."""
         path = self.command.path
         if not os.path.isfile(path):
             raise ExecutionError(f"{path}: there is no such file")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Bytes received and not handled yet, cut into whole messages; does no IO.
+"""Cut received bytes that are not handled yet into whole messages; does no IO.
 
 Only whole messages leave: what is here when an instance is frozen moves along, unread.
 """

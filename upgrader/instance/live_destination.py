@@ -18,7 +18,7 @@ from typing import Any, NoReturn, Self
 from upgrader.codes import Code
 from upgrader.errors import ChannelError, PreflightPassed, ProtocolError, UpgradeError
 from upgrader.instance.fork_guard import Fence
-from upgrader.instance.lending import Borrowed
+from upgrader.instance.lent_sockets import Borrowed
 from upgrader.protocol import channel, image, interpreter, records
 from upgrader.protocol.switchover import Destination, Event
 from upgrader.protocol.takeover_line import Said, Word, encode, encode_1
@@ -35,7 +35,7 @@ _HANGUP = 0  # for poll(2): POLLHUP is always reported, and not for SHUT_RD alon
 _log = logging.getLogger("upgrader")
 
 
-class Taker:
+class LiveDestination:
     """The destination's side of one migration. `side.feed` takes one event; `next_event` waits for
     it while the channel or takeover has something to say."""
 

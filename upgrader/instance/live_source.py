@@ -118,7 +118,7 @@ class Steps(Protocol):
         """Called every `beat` seconds while frozen: WatchdogSec= goes on."""
 
 
-class Giver:
+class LiveSource:
     """The source's side of one migration. `side.feed` takes one event; `next_event` waits for it."""
 
     def __init__(

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Loading an instance: finds the image, checks all of it against the declarations, claims it.
 
-Nothing is consumed and no received FD is touched before `Arrival.commit`: until then a failure of
+Nothing is consumed and no received FD is touched before `LoadedInstance.commit`: until then a failure of
 any kind, this process killed included, leaves the image as it was for the next attempt.
 """
 
@@ -19,7 +19,7 @@ from upgrader.errors import (
     UnclaimedError,
     UnreadableState,
 )
-from upgrader.instance.loaded import Adopted, Arrival, others
+from upgrader.instance.commit import Adopted, LoadedInstance, others
 from upgrader.instance.open_sockets import Opening
 from upgrader.protocol.fd import Fd
 from upgrader.protocol.kinds import Kind, Waiting
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from upgrader.instance import choose_image, gap
     from upgrader.instance.declarations import Declarations, Protocols
     from upgrader.instance.interfaces import Closeable
-    from upgrader.instance.live_destination import Taker
+    from upgrader.instance.live_destination import LiveDestination
     from upgrader.protocol import identity, image, records, state_shape
     from upgrader.protocol.channel import ReceivedImage
     from upgrader.protocol.connection_state import ConnectionState
@@ -67,7 +67,7 @@ class Loader:
         parameters: Parameters,
         store: FdStore,
         passed: Sequence[Passed],
-        taker: Taker | None = None,
+        migration: LiveDestination | None = None,
         *,
         executed: bool = False,
         unit: str = "",
@@ -77,13 +77,13 @@ class Loader:
         self._declarations = declarations
         self._parameters = parameters
         self._store = store
-        self._taker = taker
+        self._migration = migration
         self._executed = executed
-        self._arrival = Arrival()
+        self._loaded = LoadedInstance()
         self._was_passed: frozenset[str] = frozenset()
         self._dropped: dict[str, set[str]] = {}  # unknown fields, by the state that they are of
         self._opened: list[Closeable] = []  # to be closed by a refusal
-        self._opening = Opening(declarations, self._arrival, unit, self._opened)
+        self._opening = Opening(declarations, self._loaded, unit, self._opened)
         self._channels: list[Passed] = []
         for item in passed:
             name = StoreName.parse(item.name)
@@ -93,7 +93,7 @@ class Loader:
                 self._opening.add(item)
         declarations.activated = [str(item) for item in self._opening.others if item.is_socket]
 
-    def load(self) -> Arrival:
+    def load(self) -> LoadedInstance:
         """Load everything; raises UpgradeError, consuming nothing and leaving nothing open."""
         try:
             return self._load()
@@ -102,24 +102,24 @@ class Loader:
                 owner.close()
             raise
 
-    def _load(self) -> Arrival:
+    def _load(self) -> LoadedInstance:
         channel = None
         if self._channels or self._opening.stored:
             parked = choose_image.ParkedImages(
                 self._parameters, self._store, self._channels, self._opening.stored, self._opened
             )
             channel = parked.choose()
-            self._arrival.status = parked.status
+            self._loaded.status = parked.status
         received: dict[str, tuple[image.ManifestEntry, socket.socket]] = {}
-        if self._taker:
-            self._taker.take(
+        if self._migration:
+            self._migration.take(
                 self.offer(), lambda stream: received.update(self._load_image(stream, Origin.LIVE))
             )
-            self._arrival.taker = self._taker
+            self._loaded.migration = self._migration
         elif channel:
             came_by = Origin.EXEC if self._executed else choose_image.origin(channel)
             received = self._load_image(channel.peek(), came_by)
-            self._arrival.channel = channel
+            self._loaded.channel = channel
         for declared in self._declarations.states.values():
             if not declared.filled:
                 declared.fill(None)
@@ -131,15 +131,15 @@ class Loader:
         self._declarations.take_passed(self._opening.others, self._opening.kept())
         # What belongs to an image goes with it.
         kept = {str(n) for n in others(channel)} | {channel.name} if channel else set()
-        self._arrival.unwanted += [
+        self._loaded.unwanted += [
             n for n in self._opening.stored if n.what is not Stored.ASIDE and str(n) not in kept
         ]
-        return self._arrival
+        return self._loaded
 
     @property
     def _unpassed(self) -> bool:
         """PID 1 has passed nothing to this process: the source's word counts for what it had."""
-        return self._executed or self._taker is not None
+        return self._executed or self._migration is not None
 
     # Loading an image
 
@@ -165,7 +165,7 @@ class Loader:
         manifest = image.unseal(stream.image)
         self._declarations.generation = manifest.generation + 1
         self._check(manifest, stream)
-        self._arrival.overrides = manifest.parameters or {}
+        self._loaded.overrides = manifest.parameters or {}
         self._load_states(manifest)
         if self._unpassed:
             self._declarations.activated = list(manifest.activated or ())
@@ -181,15 +181,15 @@ class Loader:
                 continue
             sock = _as_socket(entry, fd)
             self._opened.append(sock)
-            if self._taker:
-                self._taker.fence.add(sock)
-                self._taker.progress(index)
+            if self._migration:
+                self._migration.fence.add(sock)
+                self._migration.progress(index)
             if entry.backend in self._declarations.dropped:
                 sock.close()
                 if self._unpassed and entry.connection is None:
                     # What PID 1 keeps of it is a listener behind which clients would wait for nobody.
                     stored = StoreName(Stored(entry.kind.value), entry.backend)
-                    self._arrival.unwanted.append(stored)
+                    self._loaded.unwanted.append(stored)
                 continue
             if entry.connection is None:
                 bound[entry.backend] = entry, sock
@@ -215,11 +215,11 @@ class Loader:
         if len(left) > _NAMED:
             _log.warning("%d were left behind in all", len(left))
         if origin is not Origin.INSURANCE:  # there, somebody else has served since
-            self._arrival.frozen_at = manifest.frozen_at
+            self._loaded.frozen_at = manifest.frozen_at
             if manifest.drops:
-                self._arrival.gap = gap.Gap(self._declarations, manifest.drops)
+                self._loaded.gap = gap.Gap(self._declarations, manifest.drops)
         known = self._declarations.states
-        self._arrival.status = Status(
+        self._loaded.status = Status(
             manifest.generation + 1,
             origin,
             manifest.generation,
@@ -269,8 +269,8 @@ class Loader:
 
     def _load_states(self, manifest: image.Manifest) -> None:
         for saved in manifest.states:
-            if self._taker:
-                self._taker.progress(0)
+            if self._migration:
+                self._migration.progress(0)
             if declared := self._declarations.states.get(saved.name):
                 value, unknown = load(declared.cls, saved)
                 declared.fill(value)
@@ -296,7 +296,7 @@ class Loader:
         header = manifest.sessions.get(entry.backend)
         if protocols := self._declarations.protocols.get(entry.backend):
             _check_protocol(protocols, header, connection)
-            self._arrival.adopted.append(
+            self._loaded.adopted.append(
                 Adopted(entry.backend, sock, entry.identity, connection, None)
             )
             return
@@ -312,7 +312,7 @@ class Loader:
             if unknown:
                 item = f"state {header.name!r} of connections of {entry.backend!r}"
                 self._dropped.setdefault(item, set()).update(unknown)
-        self._arrival.adopted.append(
+        self._loaded.adopted.append(
             Adopted(entry.backend, sock, entry.identity, connection, session)
         )
 

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 from upgrader.backends.listener import Address, bind, listen_again, path_inode
 from upgrader.errors import BindError, BusError, DeclarationError, MismatchError
+from upgrader.instance.commit import LoadedInstance, Rebinding
 from upgrader.instance.declarations import Bound, Declarations
-from upgrader.instance.loaded import Arrival, Rebinding
 from upgrader.protocol.fd import Fd
 from upgrader.protocol.kinds import Kind
 from upgrader.protocol.later import later
@@ -53,12 +53,12 @@ class Opening:
     """All that PID 1 has passed, apart from images, and what is opened of it."""
 
     def __init__(
-        self, declarations: Declarations, arrival: Arrival, unit: str, opened: list[Closeable]
+        self, declarations: Declarations, loaded: LoadedInstance, unit: str, opened: list[Closeable]
     ) -> None:
         """`unit`: this one's name, empty outside of systemd; `opened` gets whatever must be closed
         should the instance refuse to load."""
         self._declarations = declarations
-        self._arrival = arrival
+        self._loaded = loaded
         self._unit = unit
         self._opened = opened
         self.stored: dict[StoreName, Fd] = {}  #: what the library has put into the FD store
@@ -102,7 +102,7 @@ class Opening:
             bound.persistent = False
             bound.open(*kept, *activated)
             if received and not kept:
-                self._arrival.replaced.append((bound, received[1]))  # the .socket unit has changed
+                self._loaded.replaced.append((bound, received[1]))  # the .socket unit has changed
             for name in self._names(bound):
                 # What we bound before there was a .socket unit.
                 self._discard(bound, _Candidate(self._socket(name), name))
@@ -230,8 +230,8 @@ class Opening:
             # Until then whoever looks at it sees what there is.
             old = [each.sock for each in left]
             bound.open(*[item for item in wanted if isinstance(item, socket.socket)] or old)
-            self._arrival.rebinding.append(Rebinding(bound, old, wanted))
-            self._arrival.unwanted.append(StoreName.of_backend(bound.kind, bound.name, 0))
+            self._loaded.rebinding.append(Rebinding(bound, old, wanted))
+            self._loaded.unwanted.append(StoreName.of_backend(bound.kind, bound.name, 0))
         else:
             self._use(bound, [w for w in wanted if isinstance(w, socket.socket)], candidates)
 
@@ -244,19 +244,19 @@ class Opening:
                 listen_again(sock)
             name = StoreName.of_backend(bound.kind, bound.name, number)
             known = [each for each in candidates if each.sock is sock]
-            if known and known[0].stored == name and name not in self._arrival.unwanted:
+            if known and known[0].stored == name and name not in self._loaded.unwanted:
                 continue
             if not known:
-                self._arrival.unwanted.append(name)
+                self._loaded.unwanted.append(name)
             elif known[0].stored:
-                self._arrival.unwanted.append(known[0].stored)
-            self._arrival.persistent.append((name, sock))
+                self._loaded.unwanted.append(known[0].stored)
+            self._loaded.persistent.append((name, sock))
 
     def _discard(self, bound: Bound, candidate: _Candidate) -> None:
         """It is replaced: whoever waits there is served, and then nothing is left of it."""
-        self._arrival.replaced.append((bound, candidate.sock))
+        self._loaded.replaced.append((bound, candidate.sock))
         first = StoreName.of_backend(bound.kind, bound.name, 0)
-        self._arrival.unwanted.append(candidate.stored or first)
+        self._loaded.unwanted.append(candidate.stored or first)
 
 
 def _is_for(bound: Bound, identity: identity.Identity) -> bool:

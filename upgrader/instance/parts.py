@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What an instance is made of, whatever its loop; does nothing but put it together, and end it."""
+"""Put together what an instance is made of, whatever its loop, and end it."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ class InstanceParts:
 
         Without destructors then: no `finally` may say goodbye to a peer that is served elsewhere.
         """
-        self.source.stop_giving()
+        self.source.end_migration()
         self.answering.close()
         if self.source.frozen:
             self._end_children()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The phases of one instance's migrations as they happen, for whoever asks; decides nothing."""
+"""Report the phases of one instance's migrations as they happen."""
 
 import threading
 import time

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""This process itself: its signals, its FDs, its watchdog, its collector; knows no backend."""
+"""This process itself: its signals, its FDs, its watchdog, its collector."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What an instance says of itself when it is asked: collects it from any thread, and changes nothing."""
+"""Collect, from any thread, what an instance says of itself when it is asked."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # loaded by the instances that migrate live
     from upgrader.instance import save
     from upgrader.instance.exec_mode import Execution
     from upgrader.instance.interfaces import Loop
-    from upgrader.instance.live_source import Built, Giver, MigrationRequest
+    from upgrader.instance.live_source import Built, LiveSource, MigrationRequest
     from upgrader.protocol import identity, image, phase, switchover
     from upgrader.systemd import own_unit
 else:
@@ -71,7 +71,7 @@ class SourceSide:
         self._store = store
         self._answering = answering
         self._destination = destination
-        self._giver: Giver | None = None
+        self._migration: LiveSource | None = None
         self._watchdog = watchdog_span(environment, own_number(environment))
 
     def holds(self, held: bool) -> None:
@@ -81,17 +81,17 @@ class SourceSide:
 
     # To another process, or to what this one becomes
 
-    def give(self, request: MigrationRequest, loop: Loop) -> Giver:
+    def give(self, request: MigrationRequest, loop: Loop) -> LiveSource:
         """Give everything to a destination that is ready, up to its Ack, or serve on.
 
         Run where nothing else of this instance runs. Afterwards it is SERVING, or COMMITTED: then
         its next events are still to be fed.
         """
-        from upgrader.instance.live_source import Giver
+        from upgrader.instance.live_source import LiveSource
 
         report = self._report
         report.standing = Standing.MIGRATING
-        self._giver = giver = Giver(
+        self._migration = migration = LiveSource(
             request,
             _Steps(self, loop),
             limit=report.parameters.downtime_limit,
@@ -99,16 +99,16 @@ class SourceSide:
             beat=self._watchdog / 2 if self._watchdog else float("inf"),
         )
         with no_collection():
-            if giver.give() is switchover.Source.SERVING:
-                self._giver = None
-        return giver
+            if migration.give() is switchover.Source.SERVING:
+                self._migration = None
+        return migration
 
-    def stop_giving(self) -> None:
+    def end_migration(self) -> None:
         """End a migration that was left in the middle, once PID 1 knows whom it has."""
-        if self._giver:
-            self._giver.settle()
-            if self._giver.state is switchover.Source.RETIRED:
-                self._giver.side.feed(switchover.Event.STOP)
+        if self._migration:
+            self._migration.settle()
+            if self._migration.state is switchover.Source.RETIRED:
+                self._migration.side.feed(switchover.Event.STOP)
 
     def execute(self, execution: Execution, loop: Loop) -> None:
         """Become the new version; returns only if that fails, and this instance serves on.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Turns: stretches of work that a migration must not cut in two; knows no loop and no FD.
+"""Turns: stretches of work that a migration must not cut in two.
 
 Threads and tasks take part with `with instance.turn():` (tasks: `async with`). A migration first
 closes the turns, which lets running ones end and makes new ones wait, and freezes when none runs.

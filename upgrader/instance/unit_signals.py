@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Which signals PID 1 may send to an instance by the settings of its unit, and what a reload by signal
-is; runs no loop."""
+"""Say which signals PID 1 may send to an instance by the settings of its unit, and what a reload by signal
+is."""
 
 from __future__ import annotations
 

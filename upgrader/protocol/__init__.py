@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What two processes agree on: values, records and tables; knows no process and no systemd."""
+"""What two processes agree on: values, records and tables."""

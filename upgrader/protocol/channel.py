@@ -179,7 +179,7 @@ class ParkedChannel:
 
         Raises ChannelBusy when another process reads it: the peek offset lives in the shared
         socket, and two readers would each get half the records. Raises ProtocolError or
-        ChannelError for what is no channel.
+        ChannelError if it is not a channel.
         """
         if (self._sock.family, self._sock.type) != (socket.AF_UNIX, socket.SOCK_STREAM):
             raise ProtocolError(self.name, "is not a UNIX stream socket")

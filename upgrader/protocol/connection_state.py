@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What moves with a connection besides its FD; reads and writes nothing."""
+"""What moves with a connection besides its FD."""
 
 import msgspec
 

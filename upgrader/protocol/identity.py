@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Saying what an FD is; opens nothing."""
+"""Say what an FD is."""
 
 import os
 import socket

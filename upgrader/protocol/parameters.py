@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Parameters of a migration, as the unit's environment sets them; decides nothing.
+"""Read the parameters of a migration, as the unit's environment sets them.
 
 `Environment=UPGRADER_DRAIN_TIMEOUT=30s` in a drop-in is what PID 1 really applied, so that is where
 they come from; `upgrader set` changes them while the service runs. `UPGRADER=off` is the kill

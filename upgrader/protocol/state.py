@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Typed, versioned application state; knows nothing of FDs, channels or systemd.
+"""Typed, versioned application state.
 
 The version rules are those of QEMU's VMStateDescription, with one turned around: the *image*
 says from which version on it can be read, because old code cannot know newer code. For a version

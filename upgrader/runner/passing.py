@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""How a program is told which of its FDs are listeners: words and variables, made and nothing else."""
+"""Make the words and variables by which a program is told which of its FDs are listeners."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Processes held by pidfd, which no other process can be taken for; starts none."""
+"""Processes held by pidfd, which no other process can be taken for."""
 
 import contextlib
 import os

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What each program wants of its runner, as one table; starts nothing."""
+"""What each program wants of its runner, as one table."""
 
 import glob
 import os

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What a service asks PID 1 over D-Bus: jobs, its FD store, its time to stop; no more.
+"""Ask PID 1 over D-Bus what a service needs: jobs, its FD store, its time to stop.
 
 It asks between SIGTERM and its end, where every millisecond is a pause for its
 clients: importing a D-Bus library costs 80 ms, this costs one.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Reading D-Bus values by their signature; does no IO.
+"""Read D-Bus values by their signature; does no IO.
 
 https://dbus.freedesktop.org/doc/dbus-specification.html#message-protocol-marshaling
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What forbids a live upgrade of a unit as it is now, and why: pure, asks nobody.
+"""Say what forbids a live upgrade of a unit as it is now, and why, from values alone.
 
 Asked twice: by `upgrade` before it asks PID 1 for a reload, and by takeover, which PID 1 has
 started with today's settings, before it starts anything.

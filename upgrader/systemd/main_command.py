@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The command line and environment of a main process, as PID 1 would make them; starts nothing.
+"""Make the command line and environment of a main process as PID 1 would.
 
 Derived from those of a control process, which PID 1 has made from the same unit file.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Why PID 1 stops this unit: tells `stop`, `restart` and soft-reboot apart; stops nothing."""
+"""Say why PID 1 stops this unit: tell `stop`, `restart` and soft-reboot apart."""
 
 from __future__ import annotations
 

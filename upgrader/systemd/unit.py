@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What a service unit is: its name, the values PID 1 gives it, and the errors; asks nobody.
+"""What a service unit is: its name, the values PID 1 gives it, and the errors.
 
 UpgradeError
 └── UnitError            PID 1 could not be asked about a unit, or refused        .unit

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Work that mostly waits, side by side in threads; knows nothing of what it does."""
+"""Do work that mostly waits side by side, in threads."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar

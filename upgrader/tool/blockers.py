@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What stands in the way of an upgrade, judged from what PID 1 says of the unit; does nothing."""
+"""Judge from what PID 1 says of a unit what stands in the way of an upgrade."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What has changed since a service was started, so that an upgrade would make a difference; does nothing."""
+"""Say what has changed since a service was started, so that an upgrade would make a difference."""
 
 import contextlib
 import os

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Whether a unit can be upgraded, and how: every blocker and warning with its remedy; changes nothing."""
+"""Say whether a unit can be upgraded, and how: every blocker and warning with its remedy."""
 
 import contextlib
 import os

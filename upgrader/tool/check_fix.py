@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Writes what `check` has found missing into a drop-in of the unit; restarts nothing."""
+"""Write what `check` has found missing into a drop-in of the unit, for the next start."""
 
 import os
 from collections.abc import Sequence

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What `check` finds in the settings of a unit: those that surprise in an upgrade; changes nothing."""
+"""Find the settings of a unit that surprise in an upgrade, for `check`."""
 
 import contextlib
 import os

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A live upgrade as the running instance tells it while it goes on, and where its time went; decides
-nothing."""
+"""Follow a live upgrade as the running instance tells it, and add up where its time went."""
 
 import contextlib
 import threading

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Whether the credentials that a service has are what their files hold now; changes nothing.
+"""Say whether the credentials that a service has are what their files hold now.
 
 PID 1 reads LoadCredential= at a start, and gives a new instance that of the running one.
 """

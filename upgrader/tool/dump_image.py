@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What is in an image: a file, or what PID 1 holds for a unit; loads nothing and consumes nothing.
+"""Show what is in an image: a file, or what PID 1 holds for a unit, which it goes on holding.
 
 The state itself is the author's and may be secret: only names, versions and sizes are told.
 """

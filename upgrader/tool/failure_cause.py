@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Why a start of a unit failed, in one line, from the journal; judges nothing and changes nothing.
+"""Find in the journal why a start of a unit failed, in one line.
 
 The journal is read through `journalctl -o json`: python-systemd would be one more package that
 needs a compiler, for a file format that journalctl reads on every machine that has a journal.

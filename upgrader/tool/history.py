@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The upgrades of a unit as the journal has them, from the structured fields; changes nothing.
+"""Read the upgrades of a unit from the structured fields of the journal.
 
 Each side of an upgrade has an entry of its own, and takeover has one if it fails: `upgrades` puts
 together what belongs together.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Upgrades as an SVG picture, after the manner of `systemd-analyze plot`; reads nothing.
+"""Draw upgrades as an SVG picture, after the manner of `systemd-analyze plot`.
 
 One row for each: its phases as bars on a common axis, and in words what cannot be seen there.
 """

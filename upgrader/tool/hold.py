@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Holds: why hooks leave a unit alone; reads, writes and judges them, and obeys nothing.
+"""Read, write and judge holds: why hooks leave a unit alone.
 
 After a failed upgrade the old code runs while a bad version lies on disk, and whatever restarts the
 service next would start that one. Such a hold is what failed, since when, and why, in a file if root

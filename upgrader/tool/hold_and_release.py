@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Puts a unit on hold, and releases it, as an admin asks; nothing that can go wrong is raised."""
+"""Put a unit on hold, and release it, as an admin asks; failures are outcomes, not exceptions."""
 
 from collections.abc import Callable
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Asks the instances of a unit over their own sockets; decides nothing and trusts no answer.
+"""Ask the instances of a unit over their own sockets, and trust no answer.
 
 The sockets lie in a directory of the service: who answers must be a process of the unit, and what
 it says is only taken in the types of `varlink_types`. Each question has one deadline, in which the

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Fields of journal entries: which senders are believed, and what a field can mean; reads nothing.
+"""Say which senders of journal entries are believed, and what a field can mean.
 
 Any process may write any field. Only what begins with an underscore is journald's own, as it knows the
 sender (systemd.journal-fields(7)).

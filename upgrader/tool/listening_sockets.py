@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Which sockets the processes of a unit listen on, from /proc; opens none of them.
+"""Find in /proc which sockets the processes of a unit listen on.
 
 Layouts of /proc/PID/net/tcp, udp and unix: proc_pid_net(5), and net/ipv4/tcp_ipv4.c of Linux.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What became of one request, as a value, a line for people and an exit code; does nothing."""
+"""What became of one request, as a value, a line for people and an exit code."""
 
 import time
 from collections.abc import Callable

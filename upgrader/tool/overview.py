@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What there is to know of one unit, or of all that use the library; changes nothing.
+"""Collect what there is to know of one unit, or of all that use the library.
 
 PID 1 says whether it serves, the instance what it holds, and this machine whether it is held back.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A duplicate of an FD that PID 1 holds, for root to look at; takes nothing away from PID 1."""
+"""Duplicate an FD that PID 1 holds, for root to look at; PID 1 keeps its own."""
 
 import ctypes
 import os

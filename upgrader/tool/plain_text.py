@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What others have written, made safe to be shown to people; reads and prints nothing.
+"""Make what others have written safe to be shown to people.
 
 Everything that this side prints goes through `plain`, whoever wrote it: a version, a status text, the
 last line of a program may hold what controls a terminal, or what looks like a line of this tool.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Overviews in the text format of Prometheus, for the textfile collector; asks nobody.
+"""Show overviews in the text format of Prometheus, for the textfile collector.
 
 https://prometheus.io/docs/instrumenting/exposition_formats/
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Makes a unit startable however often it has failed, and loses nothing that PID 1 holds for it.
+"""Make a unit startable however often it has failed; PID 1 keeps all it holds for it.
 
 PID 1 forgets a unit, and its FD store with it, as soon as the unit is not failed any more and nothing
 refers to it (https://systemd.io/FILE_DESCRIPTOR_STORE/). So no other module resets a failure.

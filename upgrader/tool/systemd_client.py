@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The units and jobs of PID 1 over D-Bus, in typed values; decides nothing about upgrades.
+"""The units and jobs of PID 1 over D-Bus, in typed values.
 
 pystemd gives the connection and the encoding. Its classes that introspect an object are not used:
 one `GetAll` reads a whole unit, and each question to PID 1 during a restart lengthens the pause.

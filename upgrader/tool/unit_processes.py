@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The processes of a unit beside its main one: which an upgrade ends, and which nobody would; ends none."""
+"""Tell apart the processes of a unit beside its main one: which an upgrade ends, and which nobody would."""
 
 import contextlib
 import os

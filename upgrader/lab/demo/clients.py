@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The kinds of client, as asyncio protocols. Each reports to the ledger what it saw, and judges nothing itself.
+"""The kinds of client, as asyncio protocols. Each reports what it saw to the ledger, which judges it.
 
 A request is sent when it is due, even if the one before is not answered yet (HTTP/1.1 allows that). If the service stands
 still, requests wait, and each wait counts from when the request was due: no coordinated omission.

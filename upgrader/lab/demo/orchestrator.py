@@ -5,7 +5,7 @@ import contextlib
 import time
 
 from upgrader.lab.demo.findings import Findings
-from upgrader.lab.demo.loading import LoadProcess
+from upgrader.lab.demo.load_process import LoadProcess
 from upgrader.lab.demo.options import Options
 from upgrader.lab.demo.orders import (
     Begin,

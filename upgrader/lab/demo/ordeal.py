@@ -9,7 +9,7 @@ from upgrader.lab.demo.bad_versions import Bad, make
 from upgrader.lab.demo.fault_report import FaultRow
 from upgrader.lab.demo.faults import FAULTS, Fault
 from upgrader.lab.demo.interference import Interference
-from upgrader.lab.demo.loading import LoadProcess
+from upgrader.lab.demo.load_process import LoadProcess
 from upgrader.lab.demo.options import DemoError, Options
 from upgrader.lab.demo.orchestrator import begin, describe_load, load_of
 from upgrader.lab.demo.orders import EndOrder, ReadyEvent, ResultEvent, StopOrder, Window

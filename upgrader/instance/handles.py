@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What an author holds of what was declared: a state, a listener, a datagram socket; loads nothing."""
+"""What an author holds of what was declared: a state, a listener, a datagram socket."""
 
 import contextlib
 from collections.abc import Callable, Sequence

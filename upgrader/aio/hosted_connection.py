@@ -48,7 +48,7 @@ class Newcomer(asyncio.Protocol):
         self._on_made(made, self._protocol)
 
 
-class Hosted:
+class HostedConnection:
     """A connection of a listener, between a library and its transport."""
 
     __slots__ = (
@@ -332,7 +332,7 @@ class _Watch(asyncio.Protocol):
 class _Gate(_Watch):
     """Keeps what comes for an idle connection; everything else passes."""
 
-    def __init__(self, hosted: Hosted) -> None:
+    def __init__(self, hosted: HostedConnection) -> None:
         super().__init__(cast(asyncio.Protocol, hosted.protocol))
         self.held = bytearray()
         self.paused = False

@@ -13,10 +13,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from upgrader.aio.acceptor import Acceptor
-from upgrader.aio.hosted import Hosted, Newcomer
+from upgrader.aio.hosted_connection import HostedConnection, Newcomer
 from upgrader.errors import UnreadableState
+from upgrader.instance.commit import Adopted
 from upgrader.instance.declarations import Protocols
-from upgrader.instance.loaded import Adopted
 from upgrader.instance.save import Frozen
 from upgrader.protocol.identity import HasFileno, Identity, identify
 from upgrader.protocol.image import LeftBehind
@@ -44,7 +44,7 @@ class _Waiting:
     protocol: asyncio.BaseProtocol | None  # made beforehand where loading could fail
 
 
-class Hosting:
+class HostedListener:
     """All connections of one declared `Protocols`."""
 
     def __init__(
@@ -57,13 +57,13 @@ class Hosting:
         self._adapter = declared.adapter
         self._tls = declared.tls
         self._acceptor = Acceptor(loop, declared.listener, self._accept)
-        self.connections: list[Hosted] = []
+        self.connections: list[HostedConnection] = []
         self._sweep_at = _SPARE
         self._waiting: deque[_Waiting] = deque()
         self._attaching: set[asyncio.Task[None]] = set()
         self._adopting: asyncio.Task[None] | None = None
-        self._moving: list[Hosted] = []
-        self._ending: list[Hosted] = []  # before this instance has given up the others
+        self._moving: list[HostedConnection] = []
+        self._ending: list[HostedConnection] = []  # before this instance has given up the others
         self._told_to_end: list[LeftBehind] = []
         self._held = False
         self._crosses = True
@@ -136,7 +136,9 @@ class Hosting:
     ) -> None:
         def made(transport: asyncio.Transport, protocol: asyncio.BaseProtocol) -> None:
             tls = self._tls is not None
-            hosted = Hosted(self._name, self._adapter, identity, transport, protocol, tls=tls)
+            hosted = HostedConnection(
+                self._name, self._adapter, identity, transport, protocol, tls=tls
+            )
             self.connections.append(hosted)
             if moved:
                 hosted.start_clock()
@@ -192,14 +194,14 @@ class Hosting:
         self.open()
 
     async def all_passed(
-        self, deadline: float, but: Collection[Hosted], *, everything: bool
-    ) -> frozenset[Hosted]:
+        self, deadline: float, but: Collection[HostedConnection], *, everything: bool
+    ) -> frozenset[HostedConnection]:
         """Wait until each connection that is at work for a state now, or that is busy at all
         (`everything`), has come to an end of that, or for the deadline (of `time.monotonic`); meanwhile
         they go on. One without an end is not waited for, nor are those in `but`. Returns those that
         have not."""
 
-        def passes(hosted: Hosted) -> bool:
+        def passes(hosted: HostedConnection) -> bool:
             if hosted.endless:
                 return False
             if everything:
@@ -222,14 +224,14 @@ class Hosting:
                 self._go_on(hosted)
         return frozenset(waited_for)
 
-    def _go_on(self, hosted: Hosted) -> None:
+    def _go_on(self, hosted: HostedConnection) -> None:
         if not self._held:
             hosted.release()
 
     async def settle(
         self,
         deadline: float,
-        but: Collection[Hosted] = (),
+        but: Collection[HostedConnection] = (),
         *,
         for_good: bool = False,
         drained: bool = False,
@@ -238,7 +240,7 @@ class Hosting:
         whether it is. `but`: these are not waited for. `for_good`: all those that cannot move are,
         as well. `drained`: what is busy may end here afterwards."""
 
-        def busy(hosted: Hosted) -> bool:
+        def busy(hosted: HostedConnection) -> bool:
             if hosted.gone or (self._crosses and hosted.idle and not hosted.tls):
                 return False
             return for_good or (self._crosses and not hosted.stays)
@@ -261,7 +263,7 @@ class Hosting:
             await asyncio.sleep(min(look, left))
             look = min(look * 1.5, _LAST_LOOK)
 
-    def at_work(self) -> list[Hosted]:
+    def at_work(self) -> list[HostedConnection]:
         """Those that have something in hand, and may write to a state."""
         return [each for each in self.connections if self.with_state and each.at_work]
 
@@ -344,7 +346,7 @@ class Hosting:
         return left
 
     @property
-    def to_be_told(self) -> list[Hosted]:
+    def to_be_told(self) -> list[HostedConnection]:
         """Those that have no end of their own, and can be told goodbye, but were not."""
         if not self._adapter.says_goodbye:
             return []
@@ -380,7 +382,7 @@ class Goodbyes:
         self._spread = spread
         self._all = 0  # that were there at the beginning
 
-    def say(self, connections: Sequence[Hosted]) -> None:
+    def say(self, connections: Sequence[HostedConnection]) -> None:
         """Close as many of these as are due, the oldest first."""
         passed = time.monotonic() - self._begin
         if passed < 0:
@@ -392,7 +394,7 @@ class Goodbyes:
 
 
 async def end_all(
-    hostings: Collection[Hosting],
+    hostings: Collection[HostedListener],
     deadline: float,
     stop: asyncio.Event | None = None,
     goodbyes: Goodbyes | None = None,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A loaded instance between its loading and its commit, and the commit itself; loads nothing."""
+"""A loaded instance between its loading and its commit, and the commit itself."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from upgrader.instance import image_in_fd_store
     from upgrader.instance.gap import Gap
     from upgrader.instance.image_in_fd_store import SpreadImage
-    from upgrader.instance.live_destination import Taker
+    from upgrader.instance.live_destination import LiveDestination
     from upgrader.protocol.channel import ParkedChannel
     from upgrader.protocol.connection_state import ConnectionState
     from upgrader.protocol.identity import Identity
@@ -110,14 +110,14 @@ class Rebinding:
                 listen_again(old)
 
 
-class Arrival:
+class LoadedInstance:
     """A loaded instance before its commit."""
 
     def __init__(self) -> None:
         self.status = Status(1, Origin.COLD)
         self.adopted: list[Adopted] = []
         self.channel: ParkedChannel | SpreadImage | None = None
-        self.taker: Taker | None = None
+        self.migration: LiveDestination | None = None
         self.frozen_at: int | None = None  #: CLOCK_MONOTONIC in nanoseconds: nobody serves since
         self.gap: Gap | None = None  #: in which datagrams may have been dropped
         self.overrides: Mapping[str, str] = {}  #: set at run time, inherited
@@ -141,7 +141,7 @@ class Arrival:
         def own() -> None:
             nonlocal owned
             owned = True
-            if self.taker:
+            if self.migration:
                 self._note_pause()
             for bound, old in self.replaced:
                 _take_backlog(bound, old)
@@ -151,8 +151,8 @@ class Arrival:
         try:
             for each in self.rebinding:
                 self.persistent += each.perform()
-            if self.taker:
-                self.taker.acknowledge(own)
+            if self.migration:
+                self.migration.acknowledge(own)
             else:
                 self._note_pause()
                 self._commit(notifier, store)
