@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Keys with times to live, and channels with subscribers, in two versions (VERSION) whose states differ.
 
+With REFUSE it refuses to take over.
+
 Commands are lines: `SET K V`, `SLOWSET K V` (within a turn of some milliseconds), `INCR K`, `GET K`,
 `EXPIRE K MS`, `COUNT` (of keys), `SUBSCRIBE CHANNEL`, `PUBLISH CHANNEL TEXT` (answers with how many it
 reached), `PING`, `VERSION`. Subscribers get `CHANNEL NUMBER TEXT`; on the channel `expired` the texts
@@ -128,11 +130,9 @@ async def main() -> None:
             """Tell all subscribers; returns how many."""
             number = cache.news[channel] = cache.news.get(channel, 0) + 1
             subscribers = [each for each in instance.peers if channel in each.state.channels]
-            told = set(map(id, subscribers))
+            news = f"{channel} {number} {text}\n".encode()
             missed = instance.peers.broadcast(
-                f"{channel} {number} {text}\n".encode(),
-                to=lambda each: id(each) in told,
-                limit=LIMIT,
+                news, to=lambda each: channel in each.state.channels, limit=LIMIT
             )
             return len(subscribers) - len(missed)
 
@@ -177,6 +177,12 @@ async def main() -> None:
                 now = time.time()
                 for due, key in cache.take_due(now):
                     publish(cache, "expired", f"{key} {due:.6f} {now:.6f}")
+
+        if "REFUSE" in os.environ:
+
+            @instance.verify
+            def refuse(cache: Cache) -> None:
+                raise ValueError(f"not with {len(cache)} keys")
 
         await instance.serve(tasks=[expire])
 
