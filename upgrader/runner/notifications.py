@@ -18,6 +18,7 @@ from upgrader.runner.processes import parent
 _SIZE = 1 << 16
 _FDS = 253  # SCM_MAX_FD
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
+_ONCE = 64  # messages taken without a look at anything else: anybody can send any number
 _DEEPEST = 64  # generations of processes between a sender and the program
 #: What PID 1 is told as well, of the program that serves.
 RELAYED = ("STATUS", "WATCHDOG", "ERRNO", "EXTEND_TIMEOUT_USEC")
@@ -42,9 +43,9 @@ class Notifications:
         return self._sock.fileno()
 
     def receive(self) -> None:
-        """Take all that has come: a sender blocks if nobody does. Whoever waits for BARRIER=1 waits
-        for its FD to be closed, which it is."""
-        while True:
+        """Take what has come: a sender blocks if nobody does. Whoever waits for BARRIER=1 waits for
+        its FD to be closed, which it is."""
+        for _ in range(_ONCE):
             space = socket.CMSG_SPACE(_FDS * 4) + socket.CMSG_SPACE(_CREDENTIALS.size)
             try:
                 data, ancillary, _, _ = self._sock.recvmsg(_SIZE, space, socket.MSG_CMSG_CLOEXEC)
@@ -63,7 +64,7 @@ class Notifications:
                 lines = data.decode(errors="replace").splitlines()
                 self._on_message(dict(line.partition("=")[::2] for line in lines))
             else:
-                _log.warning("a notification of process %d, which is not of the program", sender)
+                _log.debug("a notification of process %d, which is not of the program", sender)
             for fd in fds:
                 fd.close()
 

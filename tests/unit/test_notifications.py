@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What a runner hears from its program, and from everybody else."""
+
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping
+
+import pytest
+
+from upgrader.runner.notifications import Notifications
+
+
+class Heard:
+    """A socket, what it was told, and one that tells it; `answer` is called for each message."""
+
+    def __init__(self) -> None:
+        self.messages: list[Mapping[str, str]] = []
+        self.answer: Callable[[], object] = lambda: None
+        self.notifications = Notifications(self.hear)
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.sock.connect("\0" + self.notifications.address[1:])
+
+    def hear(self, fields: Mapping[str, str]) -> None:
+        """Note it."""
+        self.messages.append(fields)
+        assert len(self.messages) < 1000
+        self.answer()
+
+
+@pytest.fixture
+def heard() -> Iterator[Heard]:
+    made = Heard()
+    with made.sock:
+        yield made
+    made.notifications.close()
+
+
+def test_only_the_program_is_heard(heard: Heard) -> None:
+    """Before its PID is known, nobody is."""
+    heard.sock.send(b"READY=1")
+    heard.notifications.receive()
+    assert [] == heard.messages
+    heard.notifications.program = os.getpid()
+    heard.sock.send(b"READY=1\nSTATUS=x=y")
+    heard.notifications.receive()
+
+    assert [{"READY": "1", "STATUS": "x=y"}] == heard.messages
+
+
+def test_whoever_sends_without_end_holds_nothing_up(heard: Heard) -> None:
+    """There is a turn for the runner's other work after some of it, and the rest waits."""
+    heard.notifications.program = os.getpid()
+    heard.answer = lambda: heard.sock.send(b"STATUS=again")
+    heard.sock.send(b"STATUS=first")
+    heard.notifications.receive()
+    first = len(heard.messages)
+    heard.notifications.receive()
+
+    assert first < len(heard.messages)
