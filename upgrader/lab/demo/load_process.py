@@ -25,7 +25,7 @@ class LoadProcess:
     def __init__(self, machine: PrivateSystemd) -> None:
         self._errors = os.fdopen(os.memfd_create("load-client"), "w+b")
         self._process = machine.popen(
-            [sys.executable, "-m", f"{__package__}.load"],
+            [sys.executable, "-m", f"{__package__}.load_client"],
             network_only=True,
             env={"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
             stdin=subprocess.PIPE,
