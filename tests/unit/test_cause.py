@@ -52,6 +52,24 @@ def test_the_library_s_own_words_come_first() -> None:
     assert (found.text, found.source) == ("state 'x' is unreadable", CauseSource.LIBRARY)
 
 
+def test_last_words_that_journald_could_not_place() -> None:
+    """A process that has ended has no invocation any more; what came before the start is another's."""
+
+    def said(last: str) -> str:
+        found = cause(
+            entries(
+                program("goodbye", ""), {"MESSAGE": "Starting", "INVOCATION_ID": NEW}, program(last, ""),
+                exited("exited", "1"), failed("exit-code"),
+            ),
+            unit(),
+            old_invocation=OLD,
+        )  # fmt: skip
+        return found.text
+
+    assert "no such key" in said("no such key")
+    assert "goodbye" not in said("")
+
+
 def test_of_a_traceback_the_line_that_names_the_exception() -> None:
     """A Python traceback is told by its exception, even if more was written after it."""
     lines = [

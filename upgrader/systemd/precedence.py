@@ -7,6 +7,8 @@ it can be taken back without privileges, and system call filters know nothing of
 
 from __future__ import annotations
 
+import time
+
 #: Seconds after which a process that gives way should have come far enough: on a machine that is
 #: busy with something else it would hardly run.
 COURTESY = 0.5
@@ -20,13 +22,18 @@ def give_way() -> None:
 
 
 def claim() -> None:
-    """Go alike again, at once or a little later."""
+    """Go alike again, at once or as soon as the kernel lets it."""
     if not _set(0):
         import threading  # seldom needed, and too much for takeover
 
-        timer = threading.Timer(_PAUSE, _set, (0,))
-        timer.daemon = True
-        timer.start()
+        name = "upgrader-precedence"
+        threading.Thread(target=_claim_in_time, name=name, daemon=True).start()
+
+
+def _claim_in_time() -> None:
+    """Others set theirs as well, and whoever gave up now would serve in last place for ever."""
+    while not _set(0):
+        time.sleep(_PAUSE)
 
 
 def end(pid: int) -> None:

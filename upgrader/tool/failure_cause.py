@@ -128,7 +128,9 @@ def cause(
     result, code, status = unit.result, _CODES.get(unit.exec_main_code, ""), unit.exec_main_status
     if ended:
         last = ended[-1].invocation
-        starts = [entry for entry in starts if entry.invocation == last]
+        # Of a process that ended before journald got to its last words, the invocation is not known.
+        since = next(n for n, entry in enumerate(starts) if entry.invocation == last)
+        starts = [entry for entry in starts[since:] if entry.invocation in (last, "")]
         results = [entry.fields["UNIT_RESULT"] for entry in starts if "UNIT_RESULT" in entry.fields]
         # That PID 1 gave up says nothing of what made it give up.
         result = next(
