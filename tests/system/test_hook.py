@@ -180,8 +180,8 @@ def test_a_template_stands_for_its_instances(clean: PrivateSystemd, install: Ins
     first.environment()
 
 
-def test_nobody_holds_up_a_transaction(clean: PrivateSystemd, install: Install) -> None:
-    """A2: no other user can open a lock of the hook, and so hold dpkg's trigger for ever."""
+def test_a2_nobody_holds_up_a_transaction(clean: PrivateSystemd, install: Install) -> None:
+    """No other user can open a lock of the hook, and so hold dpkg's trigger for ever."""
     service = install(clean, "unlocked", "holder")
     clean.run(["mkdir", "-p", "-m", "755", "/run/upgrader/hook/lock"])
     hook(clean, service.unit)

@@ -13,7 +13,7 @@ def talks(service: Service) -> bool:
     return eventually(lambda: service.show("StatusText")[0].endswith(" messages so far"))
 
 
-def test_a_status_text_of_the_program(any_machine: PrivateSystemd, install: Install) -> None:
+def test_u5_a_status_text_of_the_program(any_machine: PrivateSystemd, install: Install) -> None:
     """Who uses the library and what became of an upgrade is told by the instances: to check, status,
     list, upgrade in each mode, and to the hook of package managers."""
     # The machine may be made of a container, whose own answer is no.
