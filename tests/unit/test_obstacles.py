@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What stands in the way of an upgrade, judged from what PID 1 says of the unit."""
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from tests.unit.units import unit
 from upgrader.protocol.varlink_types import Description
-from upgrader.systemd.unit import FdStoreContents
+from upgrader.systemd.unit import FdStoreContents, Unit
+from upgrader.tool import upgrade
 from upgrader.tool.blockers import not_ours, parked_image, settings
 from upgrader.tool.instance_client import InstanceError
 from upgrader.tool.presence import Presence
+from upgrader.tool.systemd_client import Systemd
+from upgrader.tool.upgrade import Wish
 
 
 def test_a_healthy_unit_has_no_obstacle() -> None:
@@ -74,3 +77,32 @@ def test_without_names_the_count_must_do() -> None:
     """Before systemd 254 there is an image if there are more FDs than were known."""
     assert parked_image(FdStoreContents(2, None), others=1) == 0
     assert parked_image(FdStoreContents(1, None), others=1) is None
+
+
+def test_a_job_that_has_just_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The unit is judged as it is after the job, and not as it was in the middle of it."""
+
+    class Ended:
+        """PID 1, between whose answers another's restart ends."""
+
+        user = False
+
+        def __init__(self) -> None:
+            self.units = [unit(active_state="activating", sub_state="start", job_id=7), unit()]
+
+        def unit(self, name: str) -> Unit:
+            return self.units.pop(0)
+
+        def job(self, unit: Unit) -> None:
+            return None
+
+    class Judged(Exception):
+        pass
+
+    def judge(systemd: object, unit: Unit) -> bool:
+        raise Judged(unit.active_state)
+
+    monkeypatch.setattr(upgrade, "is_kept", judge)
+
+    with pytest.raises(Judged, match=r"^active$"):
+        upgrade._upgrade(cast(Systemd, Ended()), "web.service", Wish(), lambda text: None, 0.0)

@@ -149,12 +149,13 @@ def _upgrade(systemd: Systemd, name: str, wish: Wish, progress: Tell, begin: flo
     if held := hold.by_admin(unit.id, user=systemd.user):
         remedy = f"when that is over: upgrader unhold {unit.id}"
         return Outcome.failed(Verb.UPGRADE, unit.id, Result.HELD, str(held), remedy)
-    if unit.job_id and (job := systemd.job(unit)):
-        if wish.dry_run or not wish.wait:
-            raise JobConflict(unit.id, _holder(unit, job))
-        if (followed := _follow(systemd, unit, job, wish.timeout, progress)) is not None:
-            return followed
-        unit = systemd.unit(name)
+    if unit.job_id:
+        if job := systemd.job(unit):
+            if wish.dry_run or not wish.wait:
+                raise JobConflict(unit.id, _holder(unit, job))
+            if (followed := _follow(systemd, unit, job, wish.timeout, progress)) is not None:
+                return followed
+        unit = systemd.unit(name)  # the job has ended, and changed it
     if is_kept(systemd, unit):
         if wish.dry_run:
             done = "would be started, with what systemd holds for it"
