@@ -71,6 +71,7 @@ class Answering:
             return
 
         def make() -> None:
+            from functools import partial
             from pathlib import Path
 
             from upgrader.instance import live_source  # noqa: F401
@@ -79,9 +80,10 @@ class Answering:
             from upgrader.systemd.start_record import ask_settings
 
             report = self._report
-            report.settings = found = ask_settings(
-                report.unit, self._number, ENVIRONMENT, report.made_from
+            report.ask_settings = partial(
+                ask_settings, report.unit, self._number, ENVIRONMENT, report.made_from
             )
+            report.settings = found = report.ask_settings()
             if not found.heard:
                 _log.warning("%s%s", _NOT_HEARD, _HIDDEN if report.bus_hidden else "")
             if found.directory:

@@ -59,6 +59,8 @@ class SelfReport:
         self.refusal: varlink_types.Refusal | None = None
         #: Of the unit at the start of this process; None as long as PID 1 was not asked.
         self.settings: Settings | None = None
+        #: Asks PID 1 for them; there as soon as that was done once.
+        self.ask_settings: Callable[[], Settings] | None = None
         #: What takeover has said of them; None if PID 1 has made this process.
         self.made_from: str | None = None
         self._began = time.monotonic_ns()
@@ -98,7 +100,10 @@ class SelfReport:
 
     @property
     def hears_systemd(self) -> bool:
-        """Whether PID 1 could be asked at the start of this process, as far as that was tried."""
+        """Whether PID 1 can be asked, as far as that was tried: at the start of this process, when PID 1
+        may have been executing itself anew, and else now."""
+        if self.ask_settings and self.settings and not self.settings.heard:
+            self.settings = self.ask_settings()
         return self.settings is None or self.settings.heard
 
     @property
