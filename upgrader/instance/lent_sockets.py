@@ -7,7 +7,6 @@ Then the destination may send a name, ended by a NUL, with one FD: the source ha
 answers with a NUL, or with why it does not.
 """
 
-import array
 import contextlib
 import socket
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from typing import Any, Self
 
 from upgrader.codes import Code
 from upgrader.errors import ChannelError, NotifyError
-from upgrader.protocol.fd import Fd
+from upgrader.protocol.fd import Fd, received
 from upgrader.protocol.identity import HasFileno
 from upgrader.protocol.varlink import INTERFACE, VarlinkError
 from upgrader.protocol.varlink_client import call
@@ -114,7 +113,4 @@ def _receive(sock: socket.socket, count: int) -> list[Fd]:
 def _take(sock: socket.socket, size: int) -> tuple[bytes, list[Fd]]:
     space = socket.CMSG_SPACE(_GROUP * 4)
     data, ancillary, _, _ = sock.recvmsg(size, space, socket.MSG_CMSG_CLOEXEC)
-    numbers = array.array("i")
-    for _, _, part in ancillary:
-        numbers.frombytes(part[: len(part) - len(part) % numbers.itemsize])
-    return data, [Fd(number) for number in numbers]
+    return data, received(ancillary)

@@ -7,7 +7,6 @@ nothing any more, and a child would speak in the name of an instance that serves
 
 from __future__ import annotations
 
-import array
 import contextlib
 import os
 import socket
@@ -17,7 +16,7 @@ import threading
 from upgrader.errors import NotifyError
 from upgrader.instance.fork_guard import Fence
 from upgrader.instance.self_report import SelfReport
-from upgrader.protocol.fd import Fd
+from upgrader.protocol.fd import Fd, received
 from upgrader.protocol.kinds import Standing
 
 TYPE_CHECKING = False
@@ -71,13 +70,9 @@ class NotifyRelay:
             data, ancillary, flags, _ = self._sock.recvmsg(_BYTES, space, socket.MSG_CMSG_CLOEXEC)
             if not ancillary:
                 return  # each message has credentials
-            pid, fds = 0, []
+            pid, fds = 0, received(ancillary)
             for _, kind, part in ancillary:
-                if kind == socket.SCM_RIGHTS:
-                    numbers = array.array("i")
-                    numbers.frombytes(part[: len(part) - len(part) % numbers.itemsize])
-                    fds += [Fd(number) for number in numbers]
-                else:
+                if kind == socket.SCM_CREDENTIALS:
                     pid, _, _ = _CREDENTIALS.unpack(part)
             cut = flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC)
             if pid == self._pid and not cut:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from upgrader.errors import ChannelBusy, ChannelError, ProtocolError, UpgradeError
 from upgrader.protocol import records
-from upgrader.protocol.fd import Fd
+from upgrader.protocol.fd import Fd, received
 from upgrader.protocol.identity import HasFileno
 from upgrader.protocol.record_order import Incoming, batches
 
@@ -94,7 +94,7 @@ def receive(
         raise
     except OSError as error:
         raise ChannelError(f"the channel cannot be read: {error.strerror}") from error
-    fds = [Fd(number) for part in ancillary for number in _numbers(*part)]
+    fds = received(ancillary)
     try:
         if result & socket.MSG_CTRUNC:
             raise ChannelError(
@@ -346,11 +346,3 @@ def _send_batches(writer: socket.socket, fds: Sequence[HasFileno]) -> tuple[int,
             return sent, records.EndReason.TOO_MANY_IN_FLIGHT
         sent += batch.count
     return sent, records.EndReason.COMPLETE
-
-
-def _numbers(level: int, kind: int, data: bytes) -> Sequence[int]:
-    if level != socket.SOL_SOCKET or kind != socket.SCM_RIGHTS:
-        return ()
-    numbers = array.array("i")
-    numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
-    return numbers

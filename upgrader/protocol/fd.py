@@ -9,8 +9,11 @@ import socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import TracebackType
     from typing import Self
+
+_SIZE = 4  # bytes of a number in SCM_RIGHTS, an int: unix(7)
 
 
 class Fd:
@@ -66,3 +69,13 @@ class Fd:
 
     def __repr__(self) -> str:
         return f"Fd({self._number})"
+
+
+def received(ancillary: Iterable[tuple[int, int, bytes]]) -> list[Fd]:
+    """Own the FDs that recvmsg(2) has brought along; a number that was cut off is left out."""
+    return [
+        Fd(number)
+        for level, kind, data in ancillary
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS)
+        for number in memoryview(data[: len(data) - len(data) % _SIZE]).cast("i")
+    ]

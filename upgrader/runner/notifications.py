@@ -5,14 +5,13 @@ Abstract, so that a program which has dropped its privileges reaches it as well;
 and a message counts only if its sender is the program or below it. sd_notify(3).
 """
 
-import array
 import logging
 import os
 import socket
 import struct
 from collections.abc import Callable, Mapping, Sequence
 
-from upgrader.protocol.fd import Fd
+from upgrader.protocol.fd import received
 from upgrader.runner.processes import parent
 
 _SIZE = 1 << 16
@@ -51,15 +50,10 @@ class Notifications:
                 data, ancillary, _, _ = self._sock.recvmsg(_SIZE, space, socket.MSG_CMSG_CLOEXEC)
             except OSError:
                 return
-            sender = 0
-            fds: list[Fd] = []
+            sender, fds = 0, received(ancillary)
             for _, kind, part in ancillary:
                 if kind == socket.SCM_CREDENTIALS:
                     sender, _, _ = _CREDENTIALS.unpack(part)
-                else:
-                    numbers = array.array("i")
-                    numbers.frombytes(part[: len(part) - len(part) % numbers.itemsize])
-                    fds += map(Fd, numbers)
             if self._is_programs(sender):
                 lines = data.decode(errors="replace").splitlines()
                 self._on_message(dict(line.partition("=")[::2] for line in lines))

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What processes tell PID 1 by sd_notify(3), and the FDs that they store with it."""
 
-import array
 import os
 import select
 import socket
@@ -9,7 +8,7 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from upgrader.protocol.fd import Fd
+from upgrader.protocol.fd import Fd, received
 
 
 class NotifySocket:
@@ -66,10 +65,7 @@ class NotifySocket:
     def _receive(self) -> None:
         space = socket.CMSG_SPACE(253 * 4)
         data, ancillary, _, _ = self._sock.recvmsg(4096, space, socket.MSG_CMSG_CLOEXEC)
-        numbers = array.array("i")
-        for _, _, part in ancillary:
-            numbers.frombytes(part)
-        fds = [Fd(number) for number in numbers]
+        fds = received(ancillary)
         fields = dict(line.partition("=")[::2] for line in data.decode().splitlines())
         name = fields.get("FDNAME", "stored")
         if fields.get("FDSTOREREMOVE") == "1":
