@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from upgrader.errors import DeclarationError
+from upgrader.protocol.programs import Passing, Readiness, known, program_name
 from upgrader.runner.after_stop import is_restarted
 from upgrader.runner.options import Listen, RunnerOptions
 from upgrader.runner.passing import Given, arguments, variables
-from upgrader.runner.programs import Passing, Readiness
 from upgrader.runner.shared_sockets import Paths, SocketSettings
 from upgrader.systemd.own_unit import StopReason
 
@@ -154,3 +154,32 @@ def test_files_are_put_back(tmp_path: Path) -> None:
         paths.forget()
 
     assert {path, pid_file} == set(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/usr/sbin/php-fpm8.4", "php-fpm"),
+        ("/usr/bin/python3.11", "python"),
+        ("/srv/apachectl", "apachectl"),
+        ("h2o", "h2o"),
+        ("x-7", "x"),
+        ("7", "7"),
+    ],
+)
+def test_a_binary_with_its_version_in_its_name(path: str, name: str) -> None:
+    """It is the program without it."""
+    assert name == program_name(path)
+
+
+def test_an_admin_says_more_of_a_program(tmp_path: Path) -> None:
+    """Also what keeps it from being adopted; by its name with or without the version."""
+    text = '[mine]\nexclusive = "a lock"\nforeground = ["-F"]\n[mine2]\nbinds = true\n'
+    (tmp_path / "mine.toml").write_text(text)
+    one, two = known("/bin/mine3", str(tmp_path)), known("mine2", str(tmp_path))
+
+    assert ("a lock", ("-F",), False) == (one.exclusive, one.foreground, one.adoptable)
+    assert (True, False) == (two.binds, two.adoptable)
+    (tmp_path / "mine.toml").write_text("[mine]\nbinds = 1\n")
+    with pytest.raises(ValueError, match=r"mine\.toml: mine: exclusive is a text"):
+        known("mine", str(tmp_path))

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from upgrader.protocol.programs import Passing, Readiness, known, signal_named
 from upgrader.protocol.systemd_syntax import LONGEST, time_span
-from upgrader.runner.programs import Passing, Readiness, known, signal_named
 
 _USAGE = "python -m upgrader.run [OPTIONS] -- PROGRAM [ARGUMENTS]"
 _DRAIN_LIMIT = 3600.0  # seconds

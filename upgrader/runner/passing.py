@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from upgrader.errors import DeclarationError
 from upgrader.protocol.identity import HasFileno
 from upgrader.protocol.kinds import show_address
-from upgrader.runner.programs import Passing
+from upgrader.protocol.programs import Passing
 from upgrader.systemd.listen_fds import FIRST
 
 _PLACE = re.compile(r"\{fd:([^{}]*)\}")

@@ -25,6 +25,7 @@ from upgrader.aio.instance import Instance
 from upgrader.codes import Code
 from upgrader.errors import BusError, DeclarationError, UpgradeError, VerifyError
 from upgrader.protocol.identity import identify
+from upgrader.protocol.programs import Passing, Readiness
 from upgrader.protocol.rendezvous import PREFLIGHT, PREFLIGHT_1
 from upgrader.runner.children import Children
 from upgrader.runner.getsocks import OldHaproxy
@@ -32,7 +33,6 @@ from upgrader.runner.notifications import Notifications, relayed
 from upgrader.runner.options import RunnerOptions
 from upgrader.runner.passing import Given, arguments, variables
 from upgrader.runner.processes import RunningProcess, end
-from upgrader.runner.programs import Passing, Readiness
 from upgrader.runner.readiness import listens
 from upgrader.runner.shared_sockets import Paths, SocketSettings, record
 from upgrader.runner.spawn import Held, StartOrder, soft_limits

@@ -3,6 +3,7 @@
 
 import glob
 import os
+import re
 import signal
 from dataclasses import dataclass
 from enum import StrEnum
@@ -32,7 +33,9 @@ class Program:
     """One program: what its own documentation says of inherited listeners, its end and its reload.
 
     `drain`: the signal at which it ends after what it is at; `reload`: the signal at which it reads
-    its configuration again, None if it knows none; `test`: arguments with which it only tests that.
+    its configuration again, None if it knows none; `test`: arguments with which it only tests that;
+    `background`: words with which it leaves the foreground, `foreground`: those that it needs to stay
+    there. `exclusive`: what two of them cannot share; `binds`: it takes no listeners, and binds its own.
     """
 
     passing: Passing = Passing.LISTEN_FDS
@@ -40,20 +43,47 @@ class Program:
     drain: signal.Signals = signal.SIGTERM
     reload: signal.Signals | None = None
     test: tuple[str, ...] = ()
+    background: tuple[str, ...] = ()
+    foreground: tuple[str, ...] = ()
+    exclusive: str = ""
+    binds: bool = False
+
+    @property
+    def adoptable(self) -> bool:
+        """Whether it can be the program of a runner."""
+        return not (self.exclusive or self.binds)
 
 
+#: Of two that write the same files, or hold the same data in memory, one at most serves clients.
+_POSTGRESQL = Program(exclusive="its data directory and shared memory")
+_MARIADB = Program(exclusive="a lock on its data")
+_REDIS = Program(exclusive="its data in memory, which two would write to the same files")
+_APACHE = Program(binds=True)
 #: By the name of the binary. Of nginx: https://nginx.org/en/docs/control.html; of gunicorn:
 #: https://docs.gunicorn.org/en/stable/signals.html and .../deploy.html#systemd; of HAProxy: its
 #: management.txt, 3 and 4; of node: `server.listen({fd: 3})`, https://nodejs.org/api/net.html; of uvicorn: its --fd.
 PROGRAMS = {
     "nginx": Program(Passing.NGINX, Readiness.LISTENING, signal.SIGQUIT, signal.SIGHUP, ("-t",)),
-    "gunicorn": Program(reload=signal.SIGHUP, test=("--check-config",)),
-    "haproxy": Program(Passing.HAPROXY, Readiness.NOTIFY, signal.SIGUSR1, signal.SIGUSR2, ("-c",)),
+    "gunicorn": Program(
+        reload=signal.SIGHUP, test=("--check-config",), background=("-D", "--daemon")
+    ),
+    "haproxy": Program(
+        Passing.HAPROXY, Readiness.NOTIFY, signal.SIGUSR1, signal.SIGUSR2, ("-c",),
+        background=("-D", "-W"), foreground=("-Ws",),
+    ),
     "node": Program(Passing.LISTEN_FDS, Readiness.LISTENING),
     "uvicorn": Program(Passing.NONE, Readiness.LISTENING),
-}
-
-
+    "apache2": _APACHE,
+    "apache2ctl": _APACHE,
+    "apachectl": _APACHE,
+    "mariadbd": _MARIADB,
+    "mysqld": _MARIADB,
+    "pg_ctlcluster": _POSTGRESQL,
+    "postgres": _POSTGRESQL,
+    "redis-server": _REDIS,
+    "valkey-server": _REDIS,
+    "varnishd": Program(exclusive="its cache in memory", binds=True),
+}  # fmt: skip
 #: Where an admin says more: a table for each program, by the name of its binary.
 DIRECTORY = "/etc/upgrader/programs.d"
 
@@ -61,18 +91,25 @@ DIRECTORY = "/etc/upgrader/programs.d"
 def known(path: str, directory: str = DIRECTORY) -> Program:
     """What is known of a program, from an admin first, or else what most programs for systemd do;
     raises ValueError that names the file."""
-    name = os.path.basename(path)
+    name, own = program_name(path), os.path.basename(path)
     for file in sorted(glob.glob(f"{glob.escape(directory)}/*.toml")):
         import tomllib  # seldom needed
 
         try:
             with open(file, "rb") as opened:
-                table = tomllib.load(opened).get(name)
+                tables = tomllib.load(opened)
+            table = tables.get(own, tables.get(name))
             if table is not None:
                 return _read(table)
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"{file}: {name}: {error}") from error
     return PROGRAMS.get(name, Program())
+
+
+def program_name(path: str) -> str:
+    """The name in the table of the binary at a path: that of `/usr/sbin/php-fpm8.4` is php-fpm."""
+    name = os.path.basename(path)
+    return name if name in PROGRAMS else re.sub(r"(?<=[a-z])-?[0-9.]+$", "", name)
 
 
 def signal_named(text: str) -> signal.Signals:
@@ -81,16 +118,30 @@ def signal_named(text: str) -> signal.Signals:
 
 
 def _read(table: dict[str, Any]) -> Program:
-    unknown = table.keys() - {"pass", "ready", "drain-signal", "reload", "test"}
+    unknown = table.keys() - {
+        "pass", "ready", "drain-signal", "reload", "test", "background", "foreground", "exclusive",
+        "binds",
+    }  # fmt: skip
     if unknown:
         raise ValueError(f"there is no {', '.join(sorted(unknown))}")
-    test = table.get("test", [])
-    if not (isinstance(test, list) and all(isinstance(word, str) for word in test)):
-        raise ValueError("test is a list of words")
+    exclusive, binds = table.get("exclusive", ""), table.get("binds", False)
+    if not (isinstance(exclusive, str) and isinstance(binds, bool)):
+        raise ValueError("exclusive is a text, and binds is true or false")
     return Program(
         Passing(table.get("pass", Passing.LISTEN_FDS)),
         Readiness(table.get("ready", Readiness.NOTIFY)),
         signal_named(table.get("drain-signal", "SIGTERM")),
         signal_named(table["reload"]) if "reload" in table else None,
-        tuple(test),
+        _words(table, "test"),
+        _words(table, "background"),
+        _words(table, "foreground"),
+        exclusive,
+        binds,
     )
+
+
+def _words(table: dict[str, Any], name: str) -> tuple[str, ...]:
+    words = table.get(name, [])
+    if not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
+        raise ValueError(f"{name} is a list of words")
+    return tuple(words)
