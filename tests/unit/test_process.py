@@ -4,9 +4,13 @@
 import contextlib
 import gc
 import os
+import re
 import resource
+import subprocess
+import sys
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -87,3 +91,20 @@ def test_free_numbers() -> None:
                 stack.callback(os.close, os.dup(0))
 
         assert 0 == free_numbers()
+
+
+def test_the_table_of_fds_does_not_grow_while_it_is_served(tmp_path: Path) -> None:
+    """The kernel has all threads of a process wait for 10 to 20 ms for a larger one; see proc(5) on
+    FDSize. An instance has its one before there is any thread, also with few FDs allowed."""
+    script = tmp_path / "program.py"
+    script.write_text(
+        "import upgrader\n"
+        "with upgrader.attach('table'):\n"
+        "    print(open('/proc/self/status').read())\n"
+    )
+    for allowed, wanted in (16384, 16384), (300, 256):
+        command = ["prlimit", f"--nofile={allowed}:{allowed}", sys.executable, script]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        size = re.search(r"^FDSize:\s+(\d+)$", said, re.MULTILINE)
+
+        assert int(size[1] if size else 0) >= wanted

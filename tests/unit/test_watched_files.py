@@ -32,7 +32,7 @@ def test_u8_a_file_that_was_replaced(tmp_path: Path) -> None:
     for path in old, gone:
         path.write_text("one")
     watched = watching(old, gone, new)
-    assert not watched.changed()
+    assert not watched.look().changed
     before = old.stat()
     shutil.copy2(old, tmp_path / "copy")
     (tmp_path / "copy").write_text("two")
@@ -41,7 +41,7 @@ def test_u8_a_file_that_was_replaced(tmp_path: Path) -> None:
     gone.unlink()
     new.write_text("")
 
-    assert {str(old), str(gone), str(new)} == set(watched.changed())
+    assert {str(old), str(gone), str(new)} == set(watched.look().changed)
 
 
 def test_u8_a_file_that_was_written_in_place(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_u8_a_file_that_was_written_in_place(tmp_path: Path) -> None:
     path.write_text("two")
     same_dates(path, before)
 
-    assert [str(path)] == watched.changed()
+    assert [str(path)] == watched.look().changed
 
 
 def test_u9_a_file_with_another_change_time_only(tmp_path: Path) -> None:
@@ -60,12 +60,12 @@ def test_u9_a_file_with_another_change_time_only(tmp_path: Path) -> None:
     path = tmp_path / "config"
     path.write_text("one")
     watched, before = watching(path), path.stat().st_ctime_ns
-    fingerprint = watched.fingerprint()
+    fingerprint = watched.look().fingerprint
     os.link(path, tmp_path / "link")
     while path.stat().st_ctime_ns == before:  # until the kernel's clock has ticked
         path.chmod(0o600)
 
-    assert ([], fingerprint) == (watched.changed(), watched.fingerprint())
+    assert ([], fingerprint) == (watched.look().changed, watched.look().fingerprint)
 
 
 def test_u8_an_image_with_the_same_dates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,11 +81,11 @@ def test_u8_an_image_with_the_same_dates(tmp_path: Path, monkeypatch: pytest.Mon
     watched = watching(path)
     path.write_text("two")
 
-    assert not watched.changed()
+    assert not watched.look().changed
     monkeypatch.setattr(
         watched_files, "_never_written", lambda: frozenset(watched_files._read_only([line]))
     )
-    assert [str(path)] == watched.changed()
+    assert [str(path)] == watched.look().changed
 
 
 def test_only_file_systems_that_nobody_writes_to(tmp_path: Path) -> None:
@@ -107,11 +107,11 @@ def test_u8_a_link_that_names_another_directory(tmp_path: Path) -> None:
     watched = WatchedFiles(time.monotonic_ns())
     watched.add_directory(str(link))
     (link / "file").touch()
-    assert not watched.changed()
+    assert not watched.look().changed
     link.unlink()
     link.symlink_to("two")
 
-    assert [str(link)] == watched.changed()
+    assert [str(link)] == watched.look().changed
 
 
 def test_a_file_that_a_reload_reads_anew(tmp_path: Path) -> None:
@@ -122,14 +122,14 @@ def test_a_file_that_a_reload_reads_anew(tmp_path: Path) -> None:
     watched = watching(path, reread=True)
     for text in ("second", "the third"):
         path.write_text(text)
-        assert ([], [str(path)]) == (watched.changed(), watched.to_reread())
+        assert ([], [str(path)]) == (watched.look().changed, watched.look().reread)
         watched.reloaded(watched.before_reload())
-        assert not watched.to_reread()
+        assert not watched.look().reread
     read = watched.before_reload()
     path.write_text("in the middle")
     watched.reloaded(read)
 
-    assert [str(path)] == watched.to_reread()
+    assert [str(path)] == watched.look().reread
 
 
 def test_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,17 +140,17 @@ def test_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", [str(program)])
     early = WatchedFiles(time.monotonic_ns())
     early.add_program()
-    assert not early.changed()
+    assert not early.look().changed
     begun = time.time_ns()
     early = WatchedFiles(time.monotonic_ns())
     while program.stat().st_ctime_ns <= begun:
         program.write_text("later")
     early.add_program()
-    assert [str(program)] == early.changed()
+    assert [str(program)] == early.look().changed
     monkeypatch.setattr(time, "time_ns", lambda: 1)  # a machine that does not know the time
     early = WatchedFiles(time.monotonic_ns())
     early.add_program()
-    assert not early.changed()
+    assert not early.look().changed
 
 
 def test_the_fingerprint_is_of_what_lies_on_disk(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_the_fingerprint_is_of_what_lies_on_disk(tmp_path: Path) -> None:
     path = tmp_path / "module.py"
     path.write_text("one")
     first = watching(path)
-    one = first.fingerprint()
+    one = first.look().fingerprint
     path.write_text("other")
 
-    assert one != first.fingerprint() == watching(path).fingerprint()
+    assert one != first.look().fingerprint == watching(path).look().fingerprint

@@ -313,7 +313,7 @@ class Negotiation:
         refusal = None
         if code.suspects_version:
             refusal = Refusal(
-                progress.last.id, code, reason, self._host.watched.fingerprint(),
+                progress.last.id, code, reason, self._host.watched.look().fingerprint,
                 round(time.time(), 3),
             )  # fmt: skip
         self._host.refused(reason, refusal)

@@ -16,7 +16,7 @@ from upgrader.instance.control import Answering
 from upgrader.instance.destination_side import DestinationSide
 from upgrader.instance.fork_guard import keep_from_children, share_again
 from upgrader.instance.notify_relay import NotifyRelay
-from upgrader.instance.process import raise_fd_limit
+from upgrader.instance.process import make_room_for_fds
 from upgrader.instance.self_report import SelfReport
 from upgrader.instance.source_side import SourceSide
 from upgrader.instance.turns import Turns
@@ -48,6 +48,7 @@ class InstanceParts:
         own = own_number(environment)
         if main and environment.get("NOTIFY_SOCKET") and main != own:
             raise _not_main(service, own, main)
+        make_room_for_fds()
         self.report = report = SelfReport(service, version, environment)
         self.declarations = report.declarations
         self.turns = Turns()
@@ -71,7 +72,6 @@ class InstanceParts:
         if report.supervised:
             self._relay = NotifyRelay(report, environment, live=self.destination.live)
         keep_from_children(self._private)
-        raise_fd_limit()
         report.open()
 
     def open(self, heed: Callable[[unit_signals.UnitSignals], object]) -> None:

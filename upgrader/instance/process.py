@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import os
 import resource
@@ -21,6 +22,7 @@ else:
     bus = later("upgrader.systemd.bus")
 
 _BUS = 2.0  # seconds for PID 1 to answer
+_TABLE = 1 << 14  # FDs, at 8 bytes of the kernel's memory each
 
 
 def _environment() -> bytes:
@@ -89,12 +91,22 @@ def free_numbers() -> int:
         return 0
 
 
-def raise_fd_limit() -> None:
-    """As many FDs as this process may have."""
+def make_room_for_fds() -> None:
+    """As many FDs as this process may have, and the kernel's table of the first 16,384 at once; call
+    it before there is a second thread.
+
+    The kernel doubles the table on demand, and from the second thread on it waits for an RCU grace
+    period then, with all threads that open or accept something: 10 to 20 ms. See
+    expand_fdtable() in its fs/file.c.
+    """
     # The kernel counts FDs in flight per user against the sender's soft limit (ETOOMANYREFS).
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    last = (_TABLE if soft == resource.RLIM_INFINITY else min(soft, _TABLE)) - 1
+    with contextlib.suppress(OSError), open(os.devnull, "rb", buffering=0) as any_file:
+        os.close(fcntl.fcntl(any_file, fcntl.F_DUPFD_CLOEXEC, last))
 
 
 @contextlib.contextmanager

@@ -46,6 +46,7 @@ class Describer:
         """All there is to know; `expected`: the id of the upgrade that the next reload is, or
         empty; `preflight`: it is only that."""
         host = self._host
+        look = host.watched.look()
         connections = list(host.connections_open())
         backends = [self._backend(name, connections) for name in sorted(host.declarations.sockets)]
         return Description(
@@ -59,8 +60,8 @@ class Describer:
             since=round(host.since, 3),
             credentials=os.environ.get("CREDENTIALS_DIRECTORY", ""),
             can=[*(["bus"] * host.hears_systemd), *(["journal"] * journal.reachable())],
-            changed=host.watched.changed(),
-            reread=host.watched.to_reread(),
+            changed=look.changed,
+            reread=look.reread,
             late=self._late(),
             expected=bool(expected),
             upgrade=expected,
@@ -82,7 +83,7 @@ class Describer:
             last=host.progress.last,
             loaded=_loaded(host),
             refused=host.refusal or Refusal(),
-            fingerprint=host.watched.fingerprint(),
+            fingerprint=look.fingerprint,
             drains_until=round(host.drains_until, 3),
             last_upgrade=host.progress.last_upgrade,
         )

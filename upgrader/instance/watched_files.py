@@ -12,10 +12,12 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 #: Larger files, such as an interpreter, are told by what stat(2) says alone.
 _READ = 1 << 20
 _DIGEST = 16  # bytes
+_PAUSE = 0.001  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,17 @@ class _Seen:
     def is_like(self, other: "_Seen") -> bool:
         """Whether stat(2) says the same of both."""
         return (self.same, self.place, self.changed) == (other.same, other.place, other.changed)
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What is on disk at one time. `changed`: the paths that are others now, and that only a new process
+    takes note of; `reread`: those that a reload reads anew; `fingerprint`: all of the former as they
+    are, in one checksum."""
+
+    changed: list[str]
+    reread: list[str]
+    fingerprint: str
 
 
 class WatchedFiles:
@@ -75,23 +88,24 @@ class WatchedFiles:
                 self._files[path] = _Seen() if began < seen.changed <= now else seen
 
     def read(self) -> None:
-        """Read those that are still the same. That takes a tenth of a second for a large program, so
-        do it where nobody waits."""
+        """Read those that are still the same, with a pause after each: for a large program that takes a
+        tenth of a second, in which others want the interpreter."""
         for files in self._files, self._reread:
             for path, seen in list(files.items()):
                 if not seen.digest and _stamp(path) == seen:
                     files[path] = _with_digest(path, seen)
+                    time.sleep(_PAUSE)
 
-    def changed(self) -> list[str]:
-        """The paths that are others now, and that only a new process takes note of."""
+    def look(self) -> Look:
+        """Look at each of them once."""
         frozen = _never_written()
-        files = [p for p, seen in list(self._files.items()) if self._is_other(p, seen, frozen)]
-        return files + [p for p, seen in self._directories.items() if _directory(p) != seen]
-
-    def to_reread(self) -> list[str]:
-        """The paths that are others now, and that a reload reads anew."""
-        frozen = _never_written()
-        return [p for p, seen in list(self._reread.items()) if self._is_other(p, seen, frozen)]
+        found = [(path, seen, _stamp(path)) for path, seen in list(self._files.items())]
+        changed = [path for path, seen, now in found if _is_other(path, seen, now, frozen)]
+        directories = [(path, _directory(path)) for path in self._directories]
+        changed += [path for path, now in directories if now != self._directories[path]]
+        reread = [p for p, s in list(self._reread.items()) if _is_other(p, s, _stamp(p), frozen)]
+        files = [(path, self._content(path, seen, now)) for path, seen, now in found]
+        return Look(changed, reread, _checksum(files, directories))
 
     def before_reload(self) -> dict[str, _Seen]:
         """What a reload is about to read, for `reloaded`."""
@@ -101,32 +115,28 @@ class WatchedFiles:
         """A reload has gone well."""
         self._reread.update(seen)
 
-    def fingerprint(self) -> str:
-        """All files as they are on disk now, in one checksum."""
-        files = list(self._files.items())
-        now = sorted((path, self._now(path, seen)) for path, seen in files)
-        directories = sorted((path, _directory(path)) for path in self._directories)
-        return hashlib.sha256(repr((now, directories)).encode()).hexdigest()[:32]
-
-    def _now(self, path: str, seen: _Seen) -> tuple[tuple[int, ...], bytes]:
+    def _content(self, path: str, seen: _Seen, now: _Seen) -> tuple[tuple[int, ...], bytes]:
         """Without the device and the change time, which are others after a boot."""
-        now = _stamp(path)
         for each in (seen, self._known.get(path)):
             if each and each.digest and each.is_like(now):
                 return each.same, each.digest
         self._known[path] = now = _with_digest(path, now)
         return now.same, now.digest
 
-    def _is_other(self, path: str, seen: _Seen, frozen: frozenset[int] | None) -> bool:
-        now = _stamp(path)
-        if now.same != seen.same:
-            return True
-        if now.is_like(seen):
-            # A file system that nobody writes to: whoever made it may have set all dates.
-            if frozen is None or now.place not in frozen:
-                return False
-            return bool(seen.digest) and _digest(path, now) != seen.digest
-        return not seen.digest or _digest(path, now) != seen.digest
+
+def _is_other(path: str, seen: _Seen, now: _Seen, frozen: frozenset[int] | None) -> bool:
+    if now.same != seen.same:
+        return True
+    if now.is_like(seen):
+        # A file system that nobody writes to: whoever made it may have set all dates.
+        if frozen is None or now.place not in frozen:
+            return False
+        return bool(seen.digest) and _digest(path, now) != seen.digest
+    return not seen.digest or _digest(path, now) != seen.digest
+
+
+def _checksum(*lists: list[Any]) -> str:
+    return hashlib.sha256(repr(tuple(map(sorted, lists))).encode()).hexdigest()[:32]
 
 
 def _never_written() -> frozenset[int] | None:
