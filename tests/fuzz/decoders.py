@@ -259,10 +259,12 @@ class _Answers:
         return lambda *arguments: {}
 
 
-def _control(place: Path, stack: contextlib.ExitStack) -> Callable[[bytes], None]:
+def _control(
+    place: Path, stack: contextlib.ExitStack, name: str = "socket"
+) -> Callable[[bytes], None]:
     """Whatever one client says, another one is answered."""
-    path = place / "socket"
-    control = Control(path, _Answers(), "0")
+    path = place / name
+    control = Control(place / "socket", _Answers(), "0")
     stack.callback(control.close)
     control.open()
 
@@ -519,6 +521,9 @@ def decoders(place: Path, stack: contextlib.ExitStack) -> list[Decoder]:
         Decoder("varlink call", _call, (ValueError, msgspec.MsgspecError),
                 [b'{"method":"a.B","parameters":{"pid":1,"states":{"a":1},"kinds":["x"]},"more":true}'], change_json),
         Decoder("control socket", _control(own("control"), stack), (), calls, change_json),
+        Decoder(
+            "status.sock", _control(own("read"), stack, "status.sock"), (), calls, change_json
+        ),
         Decoder("varlink reply", _reply, (VarlinkError, OSError),
                 [b'{"parameters":' + answer + b"}", b'{"continues":true}'], change_json),
         Decoder("answer to Describe", _shown, (ValueError, InstanceError), [answer], change_json),

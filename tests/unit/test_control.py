@@ -23,6 +23,7 @@ from upgrader.instance import control_socket
 from upgrader.instance.control_listener import Caller, remove_dead
 from upgrader.instance.control_socket import Control
 from upgrader.instance.phases import News, Phases
+from upgrader.instance.self_description import public
 from upgrader.protocol import varlink
 from upgrader.protocol.phase import Phase
 from upgrader.protocol.rendezvous import socket_name
@@ -59,6 +60,9 @@ class Instance:
 
     def describe(self) -> dict[str, Any]:
         return {"service": "x", "version": self.big}
+
+    def describe_to_all(self) -> dict[str, Any]:
+        return {"service": "x", "partial": True}
 
     def query(self) -> News:
         return self.progress.news
@@ -230,10 +234,85 @@ def test_an_abstract_name(instance: Instance) -> None:
         sock.connect(name)
 
 
-def test_an_abstract_name_is_for_this_user(
+WHOLE = [
+    "QueryMigration", "SetParameters", "Cancel", "TryStates", "Settle", "Withdraw", "Execute",
+    "Expect", "Preflight", "Rehearse", "Reload", "Register", "Revoke", "Migrate", "Lend",
+]  # fmt: skip
+
+
+def refused_to_readers(sock: socket.socket) -> None:
+    """One who may only read is told what everybody may know, and does nothing."""
+    for name in WHOLE:
+        with pytest.raises(VarlinkError, match="PermissionDenied"):
+            call(sock, f"{INTERFACE}.{name}", {"pid": 1}, upgrade=name in ("Migrate", "Lend"))
+    with pytest.raises(VarlinkError, match="PermissionDenied"):
+        next(watch(sock, f"{INTERFACE}.QueryMigration"))
+    assert {"service": "x", "partial": True} == call(sock, DESCRIBE, {})
+    assert "upgrader" == call(sock, f"{varlink.SERVICE}.GetInfo", {})["product"]
+
+
+def test_everybody_may_read(path: Path, instance: Instance) -> None:
+    """At a socket beside the other one, whoever calls: root is told no more there, either."""
+    beside = path.with_name("status.sock")
+    assert 0o666 == beside.stat().st_mode & 0o777
+    with connected(beside) as sock:
+        refused_to_readers(sock)
+    with connected(path) as sock:
+        assert "partial" not in call(sock, DESCRIBE, {})
+    assert [] == instance.callers + instance.upgrades + instance.channels
+
+
+def test_readers_take_nobody_s_place(
+    path: Path, instance: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many connect: of one user few are kept, of all users not many more, and no FD that is
+    kept for those who may ask is theirs."""
+    beside = path.with_name("status.sock")
+    monkeypatch.setattr(control_socket, "MAX_CLIENTS", 3)
+    uids = [0, *[5] * 20, 6]
+    monkeypatch.setattr(control_socket, "caller_at", lambda sock: Caller(1, uids.pop(0)))
+    with contextlib.ExitStack() as clients:
+        own = clients.enter_context(connected(path))
+        assert "x" == call(own, DESCRIBE, {})["service"]
+        flood = [clients.enter_context(connected(beside)) for _ in range(20)]
+        honest = clients.enter_context(connected(beside))
+        assert call(honest, DESCRIBE, {})["partial"]
+        assert all(is_dropped(sock) for sock in flood[: -control_socket.MAX_READERS_OF_ONE])
+        assert call(flood[-1], DESCRIBE, {})["partial"]
+        uids += range(100, 100 + 2 * control_socket.MAX_READERS)
+        others = [
+            clients.enter_context(connected(beside)) for _ in range(2 * control_socket.MAX_READERS)
+        ]
+        assert all(is_dropped(sock) for sock in others[: -control_socket.MAX_READERS])
+        assert "x" == call(own, DESCRIBE, {})["service"]
+
+
+def test_what_everybody_may_know() -> None:
+    """Nothing of who is connected, of variables and modules, of what root has set, or of a state."""
+    secret = Trial("s", problem="secret", bytes=77)
+    given = Started(environment={"secret": "secret"}, command="c", credentials=["key"])
+    said = Description(
+        "web", unit="web.service", pid=7, credentials="secret", late=["secret"], trials=[secret],
+        held=[Connection("b", peer="secret", what="secret")], overrides={"secret": "secret"},
+        upgrade="secret", started=given, last=Last("id", reason="why"), interface=2,
+        changed=[f"/{number}" for number in range(1000)],
+    )  # fmt: skip
+    told = public(said)
+
+    assert "secret" not in repr(told)
+    assert ("web.service", 7, "why", "c") == (told.unit, told.pid, told.last.reason, given.command)
+    assert (True, 100, "s", 0) == (
+        told.partial,
+        len(told.changed),
+        told.trials[0].name,
+        told.trials[0].bytes,
+    )
+
+
+def test_an_abstract_name_is_read_by_all(
     instance: Instance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Anybody can connect to it, and is told that he may not ask."""
+    """Anybody can connect to it, and is told what everybody may know."""
     monkeypatch.setattr(control_socket, "caller_at", lambda sock: Caller(1, os.geteuid() + 1))
     name = socket_name(os.urandom(16).hex())
     answering = Control(name, instance, "1.0")
@@ -241,9 +320,7 @@ def test_an_abstract_name_is_for_this_user(
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(SETTLE)
         sock.connect(name)
-        for _ in range(2):
-            with pytest.raises(VarlinkError, match="PermissionDenied"):
-                call(sock, DESCRIBE, {})
+        refused_to_readers(sock)
     answering.close()
 
 
@@ -263,9 +340,8 @@ def test_who_may_not_ask_takes_nobody_s_place(
             sock.connect(name)  # which waits while the backlog is full
             sock.settimeout(SETTLE)
         assert "x" == call(own, DESCRIBE, {})["service"]
-        assert all(is_dropped(sock) for sock in others[: -control_socket.MAX_DENIED])
-        with pytest.raises(VarlinkError, match="PermissionDenied"):
-            call(others[-1], DESCRIBE, {})
+        assert all(is_dropped(sock) for sock in others[: -control_socket.MAX_READERS_OF_ONE])
+        assert call(others[-1], DESCRIBE, {})["partial"]
 
 
 def test_what_is_no_unicode_is_replaced(path: Path, instance: Instance) -> None:
@@ -514,7 +590,7 @@ def test_one_that_comes_as_another_ends_keeps_its_path(
     old.close()
 
     assert "x" == describe(path)["service"]
-    assert [path] == list(tmp_path.iterdir())
+    assert {path, path.with_name("status.sock")} == set(tmp_path.iterdir())
     new.close()
     assert [] == list(tmp_path.iterdir())
 
@@ -528,14 +604,15 @@ def test_nobody_reaches_what_is_not_open(tmp_path: Path, instance: Instance) -> 
     place = path.stat().st_ino
     failed = Control(path, instance, "1.0")
     failed.close()
-    assert ([path], place) == (list(tmp_path.iterdir()), path.stat().st_ino)
+    both = {path, path.with_name("status.sock")}
+    assert (both, place) == (set(tmp_path.iterdir()), path.stat().st_ino)
 
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(tmp_path / ".upgrader.sock.1"))
     new = Control(path, instance, "1.0")
     new.open()
 
-    assert [path] == list(tmp_path.iterdir())
+    assert both == set(tmp_path.iterdir())
     assert place != path.stat().st_ino
     old.close()
     assert "x" == describe(path)["service"]

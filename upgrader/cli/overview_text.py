@@ -109,6 +109,8 @@ def _lines(found: Overview, now: float) -> Iterator[_Line]:
         if instance.phase != Standing.SERVING or instance.expected:
             due = ", an upgrade is due" * instance.expected
             yield "phase", f"{instance.phase}{due}", Tone.NONE
+    if instance and instance.partial:
+        yield "", "this is what everybody may know; root is told more", Tone.NONE
     if found.unreachable:
         yield "", f"the instance cannot be asked: {found.unreachable}", Tone.NOTE
     yield from _upgrades(found, now)

@@ -105,6 +105,9 @@ def upgrade(
     FileDescriptorStorePreserve=yes in the unit. Without them it is kept only while systemd restarts
     the service by itself (Restart= in the unit).
 
+    A user who is not root needs polkit's leave for the unit, and gets a restart only by --mode
+    restart. If nothing has changed, nothing is done then, as with --if-changed.
+
     Several units are upgraded one after the other until one fails. A pattern such as 'web@*' stands
     for those that match, serve and use upgrader. With --json the result is then a list.
 

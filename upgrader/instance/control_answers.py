@@ -29,7 +29,7 @@ from upgrader.instance.lender import Lender
 from upgrader.instance.live_source import MigrationRequest, Successor
 from upgrader.instance.offer import Offer
 from upgrader.instance.phases import News
-from upgrader.instance.self_description import Describer
+from upgrader.instance.self_description import Describer, public
 from upgrader.instance.self_report import SelfReport
 from upgrader.instance.turns import Settled
 from upgrader.protocol import channel, records
@@ -44,6 +44,7 @@ from upgrader.systemd.listen_fds import own_number
 from upgrader.systemd.main_command import MainCommand, given_environment, main_process
 from upgrader.systemd.unit import Unit
 
+_FRESH = 0.05  # seconds: however many ask, looking at the files of the program costs little
 _GO = 10.0  # seconds that a destination may take between its negotiation and Go
 _BUS = 1.0
 _PREFLIGHT = 10.0  # seconds in which the reload must begin that is to be a preflight
@@ -84,6 +85,7 @@ class Negotiation:
         self._lock = threading.Lock()
         self._successor: Successor | None = None
         self._since = 0.0
+        self._told_to_all: tuple[float, int, dict[str, Any]] = (0.0, -1, {})
         self._migrating = False
         self._channel: socket.socket | None = None
         self._called_off: tuple[Code, str] | None = None
@@ -94,6 +96,16 @@ class Negotiation:
         told: dict[str, Any] = msgspec.to_builtins(
             self._describer.describe(self._expected, self._preflight_due)
         )
+        return told
+
+    def describe_to_all(self) -> dict[str, Any]:
+        """What everybody may know; of several who ask in no time, all are told the same."""
+        now, news = time.monotonic(), self._host.progress.news.number
+        since, known, told = self._told_to_all
+        if known != news or now - since > _FRESH:
+            whole = self._describer.describe(self._expected, self._preflight_due)
+            told = msgspec.to_builtins(public(whole))
+            self._told_to_all = now, news, told
         return told
 
     def query(self) -> News:

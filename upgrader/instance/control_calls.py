@@ -19,6 +19,10 @@ _ID = re.compile(r"[0-9a-f]{32}")
 #: Calls that wait for the service, or for PID 1.
 _WAITING = ["Reload", "Cancel", "Withdraw", "Settle", "Execute", "TryStates", "Register", "Revoke"]
 SLOW = frozenset(f"{INTERFACE}.{name}" for name in _WAITING)
+#: All that one may call who may only read.
+_READ = frozenset(
+    (f"{INTERFACE}.Describe", f"{SERVICE}.GetInfo", f"{SERVICE}.GetInterfaceDescription")
+)
 
 
 class Answers(Protocol):
@@ -26,6 +30,9 @@ class Answers(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """Describe."""
+
+    def describe_to_all(self) -> dict[str, Any]:
+        """Describe, for those who may only read: what everybody may know."""
 
     def query(self) -> News:
         """QueryMigration."""
@@ -138,6 +145,15 @@ def answer(answers: Answers, library: str, caller: Caller, call: Call) -> dict[s
         case _:
             raise VarlinkError(f"{SERVICE}.InterfaceNotFound", {"interface": interface})
     return {}
+
+
+def answer_reader(answers: Answers, library: str, caller: Caller, call: Call) -> dict[str, Any]:
+    """The same for one who may only read: no call changes, waits for, or keeps anything."""
+    if call.method not in _READ:
+        raise varlink.denied()
+    if call.method == f"{INTERFACE}.Describe":
+        return answers.describe_to_all()
+    return answer(answers, library, caller, call)
 
 
 def told(news: News) -> dict[str, Any]:

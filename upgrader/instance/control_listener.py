@@ -59,15 +59,15 @@ def listen(name: str) -> socket.socket:
     return listener
 
 
-def listen_beside(path: Path) -> tuple[socket.socket, Path]:
+def listen_beside(path: Path, mode: int = 0o600) -> tuple[socket.socket, Path]:
     """Listen beside a place, to be renamed: the old instance's socket works until then, and there
-    is no moment without one."""
+    is no moment without one. `mode`: who may connect."""
     beside = path.with_name(BESIDE.format(path.name, os.getpid()))
     with contextlib.suppress(FileNotFoundError):
         beside.unlink()
     listener = listen(str(beside))
     try:
-        os.chmod(beside, 0o600)
+        os.chmod(beside, mode)
     except BaseException:
         listener.close()
         raise

@@ -17,12 +17,19 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import msgspec
 
 from upgrader.codes import Code
-from upgrader.instance.control_calls import GIVEN_AWAY, SLOW, Answers, answer, told
+from upgrader.instance.control_calls import (
+    GIVEN_AWAY,
+    SLOW,
+    Answers,
+    answer,
+    answer_reader,
+    told,
+)
 from upgrader.instance.control_listener import (
     BESIDE,
     Caller,
@@ -35,14 +42,15 @@ from upgrader.instance.control_listener import (
 from upgrader.instance.phases import News
 from upgrader.instance.process import reserve
 from upgrader.protocol import varlink
-from upgrader.protocol.rendezvous import DRAINING
+from upgrader.protocol.rendezvous import DRAINING, STATUS_SOCKET
 from upgrader.protocol.varlink import INTERFACE, VarlinkError
 from upgrader.protocol.varlink_messages import Call, Reply, encode
 
 #: Connections at a time; for one more, the one that has been silent for longest goes.
 MAX_CLIENTS = 32
-#: Likewise of those who may not ask: they take numbers of FDs, and the place of nobody else.
-MAX_DENIED = 2
+#: Likewise of those who may only read, of all users and of one: they take the place of nobody else.
+MAX_READERS = 8
+MAX_READERS_OF_ONE = 2
 #: Seconds that a connection may be silent; one that is told about a migration may for longer.
 IDLE = 30.0
 #: Numbers of FDs for those who ask a service that has used up all others.
@@ -52,6 +60,8 @@ _PATIENCE = 0.1  # seconds until accepting is tried again
 MAX_UNREAD = 4 << 20
 #: Seconds for clients to be told the last news before this process ends.
 _LAST_WORDS = 0.2
+
+_Answer = Callable[[Answers, str, Caller, Call], dict[str, Any]]
 
 _log = logging.getLogger("upgrader")
 
@@ -75,17 +85,32 @@ class Control:
         self._clients: dict[socket.socket, _Client] = {}
         self._spare = reserve(_SPARE)
         self._paths: dict[Path, int] = {}
-        if isinstance(place, Path):
-            listener, beside = listen_beside(place)
-            self._paths[beside] = beside.stat().st_ino
-        else:
-            listener = listen(place)
-        self._listeners = [listener]
-        self._selector.register(listener, selectors.EVENT_READ)
-        self._selector.register(self._wake, selectors.EVENT_READ)
+        self._places: dict[Path, Path] = {}
+        self._listeners: list[socket.socket] = []
+        self._for_all: socket.socket | None = None
+        try:
+            self._listen(place)
+        except BaseException:
+            self._end()
+            for path in self._paths:
+                path.unlink(missing_ok=True)
+            raise
+        for sock in (*self._listeners, self._wake):
+            self._selector.register(sock, selectors.EVENT_READ)
         self._thread: threading.Thread | None = None
         self._opening = threading.Lock()  # an instance may end as soon as it is ready
         self._closed = False
+
+    def _listen(self, place: Path | str) -> None:
+        if isinstance(place, str):
+            self._listeners.append(listen(place))
+            return
+        for path, mode in (place, 0o600), (place.with_name(STATUS_SOCKET), 0o666):
+            listener, beside = listen_beside(path, mode)
+            self._listeners.append(listener)
+            self._paths[beside] = beside.stat().st_ino
+            self._places[beside] = path
+        self._for_all = listener
 
     def open(self) -> None:
         """Take the place of the instance before, and answer, unless it is closed by now; raises
@@ -94,10 +119,11 @@ class Control:
             if self._closed:
                 return
             if self._path:
-                ((beside, inode),) = self._paths.items()
-                self._paths = {self._path: inode}
-                os.rename(beside, self._path)
-                for pattern in (DRAINING.format("*"), BESIDE.format(self._path.name, "*")):
+                for beside, path in self._places.items():
+                    self._paths[path] = self._paths.pop(beside)
+                    os.rename(beside, path)
+                names = [BESIDE.format(path.name, "*") for path in self._places.values()]
+                for pattern in (DRAINING.format("*"), *names):
                     remove_dead(self._path.parent, pattern)
             self._thread = threading.Thread(target=self._run, name="upgrader-control", daemon=True)
             self._thread.start()
@@ -175,12 +201,27 @@ class Control:
         sock.setblocking(False)
         client = _Client(sock, caller_at(sock))
         # A path has a mode; a name in the abstract has none.
-        client.denied = self._path is None and client.caller.uid not in (0, os.geteuid())
-        rivals = [c for c in self._clients.values() if c.denied or not client.denied]
-        if len(rivals) >= (MAX_DENIED if client.denied else MAX_CLIENTS):
-            self._drop(min(rivals, key=lambda each: each.since))
+        stranger = self._path is None and client.caller.uid not in (0, os.geteuid())
+        client.reads_only = stranger or listener is self._for_all
+        self._make_room(client)
         self._clients[sock] = client
         self._selector.register(sock, selectors.EVENT_READ, client)
+        if client.reads_only and len(self._spare) < _SPARE:
+            self._drop(client)
+
+    def _make_room(self, client: "_Client") -> None:
+        """End the connection that has been silent for longest, if this one is one too many."""
+        everybody = self._clients.values()
+        if client.reads_only:
+            rivals = [c for c in everybody if c.reads_only]
+            own = [c for c in rivals if c.caller.uid == client.caller.uid]
+            if len(own) >= MAX_READERS_OF_ONE:
+                rivals = own
+            elif len(rivals) < MAX_READERS:
+                return
+        elif len(rivals := list(everybody)) < MAX_CLIENTS:
+            return
+        self._drop(min(rivals, key=lambda each: each.since))
 
     def _serve(self, client: "_Client", events: int) -> None:
         if self._clients.get(client.sock) is not client:
@@ -221,9 +262,8 @@ class Control:
             self._answer(client, msgspec.convert(varlink.decode(message), Call))
 
     def _answer(self, client: "_Client", call: Call) -> None:
-        if client.denied:
-            error = varlink.denied()
-            self._send(client, Reply(error.parameters, error.name))
+        if client.reads_only:
+            self._answered(client, call, self._reply(client.caller, call, answer_reader))
             return
         if call.method == f"{INTERFACE}.QueryMigration" and call.more and not call.oneway:
             news = self._answers.query()
@@ -242,9 +282,9 @@ class Control:
             return
         self._answered(client, call, self._reply(client.caller, call))
 
-    def _reply(self, caller: Caller, call: Call) -> Reply:
+    def _reply(self, caller: Caller, call: Call, by: _Answer = answer) -> Reply:
         try:
-            return Reply(answer(self._answers, self._version, caller, call))
+            return Reply(by(self._answers, self._version, caller, call))
         except VarlinkError as error:
             return Reply(error.parameters, error.name)
         except Exception as error:
@@ -345,4 +385,4 @@ class _Client:
     watching: bool = False  # has asked for every phase
     seen: int = 0  # the number of the news that it has
     waits: bool = False  # its last call is not answered yet
-    denied: bool = False  # it may not ask
+    reads_only: bool = False  # it may be told what everybody may know

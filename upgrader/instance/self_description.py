@@ -22,6 +22,7 @@ from upgrader.protocol.varlink_types import (
     Description,
     Loaded,
     Refusal,
+    Trial,
 )
 from upgrader.systemd import journal, start_record
 
@@ -29,6 +30,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from upgrader.instance.interfaces import Open
 
+_WITHHELD = "root is told why"
 _LISTED = 100  # connections that are described one by one, the busy and old first; and modules
 
 
@@ -112,6 +114,44 @@ class Describer:
             connections=len(own),
             busy=sum(1 for each in own if each.waiting is None),
         )
+
+
+def public(said: Description) -> Description:
+    """The part of a description that every user of the machine may know.
+
+    That is what PID 1 and the kernel tell everybody (names, processes, settings, listening sockets),
+    and what became of upgrades. Not in it are who is connected, variables, modules, what was set at
+    run time, and why a state cannot be saved, in which there may be a piece of it.
+    """
+    given = said.started
+    return Description(
+        service=said.service,
+        version=said.version,
+        unit=said.unit,
+        pid=said.pid,
+        generation=said.generation,
+        phase=said.phase,
+        library=said.library,
+        since=said.since,
+        can=said.can,
+        changed=said.changed[:_LISTED],
+        reread=said.reread[:_LISTED],
+        states=said.states,
+        trials=[Trial(each.name, problem=_WITHHELD) for each in said.trials if each.problem],
+        backends=said.backends,
+        connections=said.connections,
+        parameters=said.parameters,
+        migration=said.migration,
+        started=structs.replace(given, environment={}),
+        interface=said.interface,
+        last=said.last,
+        loaded=said.loaded,
+        refused=said.refused,
+        fingerprint=said.fingerprint,
+        last_upgrade=said.last_upgrade,
+        drains_until=said.drains_until,
+        partial=True,
+    )
 
 
 def _loaded(host: SelfReport) -> Loaded:

@@ -25,7 +25,9 @@ EXECUTED_PASSED = "UPGRADER_EXECUTED_PASSED"
 BUS = "UPGRADER_BUS"
 #: The socket of an instance, in the first RuntimeDirectory= of its unit.
 SOCKET = "upgrader.sock"
-#: Beside it, of an instance that was replaced and still drains; by generation.
+#: Beside it, for everybody: what may be known of the instance, and no call that changes anything.
+STATUS_SOCKET = "status.sock"
+#: Beside them, of an instance that was replaced and still drains; by generation.
 DRAINING = "draining-{}.sock"
 
 

@@ -147,7 +147,9 @@ type Trial (
 # interface 1; an instance that does not say its interface has that. fingerprint names the files of
 # the program as they are on disk now; reread are files that a reload reads anew. last_upgrade is
 # the last migration that was done or has failed, and was no preflight. drains_until: if another
-# instance has replaced it, when what is still open here is cut, in seconds since the epoch
+# instance has replaced it, when what is still open here is cut, in seconds since the epoch.
+# On status.sock, which takes calls of everybody, it is partial: without peers, variables, modules,
+# what was set at run time, and why a state cannot be saved
 method Describe() -> (
   service: string,
   version: string,
@@ -181,7 +183,8 @@ method Describe() -> (
   refused: Refusal,
   fingerprint: string,
   last_upgrade: Migration,
-  drains_until: float
+  drains_until: float,
+  partial: bool
 )
 
 # The migration under way, or the last one. With "more": now, and then once for each phase, until

@@ -167,7 +167,8 @@ class Description(msgspec.Struct, frozen=True):
     or its `preflight` (`rehearsal`, to takeovers of interface 1); `overrides`: what was set at run
     time; `fingerprint` names the files of the program as they are on disk now; `last_upgrade`: the
     last migration that was done or has failed, and was no preflight; `drains_until`: when it cuts what
-    it still drains, in seconds since the epoch, 0 if it was not replaced."""
+    it still drains, in seconds since the epoch, 0 if it was not replaced; `partial`: it is only what
+    everybody may know."""
 
     service: str
     version: str = ""
@@ -202,3 +203,4 @@ class Description(msgspec.Struct, frozen=True):
     fingerprint: str = ""
     last_upgrade: Migration = Migration()
     drains_until: float = 0.0
+    partial: bool = False

@@ -84,7 +84,8 @@ class AccessDenied(UnitError):
         super().__init__(
             unit,
             f"systemd does not allow you to {operation}",
-            remedy="run the command as root, with sudo for instance",
+            remedy="run the command as root, with sudo for instance, or have polkit allow it: see"
+            " /usr/share/upgrader/polkit/50-upgrader.rules",
         )
         self.operation = operation
 

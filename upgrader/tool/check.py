@@ -37,7 +37,7 @@ from upgrader.tool.systemd_client import Systemd
 _STARTERS = {"uv", "uvx", "conda", "mamba", "micromamba"}
 _NAMED = 5  # modules that are named one by one
 #: The sockets of the library itself, under the names at which they were bound.
-_CONTROL = re.compile(r"/\.(upgrader|draining-\d+)\.sock\.\d+$")
+_CONTROL = re.compile(r"/\.(upgrader|status|draining-\d+)\.sock\.\d+$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,13 @@ def _findings(systemd: Systemd, unit: Unit, present: Presence, ours: bool) -> It
         yield Finding(
             Severity.WARNING, f"it is on hold: hooks leave it alone ({held})", remedies[held.kind]
         )
-    if unit.serves and present.said:
+    if unit.serves and present.said and present.said.partial:
+        yield Finding(
+            Severity.WARNING,
+            "its instance tells all of it to root only: modules, states and sockets were not looked at",
+            "run the command as root, with sudo for instance",
+        )
+    elif unit.serves and present.said:
         yield from _about_instance(unit, present.said, values)
         if stale := stale_credentials(systemd, unit, present.said):
             what, _, remedy = show_stale(unit.id, stale).partition("; ")

@@ -21,7 +21,7 @@ import msgspec
 from upgrader.codes import Code
 from upgrader.errors import UpgradeError
 from upgrader.protocol.phase import Phase
-from upgrader.protocol.rendezvous import DRAINING, SOCKET, socket_name
+from upgrader.protocol.rendezvous import DRAINING, SOCKET, STATUS_SOCKET, socket_name
 from upgrader.protocol.status_text import Origin, Status
 from upgrader.protocol.systemd_syntax import LONGEST
 from upgrader.protocol.varlink import INTERFACE, VarlinkError
@@ -43,8 +43,9 @@ _PEERCRED = struct.Struct("3i")
 _TIMEVAL = struct.Struct("ll")
 
 
-#: Names of the errors for a socket that does not exist, for one that an instance has left, and for
-#: one on which no answer has come in time, or none that can be read.
+#: Names of the errors for a socket that this user may not use, for one that does not exist, for one
+#: that an instance has left, and for one on which no answer has come in time, or none that can be read.
+DENIED = "PermissionDenied"
 NOBODY = "Nobody"
 LEFT = "Left"
 SILENT = "Silent"
@@ -62,9 +63,19 @@ class InstanceError(UpgradeError):
 
 
 def describe(unit: Unit, *, pid: int = 0, user: bool = False) -> Description:
-    """What the instance that serves says of itself; raises InstanceError, also if another process
-    than `pid` answers."""
-    return _description(_ask(unit, _place(unit, user), "Describe", {}, pid))
+    """What the instance that serves says of itself, or the part of it that everybody may know, if
+    this user may know no more; raises InstanceError, also if another process than `pid` answers."""
+    try:
+        return _description(_ask(unit, _place(unit, user), "Describe", {}, pid))
+    except InstanceError as error:
+        directory = _directory(unit, user)
+        if error.name != DENIED or directory is None:
+            raise
+        try:
+            return _description(_ask(unit, str(directory / STATUS_SOCKET), "Describe", {}, pid))
+        except InstanceError as other:
+            # An older library has no such socket, or the directory is for others.
+            raise error if other.name in (NOBODY, DENIED) else other from error
 
 
 def introduced(systemd: Systemd, unit: Unit, seconds: float) -> Description | None:
@@ -269,7 +280,7 @@ def _connected(unit: Unit, address: str, pid: int = 0) -> Iterator[socket.socket
     except PermissionError as error:
         raise InstanceError(
             f"{path} may only be asked by root and by the service's own user",
-            name="PermissionDenied",
+            name=DENIED,
             remedy="run the command as root, with sudo for instance",
         ) from error
     except (FileNotFoundError, ConnectionRefusedError) as error:
@@ -313,10 +324,10 @@ def _typed(answer: Any, kind: type[T]) -> T:
 _WORDS = {
     "NothingToCancel": "no upgrade is under way",
     "TooLate": "too late: the new instance had already taken over",
-    "PermissionDenied": "it does not allow you to do this",
+    DENIED: "it does not allow you to do this",
     "MethodNotFound": "it runs an older version of the library, which cannot do this",
 }
 _REMEDIES = {
-    "PermissionDenied": "run the command as root, with sudo for instance",
+    DENIED: "run the command as root, with sudo for instance",
     "MethodNotFound": "after the next upgrade it can",
 }

@@ -25,7 +25,7 @@ from upgrader.tool.attempt import Attempt
 from upgrader.tool.blockers import what_to_do
 from upgrader.tool.course import Course
 from upgrader.tool.instance_client import InstanceError
-from upgrader.tool.outcome import Outcome, Result
+from upgrader.tool.outcome import Outcome, Result, Verb
 from upgrader.tool.presence import Presence
 from upgrader.tool.systemd_client import Systemd
 from upgrader.tool.verdict import Verdict, decide
@@ -79,20 +79,29 @@ def _turned_away(systemd: Systemd, unit: Unit) -> tuple[Limit, ...]:
 
 
 def reload(attempt: Attempt) -> Outcome:
-    """Upgrade one unit live and wait for the outcome; raises UnitError only if nothing was done."""
+    """Upgrade one unit live and wait for the outcome; raises UnitError only if nothing was done.
+
+    Without an id it is a reload that nobody has announced, which upgrades if something has changed.
+    """
     systemd, unit = attempt.systemd, attempt.unit
     for line in unit.further_reloads:
         attempt.say(f"the reload also runs {line}")
-    # A reload with nothing changed is the author's own; this one is asked for.
-    try:
-        instance_client.expect(unit, attempt.id, user=systemd.user)
-    except InstanceError as error:
-        raise UnitError(unit.id, error.message, remedy=error.remedy) from error
+    if attempt.id:
+        # A reload with nothing changed is the author's own; this one is asked for.
+        try:
+            instance_client.expect(unit, attempt.id, user=systemd.user)
+        except InstanceError as error:
+            raise UnitError(unit.id, error.message, remedy=error.remedy) from error
     course = Course(attempt)
     job = systemd.reload(unit)
     course.queued()
     attempt.say(f"systemd reloads it (job {job})")
     outcome = replace(await_reload(attempt, job), times=course.times())
+    if not attempt.id and outcome.code is Code.TAKEOVER_GONE:
+        now = systemd.unit(unit.id)
+        if now.serves and now.reload_result == "success":
+            text = f"reloaded, and a start would make no other process: {outcome.after}"
+            return Outcome.done(Verb.UPGRADE, unit.id, text, before=outcome.after)
     if outcome.times:
         parts = (f"{part} {show_duration(seconds)}" for part, seconds in outcome.times.items())
         attempt.say(f"time: {', '.join(parts)}")

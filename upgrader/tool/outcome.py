@@ -39,6 +39,7 @@ class ExitCode(IntEnum):
     NOTHING_DONE = 4
     UNDECIDED = 5
     BUSY = 75  # EX_TEMPFAIL of sysexits.h
+    NO_PERMISSION = 77  # EX_NOPERM
     INTERRUPTED = 130
 
     @property
@@ -52,9 +53,10 @@ _MEANING = {
     ExitCode.FAILED: "failed, and the service serves: nothing was done, or its state is missing",
     ExitCode.USAGE: "wrong usage, nothing was done",
     ExitCode.NOT_SERVING: "the service does not serve, or this cannot be told",
-    ExitCode.NOTHING_DONE: "nothing was done: no such unit, no permission, or systemd out of reach",
+    ExitCode.NOTHING_DONE: "nothing was done: no such unit, on hold, or systemd out of reach",
     ExitCode.UNDECIDED: "the service serves, and what became of the upgrade cannot be told (yet)",
     ExitCode.BUSY: "nothing was done: another job is in the way; try again later",
+    ExitCode.NO_PERMISSION: "nothing was done: this user may not do it",
     ExitCode.INTERRUPTED: "interrupted (Ctrl-C)",
 }
 
@@ -71,6 +73,7 @@ class Result(StrEnum):
     NO_SUCH_UNIT = "no-such-unit"
     NO_PERMISSION = "no-permission"
     UNREACHABLE = "systemd-unreachable"
+    OUTDATED = "needs-daemon-reload"  #: this user may not have its changed unit file read
     HELD = "held"  #: an admin wants no upgrade of it
     BUSY = "busy"
     USAGE = "usage"
@@ -84,7 +87,8 @@ _EXIT_CODES = {
     Result.UNDECIDED: ExitCode.UNDECIDED,
     Result.UNKNOWN: ExitCode.NOT_SERVING,
     Result.NO_SUCH_UNIT: ExitCode.NOTHING_DONE,
-    Result.NO_PERMISSION: ExitCode.NOTHING_DONE,
+    Result.NO_PERMISSION: ExitCode.NO_PERMISSION,
+    Result.OUTDATED: ExitCode.NOTHING_DONE,
     Result.UNREACHABLE: ExitCode.NOTHING_DONE,
     Result.HELD: ExitCode.NOTHING_DONE,
     Result.BUSY: ExitCode.BUSY,

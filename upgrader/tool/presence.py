@@ -16,7 +16,7 @@ from upgrader.systemd.live_limits import is_runner
 from upgrader.systemd.unit import AccessDenied, Unit
 from upgrader.tool import instance_client
 from upgrader.tool.at_once import at_once
-from upgrader.tool.instance_client import LEFT, NOBODY, SILENT, InstanceError
+from upgrader.tool.instance_client import DENIED, LEFT, NOBODY, SILENT, InstanceError
 from upgrader.tool.systemd_client import Systemd
 
 #: Seconds that an instance may take from READY=1 to its socket, and the next one to take the place of
@@ -24,7 +24,6 @@ from upgrader.tool.systemd_client import Systemd
 _YOUNG = 5.0
 _BETWEEN = 1.0
 _AGAIN = 0.02
-_DENIED = "PermissionDenied"
 NOTIFY = ("notify", "notify-reload")
 
 
@@ -50,7 +49,7 @@ class Presence:
     @property
     def denied(self) -> bool:
         """Whether there is an instance, and this user may not ask it."""
-        return self.error is not None and self.error.name == _DENIED
+        return self.error is not None and self.error.name == DENIED
 
 
 def look(systemd: Systemd, unit: Unit, *, patient: bool = True) -> Presence:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from upgrader.systemd.unit import Unit, UnitError, unit_name
 from upgrader.tool import instance_client
-from upgrader.tool.instance_client import LEFT, NOBODY, InstanceError
+from upgrader.tool.instance_client import DENIED, LEFT, NOBODY, InstanceError
 from upgrader.tool.outcome import Outcome, Result, Verb
 from upgrader.tool.systemd_client import Systemd
 
@@ -89,5 +89,5 @@ def _steer(verb: Verb, name: str, work: Callable[[Unit], str], user: bool) -> Ou
 
 _RESULTS = {
     "InvalidParameter": Result.USAGE,
-    "PermissionDenied": Result.NO_PERMISSION,
+    DENIED: Result.NO_PERMISSION,
 }

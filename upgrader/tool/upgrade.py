@@ -42,6 +42,12 @@ from upgrader.tool.presence import look
 from upgrader.tool.restart_mode import await_restart, restart
 from upgrader.tool.start_failed import is_kept, start_again
 from upgrader.tool.systemd_client import Systemd
+from upgrader.tool.without_root import (
+    for_root_only,
+    may_reload_files,
+    may_steer,
+    restart_by_name,
+)
 
 _PATTERN = frozenset("*?[")
 
@@ -163,16 +169,19 @@ def _upgrade(systemd: Systemd, name: str, wish: Wish, progress: Tell, begin: flo
         return start_again(systemd, unit, wish.timeout, progress)
     found = look(systemd, unit)
     if found.error and found.denied:
-        error = found.error
-        return Outcome.failed(
-            Verb.UPGRADE, unit.id, Result.NO_PERMISSION, error.message, error.remedy
-        )  # fmt: skip
+        return _denied(unit, Obstacle(found.error.message, found.error.remedy))
+    root = may_steer(systemd)
     before = instance_client.status(found.said) if found.said else None
     obstacle = not_running(systemd, unit) or not_ours(unit, found)
     outdated = unit.need_daemon_reload  # so what runs has other settings, however new it is
     if obstacle is None and outdated and not wish.dry_run:
         progress(f"{unit.id}: its unit file changed on disk: systemctl daemon-reload")
-        systemd.daemon_reload(unit.id)
+        if not may_reload_files(systemd, unit):
+            return Outcome.failed(
+                Verb.UPGRADE, unit.id, Result.OUTDATED,
+                "its unit file has changed on disk, and you may not have systemd read it",
+                "as root: systemctl daemon-reload; then try again", before=before,
+            )  # fmt: skip
         unit = systemd.unit(name)
     obstacle = obstacle or settings(unit)
     if obstacle is not None:
@@ -184,6 +193,8 @@ def _upgrade(systemd: Systemd, name: str, wish: Wish, progress: Tell, begin: flo
         done = f"nothing has changed since it was started: {before}"
         return Outcome.done(Verb.UPGRADE, unit.id, done, before=before, after=before)
     mode = wish.mode or _usual_mode(found.said)
+    if not root and (not_allowed := for_root_only(mode, found.said, preflight=wish.preflight)):
+        return _denied(unit, not_allowed)
     warnings: tuple[str, ...] = ()
     if mode in (Mode.AUTO, Mode.LIVE):
         if forbidden := limits(systemd, unit, found):
@@ -192,6 +203,12 @@ def _upgrade(systemd: Systemd, name: str, wish: Wish, progress: Tell, begin: flo
                 return _nothing_done(unit, before, Obstacle(first.cause, first.remedy))
             warnings = (f"not live but by a restart: {first}",)
         mode = Mode.RESTART if forbidden else Mode.LIVE
+    if not root and mode is Mode.RESTART is not wish.mode:
+        return _denied(unit, restart_by_name(unit, *warnings))
+    if not root and mode is Mode.LIVE and not any(changes(systemd, unit, found.said)):
+        # A reload that nobody has announced is an upgrade only if something has changed.
+        done = f"nothing has changed since it was started: {before}"
+        return Outcome.done(Verb.UPGRADE, unit.id, done, before=before, after=before)
     if mode is not Mode.LIVE:
         warnings += kept_only_while(systemd, unit)
     elif found.said and (stale := stale_credentials(systemd, unit, found.said)):
@@ -212,8 +229,8 @@ def _upgrade(systemd: Systemd, name: str, wish: Wish, progress: Tell, begin: flo
         )
     progress(f"{unit.id}: runs {runs}")
     attempt = Attempt(
-        systemd, unit, found.said, mode, uuid.uuid4().hex, wish.timeout, progress, begun=begin,
-        output=OutputFiles.of(unit.main_pid),
+        systemd, unit, found.said, mode, uuid.uuid4().hex if root else "", wish.timeout, progress,
+        begun=begin, output=OutputFiles.of(unit.main_pid),
     )  # fmt: skip
     outcome = _try_first(attempt) if wish.preflight else None
     if outcome is None and mode is Mode.EXEC:
@@ -292,15 +309,20 @@ def _follow(
 
 
 def settle(systemd: Systemd, outcome: Outcome) -> Outcome:
-    """The outcome, after it was counted, and a hold put on the unit or lifted."""
-    user = systemd.user
+    """The outcome, after it was counted, and a hold put on the unit or lifted.
+
+    Who is not root leaves that to whoever reads a hold: it is over if a newer instance serves, and the
+    one that has refused a version says so.
+    """
+    user, root = systemd.user, may_steer(systemd)
     # One that was cancelled is neither a success nor a failure.
     if outcome.mode is not None and outcome.code is not Code.CANCELLED and not user:
         counts.add(outcome.unit, outcome.as_migration())
     try:
         if outcome.result is Result.DONE:
-            hold.lift(outcome.unit, user=user)
-        elif outcome.bad_version:
+            if root:
+                hold.lift(outcome.unit, user=user)
+        elif outcome.bad_version and (root or outcome.mode is not Mode.LIVE):
             failed = _fingerprint(systemd, outcome.unit)
             hold.place(Hold.now(outcome.unit, outcome.cause, failed), user=user)
     except HoldError as error:
@@ -315,6 +337,12 @@ def _fingerprint(systemd: Systemd, name: str) -> str:
         if said := look(systemd, systemd.unit(name), patient=False).said:
             return said.fingerprint
     return ""
+
+
+def _denied(unit: Unit, obstacle: Obstacle) -> Outcome:
+    return Outcome.failed(
+        Verb.UPGRADE, unit.id, Result.NO_PERMISSION, obstacle.cause, obstacle.remedy
+    )
 
 
 def _nothing_done(unit: Unit, before: Status | None, obstacle: Obstacle) -> Outcome:
