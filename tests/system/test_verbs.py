@@ -202,11 +202,16 @@ def test_a_verb_that_cannot(service: Service, foreign: str, verb: list[str]) -> 
 
 
 def test_status_without_permission(service: Service) -> None:
-    """What PID 1 says is for everybody; what the instance says is not, and that is told."""
+    """What everybody may know is told to everybody, and that it is not all; if the socket is not
+    theirs, what PID 1 says, and why there is no more."""
     done = upgrader(service.machine, "status", service.unit)
     asked = service.machine.run([*NOBODY, "upgrader", "status", service.unit], check=False)
 
     assert (0, 0) == (done.returncode, asked.returncode), asked.stderr
+    assert "root is told more" in asked.stdout
+    assert "generation 1, cold start" in asked.stdout
+    service.inside(f"/run/{service.name}/status.sock").chmod(0o600)
+    asked = service.machine.run([*NOBODY, "upgrader", "status", service.unit], check=False)
     assert "may only be asked by root" in asked.stdout
     assert "generation 1, cold start" in asked.stdout
     listed = service.machine.run([*NOBODY, "upgrader"], check=False)
@@ -217,16 +222,16 @@ def test_status_without_permission(service: Service) -> None:
     )
 
 
-@pytest.mark.parametrize("verb", [*VERBS[4:], ["upgrade", "--dry-run"]], ids=lambda verb: verb[0])
+@pytest.mark.parametrize("verb", [*VERBS[4:], ["upgrade", "--preflight"]], ids=lambda verb: verb[0])
 def test_steering_without_permission(service: Service, verb: list[str]) -> None:
-    """It is 4, says so, and changes nothing."""
+    """It is 77, says so, and changes nothing."""
     command, *rest = verb
     before = status(service)["instance"]["parameters"]
     asked = [*NOBODY, "upgrader", command, service.unit, *rest]
     done = service.machine.run(asked, check=False)
 
-    assert (4, "") == (done.returncode, done.stdout)
-    assert "may only be asked by root" in done.stderr
+    assert (77, "") == (done.returncode, done.stdout)
+    assert "root" in done.stderr
     assert before == status(service)["instance"]["parameters"]
 
 
@@ -321,9 +326,9 @@ def test_check_fix_writes_what_is_missing(trixie_machine: PrivateSystemd, instal
 
 
 def test_check_fix_without_permission(service: Service) -> None:
-    """It is 4, and nothing is written; without --fix, what can be seen is said."""
+    """It is 77, and nothing is written; without --fix, what can be seen is said."""
     service.configure(*live(service.machine, "asked"), "KillMode=process")
-    for arguments, code in (["--fix"], 4), ([], 1):
+    for arguments, code in (["--fix"], 77), ([], 1):
         asked = [*NOBODY, "upgrader", "check", service.unit, *arguments]
         done = service.machine.run(asked, check=False)
         assert code == done.returncode, done
