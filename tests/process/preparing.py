@@ -24,7 +24,8 @@ def declare(instance: Any) -> None:
     listener = instance.listener("main", bind=f"unix:{SOCKET}")
 
     def prepared() -> None:
-        note(f"{VERSION} prepares at {listener.socket.getsockname()}")
+        there = sorted(os.readlink(f"/proc/self/fd/{i.fd.fileno()}") for i in instance.passed)
+        note(f"{VERSION} prepares at {listener.socket.getsockname()} with {there}")
         with Fd(os.memfd_create(VERSION)) as memfd:
             instance.keep(f"of-{VERSION}", memfd)
         if VERSION == "bad":

@@ -56,13 +56,24 @@ def declare(instance: Any) -> None:
 
     if OPTIONS["face"] == "aio":
 
+        @instance.resumed
+        async def go_on(counted: Counted) -> None:
+            await asyncio.sleep(0)
+            write_line("served on")
+
         @instance.replaced
         async def send(counted: Counted) -> None:
             await asyncio.sleep(0)
             write()
 
     else:
+        instance.resumed(lambda: write_line("served on"))
         instance.replaced(write)
+
+
+def write_line(text: str) -> None:
+    with open(OPTIONS["spans"], "a") as file:
+        file.write(f"{text}\n")
 
 
 def write() -> None:

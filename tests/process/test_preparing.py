@@ -48,11 +48,14 @@ def test_a_live_upgrade(preparing: Preparing) -> None:
     """It has the listener before the source gives anything away; what it keeps, PID 1 has, and it is
     in `passed` once it is loaded."""
     preparing.service.start(preparing.command("1"))
-    assert [f"1 prepares at {preparing.path}", "1 has ['of-1']"] == preparing.notes()
+    assert [f"1 prepares at {preparing.path} with []", "1 has ['of-1']"] == preparing.notes()
 
     preparing.service.live(preparing.command("2"))
 
-    assert [f"2 prepares at {preparing.path}", "2 has ['of-1', 'of-2']"] == preparing.notes()
+    assert [
+        f"2 prepares at {preparing.path} with ['/memfd:1 (deleted)']",
+        "2 has ['of-1', 'of-2']",
+    ] == preparing.notes()
     assert ["upgrader-entry-kept.of-1", "upgrader-entry-kept.of-2"] == preparing.kept()
 
 
@@ -65,7 +68,10 @@ def test_a_version_that_is_refused(preparing: Preparing) -> None:
 
     assert Code.VERIFY_FAILED == refused.value.code
     told = "1 sees that nothing came of ['of-bad']"
-    assert [f"bad prepares at {preparing.path}", told] == preparing.notes()
+    assert [
+        f"bad prepares at {preparing.path} with ['/memfd:1 (deleted)']",
+        told,
+    ] == preparing.notes()
     assert ["upgrader-entry-kept.of-1"] == preparing.kept()
 
 

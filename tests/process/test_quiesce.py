@@ -85,6 +85,7 @@ def test_p9_a_quiesce_that_does_not_work_out_refuses(
             spool.service.live(spool.command())
         assert code is refused.value.code
         assert eventually(lambda: client.ask("count") == "1")
+        assert eventually(lambda: "served on" in spool.written())
         spool.service.stop()
         assert "called for a restart" in spool.service.stderr
         spool.service.start(spool.command())

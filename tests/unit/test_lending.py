@@ -16,6 +16,7 @@ from upgrader.instance.lender import Lender
 from upgrader.instance.lent_sockets import Borrowed, lend, next_kept
 from upgrader.protocol.fd import Fd
 from upgrader.protocol.varlink_messages import Reply, encode
+from upgrader.systemd.listen_fds import Passed
 
 
 @pytest.fixture
@@ -105,6 +106,28 @@ def test_many_are_lent(tmp_path: Path) -> None:
         sock.close()
     with pytest.raises(NotifyError), Fd(os.open("/", os.O_RDONLY)) as fd:
         borrowed.keep("x", fd)  # it has hung up
+    borrowed.close()
+
+
+def test_what_the_program_keeps_is_lent(tmp_path: Path) -> None:
+    """Under its name, after the sockets; what is given up meanwhile is sent still."""
+    declarations = Declarations("x")
+    declarations.take_passed([], [Passed("memory", Fd(os.memfd_create("x")))])
+    lender = Lender(declarations, Keeping())
+
+    def answer(sock: socket.socket) -> None:
+        offer = lender.offer()
+        assert {"backends": [], "kept": ["memory"]} == offer
+        sock.sendall(encode(Reply(offer)))
+        declarations.forget_kept("memory")
+        lender.send(sock)
+
+    borrowed = answered(tmp_path / "source", answer)
+    assert borrowed
+    (item,) = borrowed.kept
+    with item.fd:
+        assert "memory" == item.name
+        assert "/memfd:x (deleted)" == os.readlink(f"/proc/self/fd/{item.fd.fileno()}")
     borrowed.close()
 
 

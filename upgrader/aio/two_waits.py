@@ -165,6 +165,7 @@ class TwoWaits:
         """As if nothing had happened."""
         self._held = False
         self._parts.source.holds(False)
+        self._calls.resumed()
         self._go_on(frozenset(), frozenset())
 
     def _go_on(self, turns: frozenset[str], listeners: frozenset[str]) -> None:
@@ -189,6 +190,7 @@ class TwoWaits:
         kinds = turns.kinds(but=stuck.turns)
         self._held = False
         self._parts.source.holds(False)
+        self._calls.resumed()
         self._go_on(kinds, listeners)
         if not kinds and not listeners:
             await self._until(asyncio.sleep(pause), *events)

@@ -378,7 +378,7 @@ class BlockingRuntime:
             last = time.monotonic() + parameters.migration_timeout / 2  # the rest is for the image
             until = min(last, time.monotonic() + parameters.drain_timeout)
             self._wait = WaitForWork(
-                self._parts, self._wake_up, self._quiesce,
+                self._parts, self._wake_up, self._quiesce, self._calls.resumed,
                 until=until, pauses=iter(PAUSES), deadline=last,
             )  # fmt: skip
             self._watch_channel(self._request)
@@ -398,7 +398,7 @@ class BlockingRuntime:
                 return True
             until = deadline - self._parts.report.parameters.downtime_limit
             self._wait = WaitForWork(
-                self._parts, self._wake_up, self._quiesce,
+                self._parts, self._wake_up, self._quiesce, self._calls.resumed,
                 until=until, pauses=chain(PAUSES, repeat(PAUSES[-1])), deadline=deadline, stops=True,
                 unsent=self._has_unsent,
             )  # fmt: skip
@@ -504,6 +504,7 @@ class BlockingRuntime:
     def resume(self) -> None:
         """As if nothing had happened."""
         self._parts.source.holds(False)
+        self._calls.resumed()
         self._parts.turns.open()
 
     def give_up(self) -> None:

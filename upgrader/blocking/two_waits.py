@@ -27,6 +27,7 @@ class WaitForWork:
         parts: InstanceParts,
         changed: Callable[[], object],
         quiesce: Callable[[], AuthorRound],
+        resume: Callable[[], object],
         *,
         until: float,
         pauses: Iterator[float],
@@ -35,7 +36,7 @@ class WaitForWork:
         unsent: Callable[[], bool] = lambda: False,
     ) -> None:
         """`changed`: called from any thread when it is time to look again. `quiesce` begins a round of the
-        author's functions. The first wait goes on `until`; `pauses` are seconds before each further
+        author's functions, `resume` undoes it. The first wait goes on `until`; `pauses` are seconds before each further
         try, of which none goes beyond `deadline` (both of `time.monotonic`). If this instance `stops`,
         turns that run during all of the first wait are not waited for any more. The first wait is also
         for what is `unsent` and cannot move."""
@@ -53,6 +54,7 @@ class WaitForWork:
         self._stuck: frozenset[int] | None = None  # once the first wait is over
         self._turns.watch(changed)
         self._quiesce = quiesce
+        self._resume = resume
         self.round = quiesce()  #: the last one
 
     def close(self) -> None:
@@ -81,6 +83,7 @@ class WaitForWork:
         if pause is None or time.monotonic() + pause + limit > self._deadline:
             return True
         self._source.holds(False)
+        self._resume()
         kinds = turns.kinds(but=self._stuck)
         turns.open(kinds)  # what has kept this try from being the last is held first
         self._waits_for = turns.of_kinds(kinds) - self._stuck

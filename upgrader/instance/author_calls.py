@@ -31,7 +31,7 @@ class _Run:
 
 
 class AuthorCalls:
-    """The functions of `instance.quiesce` and `instance.replaced`."""
+    """The functions of `instance.quiesce`, `instance.resumed` and `instance.replaced`."""
 
     def __init__(self, declarations: Declarations, spawn: Spawn | None = None) -> None:
         """`spawn`: for a program with a loop."""
@@ -44,6 +44,14 @@ class AuthorCalls:
         """Begin a round: each function is called, or once more if it runs still from the round before."""
         with self._lock:
             return AuthorRound([self._begin(each) for each in self._declarations.quiesces])
+
+    def resumed(self) -> None:
+        """Nothing is held any more: begin to call what is declared for that; nobody waits for it."""
+        if self._declarations.resumptions:
+            with self._lock:
+                runs = [self._begin(each) for each in self._declarations.resumptions]
+            for run in runs:
+                run.ended.add_done_callback(lambda _, run=run: _tell_failure(run))  # type: ignore[misc]
 
     def replaced(self) -> AuthorRound:
         """Call what is declared for the end of an instance that another one goes on from."""
@@ -75,6 +83,13 @@ class AuthorCalls:
                     run.ended.set_result(None)
                     return
                 run.again = False
+
+
+def _tell_failure(run: _Run) -> None:
+    if error := run.ended.exception():
+        _log.error(
+            "%s, called because this instance serves on, has failed", run.name, exc_info=error
+        )
 
 
 class AuthorRound:

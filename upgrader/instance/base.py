@@ -124,8 +124,8 @@ class BaseInstance:
         processes.
 
         It is called without arguments, once, with all declared sockets open: in a live upgrade they
-        are lent, and the old instance serves on until it has returned. Nothing is loaded then,
-        `keep` works, and what is kept is given up if the upgrade fails. In any other start it runs
+        are lent, with what the old instance keeps (`passed`), and that serves on until it has returned.
+        Nothing is loaded then, `keep` works, and what is kept is given up if the upgrade fails. In any other start it runs
         before the checks. Whatever it raises refuses the upgrade; on asyncio it is cancelled if
         nobody waits for this instance any more.
         """
@@ -176,6 +176,18 @@ class BaseInstance:
         state by the annotation of a parameter. Raises DeclarationError after `serve` has begun.
         """
         self._parts.declarations.add_quiesce(function)
+        return function
+
+    def resumed(self, function: Function) -> Function:
+        """Declare what undoes `quiesce` if this instance serves on after all: let a queue be filled
+        again, wake what was put to rest.
+
+        It is called, in a thread unless it is a coroutine function, each time that connections were
+        held, with the functions of `quiesce` called, and are served again; one of those that is late
+        may still run then. It gets each declared state by the annotation of a parameter. Raises
+        DeclarationError as `quiesce`.
+        """
+        self._parts.declarations.add_resumption(function)
         return function
 
     def replaced(self, function: Function) -> Function:

@@ -334,7 +334,7 @@ class Negotiation:
         """Agree as to a migration, and lend all sockets: this instance serves on."""
         with self._lock:
             self._agree(caller, parameters)
-            return {"backends": [name for name, _ in self._lender.sockets()]}
+            return dict(self._lender.offer())
 
     def lending(self, sock: socket.socket) -> None:
         """Send what is lent, and keep what the destination has kept, until that hangs up: then it
@@ -342,7 +342,7 @@ class Negotiation:
         successor, upgrade = self._successor, self._host.progress.last.id
         with sock, contextlib.suppress(OSError):
             sock.settimeout(None)
-            lent_sockets.lend(sock, [each for _, each in self._lender.sockets()])
+            self._lender.send(sock)
             while kept := lent_sockets.next_kept(sock):
                 sock.sendall(self._keep_for(successor, *kept).encode() + b"\0")
         self._host.progress.wait_decided(upgrade, _DECIDED)

@@ -245,6 +245,7 @@ class Declarations:
         self.refusals: list[Callable[[Sequence[Passed]], object]] = []
         self.reloads: list[Callable[..., Any]] = []
         self.quiesces: list[Callable[..., Any]] = []
+        self.resumptions: list[Callable[..., Any]] = []
         self.farewells: list[Callable[..., Any]] = []
         self.dropped: set[str] = set()
         self.serving = False
@@ -312,6 +313,12 @@ class Declarations:
         self.arguments(function)
         self.quiesces.append(function)
 
+    def add_resumption(self, function: Callable[..., Any]) -> None:
+        """Declare what undoes it; raises DeclarationError likewise."""
+        self._check_new(getattr(function, "__qualname__", "resumed"), "", {})
+        self.arguments(function)
+        self.resumptions.append(function)
+
     def add_farewell(self, function: Callable[..., Any]) -> None:
         """Declare what a replaced instance does at its end; raises DeclarationError likewise."""
         self._check_new(getattr(function, "__qualname__", "replaced"), "", {})
@@ -336,6 +343,11 @@ class Declarations:
         if self._passed is None:
             raise DeclarationError("passed", "is not there before serve() has begun")
         return self._passed
+
+    @property
+    def kept(self) -> list[Passed]:
+        """What the program keeps, and has not closed."""
+        return [p for p in self.passed if p.name in self._kept and p.fd.fileno() >= 0]
 
     def replace_kept(self, kept: Passed) -> None:
         """Add what the program keeps from now on, in place of what was under its name."""

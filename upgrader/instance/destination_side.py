@@ -126,8 +126,9 @@ class DestinationSide:
     # Loading
 
     def borrow(self) -> bool:
-        """Open the declared sockets with what the source lends; False if it cannot lend, or there is
-        none. Raises ChannelError if it refuses this instance, or has other sockets."""
+        """Open the declared sockets with what the source lends, and have what its program keeps; False
+        if it cannot lend, or there is none. Raises ChannelError if it refuses this instance, or has
+        other sockets."""
         if self._migration is None:
             return False
         declarations = self._report.declarations
@@ -145,6 +146,7 @@ class DestinationSide:
                 why = f"{bound.kind} {bound.name!r} is none of the running instance's"
                 raise ChannelError(why, code=Code.LIMIT, remedy="restart the unit instead")
             bound.open(*socks)
+        declarations.take_passed([], self._borrowed.kept)
         return True
 
     def _give_back(self) -> None:
@@ -152,6 +154,8 @@ class DestinationSide:
         if self._borrowed:
             for bound in self._report.declarations.sockets.values():
                 bound.close()
+            for item in self._borrowed.kept:
+                item.fd.close()
 
     def _loader(self) -> Loader:
         report = self._report

@@ -4,14 +4,17 @@ the upgrade is decided. Who may have that is not decided here."""
 
 import contextlib
 import logging
+import os
 import socket
 import threading
 from collections.abc import Sequence
 
 from upgrader.errors import UpgradeError
+from upgrader.instance import lent_sockets
 from upgrader.instance.declarations import Declarations
 from upgrader.instance.interfaces import Keeper
 from upgrader.protocol.fd import Fd
+from upgrader.protocol.identity import HasFileno
 
 _MOST = 16  # FDs that are kept for one destination
 _CLEAN = 10.0  # seconds to wait until what a refused version has started is gone
@@ -25,16 +28,34 @@ class Lender:
         self._declarations = declarations
         self._keeper = keeper
         self._kept: list[str] = []  # for the destination under way, by name
+        self._lent: tuple[Fd, ...] = ()  # what `offer` has named
         self._cleaning: threading.Thread | None = None
 
     def begin(self) -> None:
         """Another destination: what was kept for one that has committed is its own."""
         self._kept = []
 
-    def sockets(self) -> list[tuple[str, socket.socket]]:
-        """What is lent, with the names of the backends."""
-        bounds = self._declarations.sockets.values()
-        return [(bound.name, sock) for bound in bounds for sock in bound.sockets]
+    def offer(self) -> dict[str, list[str]]:
+        """The names of what is lent from now on: the sockets, and what the program keeps."""
+        declared = self._declarations
+        bounds, kept = declared.sockets.values(), declared.kept
+        sockets = [(bound.name, sock) for bound in bounds for sock in bound.sockets]
+        for fd in self._lent:
+            fd.close()
+        # What is kept may be given up before it is sent.
+        owners: list[HasFileno] = [sock for _, sock in sockets]
+        owners += [item.fd for item in kept]
+        self._lent = tuple(Fd(os.dup(each.fileno())) for each in owners)
+        return {"backends": [name for name, _ in sockets], "kept": [item.name for item in kept]}
+
+    def send(self, sock: socket.socket) -> None:
+        """Send what was named last; raises OSError."""
+        lent, self._lent = self._lent, ()
+        try:
+            lent_sockets.lend(sock, lent)
+        finally:
+            for fd in lent:
+                fd.close()
 
     def keep(self, name: str, fd: Fd) -> str:
         """Keep an FD for the destination; nothing, or why that cannot be done."""

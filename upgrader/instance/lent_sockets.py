@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Sockets lent to a destination that prepares itself, and what it has the source keep meanwhile: both
-ends of that connection. Nothing of it decides who owns anything.
+"""Sockets lent to a destination that prepares itself, with what the program keeps, and what it has the
+source keep meanwhile: both ends of that connection. Nothing of it decides who owns anything.
 
-After the answer to Lend the FDs come, in the order of the names in it, with a byte for each group.
+After the answer to Lend the FDs come, in the order of `backends` and then of `kept`, with a byte for
+each group.
 Then the destination may send a name, ended by a NUL, with one FD: the source has PID 1 keep that, and
 answers with a NUL, or with why it does not.
 """
@@ -19,16 +20,20 @@ from upgrader.protocol.fd import Fd, received
 from upgrader.protocol.identity import HasFileno
 from upgrader.protocol.varlink import INTERFACE, VarlinkError
 from upgrader.protocol.varlink_client import call
+from upgrader.systemd.listen_fds import Passed
 
 _GROUP = 250  # FDs in one message; the kernel takes 253 (SCM_MAX_FD)
 _LONGEST = 1024  # bytes of a message
 
 
 class Borrowed:
-    """What the source has lent: `sockets` by the name of their backend."""
+    """What the source has lent: `sockets` by the name of their backend, and what its program keeps."""
 
-    def __init__(self, sock: socket.socket, sockets: dict[str, list[socket.socket]]) -> None:
+    def __init__(
+        self, sock: socket.socket, sockets: dict[str, list[socket.socket]], kept: Sequence[Passed]
+    ) -> None:
         self.sockets = sockets
+        self.kept = kept
         self._sock = sock
 
     @classmethod
@@ -38,12 +43,16 @@ class Borrowed:
         sock.settimeout(timeout)
         try:
             sock.connect(str(path))
-            names = call(sock, f"{INTERFACE}.Lend", offer, upgrade=True).get("backends")
-            if not isinstance(names, list):
+            answer = call(sock, f"{INTERFACE}.Lend", offer, upgrade=True)
+            names, names_kept = answer.get("backends"), answer.get("kept") or []
+            if not isinstance(names, list) or not isinstance(names_kept, list):
                 raise ChannelError("the running instance lends what cannot be read")
+            fds = _receive(sock, len(names) + len(names_kept))
             sockets: dict[str, list[socket.socket]] = {}
-            for name, fd in zip(map(str, names), _receive(sock, len(names)), strict=True):
-                sockets.setdefault(name, []).append(fd.socket())
+            for name, fd in zip(names, fds, strict=False):
+                sockets.setdefault(str(name), []).append(fd.socket())
+            lent = zip(names_kept, fds[len(names) :], strict=True)
+            kept = [Passed(str(name), fd) for name, fd in lent]
         except VarlinkError as error:
             sock.close()
             if error.name == "MethodNotFound":
@@ -57,7 +66,7 @@ class Borrowed:
         except BaseException:
             sock.close()
             raise
-        return cls(sock, sockets)
+        return cls(sock, sockets, kept)
 
     def fileno(self) -> int:
         """Readable once the source has ended, as it says nothing by itself."""
@@ -79,10 +88,10 @@ class Borrowed:
         self._sock.close()
 
 
-def lend(sock: socket.socket, sockets: Sequence[socket.socket]) -> None:
+def lend(sock: socket.socket, owners: Sequence[HasFileno]) -> None:
     """Send what is lent; raises OSError."""
-    for first in range(0, len(sockets), _GROUP):
-        numbers = [each.fileno() for each in sockets[first : first + _GROUP]]
+    for first in range(0, len(owners), _GROUP):
+        numbers = [each.fileno() for each in owners[first : first + _GROUP]]
         socket.send_fds(sock, [b"\0"], numbers)
 
 
