@@ -31,6 +31,7 @@ ROOMS = {
     "asgi": SERVICE | {"attach", "aio", "integrations"},
     "runner": SERVICE | {"attach", "aio"},
     "run": {"runner"},
+    "programs": SERVICE | {"runner"},
     "testing": SHARED,
     "takeover": SHARED,
     "tool": SHARED,
@@ -39,7 +40,7 @@ ROOMS = {
     "__main__": {"cli"},
 }
 #: Rooms that are loaded in a service: they need msgspec, and nothing else from outside.
-CORE = {*SERVICE, "blocking", "aio", "attach", "runner", "run", "testing", "takeover"}
+CORE = {*SERVICE, "blocking", "aio", "attach", "runner", "run", "programs", "testing", "takeover"}
 
 
 def module_of(path: Path) -> str:

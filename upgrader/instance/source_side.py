@@ -74,6 +74,11 @@ class SourceSide:
         self._migration: LiveSource | None = None
         self._watchdog = watchdog_span(environment, own_number(environment))
 
+    @property
+    def held(self) -> bool:
+        """Whether new work is held, before a freeze."""
+        return self._held_at is not None
+
     def holds(self, held: bool) -> None:
         """New work is held from now on, or not any more: the pause counts from there."""
         now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)

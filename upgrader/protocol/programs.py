@@ -36,6 +36,7 @@ class Program:
     its configuration again, None if it knows none; `test`: arguments with which it only tests that;
     `background`: words with which it leaves the foreground, `foreground`: those that it needs to stay
     there. `exclusive`: what two of them cannot share; `binds`: it takes no listeners, and binds its own.
+    `adapter`: as of --adapter.
     """
 
     passing: Passing = Passing.LISTEN_FDS
@@ -47,6 +48,7 @@ class Program:
     foreground: tuple[str, ...] = ()
     exclusive: str = ""
     binds: bool = False
+    adapter: str = ""
 
     @property
     def adoptable(self) -> bool:
@@ -120,13 +122,14 @@ def signal_named(text: str) -> signal.Signals:
 def _read(table: dict[str, Any]) -> Program:
     unknown = table.keys() - {
         "pass", "ready", "drain-signal", "reload", "test", "background", "foreground", "exclusive",
-        "binds",
+        "binds", "adapter",
     }  # fmt: skip
     if unknown:
         raise ValueError(f"there is no {', '.join(sorted(unknown))}")
     exclusive, binds = table.get("exclusive", ""), table.get("binds", False)
-    if not (isinstance(exclusive, str) and isinstance(binds, bool)):
-        raise ValueError("exclusive is a text, and binds is true or false")
+    adapter = table.get("adapter", "")
+    if not (isinstance(exclusive, str) and isinstance(adapter, str) and isinstance(binds, bool)):
+        raise ValueError("exclusive is a text, adapter as well, and binds is true or false")
     return Program(
         Passing(table.get("pass", Passing.LISTEN_FDS)),
         Readiness(table.get("ready", Readiness.NOTIFY)),
@@ -137,6 +140,7 @@ def _read(table: dict[str, Any]) -> Program:
         _words(table, "foreground"),
         exclusive,
         binds,
+        adapter,
     )
 
 

@@ -28,7 +28,8 @@ class Listen:
 @dataclass(frozen=True, slots=True)
 class RunnerOptions:
     """What a runner is told. `ready_after` and `drain_limit` are in seconds; `reload` is a signal, a
-    command, or None; `test`: arguments with which the program only tests its configuration."""
+    command, or None; `test`: arguments with which the program only tests its configuration; `adapter`:
+    see `adapters`, empty for the one of most programs."""
 
     program: Sequence[str]
     name: str
@@ -42,6 +43,7 @@ class RunnerOptions:
     reload: signal.Signals | Sequence[str] | None
     pid_file: str
     test: Sequence[str]
+    adapter: str
 
     @classmethod
     def parse(cls, arguments: Sequence[str]) -> Self:
@@ -68,6 +70,7 @@ class RunnerOptions:
             reload=given.reload or program.reload,
             pid_file=given.pid_file,
             test=program.test,
+            adapter=given.adapter or program.adapter,
         )
 
 
@@ -99,6 +102,9 @@ def _parser() -> argparse.ArgumentParser:
         help="what a reload does if there is nothing to upgrade (nginx, gunicorn: SIGHUP)")  # fmt: skip
     add("--pid-file", default="", metavar="PATH",
         help="where the program writes its PID; put back if an old one takes it away")  # fmt: skip
+    add("--adapter", default="", metavar="NAME",
+        help="upgrader.programs.NAME, or a module of yours with a dot in its name: for a program that"
+        " needs more than these options can say")  # fmt: skip
     add("--name", default="", metavar="NAME", help="the name of the service (that of the program)")
     add("program", nargs=argparse.REMAINDER, metavar="PROGRAM")
     return parser

@@ -11,7 +11,7 @@ from upgrader.protocol.kinds import show_address
 from upgrader.protocol.programs import Passing
 from upgrader.systemd.listen_fds import FIRST
 
-_PLACE = re.compile(r"\{fd:([^{}]*)\}")
+_PLACE = re.compile(r"\{(fd|address):([^{}]*)\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +44,17 @@ def variables(passing: Passing, given: Sequence[Given]) -> dict[str, str]:
 
 
 def arguments(words: Sequence[str], given: Sequence[Given]) -> list[str]:
-    """A command line with the number of its FD in each place `{fd:NAME}`, the first one if there are
-    several; raises DeclarationError for a name that there is not."""
-    numbers: dict[str, int] = {}
-    for place, each in enumerate(given):
-        numbers.setdefault(each.name, FIRST + place)
-    return [_PLACE.sub(lambda found: _number(found[1], numbers), word) for word in words]
+    """A command line with the number of its FD in each place `{fd:NAME}`, and the address in each
+    `{address:NAME}`, of the first one if there are several; raises DeclarationError for a name that
+    there is not."""
+    places: dict[tuple[str, str], str] = {}
+    for number, each in enumerate(given, FIRST):
+        places.setdefault(("fd", each.name), str(number))
+        places.setdefault(("address", each.name), show_address(each.address))
+    return [_PLACE.sub(lambda found: _value(found[1], found[2], places), word) for word in words]
 
 
-def _number(name: str, numbers: Mapping[str, int]) -> str:
-    if name not in numbers:
-        raise DeclarationError(f"{{fd:{name}}}", "there is no such listener")
-    return str(numbers[name])
+def _value(what: str, name: str, places: Mapping[tuple[str, str], str]) -> str:
+    if (what, name) not in places:
+        raise DeclarationError(f"{{{what}:{name}}}", "there is no such listener")
+    return places[what, name]

@@ -10,6 +10,9 @@ from collections.abc import Iterator, Sequence
 
 from upgrader.protocol.fd import Fd
 
+#: How a process is ended that has not ended at its drain signal, before SIGKILL.
+HARD = ((signal.SIGTERM, 1.0),)
+
 
 class RunningProcess:
     """One process, of this or of an earlier runner."""
@@ -54,16 +57,20 @@ class RunningProcess:
         return f"process {self.pid}"
 
 
-def end(processes: Sequence[RunningProcess], steps: Sequence[tuple[signal.Signals, float]]) -> None:
-    """End processes and all below them: each signal, and so many seconds for it; then SIGKILL.
+def end(
+    processes: Sequence[RunningProcess], steps: Sequence[tuple[signal.Signals | None, float]]
+) -> None:
+    """End processes and all below them: each signal, and so many seconds for it; then SIGKILL. None:
+    they were told already.
 
     A signal goes to the processes themselves: how those below them end is their business.
     """
     living = [each for each in processes if not each.ended]
     below = [child for each in living for child in each.tree()[1:]]
     for number, seconds in steps:
-        for each in living:
-            each.send(number)
+        if number:
+            for each in living:
+                each.send(number)
         deadline = time.monotonic() + seconds
         while (living := [each for each in living if not each.ended]) and _wait(living, deadline):
             pass

@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Adapters of programs that need more than the table of programs can say, and what they are made of.
+
+A module here, or one of yours, has a class ADAPTER: `python -m upgrader.run --adapter NAME`.
+"""
+
+from upgrader.runner.adapter import Adapter, AdapterHost, StartRequest
+from upgrader.runner.passing import Given
+from upgrader.runner.processes import RunningProcess
+from upgrader.runner.spawn import StartOrder
+
+__all__ = ["Adapter", "AdapterHost", "Given", "RunningProcess", "StartOrder", "StartRequest"]

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Draining the programs of earlier runners, once the one of this runner serves."""
+
+import asyncio
+import logging
+from dataclasses import field
+
+import upgrader
+from upgrader.instance.handles import Declared
+from upgrader.runner.adapter import Adapter
+from upgrader.runner.host import PROGRAM, Host, in_thread
+from upgrader.runner.processes import HARD, RunningProcess, end
+from upgrader.runner.shared_sockets import Paths
+from upgrader.systemd.process_start import process_started
+
+MOST = 2  # programs that are drained at a time
+_log = logging.getLogger("upgrader")
+
+
+@upgrader.state("upgrader-run")
+class ToldToDrain:
+    """Programs that were told to drain, by PID: they are not told twice."""
+
+    pids: list[int] = field(default_factory=list)
+
+
+class Draining:
+    """All that is drained beside one program."""
+
+    def __init__(
+        self, host: Host, adapter: Adapter, paths: Paths, told: Declared[ToldToDrain]
+    ) -> None:
+        self._host = host
+        self._adapter = adapter
+        self._paths = paths
+        self._told = told
+        self._drains: list[asyncio.Future[None]] = []
+
+    def begin(self, program: RunningProcess) -> None:
+        """Begin to drain all but this one: of more than two, the oldest ends at once."""
+        own, limit = f"{PROGRAM}{program.pid}", self._host.options.drain_limit
+        old = {name: each for name, each in self._host.programs().items() if name != own}
+        youngest_first = sorted(old, key=lambda name: _age(old[name]))
+        self._drains = [
+            asyncio.ensure_future(self._drain(name, old[name], limit if place < MOST else 0))
+            for place, name in enumerate(youngest_first)
+        ]
+
+    def cancel(self) -> None:
+        """Wait for them no more."""
+        for each in self._drains:
+            each.cancel()
+
+    async def _drain(self, name: str, process: RunningProcess, limit: float) -> None:
+        told = self._told.value.pids
+        if process.pid not in told and not process.ended:
+            told.append(process.pid)
+            self._adapter.drain(process)
+        if not await _ended(process, limit):
+            _log.warning("%s has not ended within %.0f s after it was replaced", process, limit)
+            await in_thread(end, [process], HARD)
+        self._paths.restore()
+        told[:] = [pid for pid in told if pid != process.pid]
+        await in_thread(self._host.instance.forget, name)
+
+
+def _age(process: RunningProcess) -> float:
+    """Seconds since boot at which it was started, the youngest first; 0 if it has ended."""
+    try:
+        return -process_started(process.pid)
+    except OSError:
+        return 0.0
+
+
+async def _ended(process: RunningProcess, seconds: float) -> bool:
+    """Whether a process ends in time."""
+    loop = asyncio.get_running_loop()
+    event = asyncio.Event()
+    if process.ended:
+        return True
+    loop.add_reader(process, event.set)
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return False
+    finally:
+        loop.remove_reader(process)
+    return True

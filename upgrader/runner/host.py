@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What a runner has for its program whatever it is at: its instance and children, what PID 1 has given it
+and keeps for it, and commands."""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
+from socket import socket as Socket
+from typing import Any
+
+from upgrader.aio.instance import Instance
+from upgrader.errors import BusError, DeclarationError, UpgradeError, VerifyError
+from upgrader.protocol.fd import Fd
+from upgrader.runner.children import Children
+from upgrader.runner.notifications import Notifications, relayed
+from upgrader.runner.options import RunnerOptions
+from upgrader.runner.passing import Given
+from upgrader.runner.processes import RunningProcess, end
+from upgrader.runner.spawn import Held, StartOrder, soft_limits
+from upgrader.systemd.bus import Bus
+from upgrader.systemd.fdstore import StoreName
+from upgrader.systemd.listen_fds import forget
+from upgrader.systemd.main_command import given_environment
+from upgrader.systemd.own_unit import TIMEOUT
+
+#: What is kept with PID 1: a program, by its PID; what programs share, by its name; a state.
+PROGRAM = "program."
+SHARED = "shared."
+STATE = "state"
+
+
+class ProgramEnded(UpgradeError):
+    """A process has ended by itself, with `status` (negative for a signal)."""
+
+    def __init__(self, program: str, status: int) -> None:
+        how = f"by signal {-status}" if status < 0 else f"with status {status}"
+        super().__init__(f"{program} has ended {how}")
+        self.status = status
+
+
+class Host:
+    """That of one runner; implements `adapter.AdapterHost`."""
+
+    def __init__(self, options: RunnerOptions) -> None:
+        """Before the library changes anything of this process."""
+        self.options = options
+        self.given = given_environment()
+        self.directory = Path(self.given.get("RUNTIME_DIRECTORY", "").partition(":")[0] or "/run")
+        self.serves = False  #: this is the owner, and PID 1 listens to it
+        self.properties: dict[str, Any] = {}  #: of the unit
+        self._environment = _of_the_program(self.given)
+        self._limits = soft_limits()
+
+    def attach(self, instance: Instance) -> None:
+        """Declare the listeners; raises DeclarationError if there are none."""
+        self.instance = instance
+        self.children = Children()
+        self.notified = asyncio.Event()
+        self.notifications = Notifications(self._hear)
+        asyncio.get_running_loop().add_reader(self.notifications, self.notifications.receive)
+        names = [(each.name, each.address) for each in self.options.listen]
+        names = names or [(name, None) for name in _passed_names(self.given)]
+        if not names:
+            raise DeclarationError("--listen", "the program is given no listener")
+        self._declared = [instance.listener(name, bind=address) for name, address in names]
+        with contextlib.suppress(BusError), Bus(TIMEOUT) as bus:
+            self.properties = bus.properties(instance._parts.report.unit)
+
+    @property
+    def listeners(self) -> list[Given]:
+        """All sockets that the program is given."""
+        sockets = [(each.name, sock) for each in self._declared for sock in each.sockets]
+        return [Given(name, sock, sock.getsockname()) for name, sock in sockets]
+
+    @property
+    def sockets(self) -> list[Socket]:
+        """The same, without their names."""
+        return [sock for each in self._declared for sock in each.sockets]
+
+    @property
+    def is_live(self) -> bool:
+        """Whether this runner was started beside another one, that serves."""
+        return self.instance._parts.destination.live
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What PID 1 gives a main process of the unit."""
+        return dict(self._environment)
+
+    # What PID 1 keeps
+
+    def programs(self) -> dict[str, RunningProcess]:
+        """All processes that PID 1 keeps, those of earlier runners as well, by the name of that."""
+        found = {}
+        for item in self.instance.passed:
+            if item.name.startswith(PROGRAM):
+                with contextlib.suppress(OSError):
+                    found[item.name] = RunningProcess(item.fd.duplicate())
+        return found
+
+    def shared(self) -> dict[str, Fd]:
+        """What its programs share, by name."""
+        passed = self.instance.passed
+        return {p.name.removeprefix(SHARED): p.fd for p in passed if p.name.startswith(SHARED)}
+
+    @property
+    def state(self) -> Fd | None:
+        """What a program has saved, if no other one may have gone on from it."""
+        for item in self.instance.passed:
+            if item.name == STATE and os.fstat(item.fd.fileno()).st_size:
+                return item.fd
+        return None
+
+    def keep_shared(self, wanted: Mapping[str, Fd]) -> None:
+        """Have PID 1 keep what it does not know yet; raises as `Instance.keep`."""
+        known = self.shared()
+        for name, fd in wanted.items():
+            if name not in known:
+                self.instance.keep(SHARED + name, fd)
+
+    # Processes
+
+    def hold(self, order: StartOrder, *, notifies: bool = False) -> Held:
+        """A process that becomes what is ordered as PID 1 would start it, and is kept before it may;
+        raises OSError and NotifyError."""
+        own = [*order.own_pid]
+        own += [n for n in ("SYSTEMD_EXEC_PID", "WATCHDOG_PID") if n in order.environment]
+        environment = dict(order.environment)
+        if notifies and "NOTIFY_SOCKET" in environment:
+            environment["NOTIFY_SOCKET"] = self.notifications.address
+        held = Held(
+            StartOrder(
+                order.arguments,
+                environment,
+                order.fds,
+                own,
+                self._limits,
+                ignores_sigpipe=self.properties.get("IgnoreSIGPIPE", True),
+            )
+        )
+        self.children.expect(held.process.pid)
+        return held
+
+    async def run(self, words: Sequence[str], **variables: str) -> None:
+        """Run a command to its end, with further variables; raises VerifyError unless that is 0."""
+        held = self.hold(StartOrder(words, {**self._environment, **variables}))
+        name, serves = f"{PROGRAM}{held.process.pid}", self.serves
+        try:
+            with contextlib.closing(held):
+                if not serves:  # should this process be killed, it must not run on
+                    self.instance.keep(name, held.process.pidfd)
+                held.release()
+            status = await self.children.end_of(held.process.pid)
+        except BaseException:
+            await in_thread(end, [held.process], ())
+            raise
+        finally:
+            if not (serves or self.is_live):  # else the one that serves gives it up
+                await in_thread(self.instance.forget, name)
+        if status != 0:
+            raise VerifyError(str(ProgramEnded(words[0], status)))
+
+    async def lives(self, program: RunningProcess, work: Coroutine[Any, Any, None]) -> None:
+        """Wait for some work on a program that this runner has started; cancel it and raise VerifyError if
+        the program ends before."""
+        ended, doing = self.children.end_of(program.pid), asyncio.ensure_future(work)
+        try:
+            await asyncio.wait((doing, ended), return_when=asyncio.FIRST_COMPLETED)
+            if program.ended:  # which explains whatever the work has met
+                await ended
+            if ended.done():
+                raise VerifyError(
+                    f"{ProgramEnded(str(program), ended.result())}, before it was ready"
+                )
+            doing.result()
+        finally:
+            doing.cancel()
+
+    def _hear(self, fields: Mapping[str, str]) -> None:
+        """What the program says: the library tells PID 1 that the unit is ready."""
+        if fields.get("READY") == "1":
+            self.notified.set()
+        if self.serves and (lines := relayed(fields)):
+            with contextlib.suppress(UpgradeError):
+                self.instance._parts.report.notifier.send(*lines)
+
+
+async def in_thread(call: Callable[..., object], *values: Any) -> None:
+    """Call something that waits, while the loop goes on, and to its end whatever happens here."""
+    await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, call, *values))
+
+
+def _of_the_program(given: Mapping[str, str]) -> dict[str, str]:
+    """What PID 1 gives a main process, without what is ours."""
+    environment = {n: v for n, v in given.items() if not n.startswith("UPGRADER")}
+    forget(environment)
+    return environment
+
+
+def _passed_names(environment: Mapping[str, str]) -> list[str]:
+    names = environment.get("LISTEN_FDNAMES", "").split(":")
+    return list(dict.fromkeys(n for n in names if n and StoreName.parse(n) is None))

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Starting a program beside the one that serves, until it is ready and checked; or nothing is left of
+it."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Sequence
+
+from upgrader.errors import VerifyError
+from upgrader.protocol.rendezvous import PREFLIGHT, PREFLIGHT_1
+from upgrader.runner.adapter import Adapter, StartRequest
+from upgrader.runner.host import PROGRAM, Host, in_thread
+from upgrader.runner.passing import Given
+from upgrader.runner.private_listeners import private_listeners
+from upgrader.runner.processes import HARD, RunningProcess, end
+from upgrader.runner.shared_sockets import Paths, SocketSettings, record
+from upgrader.runner.spawn import StartOrder
+from upgrader.systemd.listen_fds import Passed
+
+#: What is done with a program that was refused: nobody is told before it is gone.
+REFUSED = 2.0  # seconds for its drain signal
+
+
+class ProgramStart:
+    """The start of the program of one runner."""
+
+    def __init__(self, host: Host, adapter: Adapter, paths: Paths) -> None:
+        self.incoming = False  #: it waits for another program's state
+        self.settings: list[SocketSettings] = []  #: of the listeners, as the program wants them
+        self._host = host
+        self._adapter = adapter
+        self._paths = paths
+
+    @property
+    def is_preflight(self) -> bool:
+        """Whether the program must not be noticed."""
+        return bool({PREFLIGHT, PREFLIGHT_1} & self._host.given.keys())
+
+    async def run(self) -> RunningProcess | None:
+        """Start it; None if it was only tried. Raises VerifyError and OSError, and nothing is left then.
+
+        With a check, and while another program serves, it is tried in private first: as soon as it has
+        the listeners, clients may be answered by it.
+        """
+        host, adapter = self._host, self._adapter
+        words = host.options.program
+        if shutil.which(words[0]) is None:
+            raise VerifyError(f"{words[0]}: no such program")
+        if self.is_preflight:
+            if adapter.is_private:
+                return await self._try(ends=not adapter.stateful)
+            await adapter.test()
+            return None
+        if adapter.is_private and not adapter.stateful and host.options.check and self._is_beside:
+            await self._try(ends=True)
+        start = self._what(host.listeners)
+        settings = record(host.sockets)
+        async with adapter.starting(start) as order:
+            program = await self._start(order, start, settings)
+        for each in settings:
+            each.restore(options=False)
+        self.settings = record(host.sockets)
+        self._paths.keep(host.sockets)
+        self._paths.note_pid(program.pid)
+        return program
+
+    async def refuse(
+        self, program: RunningProcess, settings: Sequence[SocketSettings] | None = None
+    ) -> None:
+        """End a program and all below it, and put back what it has changed."""
+        # An orphan of the program is this process's child by now.
+        below = [program, *RunningProcess.of(os.getpid()).tree()[1:]]
+        await in_thread(end, below, ((self._host.options.drain, REFUSED), *HARD))
+        for each in self.settings if settings is None else settings:
+            each.restore(options=True)
+        self._paths.restore()
+        if not self._host.is_live:  # else the one that serves gives it up
+            await in_thread(self._host.instance.forget, f"{PROGRAM}{program.pid}")
+
+    def end_refused(self, items: Sequence[Passed]) -> None:
+        """In a thread: end what a new runner has started, which has not taken over and may be gone."""
+        started = [RunningProcess(i.fd.duplicate()) for i in items if i.name.startswith(PROGRAM)]
+        end(started, ((self._host.options.drain, REFUSED), *HARD))
+        for each in self.settings:
+            each.restore(options=True)
+        self._paths.restore()
+
+    @property
+    def _is_beside(self) -> bool:
+        """Whether another program may serve."""
+        return self._host.is_live or any(not p.ended for p in self._host.programs().values())
+
+    def _what(self, listeners: Sequence[Given], *, private: bool = False) -> StartRequest:
+        host, adapter = self._host, self._adapter
+        shared = adapter.shared(host.shared())
+        if not private:
+            host.keep_shared(shared)
+        self.incoming = adapter.stateful and (self._is_beside or host.state is not None)
+        return StartRequest(
+            host.options.program, host.environment, listeners, shared, self.incoming, private
+        )  # fmt: skip
+
+    async def _try(self, *, ends: bool) -> RunningProcess | None:
+        """Start it where nobody notices; unless it `ends` then, it waits for a state."""
+        host = self._host
+        with private_listeners(host.listeners, host.directory) as listeners:
+            start = self._what(listeners, private=True)
+            async with self._adapter.starting(start) as order:
+                program = await self._start(order, start, [])
+            if not ends:
+                return program
+            await self.refuse(program, [])
+        return None
+
+    async def _start(
+        self, order: StartOrder, start: StartRequest, settings: Sequence[SocketSettings]
+    ) -> RunningProcess:
+        host, adapter = self._host, self._adapter
+        host.notified.clear()
+        held = host.hold(order, notifies=True)
+        program = held.process
+        host.notifications.program = program.pid
+        try:
+            with contextlib.closing(held):
+                host.instance.keep(f"{PROGRAM}{program.pid}", program.pidfd)
+                held.release()
+            for wait in (adapter.ready, adapter.check):
+                await host.lives(program, wait(program, start))
+                for each in settings if self._is_beside else ():
+                    each.require_kept(str(program))
+        except BaseException:
+            await self.refuse(program, settings)
+            raise
+        return program
