@@ -4,6 +4,7 @@
 UpgradeError
 ├── DeclarationError        the program declares something impossible         .item
 ├── ParameterError          a parameter is unknown, or its value makes no sense   .name .reason
+├── BackendError            a kind cannot open or describe a backend          .item
 ├── BindError               a socket cannot be bound where the program wants it   .item
 ├── Retired                 this instance no longer owns its backends
 ├── UnsavableState          a state that cannot be saved as it stands             .item .reason
@@ -65,6 +66,14 @@ class ParameterError(UpgradeError):
         super().__init__(f"{name}: {reason}")
         self.name = name
         self.reason = reason
+
+
+class BackendError(UpgradeError):
+    """The kind of a backend cannot open, describe or adopt it; `item` names the backend."""
+
+    def __init__(self, item: str, message: str, *, remedy: str = "") -> None:
+        super().__init__(f"{item}: {message}", remedy=remedy)
+        self.item = item
 
 
 class BindError(UpgradeError):
@@ -153,13 +162,15 @@ class MismatchError(RefusedError):
 
 
 class IncompatibleState(RefusedError):
-    """A state was saved by a version that this program cannot read."""
+    """A state, or what describes a backend, was saved by a version that this program cannot read."""
 
     code = Code.STATE_INCOMPATIBLE
 
-    def __init__(self, name: str, *, offered: int, readable_from: int, own: int) -> None:
+    def __init__(
+        self, name: str, *, offered: int, readable_from: int, own: int, what: str = "state"
+    ) -> None:
         super().__init__(
-            f"state {name!r}",
+            f"{what} {name!r}",
             f"saved as version {offered}, readable from version {readable_from} on;"
             f" this program has version {own}",
             remedy="start a version that can read it; the image is kept",

@@ -182,7 +182,9 @@ def _memfd(data: bytes) -> Fd:
 
 
 def _with_header(document: bytes) -> bytes:
-    header = struct.pack("!8sIIQ", image.MAGIC, image.FORMAT, zlib.crc32(document), len(document))
+    header = struct.pack(
+        "!8sIIQ", image.MAGIC, image.FORMATS[-1], zlib.crc32(document), len(document)
+    )
     return header + document
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What is committed of stream versions 1 and 2 and image format 1: every later version must read it.
+"""What is committed of stream versions 1 and 2 and image formats 1 and 2: every later version must read it.
 
 `python -m tests.unit.golden` writes the files; a released one is never written again.
 """
@@ -12,7 +12,7 @@ from upgrader.codes import Code
 from upgrader.protocol import records
 from upgrader.protocol.connection_state import ConnectionState
 from upgrader.protocol.identity import Identity
-from upgrader.protocol.image import LeftBehind, Manifest, ManifestEntry, seal
+from upgrader.protocol.image import BackendFacts, LeftBehind, Manifest, ManifestEntry, seal
 from upgrader.protocol.kinds import Kind, Waiting
 from upgrader.protocol.saved_state import SavedState
 
@@ -85,6 +85,28 @@ MANIFEST = Manifest(
     ],
     left_behind=[LeftBehind("http", "127.0.0.1:5000", "its handler is busy")],
 )
+#: By the name of its file: an image of each format.
+IMAGES = {
+    IMAGE: MANIFEST,
+    "v2-image": Manifest(
+        service="switch",
+        generation=4,
+        program="2.2",
+        frozen_at=123_456_789_000,
+        entries=[
+            MANIFEST.entries[0],
+            ManifestEntry("cache", "memory", Identity(4711, stat.S_IFREG)),
+            ManifestEntry("uplink", "tap", Identity(105, stat.S_IFCHR)),
+            ManifestEntry("uplink", "tap", Identity(105, stat.S_IFCHR)),
+            ManifestEntry("dice", "acme.dice", Identity(12, 0)),
+        ],
+        backends={
+            "cache": BackendFacts(1, 1, [b"\x81\xa4size\xcd\x10\x00"]),
+            "uplink": BackendFacts(3, 2, [b"\x81\xa6device\xa4tap0", b"\x81\xa6device\xa4tap0"]),
+            "dice": BackendFacts(1, 1, [b"\x80"]),
+        },
+    ),
+}
 
 
 def image_bytes(manifest: Manifest = MANIFEST) -> bytes:
@@ -97,4 +119,5 @@ if __name__ == "__main__":
     STREAMS.mkdir(exist_ok=True)
     for version, name, record in ALL_FRAMES:
         (STREAMS / f"{name}.bin").write_bytes(records.encode(record, version))
-    (STREAMS / f"{IMAGE}.bin").write_bytes(image_bytes())
+    for image, manifest in IMAGES.items():
+        (STREAMS / f"{image}.bin").write_bytes(image_bytes(manifest))

@@ -70,6 +70,25 @@ WELL = Overview(
     "web.service", "active (running)", True, 4711, STATUS, instance(), uses_upgrader=True,
     last_upgrade=DONE,
 )  # fmt: skip
+SWITCH = Overview(
+    "switch.service", "active (running)", True, 4715, STATUS,
+    instance(
+        service="switch",
+        backends=[
+            Backend("control", "listener", 7, "/run/switch", 90211),
+            Backend(
+                "uplink", "tap", 8, text="tap0, 2 queues",
+                verified=["detached", "device", "flags", "netns"],
+            ),
+            Backend(
+                "routes", "memory", 10, text="sealed: grow, shrink", size=1 << 26,
+                verified=["device", "inode", "seals", "size"],
+            ),
+            Backend("dice", "acme.dice", 11, transfer=False),
+        ],
+    ),
+    uses_upgrader=True, last_upgrade=DONE,
+)  # fmt: skip
 HELD = Overview(
     "shop.service", "active (running)", True, 4712, STATUS,
     instance(changed=["/usr/lib/shop/shop.py"], migration=FAILED, last_upgrade=FAILED),
@@ -113,7 +132,8 @@ def lists() -> Iterator[tuple[str, Screen, str]]:
 
 def states() -> Iterator[tuple[str, Screen, str]]:
     situations = {
-        "all well": WELL, "held": HELD, "failed": DOWN, "draining": DRAINING, "foreign": FOREIGN,
+        "all well": WELL, "held": HELD, "failed": DOWN, "draining": DRAINING, "other kinds": SWITCH,
+        "foreign": FOREIGN,
     }  # fmt: skip
     for there in _screens():
         for name, overview in situations.items():

@@ -123,7 +123,7 @@ def blocking_objects(sock: socket.socket) -> list[tuple[str, str, object]]:
     with upgrader.attach("api") as instance:
         listener = instance.listener("x")
         declared = Connections(listener._bound, None, lambda peer: None)
-        with BlockingRuntime(instance._parts, {}, blocking.Peer) as runtime:
+        with BlockingRuntime(instance._parts, {}, [], blocking.Peer) as runtime:
             connection = BlockingConnection(
                 runtime, declared, ConnectionStream(sock), None, adopted=False
             )

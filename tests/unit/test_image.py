@@ -15,11 +15,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.unit.golden import IMAGE, MANIFEST, STREAMS, image_bytes
+from tests.unit.golden import IMAGES, MANIFEST, STREAMS, image_bytes
 from upgrader.errors import ImageError
 from upgrader.protocol import image
 from upgrader.protocol.fd import Fd
-from upgrader.protocol.image import FORMAT, MAGIC, SEALS, Manifest, seal, unseal
+from upgrader.protocol.image import FORMATS, MAGIC, SEALS, Manifest, seal, unseal
 
 HEADER = struct.Struct("!8sIIQ")
 
@@ -31,7 +31,7 @@ def memfd_of(data: bytes, seals: int = SEALS) -> Fd:
     return memfd
 
 
-def framed(document: bytes, *, magic: bytes = MAGIC, version: int = FORMAT) -> bytes:
+def framed(document: bytes, *, magic: bytes = MAGIC, version: int = FORMATS[0]) -> bytes:
     return HEADER.pack(magic, version, zlib.crc32(document), len(document)) + document
 
 
@@ -71,15 +71,22 @@ def test_the_file_offset_is_not_touched() -> None:
             assert offset == os.lseek(memfd.fileno(), 0, os.SEEK_CUR)
 
 
-def test_a_released_image_is_read() -> None:
-    """The committed image of format 1 decodes to what it was made of."""
-    with memfd_of((STREAMS / f"{IMAGE}.bin").read_bytes()) as memfd:
-        assert MANIFEST == unseal(memfd)
+@pytest.mark.parametrize("name", IMAGES)
+def test_a_released_image_is_read(name: str) -> None:
+    """The committed image of each format decodes to what it was made of."""
+    with memfd_of((STREAMS / f"{name}.bin").read_bytes()) as memfd:
+        assert IMAGES[name] == unseal(memfd)
 
 
-def test_the_format_has_not_changed() -> None:
+@pytest.mark.parametrize("name", IMAGES)
+def test_the_formats_have_not_changed(name: str) -> None:
     """The same manifest gives the committed bytes: a change needs a new format number."""
-    assert (STREAMS / f"{IMAGE}.bin").read_bytes() == image_bytes()
+    assert (STREAMS / f"{name}.bin").read_bytes() == image_bytes(IMAGES[name])
+
+
+def test_the_format_is_as_old_as_can_be() -> None:
+    """Only what version 0.1.0 cannot load has a number that it refuses."""
+    assert [1, 2] == [HEADER.unpack_from(image_bytes(m))[1] for m in IMAGES.values()]
 
 
 # Refusals
@@ -107,10 +114,10 @@ def test_flipped_bits() -> None:
 
 def test_an_unknown_format() -> None:
     """It names both formats, and says that nothing is lost."""
-    message = refusal(framed(b"\x80", version=FORMAT + 1))
+    message = refusal(framed(b"\x80", version=FORMATS[-1] + 1))
 
-    assert f"format {FORMAT + 1}" in message
-    assert f"reads format {FORMAT}" in message
+    assert f"format {FORMATS[-1] + 1}" in message
+    assert f"reads formats {', '.join(map(str, FORMATS))}" in message
     assert "image is kept" in message
 
 
@@ -123,7 +130,7 @@ def test_foreign_bytes() -> None:
 def test_a_lying_length(length: int) -> None:
     """Nothing is allocated for a length that the file does not have."""
     document = msgspec.msgpack.encode(MANIFEST)
-    header = HEADER.pack(MAGIC, FORMAT, zlib.crc32(document), length)
+    header = HEADER.pack(MAGIC, FORMATS[0], zlib.crc32(document), length)
 
     assert "truncated" in refusal(header + document)
 
@@ -163,6 +170,14 @@ def test_what_is_no_memfd(tmp_path: Path) -> None:
             unseal(fd)
 
 
+def test_a_kind_of_a_later_version_is_read() -> None:
+    """It makes no manifest unreadable: who loads it can name what it is."""
+    entry = ["uplink", "a-later-kind", [105, 8192]]
+    document = msgspec.msgpack.encode(Wrong(entries=[entry]))
+    with memfd_of(framed(document, version=2)) as memfd:
+        assert ["a-later-kind of 'uplink'"] == [str(each) for each in unseal(memfd).entries]
+
+
 @dataclass
 class Wrong:
     service: object = "web"
@@ -179,7 +194,7 @@ class Wrong:
         (Wrong(service=1), "service"),
         (Wrong(generation="1"), "generation"),
         (Wrong(states=[1]), r"states\[0\]"),
-        (Wrong(entries=[["http", "no such kind", [1, 2]]]), r"entries\[0\]"),
+        (Wrong(entries=[["http", 5, [1, 2]]]), r"entries\[0\]"),
         (Wrong(entries=[["http", "listener", [1]]]), r"entries\[0\]"),
         (Wrong(entries=[["http", "connection", [1, 2], 0, ["asleep"]]]), r"entries\[0\]"),
     ],

@@ -377,6 +377,7 @@ class AsyncioRuntime:
     def give_up(self) -> None:
         """Nothing that has moved is touched any more; the rest is drained."""
         self.replaced = True
+        self._read_no_more()
         for handled in self.handled.values():
             handled.let_go()
         for hosting in self.hostings.values():
@@ -386,6 +387,15 @@ class AsyncioRuntime:
         self._safe_points.open()
         for handled in self.handled.values():
             handled.finish()
+
+    def _read_no_more(self) -> None:
+        """What comes for a backend that is no socket is another instance's: no callback of the program
+        gets it any more."""
+        for backend in self._declarations.backends.values():
+            for fd in backend.fds:
+                with contextlib.suppress(RuntimeError):  # a transport of the program's has it
+                    self._loop.remove_reader(fd.fileno())
+                    self._loop.remove_writer(fd.fileno())
 
     def let_go(self) -> None:
         """Close our copies of what has moved."""
@@ -417,6 +427,7 @@ class AsyncioRuntime:
         cut = list(self._parts.turns.running.values())
         source.frozen = source.park(*self._taken(), cut)
         if source.frozen:
+            self._read_no_more()
             for handled in self.handled.values():
                 handled.let_go()
             for hosting in self.hostings.values():

@@ -8,6 +8,7 @@ from collections.abc import Iterator, MutableMapping
 from types import TracebackType
 from typing import Any, Generic, TypeVar, cast
 
+from upgrader.backends.kind import BackendKind
 from upgrader.blocking.handled_connection import BlockingConnection
 from upgrader.blocking.runtime import BlockingRuntime
 from upgrader.errors import DeclarationError
@@ -89,7 +90,9 @@ class Instance(BaseInstance):
         """All open connections that handlers of `connections` serve."""
         return Peers(self._runtime.served if self._runtime else [])
 
-    def serve(self, *backends: DeclaredSocket) -> Iterator[DeclaredSocket]:
+    def serve(
+        self, *backends: DeclaredSocket | BackendKind
+    ) -> Iterator[DeclaredSocket | BackendKind]:
         """Load, verify, tell PID 1 READY=1; then yield each of `backends` that has something to
         read, until this instance is stopped.
 
@@ -98,8 +101,9 @@ class Instance(BaseInstance):
         """
         if threading.current_thread() is not threading.main_thread():
             raise DeclarationError("serve()", "runs in the main thread only")
-        by_socket = {backend._bound: backend for backend in backends}
-        with BlockingRuntime(self._parts, by_socket, Peer) as self._runtime:
+        by_socket = {each._bound: each for each in backends if isinstance(each, DeclaredSocket)}
+        others = [each for each in backends if isinstance(each, BackendKind)]
+        with BlockingRuntime(self._parts, by_socket, others, Peer) as self._runtime:
             yield from self._runtime.serve()
 
     def __enter__(self) -> Instance:

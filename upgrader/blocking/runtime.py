@@ -20,6 +20,7 @@ from itertools import chain, repeat
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from upgrader.backends.kind import BackendKind
 from upgrader.blocking.handled_connection import BlockingConnection
 from upgrader.blocking.loop_signals import LoopSignals
 from upgrader.blocking.two_waits import WaitForWork
@@ -60,14 +61,17 @@ class BlockingRuntime:
         self,
         parts: InstanceParts,
         backends: Mapping[Bound, DeclaredSocket],
+        others: Sequence[BackendKind],
         make_peer: Callable[[BlockingConnection], Any],
     ) -> None:
-        """`backends`: which the program reads itself, and as what; `make_peer`: what handlers get."""
+        """`backends`: which the program reads itself, and as what; `others`: those that are no sockets;
+        `make_peer`: what handlers get."""
         self.frozen = False  #: nothing here touches what has moved any more
         self.beginning = True  #: not every handler of an adopted connection has been called yet
         self._parts = parts
         self._declarations = parts.declarations
         self._backends = backends
+        self._others = others
         self._make_peer = make_peer
         self._stopped = threading.Event()
         self._served: dict[int, tuple[BlockingConnection, Any]] = {}  # with its peer, by FD
@@ -108,7 +112,7 @@ class BlockingRuntime:
         """All open connections, and how their handlers see them."""
         return list(self._served.values())
 
-    def serve(self) -> Iterator[DeclaredSocket]:
+    def serve(self) -> Iterator[DeclaredSocket | BackendKind]:
         """Load, serve and end; see `Instance.serve`."""
         parts = self._parts
         self._signals.listen(self._waker.fileno())
@@ -162,6 +166,9 @@ class BlockingRuntime:
             for sock in bound.sockets:
                 sock.setblocking(False)
                 self._selector.register(sock, selectors.EVENT_READ, bound)
+        for other in self._others:
+            for number in other.fds:
+                self._selector.register(number, selectors.EVENT_READ, other)
         self._arguments = {
             name: self._declarations.values(connections.handler, skip=1)
             for name, connections in self._declarations.connections.items()
@@ -198,7 +205,7 @@ class BlockingRuntime:
 
     # One turn after the other
 
-    def _turns(self) -> Iterator[DeclaredSocket]:
+    def _turns(self) -> Iterator[DeclaredSocket | BackendKind]:
         destination = self._parts.destination
         for bound, backend in self._backends.items():
             for _ in range(len(bound.backlog)):
@@ -211,6 +218,8 @@ class BlockingRuntime:
                 match key.data:
                     case Bound() as bound:
                         yield self._backends[bound]
+                    case BackendKind() as other:
+                        yield other
                     case Connections() as connections:
                         self._accept(connections, key.fileobj)
                     case BlockingConnection() as connection:

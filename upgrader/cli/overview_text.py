@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from upgrader.cli.screen import Cell, Screen, Tone
-from upgrader.protocol.kinds import Standing
+from upgrader.protocol.kinds import Kind, Standing
 from upgrader.protocol.parameters import Parameters
 from upgrader.protocol.phase import Phase
 from upgrader.protocol.varlink_types import Backend, Connection, Description, Migration
@@ -19,8 +19,10 @@ from upgrader.tool.plain_text import plain
 
 _NAMED = 10  # connections, or changed files, that are named one by one
 _WIDTH = 11  # of the names of lines
+_SOCKETS = frozenset(Kind)
 _USUAL = "active (running)"
 _BACKENDS = ("BACKEND", "KIND", "FD", "ADDRESS", "INODE", "CONNECTIONS")
+_OTHERS = ("BACKEND", "KIND", "FD", "WHAT", "SIZE", "VERIFIED")
 _PEERS = ("BACKEND", "PEER", "AGE", "DOES")
 
 #: The name of a line, its text, and what that means.
@@ -83,8 +85,11 @@ def shown(there: Screen, found: Overview, now: float) -> Iterator[str]:
         return
     for name, text, meaning in _lines(found, now):
         yield there.wrapped(f"{name:>{_WIDTH}}{':' if name else ' '} ", text, meaning)
-    if instance and instance.backends:
-        yield "\n" + there.table(_BACKENDS, [_backend(each) for each in instance.backends])
+    backends = instance.backends if instance else []
+    if sockets := [each for each in backends if each.kind in _SOCKETS]:
+        yield "\n" + there.table(_BACKENDS, [_socket(each) for each in sockets])
+    if others := [each for each in backends if each.kind not in _SOCKETS]:
+        yield "\n" + there.table(_OTHERS, [_other(each) for each in others])
     for old in found.draining:
         yield "\n" + there.wrapped("", _draining(old, now), Tone.NOTE)
         yield there.table(_PEERS, [_connection(each) for each in old.held[:_NAMED]])
@@ -186,7 +191,16 @@ def _draining(old: Description, now: float) -> str:
     return f"{text}, for {show_duration(max(old.drains_until - now, 0))} at most"
 
 
-def _backend(each: Backend) -> tuple[str, ...]:
+def _other(each: Backend) -> tuple[str, ...]:
+    stays = "" if each.transfer else "does not move"
+    return (
+        each.name, each.kind, str(each.fd) if each.fd >= 0 else "-", each.text or "-",
+        show_bytes(each.size) if each.size else "-",
+        stays or ", ".join(each.verified) or "-",
+    )  # fmt: skip
+
+
+def _socket(each: Backend) -> tuple[str, ...]:
     busy = f" ({each.busy} busy)" if each.busy else ""
     stays = "" if each.transfer else ", do not move"
     number = str(each.fd) if each.fd >= 0 else "-"

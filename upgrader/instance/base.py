@@ -18,10 +18,12 @@ from upgrader.protocol.kinds import Kind
 from upgrader.systemd.listen_fds import Passed
 
 if TYPE_CHECKING:
+    from upgrader.backends.kind import BackendKind
     from upgrader.protocol.identity import HasFileno
 
 T = TypeVar("T")
 Function = TypeVar("Function", bound=Callable[..., Any])
+K = TypeVar("K", bound="BackendKind")
 
 
 class Ended(StrEnum):
@@ -90,6 +92,17 @@ class BaseInstance:
         if not 0 <= receive_buffer < 1 << 30:
             raise DeclarationError(f"datagrams {name!r}", f"receive_buffer={receive_buffer}")
         return Datagrams(self._bound(Kind.DATAGRAMS, name, bind, receive_buffer))
+
+    def backend(self, name: str, kind: K) -> K:
+        """Declare a backend of any other kind, such as `Memory(1 << 20)` or `Tap("tap0")` of
+        `upgrader.backends`, or one of your own; returns that object, which is live once this instance
+        is loaded: taken from the image, from the FD store, or else opened anew.
+
+        It moves if `backend-transfer.NAME` is on in both instances; otherwise the new one opens its own.
+        Raises DeclarationError for a bad name, or an object that is declared already.
+        """
+        self._parts.declarations.add_backend(name, kind)
+        return kind
 
     def _bound(self, kind: Kind, name: str, bind: str | None, receive_buffer: int = 0) -> Bound:
         bound = Bound(kind, name, Address.parse(bind) if bind else (), receive_buffer)

@@ -24,12 +24,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from upgrader.instance import image_in_fd_store
+    from upgrader.instance.declared_backend import DeclaredBackend
     from upgrader.instance.gap import Gap
     from upgrader.instance.image_in_fd_store import SpreadImage
     from upgrader.instance.live_destination import LiveDestination
     from upgrader.protocol.channel import ParkedChannel
     from upgrader.protocol.connection_state import ConnectionState
-    from upgrader.protocol.identity import Identity
+    from upgrader.protocol.identity import HasFileno, Identity
     from upgrader.systemd.notify import Notifier
 else:
     image_in_fd_store = later("upgrader.instance.image_in_fd_store")
@@ -120,11 +121,12 @@ class LoadedInstance:
         self.migration: LiveDestination | None = None
         self.frozen_at: int | None = None  #: CLOCK_MONOTONIC in nanoseconds: nobody serves since
         self.gap: Gap | None = None  #: in which datagrams may have been dropped
+        self.backends: list[DeclaredBackend] = []  #: that have moved here, and are no sockets
         self.overrides: Mapping[str, str] = {}  #: set at run time, inherited
         self.replaced: list[tuple[Bound, socket.socket]] = []
         self.rebinding: list[Rebinding] = []
         self.unwanted: list[StoreName] = []  #: to leave the FD store
-        self.persistent: list[tuple[StoreName, socket.socket]] = []  #: to enter it
+        self.persistent: list[tuple[StoreName, HasFileno]] = []  #: to enter it
 
     def commit(self, notifier: Notifier, store: FdStore, serve: Callable[[], None]) -> None:
         """Become the owner: tell PID 1 in one datagram, then mark the channel as spent. `serve` runs
@@ -146,6 +148,8 @@ class LoadedInstance:
             for bound, old in self.replaced:
                 _take_backlog(bound, old)
                 old.close()
+            for backend in self.backends:
+                backend.guard()
             serve()
 
         try:
@@ -180,9 +184,9 @@ class LoadedInstance:
 
     def _tidy(self, store: FdStore) -> None:
         store.remove(*self.unwanted)
-        for name, sock in self.persistent:
+        for name, owner in self.persistent:
             try:
-                store.push(name, sock)
+                store.push(name, owner)
             except NotifyError as error:  # with too many FDs of this user in flight, none can go
                 _log.warning("%s would not survive a crash: %s", name, error)
 

@@ -372,7 +372,8 @@ class Negotiation:
         if parameters.get("upgrade") not in (None, self._host.progress.last.id):
             raise refused(f"process {caller.pid} was started for another upgrade")
         try:
-            self.offer = Offer.read(parameters, self._host.declarations)
+            host = self._host
+            self.offer = Offer.read(parameters, host.declarations, host.parameters.transfers)
         except VarlinkError as error:
             code = Code(error.parameters.get("code", Code.REFUSED))
             self._abort(code, str(error.parameters.get("why", error)))

@@ -12,7 +12,7 @@ import logging
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from os import fstat
 from socket import AF_INET, AF_INET6, SOCK_DGRAM, SOCK_STREAM, SocketKind
 from socket import socket as Socket
@@ -27,13 +27,17 @@ from upgrader.systemd.fdstore import StoreName
 
 if TYPE_CHECKING:
     from upgrader.backends import datagrams
+    from upgrader.backends.kind import BackendKind
     from upgrader.backends.listener import Address
+    from upgrader.instance import declared_backend
+    from upgrader.instance.declared_backend import DeclaredBackend
     from upgrader.protocol import saved_state, state_trial, varlink_types
     from upgrader.protocol.identity import HasFileno
     from upgrader.protocol.saved_state import SavedState
     from upgrader.protocol.varlink_types import Trial
     from upgrader.systemd.listen_fds import Passed
 else:
+    declared_backend = later("upgrader.instance.declared_backend")
     datagrams = later("upgrader.backends.datagrams")
     saved_state = later("upgrader.protocol.saved_state")
     state_trial = later("upgrader.protocol.state_trial")
@@ -238,6 +242,7 @@ class Declarations:
         self.service = service
         self.states: dict[str, DeclaredState[Any]] = {}
         self.sockets: dict[str, Bound] = {}
+        self.backends: dict[str, DeclaredBackend] = {}  #: of other kinds
         self.connections: dict[str, Connections] = {}
         self.protocols: dict[str, Protocols] = {}
         self.checks: list[Callable[..., Any]] = []
@@ -265,8 +270,24 @@ class Declarations:
         """Declare a socket; raises DeclarationError for a bad name or a second one of it."""
         item = f"{bound.kind} {bound.name!r}"
         check_name(item, bound.name)
-        self._check_new(item, bound.name, self.sockets)
+        self._check_new(item, bound.name, self.names)
         self.sockets[bound.name] = bound
+
+    def add_backend(self, name: str, kind: BackendKind) -> None:
+        """Declare a backend of another kind than a socket; raises DeclarationError for a bad name, a
+        second one of it, and for an object that is declared already."""
+        item = f"{kind.kind} {name!r}"
+        check_name(item, name)
+        self._check_new(item, name, self.names)
+        if not kind.kind or kind._item:
+            why = f"is {kind._item} already" if kind.kind else "is of a class without name="
+            raise DeclarationError(item, why)
+        self.backends[name] = declared_backend.DeclaredBackend(name, kind)
+
+    @property
+    def names(self) -> set[str]:
+        """Of all backends."""
+        return {*self.sockets, *self.backends}
 
     def add_connections(self, connections: Connections) -> None:
         """Declare who handles a listener; raises DeclarationError for a second handler."""
@@ -428,7 +449,7 @@ class Declarations:
         wanted = self.arguments(function, skip=skip)
         return {name: declared.value for name, declared in wanted.items()}
 
-    def _check_new(self, item: str, name: str, known: dict[str, Any]) -> None:
+    def _check_new(self, item: str, name: str, known: Container[str]) -> None:
         if self.serving:
             raise DeclarationError(item, "declared after serve() has begun")
         if name in known:

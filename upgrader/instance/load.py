@@ -30,12 +30,12 @@ from upgrader.systemd.fdstore import FdStore, Stored, StoreName
 from upgrader.systemd.listen_fds import Passed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
     import msgspec
 
-    from upgrader.instance import choose_image, gap
+    from upgrader.instance import choose_image, gap, open_backends
     from upgrader.instance.declarations import Declarations, Protocols
     from upgrader.instance.interfaces import Closeable
     from upgrader.instance.live_destination import LiveDestination
@@ -48,6 +48,7 @@ else:
     msgspec = later("msgspec")
     choose_image = later("upgrader.instance.choose_image")
     gap = later("upgrader.instance.gap")
+    open_backends = later("upgrader.instance.open_backends")
     identity = later("upgrader.protocol.identity")
     image = later("upgrader.protocol.image")
     records = later("upgrader.protocol.records")
@@ -128,6 +129,11 @@ class Loader:
                 bound, received.get(bound.name), moved=self._unpassed,
                 passed=bound.name in self._was_passed,
             )  # fmt: skip
+        for name, backend in self._declarations.backends.items():
+            open_backends.open_backend(
+                backend, self._opening.stored, self._loaded, self._opened,
+                transfers=self._parameters.transfers(name),
+            )  # fmt: skip
         self._declarations.take_passed(self._opening.others, self._opening.kept())
         # What belongs to an image goes with it.
         kept = {str(n) for n in others(channel)} | {channel.name} if channel else set()
@@ -149,14 +155,19 @@ class Loader:
         return {
             "stream": records.VERSIONS[0],  # the only one that an instance of interface 1 takes
             "streams": list(records.VERSIONS),
-            "image": image.FORMAT,
+            "image": image.FORMATS[0],  # likewise
+            "images": list(image.FORMATS),
             "states": {name: known.description.version for name, known in declared.states.items()},
             "sessions": {
                 listener: header.version for listener, header in declared.sessions().items()
             },
             "kinds": sorted(Kind),  # version 0.1.0 does not say, and knows the first three
-            "backends": sorted({*declared.sockets, *declared.dropped}),
-            "withheld": [n for n in declared.sockets if not self._parameters.transfers(n)],
+            "backends": sorted({*declared.names, *declared.dropped}),
+            "backend_kinds": {name: each.kind.kind for name, each in declared.backends.items()},
+            "kind_versions": {
+                each.kind.kind: each.kind.version for each in declared.backends.values()
+            },
+            "withheld": sorted(n for n in declared.names if not self._parameters.transfers(n)),
         }
 
     def _load_image(
@@ -171,24 +182,30 @@ class Loader:
             self._declarations.activated = list(manifest.activated or ())
             self._was_passed = frozenset(manifest.passed or ())
         bound: dict[str, tuple[image.ManifestEntry, socket.socket]] = {}
+        backends: dict[str, open_backends.Received] = {}
         withheld: list[image.LeftBehind] = []
         for index, (entry, fd) in enumerate(zip(manifest.entries, stream.fds, strict=False)):
-            if entry.kind is Kind.PASSED:
+            if entry.kind == Kind.PASSED:
                 if identity.identify(fd) != entry.identity:
                     raise MismatchError(str(entry), entry.identity, identity.identify(fd))
                 self._opened.append(fd)
                 self._opening.add(Passed(entry.backend, fd))
                 continue
+            if self._migration:
+                self._migration.progress(index)
+            if entry.is_declared_by_kind:
+                self._opened.append(fd)
+                backends.setdefault(entry.backend, open_backends.Received()).add(entry, fd)
+                continue
             sock = _as_socket(entry, fd)
             self._opened.append(sock)
             if self._migration:
                 self._migration.fence.add(sock)
-                self._migration.progress(index)
             if entry.backend in self._declarations.dropped:
                 sock.close()
                 if self._unpassed and entry.connection is None:
                     # What PID 1 keeps of it is a listener behind which clients would wait for nobody.
-                    stored = StoreName(Stored(entry.kind.value), entry.backend)
+                    stored = StoreName.of_backend(entry.kind, entry.backend, 0)
                     self._loaded.unwanted.append(stored)
                 continue
             if entry.connection is None:
@@ -201,6 +218,7 @@ class Loader:
                 sock.close()
             else:
                 self._adopt(manifest, index, sock)
+        withheld += self._load_backends(manifest, backends)
         dropped = self._tell_dropped()
         left = (
             manifest.left_behind
@@ -242,8 +260,9 @@ class Loader:
         if len(manifest.entries) != stream.announced:
             raise ImageError("image", f"{len(manifest.entries)} entries, {stream.announced} FDs")
         _check_unique([f"state {saved.name!r}" for saved in manifest.states])
-        own = [entry for entry in manifest.entries if entry.kind is not Kind.PASSED]
-        _check_unique([str(entry) for entry in own if entry.connection is None])
+        own = [entry for entry in manifest.entries if entry.kind != Kind.PASSED]
+        alone = [e for e in own if e.connection is None and not e.is_declared_by_kind]
+        _check_unique([str(entry) for entry in alone])
         declared = self._declarations
         unclaimed = {  # what it is called in messages: the name it is declared under
             f"state {saved.name!r}": saved.name
@@ -251,12 +270,14 @@ class Loader:
             if saved.name not in declared.states
         }
         for entry in own:
-            if entry.connection is not None:
+            if entry.is_declared_by_kind:
+                known = open_backends.check_declared(declared, entry)
+            elif entry.connection is not None:
                 name = entry.backend
                 known = name in declared.connections or name in declared.protocols
             else:
                 bound = declared.sockets.get(entry.backend)
-                known = bound is not None and bound.kind is entry.kind
+                known = bound is not None and bound.kind == entry.kind
             if not known:
                 unclaimed[str(entry)] = entry.backend
         for backend, saved in manifest.sessions.items():
@@ -266,6 +287,30 @@ class Loader:
         left = sorted(item for item, name in unclaimed.items() if name not in declared.dropped)
         if left:
             raise UnclaimedError(left)
+
+    def _load_backends(
+        self, manifest: image.Manifest, received: Mapping[str, open_backends.Received]
+    ) -> list[image.LeftBehind]:
+        """Verify the backends of other kinds than sockets; returns those that are opened anew."""
+        left = []
+        for name, came in received.items():
+            kind = came.entries[0].kind
+            sent = sum(entry.backend == name for entry in manifest.entries)
+            if name in self._declarations.dropped or len(came.fds) < sent:
+                why = ""  # it is declared no more, or said below of what did not come
+            elif not self._parameters.transfers(name):
+                why = "backend-transfer=no"
+                left.append(image.LeftBehind(name, kind, why))
+            else:
+                backend = self._declarations.backends[name]
+                open_backends.load_received(backend, came, manifest)
+                self._loaded.backends.append(backend)
+                continue
+            for number, fd in enumerate(came.fds):
+                fd.close()
+                if self._unpassed:  # else it is among what PID 1 has passed
+                    self._loaded.unwanted.append(StoreName.of_kind(kind, name, number))
+        return left
 
     def _load_states(self, manifest: image.Manifest) -> None:
         for saved in manifest.states:

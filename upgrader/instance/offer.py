@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What a destination says that it can take, before anything is disturbed: whether that is enough."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -10,6 +10,7 @@ import msgspec
 from upgrader.codes import Code
 from upgrader.errors import IncompatibleState
 from upgrader.instance.declarations import Declarations
+from upgrader.instance.declared_backend import DeclaredBackend
 from upgrader.instance.save import Readers
 from upgrader.protocol import image, records
 from upgrader.protocol.kinds import Kind
@@ -29,13 +30,15 @@ class Offer:
     stream: int = records.VERSIONS[0]
 
     @classmethod
-    def read(cls, parameters: Mapping[str, Any], here: Declarations) -> Self:
-        """That of a destination, for an instance that has declared what is `here`. Raises VarlinkError
-        if it is none, or not enough."""
+    def read(
+        cls,
+        parameters: Mapping[str, Any],
+        here: Declarations,
+        transfers: Callable[[str], bool] = lambda name: True,
+    ) -> Self:
+        """That of a destination, for an instance that has declared what is `here`; `transfers`: whether
+        it gives a backend away. Raises VarlinkError if it is none, or not enough."""
         stream = common_stream(parameters)
-        offered = parameters.get("image")
-        if offered != image.FORMAT:
-            raise refused(f"image version {offered}, the running one has {image.FORMAT}")
         kinds = parameters.get("kinds") or []  # version 0.1.0 does not say
         if not isinstance(kinds, list):
             raise invalid("kinds")
@@ -67,7 +70,56 @@ class Offer:
         withheld = parameters.get("withheld") or []
         if not isinstance(withheld, list):
             raise invalid("withheld")
+        moving = {
+            name: backend
+            for name, backend in here.backends.items()
+            if transfers(name) and name not in withheld
+        }
+        _check_format(parameters, moving)
+        _check_kinds(parameters, moving, backends)
         return cls(readers, takes_passed, frozenset(str(name) for name in withheld), stream)
+
+
+def _check_format(parameters: Mapping[str, Any], moving: Mapping[str, DeclaredBackend]) -> None:
+    """Raise VarlinkError unless a destination reads the image that these backends need."""
+    offered = parameters.get("images") or [parameters.get("image")]  # version 0.1.0 says only one
+    if not isinstance(offered, list):
+        raise invalid("images")
+    wanted = image.FORMATS[-1 if moving else 0]
+    if wanted not in offered:
+        what = ", ".join(each.item for each in moving.values()) or "the image"
+        raise refused(
+            f"{what}: the library of the new version reads image format {offered}, and this needs"
+            f" format {wanted}", Code.LIMIT,
+        )  # fmt: skip
+
+
+def _check_kinds(
+    parameters: Mapping[str, Any],
+    moving: Mapping[str, DeclaredBackend],
+    backends: Container[str],
+) -> None:
+    """Raise VarlinkError unless a destination declares these backends, or lets them go."""
+    try:
+        kinds = msgspec.convert(parameters.get("backend_kinds") or {}, dict[str, str])
+    except msgspec.ValidationError as error:
+        raise invalid("backend_kinds") from error
+    versions = _versions("kind_versions", parameters.get("kind_versions") or {})
+    for name, backend in moving.items():
+        kind, theirs = backend.kind, kinds.get(name)
+        if name not in backends:
+            raise _undeclared(backend.item)
+        if theirs is None:  # it is dropped
+            continue
+        if theirs != kind.kind:
+            why = f"{backend.item} is declared as {theirs} by the new version"
+            raise refused(why, Code.BACKEND_UNDECLARED)
+        try:
+            check_readable(
+                name, kind.version, kind.readable_from, own=versions.get(theirs, 1), what=theirs
+            )
+        except IncompatibleState as error:
+            raise refused(error.message, error.code) from error
 
 
 def common_stream(parameters: Mapping[str, Any]) -> int:

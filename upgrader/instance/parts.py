@@ -145,6 +145,8 @@ class InstanceParts:
                     stream.flush()
             os._exit(self.source.exit_status)
         self.destination.abandon(error)
+        for backend in self.declarations.backends.values():
+            backend.close()
         share_again(self._private)
         if self._relay:
             self._relay.close()

@@ -6,14 +6,14 @@ Saving changes and destroys nothing: until PID 1 holds the channel, this instanc
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from socket import socket
 
 import msgspec
 
 from upgrader.backends.listener import path_inode
-from upgrader.errors import BusError, ChannelError, NotifyError, UnsavableState
+from upgrader.errors import BackendError, BusError, ChannelError, NotifyError, UnsavableState
 from upgrader.instance import image_in_fd_store
 from upgrader.instance.declarations import Declarations
 from upgrader.protocol import channel, image
@@ -66,6 +66,7 @@ def build(
     *,
     partial: bool = False,
     beyond: bool = False,
+    withheld: Container[str] = (),
     held_at: int | None = None,
 ) -> tuple[image.Manifest, list[HasFileno]]:
     """The manifest of this instance as it stands now, and the FDs in its order.
@@ -73,10 +74,12 @@ def build(
     `parameters`: what was set at run time, for the next instance to inherit. `readers`: what is
     known of the next instance; states are in all earlier forms for one that is not known.
     `partial`: a state that cannot be saved is left behind, because nobody can serve on with it.
-    `beyond`: with all that PID 1 would pass to a start besides, as the last entries. `held_at`: since
-    when nobody is served, in nanoseconds of CLOCK_MONOTONIC, if that is not now.
+    `beyond`: with all that PID 1 would pass to a start besides, as the last entries. `withheld`:
+    backends of other kinds than sockets that do not move. `held_at`: since when nobody is served, in
+    nanoseconds of CLOCK_MONOTONIC, if that is not now.
 
-    Raises UnsavableState for a state that cannot be saved, OSError for a closed FD.
+    Raises UnsavableState for a state that cannot be saved, BackendError for a backend that cannot be
+    described, OSError for a closed FD.
     """
     frozen_at = held_at or time.clock_gettime_ns(time.CLOCK_MONOTONIC)
     entries: list[image.ManifestEntry] = []
@@ -88,6 +91,12 @@ def build(
         )
         fds.append(sock)
     saving = _Saving(partial)
+    described = saving.backends(declarations, withheld)
+    for name in described:
+        backend = declarations.backends[name]
+        kind = backend.kind.kind
+        entries += [image.ManifestEntry(name, kind, identify(fd)) for fd in backend.fds]
+        fds += backend.fds
     states = saving.states(declarations, readers)
     sessions = _Sessions(declarations, readers, saving)
     for frozen in connections:
@@ -111,18 +120,20 @@ def build(
         parameters=dict(parameters) if parameters else msgspec.UNSET,
         passed=passed or msgspec.UNSET,
         activated=declarations.activated or msgspec.UNSET,
-        unsaved=[item.backend for item in saving.left_behind] or msgspec.UNSET,
+        unsaved=saving.unsaved or msgspec.UNSET,
         earlier=sessions.earlier or msgspec.UNSET,
         drops=declarations.datagrams_dropped() or msgspec.UNSET,
+        backends=described or msgspec.UNSET,
     )
     return manifest, fds
 
 
 class _Saving:
-    """Saves states; if it is to be `partial`, what fails is left behind."""
+    """Saves states and describes backends; if it is to be `partial`, what fails is left behind."""
 
     def __init__(self, partial: bool) -> None:
         self.left_behind: list[image.LeftBehind] = []
+        self.unsaved: list[str] = []  # states
         self._partial = partial
 
     def states(self, declarations: Declarations, readers: Readers) -> list[SavedState]:
@@ -135,9 +146,28 @@ class _Saving:
                 if not self._partial:
                     raise
                 self.left_behind.append(image.LeftBehind(name, "state", error.reason))
+                self.unsaved.append(name)
             else:
                 saved.append(self.convert(declared.cls, state, readers.states.get(name)))
         return saved
+
+    def backends(
+        self, declarations: Declarations, withheld: Container[str]
+    ) -> dict[str, image.BackendFacts]:
+        """What is said of all backends that move and are no sockets."""
+        described = {}
+        for name, backend in declarations.backends.items():
+            if name in withheld:
+                why = "backend-transfer=no"
+                self.left_behind.append(image.LeftBehind(name, backend.kind.kind, why))
+                continue
+            try:
+                described[name] = backend.describe()
+            except BackendError as error:
+                if not self._partial:
+                    raise
+                self.left_behind.append(image.LeftBehind(name, backend.kind.kind, error.message))
+        return described
 
     def convert(self, cls: type, saved: SavedState, reader: int | None) -> SavedState:
         """A state as the next instance wants it, or else as it is: only a downgrade fails then."""
@@ -230,17 +260,26 @@ def carry(
 
 
 def insurance(
-    manifest: image.Manifest, fds: Sequence[HasFileno]
+    manifest: image.Manifest, fds: Sequence[HasFileno], once: Container[str] = ()
 ) -> tuple[image.Manifest, list[HasFileno]]:
-    """What of an image may be replayed after the next instance has served: no connection.
+    """What of an image may be replayed after the next instance has served: no connection, and none of
+    the backends whose facts hold only `once`.
 
     A connection that has gone on since would get bytes twice, and its duplicate in a parked queue
     would hide from the client that it was closed.
     """
     manifest, fds = lasting(manifest, fds)
-    kept = [i for i, entry in enumerate(manifest.entries) if entry.connection is None]
+    kept = [
+        i
+        for i, entry in enumerate(manifest.entries)
+        if entry.connection is None and entry.backend not in once
+    ]
     entries = [manifest.entries[i] for i in kept]
-    lean = msgspec.structs.replace(manifest, entries=entries, left_behind=[], earlier=msgspec.UNSET)
+    described = {n: facts for n, facts in (manifest.backends or {}).items() if n not in once}
+    lean = msgspec.structs.replace(
+        manifest, entries=entries, left_behind=[], earlier=msgspec.UNSET,
+        backends=described or msgspec.UNSET,
+    )  # fmt: skip
     return lean, [fds[i] for i in kept]
 
 
@@ -248,7 +287,7 @@ def lasting(
     manifest: image.Manifest, fds: Sequence[HasFileno]
 ) -> tuple[image.Manifest, list[HasFileno]]:
     """What of an image is left with PID 1: it passes the rest anyway."""
-    own = [entry for entry in manifest.entries if entry.kind is not Kind.PASSED]
+    own = [entry for entry in manifest.entries if entry.kind != Kind.PASSED]
     return msgspec.structs.replace(manifest, entries=own), list(fds[: len(own)])
 
 

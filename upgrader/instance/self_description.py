@@ -28,6 +28,7 @@ from upgrader.systemd import journal, start_record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from upgrader.instance.declared_backend import DeclaredBackend
     from upgrader.instance.interfaces import Open
 
 _WITHHELD = "root is told why"
@@ -50,7 +51,8 @@ class Describer:
         host = self._host
         look = host.watched.look()
         connections = list(host.connections_open())
-        backends = [self._backend(name, connections) for name in sorted(host.declarations.sockets)]
+        backends = [self._socket(name, connections) for name in sorted(host.declarations.sockets)]
+        backends += [self._backend(each) for each in host.declarations.backends.values()]
         return Description(
             service=host.service,
             version=host.version,
@@ -95,7 +97,22 @@ class Describer:
         late = (name for name in sys.modules.keys() - self._modules)
         return sorted(name for name in late if not name.startswith("encodings."))[:_LISTED]
 
-    def _backend(self, name: str, connections: Sequence[tuple[str, Open]]) -> Backend:
+    def _backend(self, declared: DeclaredBackend) -> Backend:
+        fd, inode = declared.fds[0].fileno() if declared.fds else -1, 0
+        with contextlib.suppress(OSError):  # closed: another instance has it
+            inode = os.fstat(fd).st_ino
+        return Backend(
+            name=declared.name,
+            kind=declared.kind.kind,
+            fd=fd,
+            inode=inode,
+            transfer=self._host.parameters.transfers(declared.name),
+            size=declared.size(),
+            verified=declared.verified,
+            text=declared.show(),
+        )
+
+    def _socket(self, name: str, connections: Sequence[tuple[str, Open]]) -> Backend:
         bound = self._host.declarations.sockets[name]
         own = [each for backend, each in connections if backend == name]
         fd, identities = -1, []

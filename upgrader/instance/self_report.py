@@ -123,7 +123,7 @@ class SelfReport:
         """Set parameters until the service is stopped, whatever the unit says; an empty value takes
         back what was set. Raises ParameterError, and sets none then."""
         overrides = {n: v for n, v in {**self.overrides, **parameters}.items() if v}
-        self.parameters = self._configured.updated(overrides, self.declarations.sockets)
+        self.parameters = self._configured.updated(overrides, self.declarations.names)
         self.overrides = overrides
 
     def try_states(self) -> list[varlink_types.Trial]:

@@ -126,6 +126,7 @@ class SourceSide:
         report.standing = Standing.MIGRATING
         report.progress.enter(phase.Phase.FROZEN)
         command = execution.command
+        manifest = None
         try:
             with no_collection():
                 manifest, fds = self._build(*loop.freeze())
@@ -141,6 +142,8 @@ class SourceSide:
             code = Code.SOURCE_FAILED
             if isinstance(error, ExecutionError | BusyWork):
                 code = error.code
+            if manifest:
+                self.guard(manifest)
             execution.failed.set_result(self._serve_on(code, str(error)))
             loop.resume()
 
@@ -158,8 +161,18 @@ class SourceSide:
         report = self._report
         return save.build(
             self._declarations, report.generation, report.version, frozen, busy, report.overrides,
-            readers or save.Readers(), partial=partial, beyond=beyond, held_at=self._held_at,
+            readers or save.Readers(), partial=partial, beyond=beyond, withheld=self._withheld(),
+            held_at=self._held_at,
         )  # fmt: skip
+
+    def _withheld(self) -> list[str]:
+        """The backends that are no sockets and do not move."""
+        return [n for n in self._declarations.backends if not self._answering.crosses(n)]
+
+    def guard(self, manifest: image.Manifest) -> None:
+        """Nothing was given away: what the other process may have changed is set again."""
+        for name, described in (manifest.backends or {}).items():
+            self._declarations.backends[name].serve_on(described)
 
     def _serve_on(self, code: Code, why: str) -> str:
         """Report that nothing was given away; returns why, as it is told."""
@@ -243,6 +256,9 @@ class SourceSide:
             message += f"\n{len(outcome.left_behind)} left behind in all"
         priority = Priority.ERR if manifest.unsaved or turns else Priority.INFO
         report.tell(priority, "source", "park", JournalOutcome.DONE, message)
+        self._store.remove(
+            *(n for w in self._withheld() for n in self._declarations.backends[w].stored_names)
+        )
         self.retire(manifest)
         self._end_in_time()
         return True
@@ -252,6 +268,8 @@ class SourceSide:
         given = {state.name: state for state in manifest.states}
         for name, declared in self._declarations.states.items():
             declared.retire(given.get(name))
+        for backend in self._declarations.backends.values():
+            backend.retire()
 
     def tell_strays(self) -> None:
         """Say which states were written to after they had been given away."""
@@ -289,6 +307,8 @@ class SourceSide:
         names = [
             name for bound in self._declarations.sockets.values() for name in bound.stored_names
         ]
+        for backend in self._declarations.backends.values():
+            names += backend.stored_names
         names += [self._destination.insurance] if self._destination.insurance else []
         try:
             self._store.remove(*names)
@@ -330,6 +350,8 @@ class _Steps:
 
     def resume(self, code: Code, reason: str) -> None:
         """Serve on, then say so."""
+        if self._built:
+            self._side.guard(self._built.manifest)
         self._loop.resume()
         self._side._serve_on(code, reason)
 
@@ -344,7 +366,9 @@ class _Steps:
 
     def insure(self) -> None:
         """Leave what may be replayed; what the instance before has left is older."""
-        manifest, fds = save.insurance(self._image.manifest, self._image.fds)
+        backends = self._side._declarations.backends.values()
+        once = {each.name for each in backends if not each.kind.replayable}
+        manifest, fds = save.insurance(self._image.manifest, self._image.fds, once)
         self._park(manifest, fds, Stored.INSURANCE)
         self._side._destination.forget_insurance()
 
@@ -357,6 +381,8 @@ class _Steps:
     def let_go(self) -> None:
         """Close what has moved: everything is another instance's, and PID 1 knows."""
         self._loop.let_go()
+        for backend in self._side._declarations.backends.values():
+            backend.close()
         self._done("retired")
 
     def park(self) -> None:

@@ -21,7 +21,9 @@ from upgrader.protocol.kinds import Kind
 from upgrader.protocol.saved_state import SavedState
 
 MAGIC = b"UPGRADER"
-FORMAT = 1
+#: Formats that are read. 2: kinds of backends that version 0.1.0 does not know, and their facts; it
+#: refuses that by number, and the image is kept.
+FORMATS = (1, 2)
 #: Largest manifest, in bytes: a bound on what a damaged header can make us allocate.
 MAX_BYTES = 1 << 30
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
@@ -36,13 +38,27 @@ class ManifestEntry(msgspec.Struct, frozen=True, array_like=True):
     """
 
     backend: str
-    kind: Kind
+    kind: str
     identity: Identity
     path_inode: int = 0
     connection: ConnectionState | None = None
 
+    @property
+    def is_declared_by_kind(self) -> bool:
+        """Whether `BackendKind` has described it, and not this library what sockets are."""
+        return self.kind not in _SOCKETS
+
     def __str__(self) -> str:
         return f"{self.kind} of {self.backend!r}"
+
+
+class BackendFacts(msgspec.Struct, frozen=True, array_like=True):
+    """What a kind of `version` has described, readable from `readable_from` on: for each FD of a
+    backend, in the order of its entries, a msgpack map."""
+
+    version: int
+    readable_from: int
+    facts: list[bytes]
 
 
 class LeftBehind(msgspec.Struct, frozen=True, array_like=True):
@@ -53,6 +69,9 @@ class LeftBehind(msgspec.Struct, frozen=True, array_like=True):
     why: str
 
 
+_SOCKETS = frozenset(Kind)
+
+
 class Manifest(msgspec.Struct, frozen=True):
     """What is in the image. `generation` counts the migrations of this service, from 1 on.
 
@@ -61,7 +80,9 @@ class Manifest(msgspec.Struct, frozen=True):
     instant from which new work is held. `parameters` were set at run time, and are inherited.
     `passed`: the backends that `.socket` units passed; `activated`: all of those, in words.
     `drops`: how many datagrams the kernel had dropped of each datagram socket, by its inode.
-    `unsaved`: states that could not be saved; `left_behind` says why. `earlier`: for an entry, by its place, the state of its connection as earlier versions had it.
+    `unsaved`: states that could not be saved; `left_behind` says why. `earlier`: for an entry, by its
+    place, the state of its connection as earlier versions had it. `backends`: the facts of those of
+    other kinds than sockets, by name; with them it is format 2.
     """
 
     service: str
@@ -79,6 +100,12 @@ class Manifest(msgspec.Struct, frozen=True):
     unsaved: list[str] | msgspec.UnsetType = msgspec.UNSET
     earlier: dict[int, dict[int, bytes]] | msgspec.UnsetType = msgspec.UNSET
     drops: dict[int, int] | msgspec.UnsetType = msgspec.UNSET
+    backends: dict[str, BackendFacts] | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def format(self) -> int:
+        """The oldest format that has all of it."""
+        return FORMATS[-1 if self.backends else 0]
 
 
 def seal(manifest: Manifest) -> Fd:
@@ -92,13 +119,18 @@ def seal(manifest: Manifest) -> Fd:
         raise ImageError("image", f"cannot be encoded: {error}") from error
     if len(document) > MAX_BYTES:
         raise ImageError("image", f"of {len(document)} bytes is too large (limit {MAX_BYTES})")
-    header = _HEADER.pack(MAGIC, FORMAT, zlib.crc32(document), len(document))
+    header = _HEADER.pack(MAGIC, manifest.format, zlib.crc32(document), len(document))
     memfd = Fd(os.memfd_create("upgrader-image", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
     view = memoryview(header + document)
     while view:
         view = view[os.write(memfd.fileno(), view) :]
     protect(memfd)
     return memfd
+
+
+def show_formats() -> str:
+    """The formats that are read, for people."""
+    return f"formats {', '.join(map(str, FORMATS))}"
 
 
 def checksum(memfd: Fd) -> int:
@@ -134,10 +166,10 @@ def unseal(memfd: Fd) -> Manifest:
     magic, version, checksum, length = _HEADER.unpack(header)
     if magic != MAGIC:
         raise ImageError("image", f"starts with {magic!r}, not {MAGIC!r}")
-    if version != FORMAT:
+    if version not in FORMATS:
         raise ImageError(
             "image",
-            f"format {version} is unknown, this library reads format {FORMAT}",
+            f"format {version} is unknown, this library reads {show_formats()}",
             remedy="start a version whose library can read it; the image is kept",
         )
     held = os.fstat(number).st_size - _HEADER.size

@@ -98,11 +98,15 @@ class StateVersions(Value):
         check_readable(self.name, version, readable_from, own=self.version)
 
 
-def check_readable(name: str, version: int, readable_from: int, *, own: int) -> None:
+def check_readable(
+    name: str, version: int, readable_from: int, *, own: int, what: str = "state"
+) -> None:
     """Raise IncompatibleState if what `version` has saved is newer than version `own`, and not
-    readable by it."""
+    readable by it. `what` it is that has this name."""
     if version > own and readable_from > own:
-        raise IncompatibleState(name, offered=version, readable_from=readable_from, own=own)
+        raise IncompatibleState(
+            name, offered=version, readable_from=readable_from, own=own, what=what
+        )
 
 
 def since(version: int, *, default: Any = _UNSET, default_factory: Any = None) -> Any:

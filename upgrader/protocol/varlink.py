@@ -27,7 +27,8 @@ DESCRIPTION = """\
 # One running instance of a service that is upgraded in place
 interface io.upgrader.Instance
 
-# A declared socket; transfer says whether its connections move
+# A declared backend; transfer says whether it moves, or its connections if it is a listener; verified
+# are the facts that were compared when it moved here, size is in bytes, and text is for people
 type Backend (
   name: string,
   kind: string,
@@ -38,7 +39,10 @@ type Backend (
   inodes: []int,
   transfer: bool,
   connections: int,
-  busy: int
+  busy: int,
+  size: int,
+  verified: []string,
+  text: string
 )
 
 # An open connection; age in seconds, waiting is its safe point, or empty while it is busy,
@@ -244,26 +248,34 @@ method Lend(
   stream: int,
   streams: ?[]int,
   image: int,
+  images: ?[]int,
   states: [string]int,
   sessions: ?[string]int,
   backends: []string,
   kinds: ?[]string,
+  backend_kinds: ?[string]string,
+  kind_versions: ?[string]int,
   withheld: ?[]string,
   upgrade: ?string
 ) -> (backends: []string, kept: ?[]string)
 
 # For the registered process only, with "upgrade": the connection becomes the migration channel, of
 # the newest of the streams that both speak. stream is all that an instance of interface 1 knows.
-# withheld are backends whose connections it does not take; sessions are the versions of the states
-# that go with connections, by backend; kinds are those of FDs that it takes
+# withheld are backends that it does not take, or whose connections it does not; sessions are the
+# versions of the states that go with connections, by backend; kinds are those of sockets that it
+# takes. images are the formats that it reads; backend_kinds are the kinds of its backends that are no
+# sockets, and kind_versions the newest facts that it can read of each
 method Migrate(
   stream: int,
   streams: ?[]int,
   image: int,
+  images: ?[]int,
   states: [string]int,
   sessions: ?[string]int,
   backends: []string,
   kinds: ?[]string,
+  backend_kinds: ?[string]string,
+  kind_versions: ?[string]int,
   withheld: ?[]string,
   upgrade: ?string
 ) -> (generation: int, stream: int)

@@ -13,9 +13,12 @@ VERSION = 2
 
 
 class Backend(msgspec.Struct, frozen=True):
-    """A declared socket: its FD, and how many connections it has. `transfer`: whether those move.
+    """A declared backend: its FD, and how many connections it has. `transfer`: whether it moves, or
+    those do if it is a listener.
 
     There may be several sockets: `addresses` and `inodes` are of all, and the rest is of the first.
+    Of another kind than sockets: `size` in bytes, the facts that were `verified` when it moved here,
+    and `text` for people.
     """
 
     name: str
@@ -28,6 +31,9 @@ class Backend(msgspec.Struct, frozen=True):
     transfer: bool = True
     connections: int = 0
     busy: int = 0
+    size: int = 0
+    verified: list[str] = []
+    text: str = ""
 
 
 class Connection(msgspec.Struct, frozen=True):

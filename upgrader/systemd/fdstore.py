@@ -33,7 +33,8 @@ class Stored(StrEnum):
     IMAGE = "image"  #: the memfd of an image whose FDs are stored one by one, by generation
     LEDGER = "ledger"  #: what goes with that memfd, by generation
     #: One FD of that image, by generation and number; or what library 0.1.0 must let go of: a further
-    #: socket of a backend, by kind, name and number, or what a program keeps, by `kept` and name.
+    #: socket of a backend, by kind, name and number, an FD of another kind, or what a program keeps,
+    #: by `kept` and name.
     ENTRY = "entry"
 
 
@@ -61,6 +62,11 @@ class StoreName(Value):
         if number == 0:
             return cls(Stored(kind), name)
         return cls(Stored.ENTRY, f"{kind}.{name}.{number}")
+
+    @classmethod
+    def of_kind(cls, kind: str, name: str, number: int) -> Self:
+        """The name of one FD of a backend that is no socket, the first one being number 0."""
+        return cls(Stored.ENTRY, f"{kind}.{name}+{number}" if number else f"{kind}.{name}")
 
     @classmethod
     def of_kept(cls, name: str) -> Self:

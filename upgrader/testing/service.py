@@ -4,6 +4,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -17,8 +18,10 @@ from typing import Any, Self
 from upgrader.protocol.channel import ParkedChannel
 from upgrader.protocol.fd import Fd
 from upgrader.protocol.image import unseal
-from upgrader.protocol.rendezvous import BUS
+from upgrader.protocol.rendezvous import BUS, SOCKET
 from upgrader.protocol.status_text import FACTS, Origin, Status, from_json
+from upgrader.protocol.varlink import INTERFACE, VarlinkError
+from upgrader.protocol.varlink_client import call
 from upgrader.systemd.cgroup import own_unit
 from upgrader.systemd.fdstore import Stored, StoreName
 from upgrader.systemd.subreaper import adopt_orphans
@@ -182,6 +185,28 @@ class Service:
             self._live = LiveUpgrade(self, status.generation, self._stderr)
             self._control_pid = self._live._begin(self._environment())
         return self._live
+
+    def execute(self, command: Sequence[str]) -> Status:
+        """Upgrade to another version by mode exec: the process becomes it.
+
+        Raises ServiceError if the running version serves on, or if the new one does not get ready.
+        """
+        before = self.status
+        assert before is not None
+        describe(self)
+        self._command = command
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(self.timeout)
+            sock.connect(os.path.join(self.runtime_directory, SOCKET))
+            try:
+                call(sock, f"{INTERFACE}.Execute", {"command": list(command)})
+            except VarlinkError as error:
+                raise ServiceError(f"was not upgraded: {error}", self.stderr) from error
+            except OSError:  # the old version is gone, and answers no more
+                status = self._until(lambda status: status.generation > before.generation)
+        if status is None:
+            raise ServiceError("did not become ready", self.stderr)
+        return status
 
     def _over(self) -> None:
         """A live upgrade has ended."""
