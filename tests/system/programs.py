@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from tests.support import SETTLE, cannot_run
 from tests.system.reloading import processes
@@ -162,7 +163,16 @@ def write_version(service: Service, kind: str, number: int) -> None:
     service.machine.write(f"/srv/{service.name}/{file}", content)
 
 
-def get(service: Service, path: str = "/") -> bytes:
+class Addressed(Protocol):
+    """Whatever answers at a port inside a machine."""
+
+    @property
+    def machine(self) -> PrivateSystemd: ...
+    @property
+    def port(self) -> int: ...
+
+
+def get(service: Addressed, path: str = "/") -> bytes:
     """The body of an answer on a new connection; raises OSError or ValueError."""
     with network_of(service.machine):
         sock = socket.create_connection(("127.0.0.1", service.port), SETTLE)
@@ -175,7 +185,7 @@ def get(service: Service, path: str = "/") -> bytes:
     return body
 
 
-def version(service: Service) -> int:
+def version(service: Addressed) -> int:
     """The version that answers."""
     return int(get(service).split()[1])
 
@@ -191,7 +201,7 @@ class Load:
 
 
 @contextlib.contextmanager
-def load(service: Service, *, streams: int = 0) -> Iterator[Load]:
+def load(service: Addressed, *, streams: int = 0) -> Iterator[Load]:
     """One new connection after the other, and streams; at the end all are over."""
     seen, over = Load(), threading.Event()
     begun = threading.Barrier(streams + 2)

@@ -7,8 +7,11 @@
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+from tests.unit.debian_units import RECORDED, facts
+from upgrader.cli import adopt as cli_adopt
 from upgrader.cli.check import found
 from upgrader.cli.history_dump import recounted
 from upgrader.cli.output import told
@@ -21,6 +24,7 @@ from upgrader.protocol.phase import Phase
 from upgrader.protocol.status_text import Origin, Status
 from upgrader.protocol.varlink_types import Backend, Connection, Description, Migration, Trial
 from upgrader.systemd.unit import BusUnreachable
+from upgrader.tool.adopt import AdoptObstacle, ObstacleKind, adoption
 from upgrader.tool.check import CheckReport
 from upgrader.tool.finding import Finding, Severity
 from upgrader.tool.history import HistoryEvent, upgrades
@@ -205,6 +209,19 @@ def pasts() -> Iterator[tuple[str, Screen, str]]:
         yield "no bus", there, told(there, Outcome.of_error(Verb.HISTORY, "web", NO_BUS))
 
 
+def adoptions() -> Iterator[tuple[str, Screen, str]]:
+    for there in _screens():
+        for name in RECORDED:
+            plan = adoption(facts(name))
+            yield name, there, "\n".join(cli_adopt.shown(there, plan))
+        plan = adoption(facts("nginx.service"))
+        yield "written", there, "\n".join(cli_adopt.shown(there, plan, written=True))
+        adopted = replace(plan, adopted=True, pending=True)
+        yield "adopted", there, "\n".join(cli_adopt.shown(there, adopted))
+        failed = plan.refused(AdoptObstacle(ObstacleKind.TRIAL, "it does not work", "look"))
+        yield "tried in vain", there, "\n".join(cli_adopt.shown(there, failed))
+
+
 def _event(ago: float, side: str, phase: str, outcome: str, **more: object) -> HistoryEvent:
     facts = {
         "time": NOW - ago,
@@ -251,6 +268,7 @@ def _screens() -> Iterator[Screen]:
 
 ALL = {
     "list": lists, "status": states, "check": checks, "upgrade": outcomes, "history": pasts,
+    "adopt": adoptions,
 }  # fmt: skip
 
 

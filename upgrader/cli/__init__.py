@@ -18,6 +18,7 @@ import click
 # Imported in the order in which the help lists the commands.
 from upgrader.cli import list_status  # noqa: F401  # isort: skip
 from upgrader.cli import check  # noqa: F401  # isort: skip
+from upgrader.cli import adopt  # noqa: F401  # isort: skip
 from upgrader.cli import upgrade_restart  # noqa: F401  # isort: skip
 from upgrader.cli import set_cancel  # noqa: F401  # isort: skip
 from upgrader.cli import history_dump  # noqa: F401  # isort: skip

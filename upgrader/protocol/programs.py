@@ -60,6 +60,7 @@ class Program:
 _POSTGRESQL = Program(exclusive="its data directory and shared memory")
 _MARIADB = Program(exclusive="a lock on its data")
 _REDIS = Program(exclusive="its data in memory, which two would write to the same files")
+_DBUS = Program(exclusive="the connections of its clients, and the names that these own")
 _APACHE = Program(binds=True)
 #: By the name of the binary. Of nginx: https://nginx.org/en/docs/control.html; of gunicorn:
 #: https://docs.gunicorn.org/en/stable/signals.html and .../deploy.html#systemd; of HAProxy: its
@@ -78,6 +79,8 @@ PROGRAMS = {
     "apache2": _APACHE,
     "apache2ctl": _APACHE,
     "apachectl": _APACHE,
+    "dbus-broker-launch": _DBUS,
+    "dbus-daemon": _DBUS,
     "mariadbd": _MARIADB,
     "mysqld": _MARIADB,
     "pg_ctlcluster": _POSTGRESQL,
@@ -91,8 +94,13 @@ DIRECTORY = "/etc/upgrader/programs.d"
 
 
 def known(path: str, directory: str = DIRECTORY) -> Program:
-    """What is known of a program, from an admin first, or else what most programs for systemd do;
-    raises ValueError that names the file."""
+    """What is known of a program, or else what most programs for systemd do; raises ValueError that
+    names the file of an admin."""
+    return look_up(path, directory) or Program()
+
+
+def look_up(path: str, directory: str = DIRECTORY) -> Program | None:
+    """What is known of a program, from an admin first; raises ValueError that names the file."""
     name, own = program_name(path), os.path.basename(path)
     for file in sorted(glob.glob(f"{glob.escape(directory)}/*.toml")):
         import tomllib  # seldom needed
@@ -105,7 +113,7 @@ def known(path: str, directory: str = DIRECTORY) -> Program:
                 return _read(table)
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"{file}: {name}: {error}") from error
-    return PROGRAMS.get(name, Program())
+    return PROGRAMS.get(name)
 
 
 def program_name(path: str) -> str:

@@ -118,6 +118,7 @@ class Verb(StrEnum):
     SET = "set"
     CANCEL = "cancel"
     CHECK = "check"
+    ADOPT = "adopt"
     HISTORY = "history"
     DUMP = "dump"
 
@@ -133,6 +134,7 @@ _FAILED = {
     Verb.SET: "nothing set",
     Verb.CANCEL: "nothing cancelled",
     Verb.CHECK: "not checked",
+    Verb.ADOPT: "not adopted",
     Verb.HISTORY: "nothing shown",
     Verb.DUMP: "nothing shown",
 }

@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Duplicate an FD that PID 1 holds, for root to look at; PID 1 keeps its own."""
 
-import ctypes
 import os
 import re
 
 from upgrader.protocol.fd import Fd
-
-_PIDFD_GETFD = 438  # pidfd_getfd(2), Linux 5.6; the same number on all architectures
+from upgrader.tool import process_fd
 
 
 def duplicate(inode: int) -> Fd:
@@ -15,13 +13,7 @@ def duplicate(inode: int) -> Fd:
     numbers = [number for number in os.listdir("/proc/1/fd") if _inode(number) == inode]
     if not numbers:
         raise FileNotFoundError(f"PID 1 has no FD of inode {inode}")
-    libc = ctypes.CDLL(None, use_errno=True)
-    with Fd(os.pidfd_open(1)) as pid1:
-        taken = libc.syscall(_PIDFD_GETFD, pid1.fileno(), int(numbers[0]), 0)
-    if taken < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-    return Fd(taken)
+    return process_fd.duplicate(1, int(numbers[0]))
 
 
 def _inode(number: str) -> int:

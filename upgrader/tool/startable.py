@@ -2,7 +2,8 @@
 """Make a unit startable however often it has failed; PID 1 keeps all it holds for it.
 
 PID 1 forgets a unit, and its FD store with it, as soon as the unit is not failed any more and nothing
-refers to it (https://systemd.io/FILE_DESCRIPTOR_STORE/). So no other module resets a failure.
+refers to it (https://systemd.io/FILE_DESCRIPTOR_STORE/). So no other module resets a failure of a unit
+that serves clients.
 """
 
 import contextlib

@@ -184,6 +184,17 @@ class Systemd:
             entries = self._call("DumpUnitFileDescriptorStore", b"s", unit.id)
         return {as_text(entry[0]): int(entry[4]) for entry in entries}
 
+    def processes(self, unit: Unit) -> tuple[int, ...]:
+        """The processes of a unit, in all its cgroups."""
+        with translated(unit.id, "list its processes"):
+            rows = self._call("GetUnitProcesses", b"s", unit.id)
+        return tuple(sorted(int(row[1]) for row in rows))
+
+    def dynamic_user(self, uid: int) -> str:
+        """The name of a user that DynamicUser= has made; raises UnitError if PID 1 knows none."""
+        with translated("", "look up a dynamic user"):
+            return as_text(self._call("LookupDynamicUserByUID", b"u", uid))
+
     # What is done
 
     def daemon_reload(self, unit: str) -> None:

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Debian 13's own units, unchanged, adopted under load: by what a person types, with Debian's hooks."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support import cannot_run, eventually
+from tests.system.packages import APT, QUIET
+from tests.system.programs import get, load
+from upgrader.lab.private_systemd import PrivateSystemd, TreeError, suites
+
+#: Besides what upgrader needs; dpkg-repack makes packages of what is installed.
+PACKAGES = (
+    *suites.PACKAGES,
+    "nginx",
+    "logrotate",
+    "haproxy",
+    "redis-server",
+    "gunicorn",
+    "dpkg-repack",
+)
+#: A location that tells who answers, and one that takes a while.
+_SITE = """\
+server {
+  listen 80 default_server;
+  listen [::]:80 default_server;
+  location = / { return 200 "$pid\\n"; }
+  location = /stream { limit_rate 40000; alias /srv/stream; }
+}
+"""
+_STREAM = 120_000
+_DROP_IN = "/etc/systemd/system/{}.d/60-upgrader-run.conf"
+
+
+@pytest.fixture(scope="module")
+def debian() -> Iterator[PrivateSystemd]:
+    """Debian 13 with programs that know nothing of upgrader."""
+    try:
+        tree = suites.fetch("trixie", lambda text: None, PACKAGES)
+    except TreeError as error:
+        cannot_run(str(error))
+    with PrivateSystemd.boot(tree) as machine:
+        yield machine
+
+
+@dataclass
+class Nginx:
+    """nginx as `apt install nginx` leaves it, with a site of ours."""
+
+    machine: PrivateSystemd
+    port: int = 80
+
+    @property
+    def pid(self) -> int:
+        """Of the nginx that answers, as Debian's own hooks find it."""
+        return int(self.machine.run(["cat", "/run/nginx.pid"]).stdout)
+
+    @property
+    def worker(self) -> int:
+        """Of the process that answers."""
+        return int(get(self))
+
+    def settings(self) -> str:
+        """What PID 1 knows of the unit, of what an adoption changes."""
+        names = ["Type", "ExecStart", "ExecStop", "ExecReload", "PIDFile", "KillMode", "Restart"]
+        names += ["TimeoutStopUSec", "FileDescriptorStoreMax", "RuntimeDirectory", "OOMPolicy"]
+        names += ["StartLimitIntervalUSec", "NotifyAccess", "ExecStopPost", "DropInPaths"]
+        shown = self.machine.run(["systemctl", "show", f"-p{','.join(names)}", "nginx"]).stdout
+        # Of what was run last it tells when.
+        return "".join(line.partition(" ; start_time")[0] for line in shown.splitlines(True))
+
+    def command_lines(self) -> str:
+        """Of all processes of the unit."""
+        return self.machine.run(
+            [
+                "sh",
+                "-c",
+                "ps -o args= $(cat /sys/fs/cgroup/system.slice/nginx.service/cgroup.procs)",
+            ]
+        ).stdout
+
+
+@pytest.fixture
+def nginx(debian: PrivateSystemd) -> Iterator[Nginx]:
+    debian.write("/etc/nginx/sites-enabled/default", _SITE)
+    debian.write("/srv/stream", "x" * _STREAM)
+    debian.run(["systemctl", "start", "nginx"])
+    yield Nginx(debian)
+    debian.run(["systemctl", "stop", "nginx"])
+    debian.run(["rm", "-rf", "/etc/systemd/system/nginx.service.d"])
+    debian.run(["systemctl", "daemon-reload"])
+
+
+def documented() -> list[str]:
+    """The commands of docs/programs.md, as written."""
+    page = (Path(__file__).parents[2] / "docs" / "programs.md").read_text()
+    return (
+        page.partition("## nginx on Debian")[2]
+        .partition("```sh\n")[2]
+        .partition("```")[0]
+        .splitlines()
+    )
+
+
+def test_nginx_of_debian(nginx: Nginx) -> None:
+    """As docs/programs.md has it: adopted, restarted once, upgraded live under load with streams, and
+    put back. The trial disturbs nobody; both commands may be repeated."""
+    run, before, pid = nginx.machine.run, nginx.settings(), nginx.pid
+    adopt, restart, upgrade = documented()
+    with load(nginx) as seen:
+        assert "60-upgrader-run.conf would be:" in run(["upgrader", "adopt", "nginx"]).stdout
+        assert before == nginx.settings()
+        assert "tried behind a runner" in run(["sh", "-c", adopt]).stdout
+    assert [] == seen.failures
+    assert pid == nginx.pid
+    run(["sh", "-c", restart])
+    assert "nothing to adopt" in run(["upgrader", "adopt", "--write", "nginx"]).stdout
+    with load(nginx, streams=2) as seen:
+        first = nginx.pid
+        assert "loaded by live" in run(["sh", "-c", upgrade]).stdout
+        assert eventually(lambda: nginx.pid != first)
+    assert [] == seen.failures
+    assert [_STREAM, _STREAM] == seen.streams
+
+    run(["upgrader", "adopt", "--undo", "nginx"])
+    assert "nothing to undo" in run(["upgrader", "adopt", "--undo", "nginx"]).stdout
+    run(["systemctl", "restart", "nginx"])
+    assert before == nginx.settings()
+    assert "upgrader" not in nginx.command_lines()
+    assert nginx.worker
+
+
+def test_what_does_not_start_is_not_written(nginx: Nginx) -> None:
+    """The trial shows it: here, a sandbox that python cannot run in. Nobody notices."""
+    drop_in = "[Service]\nNoExecPaths=/\nExecPaths=/usr/sbin/nginx /usr/lib\n"
+    nginx.machine.write("/etc/systemd/system/nginx.service.d/hard.conf", drop_in)
+    nginx.machine.run(["systemctl", "daemon-reload"])
+    nginx.machine.run(["systemctl", "restart", "nginx"])
+    with load(nginx) as seen:
+        done = nginx.machine.run(["upgrader", "adopt", "--write", "--json", "nginx"], check=False)
+    assert 1 == done.returncode
+    assert ["trial"] == [each["kind"] for each in json.loads(done.stdout)["refusals"]]
+    assert [] == seen.failures
+    inside = Path(f"/proc/{nginx.machine.pid}/root")
+    assert not (inside / _DROP_IN.format("nginx.service").lstrip("/")).exists()
+    assert (
+        ""
+        == nginx.machine.run(["systemctl", "list-units", "-q", "--all", "upgrader-trial*"]).stdout
+    )
+
+
+@pytest.mark.matrix
+def test_nginx_with_debians_own_hooks(nginx: Nginx) -> None:
+    """A reinstallation and logrotate, both by the PID in the file of nginx: no client notices."""
+    run = nginx.machine.run
+    run(["upgrader", "adopt", "--write", "nginx"])
+    run(["systemctl", "restart", "nginx"])
+    run(["sh", "-c", "cd / && dpkg-repack nginx"])
+    first = nginx.pid
+    with load(nginx, streams=2) as seen:
+        run(
+            ["sh", "-c", f"{' '.join(APT)} install --reinstall /nginx_*.deb"],
+            env=QUIET,
+            timeout=120,
+        )
+        assert eventually(lambda: nginx.pid != first)
+        run(["sh", "-c", "rm -f /var/log/nginx/access.log.1*; : >>/var/log/nginx/access.log"])
+        run(["logrotate", "--force", "/etc/logrotate.d/nginx"])
+        get(nginx)
+        size = "stat -c %s /var/log/nginx/access.log"
+        assert eventually(lambda: int(run(["sh", "-c", size]).stdout) > 0)
+        second = nginx.pid
+        run(["upgrader", "upgrade", "--mode", "live", "nginx"])
+        assert eventually(lambda: nginx.pid != second)
+    assert [] == seen.failures
+    assert [_STREAM, _STREAM] == seen.streams
+    assert "active" == run(["systemctl", "is-active", "nginx"]).stdout.strip()

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Write the drop-in of an adopted unit, and remove it: PID 1 reads its unit files anew afterwards."""
+
+import contextlib
+import os
+from pathlib import Path
+
+from upgrader.systemd.unit import unit_name
+from upgrader.tool.adopt import DROP_IN, Adoption
+from upgrader.tool.systemd_client import Systemd
+
+
+def write(systemd: Systemd, adoption: Adoption) -> None:
+    """Put the drop-in in its place; raises OSError, UnitError."""
+    path = Path(adoption.path)
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    # Written beside and renamed: PID 1 never reads half of it.
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_text(adoption.text)
+        beside.chmod(0o644)
+        beside.rename(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    systemd.daemon_reload(adoption.unit)
+
+
+def undo(systemd: Systemd, name: str) -> tuple[str, Path, bool]:
+    """Remove the drop-in, whatever is left of it; the unit, the path, and whether it was
+    there. Raises OSError, UnitError. A unit that is gone may still have one."""
+    name = unit_name(name)
+    path = Path(DROP_IN.format(unit=name))
+    if found := path.exists():
+        path.unlink()
+    with contextlib.suppress(OSError):  # others have drop-ins there, or it is not there
+        path.parent.rmdir()
+    systemd.daemon_reload(name)
+    return name, path, found
