@@ -2,10 +2,14 @@
 """Events from the journal, whatever is in there, and the picture of them."""
 
 import json
+import math
+import time
 from xml.etree import ElementTree
 
 import pytest
 
+from upgrader.cli.history_dump import recounted
+from upgrader.cli.screen import Screen
 from upgrader.instance.phases import Phases, fields
 from upgrader.protocol.phase import Phase
 from upgrader.protocol.varlink_types import Migration
@@ -37,6 +41,40 @@ def test_what_is_written_is_read_again() -> None:
     )  # fmt: skip
     assert ["setup", "frozen"] == [name for name, _ in event.times]
     assert event.seconds == progress.now.seconds > 0
+
+
+def many(count: int) -> list[HistoryEvent]:
+    """Events of all kinds that stay without their other half, or have many of one name."""
+    kinds = (
+        ("source", "park", "done", ""),
+        ("source", "migrate", "failed", "one"),
+        ("takeover", "upgrade", "failed", ""),
+        ("destination", "attach", "failed", ""),
+        ("destination", "load", "done", "other"),
+    )
+    events = []
+    for number in range(count):
+        side, phase, outcome, name = kinds[number % len(kinds)]
+        at = number % 3
+        events.append(HistoryEvent(number, at, side, phase, outcome, "", source=9, id=name, pid=at))
+    return events
+
+
+def test_a_long_history_takes_time_by_its_length() -> None:
+    """Ten times the entries take about ten times as long, whatever they are."""
+
+    def took(count: int) -> float:
+        events, best = many(count), math.inf
+        for _ in range(3):
+            began = time.process_time()
+            past = upgrades(events)
+            plot("web.service", past)
+            recounted(Screen(), past)
+            best = min(best, time.process_time() - began)
+        assert count == sum(len(each.events) for each in past)
+        return best
+
+    assert took(5000) < 20 * took(500)
 
 
 def test_s3_one_upgrade_has_one_pause() -> None:

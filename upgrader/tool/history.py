@@ -182,40 +182,76 @@ def parse(lines: Iterable[str]) -> Iterator[HistoryEvent]:
 
 
 def upgrades(events: Sequence[HistoryEvent]) -> list[PastUpgrade]:
-    """The upgrades and starts among these events, oldest first."""
-    rows: list[list[HistoryEvent]] = []
+    """The upgrades and starts among these events, oldest first; in linear time but for sorting."""
+    rows = _Rows()
     for event in events:
-        if event.phase not in _PHASES:
-            continue
-        row = next((row for row in reversed(rows) if _belongs(event, row)), None)
-        if row is None:
-            rows.append([event])
-        else:
-            row.append(event)
-    return sorted((_past(row) for row in rows), key=lambda each: each.time)
+        if event.phase in _PHASES:
+            rows.add(event)
+    return sorted((_past(row) for row in rows.rows), key=lambda each: each.time)
 
 
-def _belongs(event: HistoryEvent, row: Sequence[HistoryEvent]) -> bool:
-    """Whether an event is of the same upgrade as those before it.
+class _Rows:
+    """Puts each event into the newest row that it belongs to, else into a row of its own.
 
     A restart has no id that both sides know; an older library tells none at all. A new version that
     fails says so before it knows what it is: that is told by its process.
     """
-    ids = {each.id for each in row if each.id}
-    if event.id in ids:
-        return True
-    if event.phase == "attach" or any(each.phase == "attach" for each in row):
-        return bool(event.pid) and any(each.pid == event.pid for each in row)
-    if event.id and ids:
-        return False
-    first = row[0]
-    return len(row) == 1 and (_halves(first, event) or _halves(event, first))
+
+    def __init__(self) -> None:
+        self.rows: list[list[HistoryEvent]] = []
+        self._by_id: dict[str, int] = {}
+        self._by_pid: dict[int, int] = {}
+        self._early: set[int] = set()  # rows of versions that failed early
+        self._attached: dict[int, int] = {}  # by PID, such rows
+        self._halves: dict[tuple[bool, int, bool], list[int]] = {}
+
+    def add(self, event: HistoryEvent) -> None:
+        """Find its row, or make one."""
+        attached = event.phase == "attach"
+        known = self._by_pid if attached else self._attached
+        found = [self._by_id.get(event.id, -1) if event.id else -1]
+        found.append(known.get(event.pid, -1) if event.pid else -1)
+        if not attached:
+            found += (self._other_half(key) for key in _wanted(event))
+        number = max(found)
+        if number < 0:
+            number = len(self.rows)
+            self.rows.append([])
+            if not attached and (key := _offered(event)):
+                self._halves.setdefault(key, []).append(number)
+        row = self.rows[number]
+        row.append(event)
+        self._by_id[event.id] = max(number, self._by_id.get(event.id, -1))
+        self._by_pid[event.pid] = max(number, self._by_pid.get(event.pid, -1))
+        news = [event] if number in self._early else row
+        if attached:
+            self._early.add(number)
+        if number in self._early:
+            for each in news:
+                self._attached[each.pid] = max(number, self._attached.get(each.pid, -1))
+
+    def _other_half(self, key: tuple[bool, int, bool]) -> int:
+        """The newest row that is still half an upgrade."""
+        waiting = self._halves.get(key, [])
+        while waiting and len(self.rows[waiting[-1]]) > 1:
+            waiting.pop()
+        return waiting[-1] if waiting else -1
 
 
-def _halves(source: HistoryEvent, destination: HistoryEvent) -> bool:
-    """Whether these are the two sides of one upgrade that is done."""
-    gives = source.side == "source" and source.done and not source.preflight
-    return gives and destination.loads and destination.source == source.generation
+def _offered(event: HistoryEvent) -> tuple[bool, int, bool] | None:
+    """What half of an upgrade that is done it is: whether of the source, the generation of that, and
+    whether it has an id; None if it is none."""
+    if event.side == "source" and event.done and not event.preflight:
+        return True, event.generation, bool(event.id)
+    return (False, event.source, bool(event.id)) if event.loads else None
+
+
+def _wanted(event: HistoryEvent) -> list[tuple[bool, int, bool]]:
+    """What its other half would be; of two that have ids, these decide."""
+    if (own := _offered(event)) is None:
+        return []
+    source, generation, has_id = own
+    return [(not source, generation, other) for other in (False, True) if not (has_id and other)]
 
 
 def _past(row: Sequence[HistoryEvent]) -> PastUpgrade:
