@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -27,6 +27,8 @@ from upgrader.tool import instance_client
 from upgrader.tool.attempt import Attempt
 from upgrader.tool.before_restart import await_drains, settle
 from upgrader.tool.instance_client import SILENT, InstanceError
+from upgrader.tool.presence import look_at_all
+from upgrader.tool.systemd_client import Systemd
 
 DESCRIBE = f"{INTERFACE}.Describe"
 PATIENCE = 0.3
@@ -162,6 +164,31 @@ def test_silent_sockets_are_asked_at_once(tmp_path: Path, monkeypatch: pytest.Mo
         assert time.monotonic() - began < FAR
         assert [each.generation for each in found] == [100]
         thread.join(SETTLE)
+
+
+def test_all_units_have_one_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More units than there are threads, each silent on all its sockets, take the time of one answer."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    patience = 1.0
+    monkeypatch.setattr(instance_client, "_PATIENCE", patience)
+    monkeypatch.setattr("upgrader.tool.at_once._MOST", 2)
+    units = []
+    with contextlib.ExitStack() as stack:
+        for number in range(15):
+            (tmp_path / f"web{number}").mkdir()
+            for name in (SOCKET, DRAINING.format(1), DRAINING.format(2)):
+                stack.enter_context(listening(tmp_path / f"web{number}" / name))
+            units.append(
+                unit(names=(own_unit(),), active_state="active", main_pid=os.getpid(),
+                     runtime_directories=(f"web{number}",))
+            )  # fmt: skip
+        client = SimpleNamespace(user=True, fd_store=lambda unit: SimpleNamespace(names=None))
+        began = time.monotonic()
+        found = look_at_all(cast(Systemd, client), units)
+        took = time.monotonic() - began
+
+    assert all(present.silent and old == () for present, old in found)
+    assert patience <= took < 10 * patience  # one after the other: 22 times
 
 
 def test_a_silent_instance_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -211,7 +211,7 @@ def _held(systemd: Systemd, unit: Unit, installed: bool) -> Hold | None:
     for name in names:
         with contextlib.suppress(NoSuchUnit):
             units.append(unit if name == unit.id else systemd.unit(name))
-    for each, found in zip(units, look_at_all(systemd, units), strict=True):
+    for each, (found, _) in zip(units, look_at_all(systemd, units), strict=True):
         held = hold.standing(each, found.said)
         if held and (each is unit or held.kind is HoldKind.FAILED):
             return held

@@ -7,7 +7,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 #: Threads for one call of `at_once`.
-_MOST = 32
+_MOST = 128
 
 
 def at_once(work: Sequence[Callable[[], T]]) -> list[T]:

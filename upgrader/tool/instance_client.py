@@ -11,7 +11,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -62,17 +62,29 @@ class InstanceError(UpgradeError):
         self.name = name
 
 
-def describe(unit: Unit, *, pid: int = 0, user: bool = False) -> Description:
+def deadline() -> float:
+    """Until when an answer that is asked for now must have come, of `time.monotonic`."""
+    return time.monotonic() + _PATIENCE
+
+
+def describe(
+    unit: Unit, *, pid: int = 0, until: float | None = None, user: bool = False
+) -> Description:
     """What the instance that serves says of itself, or the part of it that everybody may know, if
-    this user may know no more; raises InstanceError, also if another process than `pid` answers."""
+    this user may know no more; raises InstanceError, also if another process than `pid` answers.
+
+    `until`: as `deadline`, of which it is the usual value.
+    """
+    until = until or deadline()
     try:
-        return _description(_ask(unit, _place(unit, user), "Describe", {}, pid))
+        return _description(_ask(unit, _place(unit, user), "Describe", {}, pid, until))
     except InstanceError as error:
         directory = _directory(unit, user)
         if error.name != DENIED or directory is None:
             raise
         try:
-            return _description(_ask(unit, str(directory / STATUS_SOCKET), "Describe", {}, pid))
+            place = str(directory / STATUS_SOCKET)
+            return _description(_ask(unit, place, "Describe", {}, pid, until))
         except InstanceError as other:
             # An older library has no such socket, or the directory is for others.
             raise error if other.name in (NOBODY, DENIED) else other from error
@@ -81,12 +93,12 @@ def describe(unit: Unit, *, pid: int = 0, user: bool = False) -> Description:
 def introduced(systemd: Systemd, unit: Unit, seconds: float) -> Description | None:
     """What the main process says, which has its socket a little later than PID 1 knows it; None if
     it has said nothing after `seconds`, or does not serve."""
-    deadline = time.monotonic() + seconds
+    end = time.monotonic() + seconds
     pid = unit.main_pid
     while unit.serves and unit.main_pid == pid:
         with contextlib.suppress(InstanceError):
             return describe(unit, pid=pid, user=systemd.user)
-        if time.monotonic() > deadline:
+        if time.monotonic() > end:
             break
         time.sleep(_AGAIN)
         unit = systemd.unit(unit.id)
@@ -133,16 +145,27 @@ def describe_draining(unit: Unit, *, user: bool = False) -> tuple[Description, .
 
     Sockets on which nobody answers are those of processes that were killed. All are asked at once.
     """
+    return still_draining(at_once(ask_draining(unit, deadline(), user=user)))
+
+
+def ask_draining(
+    unit: Unit, until: float, *, user: bool = False
+) -> list[Callable[[], Description | None]]:
+    """The questions to them, one each, for `at_once`; `until` as `deadline`."""
     directory = _directory(unit, user)
     paths = directory.glob(DRAINING.format("*")) if directory else ()
     newest = sorted(paths, key=_number)[-_DRAINING_ASKED:]
-    answers = at_once([partial(_of_draining, unit, str(path)) for path in newest])
+    return [partial(_of_draining, unit, str(path), until) for path in newest]
+
+
+def still_draining(answers: Iterable[Description | None]) -> tuple[Description, ...]:
+    """Those that have answered, the oldest first."""
     return tuple(sorted((each for each in answers if each), key=lambda each: each.generation))
 
 
-def _of_draining(unit: Unit, path: str) -> Description | None:
+def _of_draining(unit: Unit, path: str, until: float) -> Description | None:
     with contextlib.suppress(InstanceError):
-        return _description(_ask(unit, path, "Describe", {}))
+        return _description(_ask(unit, path, "Describe", {}, 0, until))
     return None
 
 
@@ -248,24 +271,32 @@ def _place(unit: Unit, user: bool) -> str:
 
 
 def _ask(
-    unit: Unit, path: str, method: str, parameters: dict[str, Any], pid: int = 0
+    unit: Unit,
+    path: str,
+    method: str,
+    parameters: dict[str, Any],
+    pid: int = 0,
+    until: float | None = None,
 ) -> dict[str, Any]:
-    with _connected(unit, path, pid) as sock:
+    with _connected(unit, path, pid, until) as sock:
         return call(sock, f"{INTERFACE}.{method}", parameters)
 
 
 @contextlib.contextmanager
-def _connected(unit: Unit, address: str, pid: int = 0) -> Iterator[socket.socket]:
+def _connected(
+    unit: Unit, address: str, pid: int = 0, until: float | None = None
+) -> Iterator[socket.socket]:
     """A connection to a process of this unit; what goes wrong is an InstanceError."""
     path = address.replace("\0", "@")
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            deadline = time.monotonic() + _PATIENCE
+            until = until or deadline()
+            left = max(until - time.monotonic(), _AGAIN)
             # With a timeout of Python's, a full backlog would be an error at once.
-            patience = _TIMEVAL.pack(int(_PATIENCE), int(_PATIENCE % 1 * 1e6))
+            patience = _TIMEVAL.pack(int(left), int(left % 1 * 1e6))
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
             sock.connect(address)
-            sock.settimeout(max(deadline - time.monotonic(), _AGAIN))
+            sock.settimeout(max(until - time.monotonic(), _AGAIN))
             _require_peer(sock, unit, pid)
             yield sock
     except VarlinkError as error:

@@ -7,7 +7,6 @@ PID 1 says whether it serves, the instance what it holds, and this machine wheth
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -17,7 +16,6 @@ from upgrader.protocol.varlink_types import Description, Migration
 from upgrader.systemd.fdstore import StoreName
 from upgrader.systemd.unit import AccessDenied, NoSuchUnit, Unit, UnitError, WaitTimeout, unit_name
 from upgrader.tool import counts, hold, instance_client
-from upgrader.tool.at_once import at_once
 from upgrader.tool.counts import Counts
 from upgrader.tool.credentials import stale_credentials
 from upgrader.tool.hold import Hold
@@ -107,9 +105,7 @@ def read_all(systemd: Systemd) -> list[Overview]:
                     found.append(
                         Overview(name, GONE, False, 0, uses_upgrader=bool(kept), hold=kept)
                     )
-    presences = look_at_all(systemd, units)
-    draining = at_once([partial(describe_draining, unit, user=systemd.user) for unit in units])
-    for unit, presence, old in zip(units, presences, draining, strict=True):
+    for unit, (presence, old) in zip(units, look_at_all(systemd, units), strict=True):
         with contextlib.suppress(UnitError):
             found.append(_overview(systemd, unit, presence, old))
     shown = [each for each in found if each.uses_upgrader and not each.stopped]

@@ -6,7 +6,7 @@ nothing: any program may send it.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -71,21 +71,35 @@ def look(systemd: Systemd, unit: Unit, *, patient: bool = True) -> Presence:
     return Presence(stored=has_stored(systemd, unit))
 
 
-def look_at_all(systemd: Systemd, units: Sequence[Unit]) -> list[Presence]:
-    """Ask the instances of all units that serve at once, so that none waits for another's."""
-    answers = at_once([partial(_answer, unit, systemd.user) for unit in units])
-    return [
-        Presence(answer)
-        if isinstance(answer, Description)
-        else Presence(error=answer, stored=has_stored(systemd, unit))
-        for unit, answer in zip(units, answers, strict=True)
-    ]
+def look_at_all(
+    systemd: Systemd, units: Sequence[Unit]
+) -> list[tuple[Presence, tuple[Description, ...]]]:
+    """Ask the instances of all units at once, and those that they have replaced and that drain.
+
+    All have one deadline, so that nobody waits for another's, and all of them take the time of one.
+    """
+    until, user = instance_client.deadline(), systemd.user
+    draining = [instance_client.ask_draining(unit, until, user=user) for unit in units]
+    asked: list[Callable[[], Description | InstanceError | None]] = []
+    asked += (partial(_answer, unit, until, user) for unit in units)
+    asked += (each for questions in draining for each in questions)
+    answers = iter(at_once(asked))
+    own = [_presence(systemd, unit, next(answers)) for unit in units]
+    olds = [[next(answers) for _ in questions] for questions in draining]
+    found = [tuple(each for each in old if isinstance(each, Description)) for old in olds]
+    return list(zip(own, map(instance_client.still_draining, found), strict=True))
 
 
-def _answer(unit: Unit, user: bool) -> Description | InstanceError | None:
+def _presence(systemd: Systemd, unit: Unit, answer: Description | InstanceError | None) -> Presence:
+    if isinstance(answer, Description):
+        return Presence(answer)
+    return Presence(error=answer, stored=has_stored(systemd, unit))
+
+
+def _answer(unit: Unit, until: float, user: bool) -> Description | InstanceError | None:
     """What the instance of a unit says, or why it says nothing; None if the unit does not serve."""
     try:
-        return instance_client.describe(unit, user=user) if unit.serves else None
+        return instance_client.describe(unit, until=until, user=user) if unit.serves else None
     except InstanceError as error:
         return error
 
