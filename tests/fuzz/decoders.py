@@ -5,12 +5,14 @@ Left out is what only systemd itself or the author of the program can write.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import socket
 import struct
+import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import field
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ import upgrader
 from tests.fuzz.fuzz import Decoder
 from tests.fuzz.mutations import change_bytes, change_json, change_msgpack, change_text
 from tests.unit.units import unit
+from upgrader.backends.listener import Address
 from upgrader.cli.history_dump import _image, recounted
 from upgrader.cli.overview_text import listed, shown
 from upgrader.cli.screen import Screen
@@ -39,7 +42,9 @@ from upgrader.errors import (
 from upgrader.hooks import policy
 from upgrader.hooks.queue import QueueTurn
 from upgrader.instance.control_socket import Control
+from upgrader.instance.notify_relay import NotifyRelay
 from upgrader.instance.phases import News
+from upgrader.instance.self_report import SelfReport
 from upgrader.protocol import (
     channel,
     image,
@@ -54,7 +59,7 @@ from upgrader.protocol.connection_state import ConnectionState
 from upgrader.protocol.fd import Fd
 from upgrader.protocol.identity import Identity
 from upgrader.protocol.image import LeftBehind, Manifest, ManifestEntry
-from upgrader.protocol.kinds import Kind, Waiting
+from upgrader.protocol.kinds import Kind, Waiting, show_address
 from upgrader.protocol.parameters import Parameters
 from upgrader.protocol.record_order import Incoming, batches
 from upgrader.protocol.varlink import VarlinkError
@@ -71,7 +76,9 @@ from upgrader.protocol.varlink_types import (
     Started,
     Trial,
 )
+from upgrader.runner.notifications import Notifications, relayed
 from upgrader.systemd import bus_values, listen_fds
+from upgrader.systemd.bus import _Connection
 from upgrader.systemd.cgroup import unit_of
 from upgrader.systemd.fdstore import StoreName
 from upgrader.systemd.live_limits import live_limits
@@ -449,6 +456,98 @@ def _message(data: bytes) -> None:
     bus_values.read("yyyyuua(yv)", data)
 
 
+class _Pid1Socket(socket.socket):
+    """One end of a pair, whose other end is reached already."""
+
+    def connect(self, address: object) -> None:
+        """Nothing to do."""
+
+
+def _framing(data: bytes) -> None:
+    """What PID 1, or who has its place, says from the first byte of a connection on."""
+    here, there = socket.socketpair()
+    with there, _Pid1Socket(fileno=here.detach()) as sock:
+        there.setblocking(False)
+        there.send(data[:100_000])
+        there.shutdown(socket.SHUT_WR)
+        connection = _Connection(sock, time.monotonic() + 10)
+        connection.authenticate("")
+        body = connection.call("x", "/x", "x", "x", "argument")
+        with contextlib.suppress(ValueError):
+            bus_values.read("v", body)
+
+
+def _bus_reply(serial: int, body: bytes) -> bytes:
+    """A reply to the call of that serial, with a variant in it."""
+    fields = struct.pack("<B2sxI", 5, b"\1u", serial)
+    head = struct.pack("<4BII", ord("l"), 2, 0, 1, len(body), 7) + struct.pack("<I", len(fields))
+    return head + fields + body
+
+
+def _relayed(place: Path, stack: contextlib.ExitStack) -> Callable[[bytes], None]:
+    """Whatever the program says, with an FD or without one, its next word reaches PID 1."""
+    pid1 = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+    pid1.bind(str(place / "notify"))
+    pid1.settimeout(10)
+    environment = {"NOTIFY_SOCKET": str(place / "notify")}
+    report = SelfReport("web", "1", environment)
+    stack.callback(report.close)
+    relay = NotifyRelay(report, environment, live=False)
+    stack.callback(relay.close)
+    sock = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+    sock.connect(environment["NOTIFY_SOCKET"].replace("@", "\0", 1))
+    words = itertools.count()
+
+    def run(data: bytes) -> None:
+        with open("/dev/null") as null:
+            socket.send_fds(sock, [data[:100_000]], [null.fileno()] * (len(data) % 3))
+        word = b"STATUS=word %d" % next(words)
+        sock.send(word)
+        while (heard := socket.recv_fds(pid1, 65536, 3))[0] != word:
+            assert b"READY=1" not in heard[0].split(b"\n")
+            for number in heard[1]:
+                os.close(number)
+
+    return run
+
+
+def _to_runner(stack: contextlib.ExitStack) -> Callable[[bytes], None]:
+    """Whatever a program says that a runner has started, its next word is heard."""
+    heard: list[Mapping[str, str]] = []
+    runner = Notifications(heard.append)
+    stack.callback(runner.close)
+    runner.program = os.getpid()
+    sock = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+    sock.connect(runner.address.replace("@", "\0", 1))
+
+    def run(data: bytes) -> None:
+        heard.clear()
+        with open("/dev/null") as null:
+            socket.send_fds(sock, [data[:100_000]], [null.fileno()] * (len(data) % 3))
+        sock.send(b"X=next")
+        runner.receive()
+        assert {"X": "next"} == heard[-1]
+        for fields in heard:
+            assert not [line for line in relayed(fields) if "\n" in line]
+
+    return run
+
+
+def _address(data: bytes) -> None:
+    """As an author, an admin's variable or an option names it; no name is looked up in a network."""
+    look_up = socket.getaddrinfo
+
+    def without_network(*arguments: Any, flags: int = 0, **more: Any) -> Any:
+        return look_up(*arguments, flags=flags | socket.AI_NUMERICHOST, **more)
+
+    socket.getaddrinfo = without_network
+    try:
+        for address in Address.parse(data.decode(errors="surrogateescape")):
+            show_address(address.name)
+    finally:
+        socket.getaddrinfo = look_up
+
+
 def _bus_seeds() -> Iterator[bytes]:
     for sides in json.loads((_RECORDED / "recorded/bus.json").read_text()).values():
         for messages in sides.values():
@@ -493,6 +592,24 @@ def decoders(place: Path, stack: contextlib.ExitStack) -> list[Decoder]:
         b"UPGRADER_BACKEND_TRANSFER=yes door=no\nUPGRADER_DISCARD=3"
     )
     settings = b'{"drain-timeout": "1min", "backend-transfer.door": "no", "backend-transfer": "yes", "mode": "live"}'
+    opened = b"OK 0123456789abcdef\r\n"
+    text = b"\1s\0\0\4\0\0\0done\0"
+    framed = [
+        opened + _bus_reply(7, text) + _bus_reply(1, text),
+        opened + _bus_reply(1, b"\1u\0\0\7\0\0\0"),
+    ]
+    notes = [
+        b"READY=1\nSTATUS=serves\nMAINPID=7", b"STATUS=\xe2\x80\xa8READY=1", b"FDSTORE=1\nFDNAME=mine", b"WATCHDOG=1",
+        b"EXTEND_TIMEOUT_USEC=1000000\nERRNO=2\nSTOPPING=1\nRELOADING=1\nMONOTONIC_USEC=1", b"BARRIER=1",
+    ]  # fmt: skip
+    addresses = [
+        b"127.0.0.1:80",
+        b"[::1]:80",
+        b":80",
+        b"0.0.0.0:65535",
+        b"unix:/run/web.sock",
+        b"unix:@web",
+    ]
     calls = [
         json.dumps(
             {"method": f"io.upgrader.Instance.{name}", "parameters": values, **more}
@@ -546,6 +663,10 @@ def decoders(place: Path, stack: contextlib.ExitStack) -> list[Decoder]:
                 [b"upgrader-channel-3", b"upgrader-entry-kept.x", b"upgrader-image-1"], change_text),
         Decoder("properties of a unit", _properties, (), [b"web.service notify exec root"], change_text),
         Decoder("D-Bus message", _message, (ValueError,), [*_bus_seeds()], change_bytes),
+        Decoder("D-Bus framing", _framing, (OSError, ValueError, struct.error, IndexError), framed, change_bytes),
+        Decoder("notify relay", _relayed(own("relay"), stack), (OSError,), notes, change_text),
+        Decoder("runner's datagrams", _to_runner(stack), (OSError,), notes, change_text),
+        Decoder("address", _address, (DeclarationError,), addresses, change_text),
         Decoder("D-Bus body", _wire, (), [*_bodies()], change_bytes),
         Decoder("cgroup", lambda data: unit_of(data.decode(errors="replace")), (), [group], change_text),
     ]  # fmt: skip

@@ -142,6 +142,7 @@ PROGRAM = {
     "systemd.fdstore",
     "systemd.journal",
     "systemd.listen_fds",
+    "systemd.notifications",
     "systemd.notify",
 }
 #: Writes down what is loaded, whenever something is sent to systemd.

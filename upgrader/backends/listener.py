@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: What systemd's Backlog= defaults to since 251 is "the kernel's limit"; so is this.
 BACKLOG = 2**31 - 1
+_DIGITS = 5  # of a port
+_NAME = 253  # characters of a host name: RFC 1035, 2.3.4
 _INET = (socket.AF_INET, socket.AF_INET6)
 
 
@@ -39,20 +41,22 @@ class Address(Value):
         """
         if text.startswith("unix:"):
             path = text.removeprefix("unix:")
-            if not path.startswith(("/", "@")) or len(path) < 2:
+            if not path.startswith(("/", "@")) or len(path) < 2 or "\0" in path:
                 raise DeclarationError(text, "a UNIX address is unix:/path or unix:@name")
             return (cls(text, socket.AF_UNIX, path),)
         host, colon, port = text.rpartition(":")
-        if not colon or not port.isdecimal() or int(port) > 65535:
+        if not colon or not port.isdecimal() or len(port) > _DIGITS or int(port) > 65535:
             raise DeclarationError(text, "an address is host:port, [v6]:port or unix:/path")
         bare = host.removeprefix("[").removesuffix("]")
+        if len(bare) > _NAME:
+            raise DeclarationError(text[:_NAME], "a host name is never that long")
         try:
             # As bytes, a name in ASCII needs no codec for others, which takes a start a millisecond.
             name = bare.encode() if bare.isascii() else bare
             found = socket.getaddrinfo(
                 name or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             )
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a name may be none in any encoding
             raise DeclarationError(text, f"cannot be resolved: {error}") from error
         names = dict.fromkeys((each[0], str(each[4][0]), int(each[4][1])) for each in found)
         return tuple(cls(text, family, (name, number)) for family, name, number in names)

@@ -10,23 +10,19 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import struct
 import threading
 
 from upgrader.errors import NotifyError
 from upgrader.instance.fork_guard import Fence
 from upgrader.instance.self_report import SelfReport
-from upgrader.protocol.fd import Fd, received
 from upgrader.protocol.kinds import Standing
+from upgrader.systemd.notifications import Notification, notify_socket, take
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping, Sequence
+    from collections.abc import MutableMapping
 
 VARIABLE = "NOTIFY_SOCKET"
-#: What PID 1 takes at most: sd_notify(3), and SCM_MAX_FD of the kernel.
-_BYTES, _FDS = 4096, 253
-_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid: unix(7)
 _SPEAKING = (Standing.SERVING, Standing.MIGRATING, Standing.STOPPING)
 
 
@@ -43,18 +39,11 @@ class NotifyRelay:
         self._pid = os.getpid()
         self._real = environment[VARIABLE]
         # The name says for which service manager it stands: a user's own one is found by that.
-        name = f"{self._real.lstrip('@')[:60]}.upgrader-{os.urandom(8).hex()}"
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        try:
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-            self._sock.bind(f"\0{name}")
-        except OSError:
-            self._sock.close()
-            raise
+        self._sock, name = notify_socket(f"{self._real.lstrip('@')[:60]}.upgrader")
         self._fence = Fence(self._sock)  # a child shall not take what is said here
         self._thread = threading.Thread(target=self._relay, name="upgrader-notify", daemon=True)
         self._thread.start()
-        environment[VARIABLE] = f"@{name}"
+        environment[VARIABLE] = name
 
     def close(self) -> None:
         """Put back what was there, once all that was said is passed on."""
@@ -65,27 +54,17 @@ class NotifyRelay:
         self._sock.close()
 
     def _relay(self) -> None:
-        space = socket.CMSG_SPACE(_CREDENTIALS.size) + socket.CMSG_SPACE(_FDS * 4)
-        while True:
-            data, ancillary, flags, _ = self._sock.recvmsg(_BYTES, space, socket.MSG_CMSG_CLOEXEC)
-            if not ancillary:
-                return  # each message has credentials
-            pid, fds = 0, received(ancillary)
-            for _, kind, part in ancillary:
-                if kind == socket.SCM_CREDENTIALS:
-                    pid, _, _ = _CREDENTIALS.unpack(part)
-            cut = flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC)
-            if pid == self._pid and not cut:
-                self._pass_on(data, fds)
-            for fd in fds:
+        while said := take(self._sock):
+            if said.sender == self._pid:
+                self._pass_on(said)
+            for fd in said.fds:
                 fd.close()
 
-    def _pass_on(self, data: bytes, fds: Sequence[Fd]) -> None:
-        report = self._report
-        fields = data.decode(errors="replace").splitlines()
+    def _pass_on(self, said: Notification) -> None:
+        report, fields = self._report, list(said.fields)
         if not report.since:
             # Of a start, PID 1 may hear how it goes, but not that it is over: that is `serve`'s.
             fields = [] if self._live else [field for field in fields if field != "READY=1"]
         if fields and report.standing in _SPEAKING:
             with contextlib.suppress(NotifyError):  # nobody waits for an answer
-                report.notifier.send(*fields, fds=fds)
+                report.notifier.send(*fields, fds=said.fds)
