@@ -126,8 +126,8 @@ def path(tmp_path: Path, instance: Instance) -> Iterator[Path]:
 @contextlib.contextmanager
 def connected(path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.connect(str(path))  # which waits while the backlog is full
         sock.settimeout(SETTLE)
-        sock.connect(str(path))
         yield sock
 
 
@@ -265,8 +265,7 @@ def test_everybody_may_read(path: Path, instance: Instance) -> None:
 def test_readers_take_nobody_s_place(
     path: Path, instance: Instance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many connect: of one user few are kept, of all users not many more, and no FD that is
-    kept for those who may ask is theirs."""
+    """However many connect: of one user few are kept, and of all users not many more."""
     beside = path.with_name("status.sock")
     monkeypatch.setattr(control_socket, "MAX_CLIENTS", 3)
     uids = [0, *[5] * 20, 6]
