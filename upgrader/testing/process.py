@@ -38,14 +38,14 @@ class AdoptedProcess:
 
     def poll(self) -> int | None:
         """As of Popen."""
-        if self._status is None and select.select([self._pidfd], [], [], 0)[0]:
+        if self._status is None and self._has_ended(0):
             self._status = self._reap()
         return self._status
 
     def wait(self, timeout: float | None = None) -> int:
         """As of Popen."""
         if self._status is None:
-            select.select([self._pidfd], [], [], timeout)
+            self._has_ended(timeout)
         if (status := self.poll()) is None:
             raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
         return status
@@ -55,6 +55,11 @@ class AdoptedProcess:
         if self.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd.fileno(), number)
+
+    def _has_ended(self, timeout: float | None) -> bool:
+        poll = select.poll()  # a test may hold more FDs than select(2) takes
+        poll.register(self._pidfd, select.POLLIN)
+        return bool(poll.poll(None if timeout is None else timeout * 1000))
 
     def _reap(self) -> int:
         deadline = time.monotonic() + 1
