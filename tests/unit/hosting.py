@@ -3,6 +3,7 @@
 
 import asyncio
 import fcntl
+import os
 import socket
 import ssl
 import struct
@@ -16,6 +17,7 @@ from upgrader.aio.hosted_listener import HostedListener
 from upgrader.instance.commit import Adopted
 from upgrader.instance.declarations import Bound, Protocols
 from upgrader.instance.save import Frozen
+from upgrader.protocol.fd import Fd
 from upgrader.protocol.identity import HasFileno
 from upgrader.protocol.image import LeftBehind
 from upgrader.protocol.kinds import Kind
@@ -101,8 +103,8 @@ async def turns(count: int = 5) -> None:
         await asyncio.sleep(0)
 
 
-def duplicate(sock: HasFileno) -> socket.socket:
-    return socket.fromfd(sock.fileno(), socket.AF_INET, socket.SOCK_STREAM)
+def duplicate(sock: HasFileno) -> Fd:
+    return Fd(os.dup(sock.fileno()))
 
 
 class Client:

@@ -24,6 +24,7 @@ from upgrader.instance.commit import Adopted
 from upgrader.integrations import aiohttp as our_aiohttp
 from upgrader.integrations import uvicorn as our_uvicorn
 from upgrader.protocol.connection_state import ConnectionState
+from upgrader.protocol.fd import Fd
 from upgrader.protocol.identity import identify
 from upgrader.protocol.image import LeftBehind
 from upgrader.protocol.kinds import Waiting
@@ -786,10 +787,10 @@ def test_a_loader_that_refuses() -> None:
 
     async def story() -> None:
         ours, theirs = socket.socketpair()
-        with ours, theirs:
+        with ours, Fd(theirs.detach()) as fd:
             side = Side(Refusing(), ours)
             state = ConnectionState(Waiting.MESSAGE, b"", b"", b"saved")
-            adopted = Adopted("http", theirs, identify(theirs), state, None)
+            adopted = Adopted("http", fd, identify(fd), state, None)
             with pytest.raises(UnreadableState, match="echo: ValueError: as told"):
                 side.hosting.prepare([adopted])
 

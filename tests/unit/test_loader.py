@@ -20,7 +20,7 @@ from upgrader.errors import (
     UnclaimedError,
     UnsavableState,
 )
-from upgrader.instance.commit import LoadedInstance
+from upgrader.instance.commit import Adopted, LoadedInstance
 from upgrader.instance.declarations import Bound, Connections, Declarations
 from upgrader.instance.load import Loader
 from upgrader.instance.save import Frozen, Readers, build, insurance
@@ -91,6 +91,7 @@ class Bench:
         self.kept: list[tuple[str, Fd]] = []
         self.session: type | None = Session
         self.loads: list[LoadedInstance] = []
+        self.adopted: list[Adopted] = []
 
     def socket(self, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
         sock = socket.socket(socket.AF_INET, kind)
@@ -120,7 +121,7 @@ class Bench:
         loader = Loader(declarations, Parameters(**parameters), self.store, passed)
         loaded = loader.load()
         self.opened += [bound.socket for bound in declarations.sockets.values()]
-        self.opened += [adopted.sock for adopted in loaded.adopted]
+        self.adopted += loaded.adopted
         self.loads.append(loaded)
         return loaded
 
@@ -142,8 +143,8 @@ class Bench:
         for loaded in self.loads:
             if loaded.channel:
                 loaded.channel.close()
-        for sock in self.opened:
-            sock.close()
+        for owner in [*self.opened, *self.adopted]:
+            owner.close()
         for _, fd in self.kept:
             fd.close()
 
@@ -191,7 +192,7 @@ def test_everything_is_loaded(bench: Bench) -> None:
     )  # fmt: skip
     assert [identify(fd) for fd in fds] == [
         identify(owner.socket) for owner in bench.declarations.sockets.values()
-    ] + [identify(adopted.sock)]
+    ] + [identify(adopted)]
 
 
 def test_loading_again_finds_the_same(bench: Bench) -> None:

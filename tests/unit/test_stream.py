@@ -7,9 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from upgrader.instance.connection import ConnectionStream
+from upgrader.instance.connection import ConnectionStream, show_peer
+from upgrader.instance.freeze import freeze
+from upgrader.instance.save import Frozen
 from upgrader.protocol.connection_state import ConnectionState
 from upgrader.protocol.identity import identify
+from upgrader.protocol.image import LeftBehind
 from upgrader.protocol.kinds import Waiting
 
 LARGE = b"x" * 8_000_000
@@ -55,7 +58,6 @@ def test_a_reset_while_flushing(ends: tuple[ConnectionStream, socket.socket]) ->
 
     assert stream.eof
     assert not stream.unsent
-    assert stream.freeze(b"") is None
     with pytest.raises(ConnectionResetError, match="the peer is gone"):
         stream.queue(b"x")
 
@@ -82,12 +84,14 @@ def test_freezing(ends: tuple[ConnectionStream, socket.socket], waiting: Waiting
     stream.receive()
     stream.queue(LARGE)
     stream.waiting = waiting
-    moved = stream.freeze(b"session")
+    found = freeze("door", stream, None)
     if waiting is None:
-        assert moved is None
+        assert LeftBehind("door", show_peer(stream.sock), "its handler is busy") == found
         return
 
-    assert ConnectionState(waiting, b"half", bytes(stream.unsent), b"session") == moved
+    assert isinstance(found, Frozen)
+    moved = found.state
+    assert ConnectionState(waiting, b"half", bytes(stream.unsent), b"") == moved
     again = ConnectionStream(stream.sock, moved)
     assert (b"half", stream.unsent) == (again.inbox.buffer, again.unsent)
     assert (waiting, identify(stream.sock)) == (again.waiting, again.identity)

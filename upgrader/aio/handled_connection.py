@@ -10,22 +10,13 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from upgrader.aio.safe_points import SafePoints
-from upgrader.errors import DeclarationError, Retired, UnsavableState
+from upgrader.errors import DeclarationError, Retired
 from upgrader.instance.connection import HIGH_WATER, ConnectionStream, show_peer
 from upgrader.instance.inbox import Frame
 from upgrader.protocol.kinds import Waiting
-from upgrader.protocol.later import later
-from upgrader.protocol.state import encode
-
-if TYPE_CHECKING:
-    from upgrader.instance import save
-    from upgrader.protocol import image
-else:
-    save = later("upgrader.instance.save")
-    image = later("upgrader.protocol.image")
 
 #: Bytes that a handler may leave unsent while connections are being collected: what it has
 #: written moves along, and a client that reads slowly does not hold up the rest.
@@ -188,18 +179,6 @@ class HandledConnection:
         self._ending = True
         if self._readable and not self._readable.done():
             self._readable.set_result(None)
-
-    def freeze(self) -> save.Frozen | image.LeftBehind | None:
-        """What moves; why it stays; or None if it is gone anyway."""
-        if self.stream.lost:
-            return None
-        try:
-            moved = self.stream.freeze(encode(self.session))
-        except UnsavableState as error:
-            return image.LeftBehind(self.listener, self.address, str(error))
-        if moved is None:
-            return image.LeftBehind(self.listener, self.address, "its handler is busy")
-        return save.Frozen(self.listener, self.stream.sock, self.stream.identity, moved)
 
     def let_go(self) -> None:
         """It has moved: nothing here touches it any more, but our copy of its FD stays open."""

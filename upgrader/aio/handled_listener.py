@@ -24,9 +24,10 @@ from upgrader.protocol.kinds import Waiting
 from upgrader.protocol.later import later
 
 if TYPE_CHECKING:
-    from upgrader.instance import save
+    from upgrader.instance import freeze, save
     from upgrader.protocol import image
 else:
+    freeze = later("upgrader.instance.freeze")
     save = later("upgrader.instance.save")
     image = later("upgrader.protocol.image")
 
@@ -82,7 +83,7 @@ class HandledListener:
 
     def adopt(self, adopted: Adopted) -> None:
         """Call the handler anew for a connection that has moved here."""
-        stream = ConnectionStream(adopted.sock, adopted.state, adopted.identity)
+        stream = ConnectionStream(adopted.take(), adopted.state, adopted.identity)
         connection = self._make(stream, adopted.session, adopted=True)
         if stream.unsent:
             connection.flush()
@@ -135,16 +136,21 @@ class HandledListener:
         frozen: list[save.Frozen] = []
         left: list[image.LeftBehind] = []
         self._moving = []
+        if not crosses:
+            why = "backend-transfer=no"
+            return frozen, [
+                image.LeftBehind(self._name, each.address, why) for each in self._served
+            ]
+        freeze_one = freeze.freeze
         for connection in self._served:
-            if not crosses:
-                left.append(image.LeftBehind(self._name, connection.address, "backend-transfer=no"))
+            if connection.stream.lost:
                 continue
-            match connection.freeze():
-                case save.Frozen() as item:
-                    frozen.append(item)
-                    self._moving.append(connection)
-                case image.LeftBehind() as item:
-                    left.append(item)
+            item = freeze_one(self._name, connection.stream, connection.session)
+            if isinstance(item, image.LeftBehind):
+                left.append(item)
+            else:
+                frozen.append(item)
+                self._moving.append(connection)
         return frozen, left
 
     def let_go(self) -> None:

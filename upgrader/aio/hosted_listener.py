@@ -8,9 +8,9 @@ import logging
 import select
 import socket
 import time
-from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from upgrader.aio.acceptor import Acceptor
 from upgrader.aio.hosted_connection import HostedConnection, Newcomer
@@ -18,7 +18,7 @@ from upgrader.errors import UnreadableState
 from upgrader.instance.commit import Adopted
 from upgrader.instance.declarations import Protocols
 from upgrader.instance.save import Frozen
-from upgrader.protocol.identity import HasFileno, Identity, identify
+from upgrader.protocol.identity import Identity, identify
 from upgrader.protocol.image import LeftBehind
 
 _BATCH = 20  # connections adopted in one go; clients that have sent something come first
@@ -59,7 +59,7 @@ class HostedListener:
         self._acceptor = Acceptor(loop, declared.listener, self._accept)
         self.connections: list[HostedConnection] = []
         self._sweep_at = _SPARE
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: dict[int, _Waiting] = {}  # by FD
         self._attaching: set[asyncio.Task[None]] = set()
         self._adopting: asyncio.Task[None] | None = None
         self._moving: list[HostedConnection] = []
@@ -83,7 +83,7 @@ class HostedListener:
                 except Exception as error:
                     why = f"{self._adapter.speaks}: {type(error).__name__}: {error}"
                     raise UnreadableState(f"a connection of {self._name!r}", why) from error
-            self._waiting.append(_Waiting(item, protocol))
+            self._waiting[item.fileno()] = _Waiting(item, protocol)
 
     def open(self) -> None:
         """Serve: what has moved here, and whoever comes."""
@@ -96,15 +96,15 @@ class HostedListener:
 
     async def _adopt_all(self) -> None:
         """Between other work: thousands of transports are a pause of their own."""
-        while self._waiting and not self._held:
-            ready = _readable([item.adopted.sock for item in self._waiting])
-            if ready:
-                now = [w for w in self._waiting if w.adopted.sock.fileno() in ready]
-                rest = [w for w in self._waiting if w.adopted.sock.fileno() not in ready]
-                self._waiting = deque(now + rest)
-            for _ in range(min(_BATCH, len(self._waiting))):
-                self._adopt(self._waiting.popleft())
-            await asyncio.sleep(0)
+        with select.epoll() as readable:
+            for number in self._waiting:
+                readable.register(number, select.EPOLLIN)
+            while self._waiting and not self._held:
+                first = [number for number, _ in readable.poll(0, _BATCH)]
+                for number in first or list(islice(self._waiting, _BATCH)):
+                    readable.unregister(number)
+                    self._adopt(self._waiting.pop(number))
+                await asyncio.sleep(0)
 
     def _adopt(self, item: _Waiting) -> None:
         adopted = item.adopted
@@ -112,9 +112,9 @@ class HostedListener:
             protocol = item.protocol or self._adapter.load(b"")
         except Exception:
             _log.exception("%s: adapter of %s failed", self._name, self._adapter.speaks)
-            adopted.sock.close()
+            adopted.close()
             return
-        self._attach(adopted.sock, adopted.identity, protocol, adopted.state.unread, moved=True)
+        self._attach(adopted.take(), adopted.identity, protocol, adopted.state.unread, moved=True)
 
     def _accept(self, sock: socket.socket) -> None:
         try:
@@ -278,8 +278,8 @@ class HostedListener:
             left += [LeftBehind(self._name, w, _SWITCHED_OFF) for w in staying if w not in told]
             return frozen, left
         frozen = [
-            Frozen(self._name, w.adopted.sock, w.adopted.identity, w.adopted.state)
-            for w in self._waiting
+            Frozen(self._name, w.adopted, w.adopted.identity, w.adopted.state)
+            for w in self._waiting.values()
         ]
         for hosted in self.connections:
             match hosted.freeze():
@@ -303,8 +303,8 @@ class HostedListener:
         """Close our copies of all that was frozen last."""
         for hosted in self._moving:
             hosted.close_copy()
-        for waiting in self._waiting:
-            waiting.adopted.sock.close()
+        for waiting in self._waiting.values():
+            waiting.adopted.close()
         self._waiting.clear()
 
     def drop_rest(self) -> None:
@@ -412,11 +412,3 @@ async def end_all(
         _log.warning("cut: %s", what)
     if cut:
         _log.warning("%d connections were cut, their time was up", len(cut))
-
-
-def _readable(sockets: Sequence[HasFileno]) -> set[int]:
-    """The numbers of those that have something to read."""
-    poll = select.poll()
-    for sock in sockets:
-        poll.register(sock.fileno(), select.POLLIN)
-    return {number for number, _ in poll.poll(0)}

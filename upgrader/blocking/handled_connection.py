@@ -5,21 +5,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from upgrader.errors import Retired, UnsavableState
+from upgrader.errors import Retired
 from upgrader.instance.connection import ConnectionStream, show_peer
 from upgrader.instance.declarations import Connections
 from upgrader.instance.inbox import Frame
 from upgrader.protocol.kinds import Waiting
-from upgrader.protocol.later import later
-from upgrader.protocol.state import encode
 
 if TYPE_CHECKING:
     from upgrader.blocking.runtime import BlockingRuntime
-    from upgrader.instance import save
-    from upgrader.protocol import image
-else:
-    save = later("upgrader.instance.save")
-    image = later("upgrader.protocol.image")
 
 
 class BlockingConnection:
@@ -69,13 +62,3 @@ class BlockingConnection:
     def close(self) -> None:
         """Close the connection once this call of the handler is over and all is sent."""
         self.stream.waiting = Waiting.CLOSING
-
-    def freeze(self) -> save.Frozen | image.LeftBehind:
-        """What moves, or why it stays."""
-        try:
-            moved = self.stream.freeze(encode(self.session))
-        except UnsavableState as error:
-            return image.LeftBehind(self.listener, self.address, str(error))
-        if moved is None:
-            return image.LeftBehind(self.listener, self.address, "its handler is busy")
-        return save.Frozen(self.listener, self.stream.sock, self.stream.identity, moved)

@@ -37,7 +37,7 @@ from upgrader.protocol.later import later
 
 if TYPE_CHECKING:
     from upgrader.blocking import draining
-    from upgrader.instance import author_calls, save
+    from upgrader.instance import author_calls, freeze, save
     from upgrader.instance.author_calls import AuthorRound
     from upgrader.instance.exec_mode import Execution
     from upgrader.instance.interfaces import Open
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 else:
     draining = later("upgrader.blocking.draining")
     author_calls = later("upgrader.instance.author_calls")
+    freeze = later("upgrader.instance.freeze")
     save = later("upgrader.instance.save")
     image = later("upgrader.protocol.image")
     switchover = later("upgrader.protocol.switchover")
@@ -188,7 +189,7 @@ class BlockingRuntime:
 
     def _adopt(self, adopted: Adopted) -> None:
         declared = self._declarations.connections[adopted.listener]
-        stream = ConnectionStream(adopted.sock, adopted.state, adopted.identity)
+        stream = ConnectionStream(adopted.take(), adopted.state, adopted.identity)
         self._add(BlockingConnection(self, declared, stream, adopted.session, adopted=True))
 
     def _open(self, declared: Connections, sock: socket.socket) -> None:
@@ -499,7 +500,7 @@ class BlockingRuntime:
                 continue
             item: save.Frozen | image.LeftBehind
             if self._parts.answering.crosses(connection.listener):
-                item = connection.freeze()
+                item = freeze.freeze(connection.listener, connection.stream, connection.session)
             else:
                 why = "backend-transfer=no"
                 item = image.LeftBehind(connection.listener, connection.address, why)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from upgrader.instance.live_destination import LiveDestination
     from upgrader.protocol.channel import ParkedChannel
     from upgrader.protocol.connection_state import ConnectionState
+    from upgrader.protocol.fd import Fd
     from upgrader.protocol.identity import HasFileno, Identity
     from upgrader.systemd.notify import Notifier
 else:
@@ -43,23 +44,35 @@ _log = logging.getLogger("upgrader")
 
 
 class Adopted:
-    """One connection that has moved here, with what moved along."""
+    """One connection that has moved here, with what moved along. Owns its FD until `take`."""
 
-    __slots__ = ("identity", "listener", "session", "sock", "state")
+    __slots__ = ("_fd", "identity", "listener", "session", "state")
 
     def __init__(
         self,
         listener: str,
-        sock: socket.socket,
+        fd: Fd,
         identity: Identity,
         state: ConnectionState,
         session: object | None,
     ) -> None:
         self.listener = listener
-        self.sock = sock
         self.identity = identity
         self.state = state
         self.session = session
+        self._fd = fd
+
+    def fileno(self) -> int:
+        """The number of its FD, -1 once it is taken."""
+        return self._fd.fileno()
+
+    def take(self) -> socket.socket:
+        """Its socket, which the caller owns: after the commit, as before it nothing may touch it."""
+        return self._fd.socket()
+
+    def close(self) -> None:
+        """Close it, unless it is taken."""
+        self._fd.close()
 
 
 class Rebinding:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from upgrader.protocol import connection_state
     from upgrader.protocol import identity as identities
 else:
-    connection_state = later("upgrader.protocol.connection_state")
     identities = later("upgrader.protocol.identity")
 
 #: Above so many bytes of unread or unsent data, reading or writing waits.
@@ -81,14 +80,6 @@ class ConnectionStream:
                 self.unsent.clear()
             else:
                 del self.unsent[:sent]
-
-    def freeze(self, session: bytes) -> connection_state.ConnectionState | None:
-        """What moves along; None if the connection is busy or gone."""
-        if self.waiting is None or self.lost:
-            return None
-        return connection_state.ConnectionState(
-            self.waiting, bytes(self.inbox.buffer), bytes(self.unsent), session
-        )
 
     def close(self, *, shared: bool) -> None:
         """Close the connection; one that is `shared` ends for its client although another process

@@ -17,14 +17,13 @@ from upgrader.errors import (
     ImageError,
     MismatchError,
     UnclaimedError,
-    UnreadableState,
 )
-from upgrader.instance.commit import Adopted, LoadedInstance, others
+from upgrader.instance.commit import LoadedInstance, others
 from upgrader.instance.open_sockets import Opening
 from upgrader.protocol.fd import Fd
-from upgrader.protocol.kinds import Kind, Waiting
+from upgrader.protocol.kinds import Kind
 from upgrader.protocol.later import later
-from upgrader.protocol.state import check_readable, load
+from upgrader.protocol.state import load
 from upgrader.protocol.status_text import Origin, Status
 from upgrader.systemd.fdstore import FdStore, Stored, StoreName
 from upgrader.systemd.listen_fds import Passed
@@ -33,21 +32,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
-    import msgspec
-
-    from upgrader.instance import choose_image, gap, open_backends
-    from upgrader.instance.declarations import Declarations, Protocols
+    from upgrader.instance import choose_image, gap, load_connections, open_backends
+    from upgrader.instance.declarations import Declarations
     from upgrader.instance.interfaces import Closeable
     from upgrader.instance.live_destination import LiveDestination
     from upgrader.protocol import identity, image, records, state_shape
     from upgrader.protocol.channel import ReceivedImage
-    from upgrader.protocol.connection_state import ConnectionState
     from upgrader.protocol.parameters import Parameters
-    from upgrader.protocol.saved_state import SavedState
 else:
-    msgspec = later("msgspec")
     choose_image = later("upgrader.instance.choose_image")
     gap = later("upgrader.instance.gap")
+    load_connections = later("upgrader.instance.load_connections")
     open_backends = later("upgrader.instance.open_backends")
     identity = later("upgrader.protocol.identity")
     image = later("upgrader.protocol.image")
@@ -183,18 +178,22 @@ class Loader:
             self._was_passed = frozenset(manifest.passed or ())
         bound: dict[str, tuple[image.ManifestEntry, socket.socket]] = {}
         backends: dict[str, open_backends.Received] = {}
-        withheld: list[image.LeftBehind] = []
+        connections = load_connections.ConnectionLoader(
+            self._declarations, self._parameters, manifest, self._dropped,
+            self._migration.progress if self._migration else lambda loaded: None,
+        )  # fmt: skip
+        self._opened += stream.fds
         for index, (entry, fd) in enumerate(zip(manifest.entries, stream.fds, strict=False)):
+            if entry.connection is not None:
+                continue
             if entry.kind == Kind.PASSED:
                 if identity.identify(fd) != entry.identity:
                     raise MismatchError(str(entry), entry.identity, identity.identify(fd))
-                self._opened.append(fd)
                 self._opening.add(Passed(entry.backend, fd))
                 continue
             if self._migration:
                 self._migration.progress(index)
             if entry.is_declared_by_kind:
-                self._opened.append(fd)
                 backends.setdefault(entry.backend, open_backends.Received()).add(entry, fd)
                 continue
             sock = _as_socket(entry, fd)
@@ -203,22 +202,15 @@ class Loader:
                 self._migration.fence.add(sock)
             if entry.backend in self._declarations.dropped:
                 sock.close()
-                if self._unpassed and entry.connection is None:
+                if self._unpassed:
                     # What PID 1 keeps of it is a listener behind which clients would wait for nobody.
                     stored = StoreName.of_backend(entry.kind, entry.backend, 0)
                     self._loaded.unwanted.append(stored)
                 continue
-            if entry.connection is None:
-                bound[entry.backend] = entry, sock
-            elif not self._parameters.transfers(entry.backend):
-                # The source had it on: no more could be drained there.
-                withheld.append(
-                    image.LeftBehind(entry.backend, "connection", "backend-transfer=no")
-                )
-                sock.close()
-            else:
-                self._adopt(manifest, index, sock)
-        withheld += self._load_backends(manifest, backends)
+            bound[entry.backend] = entry, sock
+        connections.load(stream.fds)
+        self._loaded.adopted = connections.adopted
+        withheld = connections.withheld + self._load_backends(manifest, backends)
         dropped = self._tell_dropped()
         left = (
             manifest.left_behind
@@ -260,9 +252,10 @@ class Loader:
         if len(manifest.entries) != stream.announced:
             raise ImageError("image", f"{len(manifest.entries)} entries, {stream.announced} FDs")
         _check_unique([f"state {saved.name!r}" for saved in manifest.states])
-        own = [entry for entry in manifest.entries if entry.kind != Kind.PASSED]
-        alone = [e for e in own if e.connection is None and not e.is_declared_by_kind]
-        _check_unique([str(entry) for entry in alone])
+        single = [entry for entry in manifest.entries if entry.connection is None]
+        moved = {e.backend: e for e in manifest.entries if e.connection is not None}
+        own = [entry for entry in single if entry.kind != Kind.PASSED]
+        _check_unique([str(entry) for entry in own if not entry.is_declared_by_kind])
         declared = self._declarations
         unclaimed = {  # what it is called in messages: the name it is declared under
             f"state {saved.name!r}": saved.name
@@ -272,13 +265,13 @@ class Loader:
         for entry in own:
             if entry.is_declared_by_kind:
                 known = open_backends.check_declared(declared, entry)
-            elif entry.connection is not None:
-                name = entry.backend
-                known = name in declared.connections or name in declared.protocols
             else:
                 bound = declared.sockets.get(entry.backend)
                 known = bound is not None and bound.kind == entry.kind
             if not known:
+                unclaimed[str(entry)] = entry.backend
+        for entry in moved.values():  # one of each listener stands for all
+            if entry.backend not in declared.connections | declared.protocols:
                 unclaimed[str(entry)] = entry.backend
         for backend, saved in manifest.sessions.items():
             connections = declared.connections.get(backend)
@@ -333,34 +326,6 @@ class Loader:
             )
         return dropped
 
-    def _adopt(self, manifest: image.Manifest, index: int, sock: socket.socket) -> None:
-        entry = manifest.entries[index]
-        connection = entry.connection
-        assert connection is not None
-        session: object | None = None
-        header = manifest.sessions.get(entry.backend)
-        if protocols := self._declarations.protocols.get(entry.backend):
-            _check_protocol(protocols, header, connection)
-            self._loaded.adopted.append(
-                Adopted(entry.backend, sock, entry.identity, connection, None)
-            )
-            return
-        cls = self._declarations.connections[entry.backend].session
-        if cls is not None and header is None:
-            session = cls()  # as a new field would: the source had none
-        elif cls is not None and header is not None:
-            earlier = manifest.earlier.get(index) if manifest.earlier else None
-            saved = msgspec.structs.replace(
-                header, data=connection.session, earlier=earlier or msgspec.UNSET
-            )
-            session, unknown = load(cls, saved)
-            if unknown:
-                item = f"state {header.name!r} of connections of {entry.backend!r}"
-                self._dropped.setdefault(item, set()).update(unknown)
-        self._loaded.adopted.append(
-            Adopted(entry.backend, sock, entry.identity, connection, session)
-        )
-
 
 def _as_socket(entry: image.ManifestEntry, fd: Fd) -> socket.socket:
     """The socket of an entry; raises MismatchError unless it is the one that the manifest says."""
@@ -376,20 +341,6 @@ def _as_socket(entry: image.ManifestEntry, fd: Fd) -> socket.socket:
             found = identity.identify(found_fd)
         raise MismatchError(str(entry), said, found)
     return sock
-
-
-def _check_protocol(
-    protocols: Protocols, found: SavedState | None, connection: ConnectionState
-) -> None:
-    """Raise unless a connection can go on under the library that owns this listener here."""
-    own = protocols.header
-    item = f"connections of {protocols.listener.name!r}"
-    if found is None or found.name != own.name:
-        what = found.name if found else "connections of a handler"
-        raise UnreadableState(item, f"the image has {what} in place of {own.name}")
-    check_readable(own.name, found.version, found.readable_from, own=own.version)
-    if connection.unsent or connection.waiting is not Waiting.MESSAGE:
-        raise UnreadableState(item, "one of them is in the middle of something")
 
 
 def _check_unique(items: Sequence[str]) -> None:

@@ -99,10 +99,10 @@ def build(
         fds += backend.fds
     states = saving.states(declarations, readers)
     sessions = _Sessions(declarations, readers, saving)
+    kind, entry = Kind.CONNECTION, image.ManifestEntry  # there may be thousands
     for frozen in connections:
-        kind = Kind.CONNECTION
-        state = sessions.convert(frozen, len(entries))
-        entries.append(image.ManifestEntry(frozen.listener, kind, frozen.identity, 0, state))
+        state = sessions.convert(frozen, len(entries)) if sessions.converts else frozen.state
+        entries.append(entry(frozen.listener, kind, frozen.identity, 0, state))
         fds.append(frozen.sock)
     for name, owner in declarations.beyond_image() if beyond else ():
         entries.append(image.ManifestEntry(name, Kind.PASSED, identify(owner)))
@@ -194,6 +194,7 @@ class _Sessions:
             if (cls := connections.session) and describe(cls).backward
         }
         self._plain = dict(self.headers)
+        self.converts = bool(self._classes)  #: whether one may be wanted in another form
 
     def convert(self, frozen: Frozen, place: int) -> ConnectionState:
         """What goes with a connection that is entry number `place`."""

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What moves of a connection, whatever its loop. There may be thousands, and clients wait."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from upgrader.errors import UnsavableState
+from upgrader.instance.connection import show_peer
+from upgrader.instance.save import Frozen
+from upgrader.protocol.connection_state import ConnectionState
+from upgrader.protocol.image import LeftBehind
+from upgrader.protocol.state import encode
+
+if TYPE_CHECKING:
+    from upgrader.instance.connection import ConnectionStream
+
+
+def freeze(listener: str, stream: ConnectionStream, session: object | None) -> Frozen | LeftBehind:
+    """What moves of a connection that is not lost, with this state; or why it stays."""
+    if stream.waiting is None:
+        return LeftBehind(listener, show_peer(stream.sock), "its handler is busy")
+    try:
+        saved = encode(session)
+    except UnsavableState as error:
+        return LeftBehind(listener, show_peer(stream.sock), str(error))
+    unread, unsent = bytes(stream.inbox.buffer), bytes(stream.unsent)
+    state = ConnectionState(stream.waiting, unread, unsent, saved)
+    return Frozen(listener, stream.sock, stream.identity, state)

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The connections of an image: each is checked against the manifest, and what goes with it is loaded.
+
+There may be thousands, and clients wait: what can be done once for all of a listener is done once, and
+no socket is made before the commit.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from stat import S_ISSOCK
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from upgrader.errors import MismatchError, UnreadableState
+from upgrader.instance.commit import Adopted
+from upgrader.protocol import image
+from upgrader.protocol.identity import identify
+from upgrader.protocol.kinds import Waiting
+from upgrader.protocol.state import check_readable, decoder, load
+
+if TYPE_CHECKING:
+    from upgrader.instance.declarations import Declarations, Protocols
+    from upgrader.protocol.connection_state import ConnectionState
+    from upgrader.protocol.fd import Fd
+    from upgrader.protocol.parameters import Parameters
+    from upgrader.protocol.saved_state import SavedState
+
+#: Loads what goes with a connection, by its place in the manifest.
+_Load = Callable[[int, "ConnectionState"], object]
+_SIGN_OF_LIFE = 64  # connections between two, which take less than a millisecond
+
+
+class ConnectionLoader:
+    """The connections of one image, by listener. `dropped` gets the fields that this version does not
+    know, by the state that they are of; `progress` is told now and then how many are loaded."""
+
+    def __init__(
+        self,
+        declarations: Declarations,
+        parameters: Parameters,
+        manifest: image.Manifest,
+        dropped: dict[str, set[str]],
+        progress: Callable[[int], object],
+    ) -> None:
+        self.adopted: list[Adopted] = []
+        self.withheld: list[image.LeftBehind] = []
+        self._declarations = declarations
+        self._parameters = parameters
+        self._manifest = manifest
+        self._dropped = dropped
+        self._progress = progress
+
+    def load(self, fds: Sequence[Fd]) -> None:
+        """Load all that have come: `fds` are those of the manifest's entries, in its order. Raises
+        MismatchError for one that is another, and IncompatibleState or UnreadableState for a state
+        that cannot be read."""
+        loads: dict[str, _Load | None] = {}
+        adopt, fstat = self.adopted.append, os.fstat
+        for place, (entry, fd) in enumerate(zip(self._manifest.entries, fds, strict=False)):
+            connection = entry.connection
+            if connection is None:
+                continue
+            listener, said = entry.backend, entry.identity
+            # The inode of a socket is unique while it is open: one question to the kernel is enough.
+            found = fstat(fd.fileno())
+            if found.st_ino != said.inode or not S_ISSOCK(found.st_mode):
+                raise MismatchError(str(entry), said, identify(fd))
+            if listener not in loads:
+                loads[listener] = self._prepare(listener)
+            if load_session := loads[listener]:
+                session = load_session(place, connection)
+                adopt(Adopted(listener, fd, said, connection, session))
+            else:
+                self._leave(listener, fd)
+            if place % _SIGN_OF_LIFE == 0:
+                self._progress(place)
+
+    def _leave(self, listener: str, fd: Fd) -> None:
+        fd.close()
+        if listener not in self._declarations.dropped:
+            # The source had it on: no more could be drained there.
+            self.withheld.append(image.LeftBehind(listener, "connection", "backend-transfer=no"))
+
+    def _prepare(self, listener: str) -> _Load | None:
+        """How the connections of a listener are loaded; None if they do not come in."""
+        if listener in self._declarations.dropped or not self._parameters.transfers(listener):
+            return None
+        header = self._manifest.sessions.get(listener)
+        if protocols := self._declarations.protocols.get(listener):
+            return _checked(protocols, header)
+        cls = self._declarations.connections[listener].session
+        if cls is None:
+            return lambda place, connection: None
+        if header is None:  # as a new field would: the source had none
+            return lambda place, connection: cls()
+        item = f"state {header.name!r} of connections of {listener!r}"
+        earlier = self._manifest.earlier or {}
+
+        def load_session(place: int, connection: ConnectionState) -> object:
+            saved = msgspec.structs.replace(
+                header, data=connection.session, earlier=earlier.get(place) or msgspec.UNSET
+            )
+            session: object
+            session, unknown = load(cls, saved)
+            if unknown:
+                self._dropped.setdefault(item, set()).update(unknown)
+            return session
+
+        decode: Callable[[bytes], object] | None = decoder(cls, header)
+        if decode is None:
+            return load_session
+
+        def decode_session(place: int, connection: ConnectionState) -> object:
+            try:
+                return decode(connection.session)
+            except Exception:  # whatever the author's __post_init__ raises, too
+                return load_session(place, connection)
+
+        return decode_session
+
+
+def _checked(protocols: Protocols, found: SavedState | None) -> _Load:
+    """Raise unless connections can go on under the library that owns this listener here."""
+    own = protocols.header
+    item = f"connections of {protocols.listener.name!r}"
+    if found is None or found.name != own.name:
+        what = found.name if found else "connections of a handler"
+        raise UnreadableState(item, f"the image has {what} in place of {own.name}")
+    check_readable(own.name, found.version, found.readable_from, own=own.version)
+
+    def check(place: int, connection: ConnectionState) -> None:
+        if connection.unsent or connection.waiting is not Waiting.MESSAGE:
+            raise UnreadableState(item, "one of them is in the middle of something")
+
+    return check
