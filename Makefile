@@ -9,6 +9,8 @@ SUITE ?= bookworm trixie
 JOBS ?= 2
 # How long to fuzz.
 SECONDS ?= 600
+# How often each server of the bench is measured.
+ROUNDS ?= 3
 # More arguments for `upgrader demo` or pytest.
 ARGS ?=
 
@@ -47,8 +49,10 @@ fuzz:
 lint: setup
 	@.venv/bin/python -m pytest -q tests/test_project.py $(ARGS)
 
-bench: setup
+bench:
+	@packaging/bootstrap bench
 	@.venv/bin/python -m pytest -q -s tests/bench/bench_*.py $(ARGS)
+	@.venv/bin/python -m tests.bench.peers --rounds $(ROUNDS) --write
 
 deb: setup
 	@.venv/bin/python packaging/deb/build.py $(SUITE)

@@ -11,7 +11,7 @@ import time
 
 #: Seconds after which a process that gives way should have come far enough: on a machine that is
 #: busy with something else it would hardly run.
-COURTESY = 0.5
+COURTESY = 0.15
 #: Seconds between two changes on one machine without privileges.
 _PAUSE = 0.1
 
