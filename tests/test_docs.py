@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The documentation does what it says: its programs run, its units load, its commands exist."""
 
+import os
 import re
 import shlex
 import socket
 import subprocess
 import sys
 import tomllib
+import tty
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,40 @@ def known_packages() -> set[str]:
     ours = set(re.findall(r"^Package: (\S+)$", control, re.MULTILINE))
     installed = set(re.findall(r"\bwant (\S+)", bootstrap))
     return {"python3-", *ours, *installed, *re.findall(r"^ +(python3-\w+)", control, re.MULTILINE)}
+
+
+SERIAL = """
+import os, sys, upgrader
+from acme.serial import Serial
+with upgrader.attach("modem") as instance:
+    line = instance.backend("line", Serial(sys.argv[1]))
+    for _ in instance.serve(line):
+        os.write(line.fileno(), os.read(line.fileno(), 100).upper())
+"""
+
+
+def test_the_kind_of_a_third_party_moves(tmp_path: Path) -> None:
+    """The ten lines of docs/backends.md, in a package of their own: the same line in every mode."""
+    (tmp_path / "acme").mkdir()
+    (_, kind, _) = blocks(ROOT / "docs" / "backends.md", "python")
+    (tmp_path / "acme" / "serial.py").write_text(kind)
+    (tmp_path / "modem.py").write_text(SERIAL)
+    near, far = os.openpty()
+    tty.setraw(far)
+    command = [sys.executable, str(tmp_path / "modem.py"), os.ttyname(far)]
+    with Service() as service, os.fdopen(near, "r+b", buffering=0) as modem:
+        os.close(far)
+        service.start(command)
+        for upgrade in (service.live, service.execute, service.upgrade):
+            modem.write(b"ring")
+            assert b"RING" == modem.read(4)
+            upgrade(command)
+            (told,) = service.describe()["backends"]
+            assert ("acme.serial", ["device", "settings"]) == (told["kind"], told["verified"])
+        service.kill()
+        service.start(command)
+        modem.write(b"hello")
+        assert b"HELLO" == modem.read(5)
 
 
 def test_the_example_of_the_readme_survives_an_upgrade(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.process.chat import Client
-from tests.support import cannot_run
+from tests.support import cannot_run, eventually
 from upgrader.codes import Code
 from upgrader.protocol.status_text import Origin
 from upgrader.testing import Service, ServiceError
@@ -96,7 +96,7 @@ def test_sealed_memory_is_sealed_for_the_next_one(holder: Holder) -> None:
     holder.ask("do cache add")
     assert "1" == holder.ask("do cache seal")
     holder.service.live(command)
-    assert ["grow", "shrink", "write"] == json.loads(holder.ask("facts cache"))["seals"]
+    assert ["grow", "shrink", "write"] == json.loads(holder.ask("facts cache"))[0]["seals"]
 
 
 @AIO
@@ -167,6 +167,48 @@ def test_without_backend_transfer_a_new_one_is_opened(holder: Holder, mode: str)
 
 
 @AIO
+def test_who_is_replaced_reads_no_more(holder: Holder) -> None:
+    """While it drains a busy connection, all that comes is the new instance's; if the new one is
+    refused, all that comes is its own again."""
+    fifo = holder.path.with_name("fifo")
+    options = {"backends": {"jobs": ["pipe", [str(fifo)], {}]}, "reads": "jobs"}
+    command = holder.command(**options)
+    holder.service.start(command)
+    with Client(holder.path) as busy, open(fifo, "wb", buffering=0) as writer:
+        with pytest.raises(ServiceError):
+            holder.service.live(holder.command(**options, **{"break": "refuse"}))
+        writer.write(b"one\n" * 10)
+        assert eventually(lambda: holder.ask("do jobs heard") == "10")
+        busy.send("hold\n")
+        assert "holding" == busy.line()
+        holder.service.live(command)
+        assert 1 == len(holder.service.draining)
+        for count in range(1, 101):
+            writer.write(b"one\n")
+            assert eventually(lambda: holder.ask("do jobs heard") == str(count))  # noqa: B023
+
+
+@BLOCKING
+def test_a_lock_that_would_be_lost_refuses(holder: Holder) -> None:
+    """Live, before anything is given away; the reason names the file."""
+    command = holder.command(backends={"log": ["file", [str(holder.path) + ".log"], {}]})
+    holder.service.start(command)
+    assert "1" == holder.ask("do log append")
+    holder.ask("do log posix")
+    with pytest.raises(ServiceError, match=r"file 'log': cannot be described: .*F_OFD_SETLK"):
+        holder.service.live(command)
+    assert "2" == holder.ask("do log append")
+
+
+@BLOCKING
+def test_what_cannot_move_ends_the_start(holder: Holder) -> None:
+    """An epoll instance, which is of no use to the next one."""
+    with pytest.raises(ServiceError) as caught:
+        holder.service.start(holder.command(backends={"loop": ["epoll", [], {}]}))
+    assert "opaque 'loop': an epoll instance watches the files" in caught.value.stderr
+
+
+@AIO
 def test_a_tap_moves_in_every_mode(tap: Holder) -> None:
     """The device is the same one throughout, with its vnet header; a stop removes it."""
     command = tap.command(backends=TAP)
@@ -174,7 +216,7 @@ def test_a_tap_moves_in_every_mode(tap: Holder) -> None:
     service.start(command)
     index = Path(f"/sys/class/net/{DEVICE}/ifindex").read_text()
     before = json.loads(tap.ask("facts tap"))
-    assert 12 == before["header"]
+    assert 12 == before[0]["header"]
     for upgrade in (service.live, service.execute, service.upgrade):
         upgrade(command)
         assert before == json.loads(tap.ask("facts tap"))

@@ -34,6 +34,7 @@ from upgrader.protocol.parameters import Parameters
 from upgrader.protocol.varlink import VarlinkError
 from upgrader.systemd.fdstore import FdStore, StoreName
 from upgrader.systemd.notify import Notifier
+from upgrader.testing import notify_socket
 
 
 class Counter(BackendKind, name="test.counter"):
@@ -114,6 +115,7 @@ def moved(
         ManifestEntry(source.name, source.kind.kind, identify(fd)) for fd in fds or source.fds
     ]
     destination.verify(entries, fds or source.fds, facts)
+    destination.adopt()
 
 
 # Names
@@ -299,6 +301,17 @@ def test_a_later_version_that_can_be_read(opened: Open) -> None:
     moved(source, DeclaredBackend("hits", Counter(5)), version=9, readable_from=3, facts=[facts])
 
 
+def test_facts_come_back_as_they_are(opened: Open) -> None:
+    """A tuple would be a list in the next instance, and another one each time."""
+
+    class Tuples(Counter):
+        def describe(self, fd: int) -> dict[str, Any]:
+            return {"pair": (1, 2)}
+
+    with pytest.raises(BackendError, match=r"no plain values: .*\(1, 2\)"):
+        opened(DeclaredBackend("hits", Tuples())).describe()
+
+
 @pytest.mark.parametrize("where", ["open", "describe", "refuse", "adopt"])
 def test_whatever_a_kind_raises_has_the_name_of_the_backend(opened: Open, where: str) -> None:
     """And what it was asked for."""
@@ -450,3 +463,14 @@ def test_a_manifest_of_sockets_only_is_no_backend_kind() -> None:
     assert not any(entry.is_declared_by_kind for entry in said)
     assert ManifestEntry("x", "tap", Identity(1, 0)).is_declared_by_kind
     assert BackendFacts(1, 1, []) == BackendFacts(1, 1, [])
+
+
+def test_one_open_file_is_told_from_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By either system call; two FDs with one inode are two, and a duplicate is one."""
+    with ExitStack() as owned:
+        one, other = (owned.enter_context(Fd(os.eventfd(0))) for _ in range(2))
+        again = owned.enter_context(one.duplicate())
+        for query in (notify_socket._DUPFD_QUERY, 9999):
+            monkeypatch.setattr(notify_socket, "_DUPFD_QUERY", query)
+            assert notify_socket.same_open_file(one.fileno(), again.fileno())
+            assert not notify_socket.same_open_file(one.fileno(), other.fileno())

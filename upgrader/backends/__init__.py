@@ -9,13 +9,54 @@ from upgrader.protocol.later import names
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from upgrader.backends.eventfd import EventFd
+    from upgrader.backends.file import OpenFile
+    from upgrader.backends.inotify import Inotify
     from upgrader.backends.kind import BackendKind
     from upgrader.backends.memory import Memory
+    from upgrader.backends.netlink import NetlinkSocket
+    from upgrader.backends.opaque import Opaque
+    from upgrader.backends.packet import PacketSocket
+    from upgrader.backends.pidfd import Child
+    from upgrader.backends.pipe import Pipe
+    from upgrader.backends.pty import Pty
     from upgrader.backends.tap import Tap
+    from upgrader.backends.timerfd import TimerFd
+    from upgrader.backends.unix import UnixSocket
 
-__all__ = ["BackendKind", "Memory", "Tap"]
+_PLACES = {
+    "eventfd": ("EventFd",),
+    "file": ("OpenFile",),
+    "inotify": ("Inotify",),
+    "kind": ("BackendKind",),
+    "memory": ("Memory",),
+    "netlink": ("NetlinkSocket",),
+    "opaque": ("Opaque",),
+    "packet": ("PacketSocket",),
+    "pidfd": ("Child",),
+    "pipe": ("Pipe",),
+    "pty": ("Pty",),
+    "tap": ("Tap",),
+    "timerfd": ("TimerFd",),
+    "unix": ("UnixSocket",),
+}
 
-_PLACES = {"kind": ("BackendKind",), "memory": ("Memory",), "tap": ("Tap",)}
+__all__ = [
+    "BackendKind",
+    "Child",
+    "EventFd",
+    "Inotify",
+    "Memory",
+    "NetlinkSocket",
+    "Opaque",
+    "OpenFile",
+    "PacketSocket",
+    "Pipe",
+    "Pty",
+    "Tap",
+    "TimerFd",
+    "UnixSocket",
+]
 
 if not TYPE_CHECKING:
     __getattr__ = names("upgrader.backends", _PLACES)

@@ -90,9 +90,17 @@ class BackendKind(ABC):
         return [self.open()]
 
     def refuse(self, fd: int) -> str:
-        """Why an FD cannot be this backend as it is declared here, or nothing. Asked about what was
-        opened, and about what PID 1 has kept over a crash: then nobody has described it."""
+        """Why an FD cannot be this backend as it is declared here, or nothing. Asked about whatever it
+        may become: what PID 1 has kept over a crash, nobody has described."""
         return ""
+
+    def stale(self, fd: int) -> str:
+        """Why an FD is of no use any more, so that one is opened anew, or nothing: its device was
+        removed, say. Asked about what has moved or was kept."""
+        return ""
+
+    def undo(self) -> None:  # noqa: B027 (most kinds need none)
+        """Take back what `open` has begun besides: this instance does not take over."""
 
     def verify(self, fd: int, said: Mapping[str, Any]) -> None:
         """Raise MismatchError unless an FD is what the instance before has described."""
@@ -105,7 +113,7 @@ class BackendKind(ABC):
         if wrong:
             raise MismatchError(self._item, _show(said, wrong), _show(found, wrong))
 
-    def adopt(self, said: Mapping[str, Any]) -> None:  # noqa: B027 (most kinds need none)
+    def adopt(self, said: Mapping[str, Any]) -> None:  # noqa: B027 (likewise)
         """Take what has moved besides the FD into this object; once all is verified."""
 
     def guard(self, fd: int, said: Mapping[str, Any]) -> None:  # noqa: B027 (likewise)

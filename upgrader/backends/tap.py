@@ -8,6 +8,7 @@ Most settings belong to the device, not to an FD: any process that holds one can
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
@@ -143,6 +144,14 @@ class Tap(BackendKind, name="tap"):
             return f"it is {device}, and {self.device} is declared"
         if flags & _FLAGS != self._flags & _FLAGS:
             return f"its flags are {flags & _FLAGS:#x}, and {self._flags & _FLAGS:#x} are declared"
+        return ""
+
+    def stale(self, fd: int) -> str:
+        """Whether the device was removed."""
+        try:
+            _interface(fd)
+        except OSError as error:
+            return f"{self.device} was removed" if error.errno == errno.EBADFD else ""
         return ""
 
     def describe(self, fd: int) -> TapFacts:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,6 +19,7 @@ from upgrader.systemd.listen_fds import Passed
 
 if TYPE_CHECKING:
     from upgrader.backends.kind import BackendKind
+    from upgrader.backends.pidfd import Child
     from upgrader.protocol.identity import HasFileno
 
 T = TypeVar("T")
@@ -103,6 +104,15 @@ class BaseInstance:
         """
         self._parts.declarations.add_backend(name, kind)
         return kind
+
+    def child(
+        self, name: str, command: Sequence[str], *, environment: Mapping[str, str] | None = None
+    ) -> Child:
+        """Declare a worker that outlives this process: started once, and then the same one in every later
+        generation, as the backend `name`; see `upgrader.backends.Child`. Raises DeclarationError."""
+        from upgrader.backends.pidfd import Child
+
+        return self.backend(name, Child(command, environment=environment))
 
     def _bound(self, kind: Kind, name: str, bind: str | None, receive_buffer: int = 0) -> Bound:
         bound = Bound(kind, name, Address.parse(bind) if bind else (), receive_buffer)

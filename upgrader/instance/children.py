@@ -89,14 +89,22 @@ def _cgroup(pid: int | str) -> str:
         return file.read()
 
 
+def is_pidfd(fd: HasFileno) -> bool:
+    """Whether an FD stands for a process that runs; pidfd_open(2)."""
+    return bool(_process_of(fd))
+
+
 def _processes_of(fds: Iterable[HasFileno]) -> Iterator[int]:
-    """The processes that pidfds among these stand for; pidfd_open(2)."""
-    for fd in fds:
-        text = ""
-        with contextlib.suppress(OSError), open(f"/proc/self/fdinfo/{fd.fileno()}") as file:
-            text = file.read()
-        if match := _PIDFD.search(text):
-            yield int(match[1])
+    """The processes that pidfds among these stand for."""
+    return (pid for fd in fds if (pid := _process_of(fd)))
+
+
+def _process_of(fd: HasFileno) -> int:
+    text = ""
+    with contextlib.suppress(OSError), open(f"/proc/self/fdinfo/{fd.fileno()}") as file:
+        text = file.read()
+    match = _PIDFD.search(text)
+    return int(match[1]) if match else 0
 
 
 def _resource_tracker() -> int:

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     import msgspec
 
     from upgrader.backends.kind import BackendKind
+    from upgrader.instance import children
     from upgrader.protocol import identity, image
 else:
+    children = later("upgrader.instance.children")
     msgspec = later("msgspec")
     identity = later("upgrader.protocol.identity")
     image = later("upgrader.protocol.image")
@@ -41,6 +43,7 @@ class DeclaredBackend:
         self.kind = kind
         self.item = f"{kind.kind} {name!r}"
         self.verified: list[str] = []  #: the facts that were compared with what the source said
+        self.opened = False  #: anew, by this instance
         self._said: Sequence[Mapping[str, Any]] = ()  # by the source, of each FD
         kind._item = self.item
 
@@ -65,6 +68,7 @@ class DeclaredBackend:
         """Open it anew; raises BackendError, and nothing is left open."""
         with self._named("cannot be opened"):
             fds = [Fd(number) for number in self.kind.open_all()]
+            self.opened = True
             if not fds:
                 raise BackendError(self.item, "has no FD")
             self.require(fds)
@@ -78,6 +82,11 @@ class DeclaredBackend:
             if why:
                 remedy = f"declare it as it is, or let it go with instance.drop({self.name!r})"
                 raise BackendError(self.item, why, remedy=remedy)
+
+    def stale(self, fds: Sequence[Fd]) -> str:
+        """Why these are of no use any more, or nothing; raises BackendError."""
+        with self._named("cannot be looked at"):
+            return next((why for fd in fds if (why := self.kind.stale(fd.fileno()))), "")
 
     def use(self, fds: Sequence[Fd]) -> None:
         """From here on these are live."""
@@ -106,10 +115,14 @@ class DeclaredBackend:
             with self._named("cannot be verified"):
                 self.kind.verify(fd.fileno(), facts)
         self.require(fds)
-        with self._named("cannot take what has moved"):
-            for facts in said:
-                self.kind.adopt(facts)
         self._said = said
+
+    def adopt(self) -> None:
+        """Take what the source has said, once it is verified."""
+        with self._named("cannot take what has moved"):
+            for facts in self._said:
+                self.kind.adopt(facts)
+        said = self._said
         self.verified = sorted({name for each in said for name in each} - self.kind.changing)
 
     def guard(self) -> None:
@@ -128,9 +141,11 @@ class DeclaredBackend:
     def describe(self) -> image.BackendFacts:
         """What the next instance must know of it; raises BackendError."""
         with self._named("cannot be described"):
-            facts = [
-                msgspec.msgpack.encode(dict(self.kind.describe(fd.fileno()))) for fd in self.fds
-            ]
+            said = [dict(self.kind.describe(fd.fileno())) for fd in self.fds]
+            facts = [msgspec.msgpack.encode(each) for each in said]
+        for each, data in zip(said, facts, strict=True):
+            if self._decode(data) != each:
+                raise BackendError(self.item, f"facts are no plain values: {each}")
         return image.BackendFacts(self.kind.version, self.kind.readable_from, facts)
 
     def serve_on(self, described: image.BackendFacts) -> None:
@@ -141,6 +156,16 @@ class DeclaredBackend:
     def retire(self) -> None:
         """Another instance owns it: the program gets no number of it any more."""
         self.kind._moved = True
+
+    def undo(self) -> None:
+        """This instance does not take over: take back what opening it has begun."""
+        if self.opened:
+            with contextlib.suppress(UpgradeError), self._named("cannot be undone"):
+                self.kind.undo()
+
+    def processes(self) -> list[Fd]:
+        """Duplicates of those of its FDs that are pidfds."""
+        return [fd.duplicate() for fd in self.fds if children.is_pidfd(fd)]
 
     def close(self) -> None:
         """Close its FDs here."""

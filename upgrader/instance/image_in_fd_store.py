@@ -5,7 +5,8 @@ For programs that know only LISTEN_FDS, on either side of a restart, and for a h
 compares every new FD with every stored one. A parked channel takes thousands.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Container, Mapping, Sequence
 
 from upgrader.errors import BusError, ChannelError
 from upgrader.protocol import image, records
@@ -30,11 +31,16 @@ class SpreadImage:
         self.name = str(names[0])
         self.others = tuple(names[1:])
         self._ledger = ledger
-        self._passed: dict[int, Fd] = {}
+        self._passed: dict[int, Fd] = {}  # by their inodes
+        self._named: dict[StoreName, Fd] = {}
 
-    def know(self, passed: Iterable[Fd]) -> None:
+    def know(self, stored: Mapping[StoreName, Fd]) -> None:
         """All FDs that PID 1 has passed: those of the image are among them."""
-        self._passed = {identify(fd).inode: fd.duplicate() for fd in passed}
+        for name, fd in stored.items():
+            if name.what is not Stored.ASIDE:
+                self._passed[identify(fd).inode] = fd.duplicate()
+            if name.what is Stored.ENTRY:
+                self._named[name] = fd.duplicate()
 
     def count_attempt(self) -> int:
         """Count one more attempt to load; returns how many there were before."""
@@ -44,8 +50,15 @@ class SpreadImage:
         """All of it, consuming nothing; raises ImageError."""
         manifest = image.unseal(self.image)
         fds = []
-        for entry in manifest.entries:
-            fd = self._passed.pop(entry.identity.inode, None)
+        numbers: Counter[str] = Counter()  # of a backend's FDs so far
+        for index, entry in enumerate(manifest.entries):
+            if entry.is_declared_by_kind:  # it may have no inode of its own
+                name = StoreName.of_kind(entry.kind, entry.backend, numbers[entry.backend])
+                numbers[entry.backend] += 1
+                own = _entry(manifest.generation, index)
+                fd = self._named.pop(own, None) or self._named.pop(name, None)
+            else:
+                fd = self._passed.pop(entry.identity.inode, None)
             if fd is None:  # what comes after it would belong to another entry
                 break
             fds.append(fd)
@@ -61,9 +74,9 @@ class SpreadImage:
 
     def close(self) -> None:
         """Give it up without consuming anything."""
-        for fd in (*self._passed.values(), self.image, self._ledger):
+        for fd in (*self._passed.values(), *self._named.values(), self.image, self._ledger):
             fd.close()
-        self._passed = {}
+        self._passed, self._named = {}, {}
 
 
 def find(stored: Mapping[StoreName, Fd]) -> list[SpreadImage]:
@@ -76,7 +89,7 @@ def find(stored: Mapping[StoreName, Fd]) -> list[SpreadImage]:
             spread = SpreadImage(
                 int(name.item), memfd.duplicate(), ledger.duplicate(), [name, *parts]
             )
-            spread.know(fd for n, fd in stored.items() if n.what is not Stored.ASIDE)
+            spread.know(stored)
             found.append(spread)
     return found
 
@@ -85,15 +98,32 @@ def find(stored: Mapping[StoreName, Fd]) -> list[SpreadImage]:
 PARTS = (Stored.LEDGER, Stored.ENTRY)
 
 
-def keep(manifest: image.Manifest, fds: Sequence[HasFileno], store: FdStore, unit: str) -> int:
-    """Put an image into the FD store; returns how many FDs it has.
+def _entry(generation: int, index: int) -> StoreName:
+    """The name of what the image itself has put into the FD store."""
+    return StoreName(Stored.ENTRY, f"{generation}.{index}")
+
+
+def keep(
+    manifest: image.Manifest,
+    fds: Sequence[HasFileno],
+    store: FdStore,
+    unit: str,
+    there: Container[str] = (),
+) -> int:
+    """Put an image into the FD store; returns how many FDs it has. `there`: backends of other kinds
+    than sockets of which PID 1 has all FDs.
 
     Raises ChannelError or NotifyError if it cannot all be there; nothing of it is left then.
     """
     generation = str(manifest.generation)
     # Listeners are there already: of a .socket unit, or since they were bound.
-    own = [index for index, entry in enumerate(manifest.entries) if entry.connection is not None]
-    names = [StoreName(Stored.ENTRY, f"{generation}.{index}") for index in own]
+    own = [
+        index
+        for index, entry in enumerate(manifest.entries)
+        if entry.connection is not None
+        or (entry.is_declared_by_kind and entry.backend not in there)
+    ]
+    names = [_entry(manifest.generation, index) for index in own]
     ledger, memfd = (StoreName(each, generation) for each in (Stored.LEDGER, Stored.IMAGE))
     _require_room(unit, len(own) + 2)
     try:

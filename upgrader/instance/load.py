@@ -290,15 +290,16 @@ class Loader:
             kind = came.entries[0].kind
             sent = sum(entry.backend == name for entry in manifest.entries)
             if name in self._declarations.dropped or len(came.fds) < sent:
-                why = ""  # it is declared no more, or said below of what did not come
+                pass  # it is declared no more, or what did not come is told below
             elif not self._parameters.transfers(name):
-                why = "backend-transfer=no"
-                left.append(image.LeftBehind(name, kind, why))
+                left.append(image.LeftBehind(name, kind, "backend-transfer=no"))
             else:
                 backend = self._declarations.backends[name]
-                open_backends.load_received(backend, came, manifest)
-                self._loaded.backends.append(backend)
-                continue
+                why = open_backends.load_received(backend, came, manifest)
+                if not why:
+                    self._loaded.backends.append(backend)
+                    continue
+                left.append(image.LeftBehind(name, kind, why))
             for number, fd in enumerate(came.fds):
                 fd.close()
                 if self._unpassed:  # else it is among what PID 1 has passed

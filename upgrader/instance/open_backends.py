@@ -39,13 +39,18 @@ def check_declared(declarations: Declarations, entry: image.ManifestEntry) -> bo
     return declared is not None and declared.kind.kind == entry.kind
 
 
-def load_received(declared: DeclaredBackend, received: Received, manifest: image.Manifest) -> None:
-    """Verify what came of a backend; raises a RefusedError that names it, and nothing has changed."""
+def load_received(declared: DeclaredBackend, received: Received, manifest: image.Manifest) -> str:
+    """Verify what came of a backend, and use it; returns why it is of no use any more, if so. Raises a
+    RefusedError that names it, and nothing has changed."""
     described = (manifest.backends or {}).get(declared.name)
     if described is None:
         raise UnclaimedError([f"{declared.item}, of which nothing is said"])
     declared.verify(received.entries, received.fds, described)
+    if why := declared.stale(received.fds):
+        return why
+    declared.adopt()
     declared.use(received.fds)
+    return ""
 
 
 def open_backend(
@@ -62,12 +67,13 @@ def open_backend(
     what must be closed should the instance refuse to load. Raises BackendError.
     """
     kept = _take_stored(declared, stored)
-    if not declared.fds and kept and transfers:
-        opened += kept.values()
-        declared.require(list(kept.values()))
-        declared.use(list(kept.values()))
+    fds = list(kept.values())
+    if not declared.fds and kept and transfers and not declared.stale(fds):
+        opened += fds
+        declared.require(fds)
+        declared.use(fds)
     elif not declared.fds:
-        for fd in kept.values():
+        for fd in fds:
             fd.close()  # before it is opened anew: it may be there only once
         loaded.unwanted += kept
         kept = {}
@@ -75,7 +81,7 @@ def open_backend(
         opened += fds
         declared.use(fds)
     else:
-        for fd in kept.values():
+        for fd in fds:
             fd.close()
     if declared.kind.persistent and transfers:
         names = declared.stored_names

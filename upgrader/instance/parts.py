@@ -109,7 +109,8 @@ class InstanceParts:
         report = self.report
         if report.standing is not Standing.DRAINING or self.source.exit_status:
             return
-        ended, killed = children.end_children(item.fd for item in self.declarations.passed)
+        kept = [item.fd for item in self.declarations.passed]
+        ended, killed = children.end_children([*kept, *self.source.outlive])
         if ended:
             how = f", {killed} of them by SIGKILL" if killed else ""
             message = f"generation {report.generation} has ended {ended} processes of its own{how}"
@@ -146,6 +147,8 @@ class InstanceParts:
             os._exit(self.source.exit_status)
         self.destination.abandon(error)
         for backend in self.declarations.backends.values():
+            if not self.report.since:
+                backend.undo()
             backend.close()
         share_again(self._private)
         if self._relay:

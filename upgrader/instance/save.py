@@ -216,14 +216,16 @@ def keep(
     unit: str,
     *,
     one_by_one: bool,
+    there: Container[str] = (),
 ) -> Saved:
     """Leave an image with PID 1 for the next instance: on one channel, or one FD after the other.
+    `there`: backends of other kinds than sockets of which PID 1 has all FDs.
 
     Raises as `park`. Where the FD store has no room for all of them, it is a channel after all.
     """
     if one_by_one:
         try:
-            count = image_in_fd_store.keep(manifest, fds, store, unit)
+            count = image_in_fd_store.keep(manifest, fds, store, unit, there)
             return Saved(manifest.generation, count, tuple(manifest.left_behind))
         except (ChannelError, NotifyError) as error:
             _log.warning("parked on a channel, not as backend-transfer-mechanism says: %s", error)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # loaded by the instances that migrate live
     from upgrader.instance.interfaces import Loop
     from upgrader.instance.live_source import Built, LiveSource, MigrationRequest
     from upgrader.protocol import identity, image, phase, switchover
+    from upgrader.protocol.fd import Fd
     from upgrader.systemd import own_unit
 else:
     phase = later("upgrader.protocol.phase")
@@ -64,6 +65,7 @@ class SourceSide:
         self.frozen = False  #: everything has moved; nothing here touches it any more
         self.exit_status = 0  #: of the process, once everything has moved
         self.ends_failed = False  #: if it ends by itself, systemd shall take that for a failure
+        self.outlive: list[Fd] = []  #: pidfds of processes that do not end with this one
         self._held_at: int | None = None
         self._deadline = self._killed = float("inf")  # of a stop: all is held, PID 1 sends SIGKILL
         self._report = report
@@ -242,6 +244,7 @@ class SourceSide:
                 outcome = save.keep(
                     manifest, fds, self._store, report.unit,
                     one_by_one=report.parameters.mechanism is Mechanism.FD_STORE,
+                    there={n for n, b in self._declarations.backends.items() if b.kind.persistent},
                 )  # fmt: skip
         except (UpgradeError, OSError) as error:
             message = f"nothing could be parked, draining instead: {error}"
@@ -382,6 +385,7 @@ class _Steps:
         """Close what has moved: everything is another instance's, and PID 1 knows."""
         self._loop.let_go()
         for backend in self._side._declarations.backends.values():
+            self._side.outlive += backend.processes()
             backend.close()
         self._done("retired")
 

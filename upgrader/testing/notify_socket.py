@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What processes tell PID 1 by sd_notify(3), and the FDs that they store with it."""
 
+import contextlib
+import ctypes
+import fcntl
 import os
 import select
 import socket
@@ -9,6 +12,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from upgrader.protocol.fd import Fd, received
+
+_DUPFD_QUERY = 1027
+_KCMP = {"x86_64": 312, "i686": 349}  # elsewhere it is the number that newer architectures share
 
 
 class NotifySocket:
@@ -75,5 +81,19 @@ class NotifySocket:
         self._heard(fields)
 
     def _stored(self, fd: Fd) -> bool:
-        same = os.fstat(fd.fileno())
-        return any(os.path.samestat(same, os.fstat(known.fileno())) for _, known in self.store)
+        return any(same_open_file(fd.fileno(), known.fileno()) for _, known in self.store)
+
+
+def same_open_file(one: int, other: int) -> bool:
+    """Whether two FDs of this process are of one open file, as PID 1 asks before it stores one: all
+    eventfds have one inode, and a file may be open twice. Raises OSError where neither fcntl(2) nor
+    kcmp(2) says it."""
+    with contextlib.suppress(OSError):  # F_DUPFD_QUERY, Linux 6.10
+        return fcntl.fcntl(one, _DUPFD_QUERY, other) == 1
+    libc = ctypes.CDLL(None, use_errno=True)
+    result = libc.syscall(
+        _KCMP.get(os.uname().machine, 272), os.getpid(), os.getpid(), 0, one, other
+    )
+    if result < 0:
+        raise OSError(ctypes.get_errno(), "kcmp")
+    return bool(result == 0)
