@@ -3,7 +3,7 @@
 of upgrader. The shared file LOG gets a line for each number, with the PID.
 
 At the UNIX socket CONTROL it takes: `stop` (serve nobody any more), `count`, `load N`, `go` (serve).
-With INCOMING=1 it waits for `go`. FLAW: load (refuses to), die, hang (at `load`), save (never
+With INCOMING=1 it waits for `go`. FLAW: load (refuses to), die, hang, slow (at `load`), save (never
 answers `count`).
 """
 
@@ -51,6 +51,8 @@ async def main() -> None:
                             answer = b"no"
                         case "die":
                             os._exit(3)
+                        case "slow":
+                            await asyncio.sleep(1)
                         case "hang":
                             await asyncio.sleep(3600)
                     count = int(number)

@@ -2,6 +2,7 @@
 """A program whose state an adapter saves and loads: each number is given once, whatever happens."""
 
 import os
+import signal
 import socket
 import sys
 import threading
@@ -164,6 +165,19 @@ def test_a_program_that_cannot_load(
         service.start(service.command())
     assert first != service.ask()
     assert eventually(lambda: not runs(first))
+
+
+def test_the_old_program_dies_when_it_has_saved(service: CountingService) -> None:
+    """Between Go and Ack: the new one goes on from what was saved."""
+    service.environment["UPGRADER_DOWNTIME_LIMIT"] = "10s"
+    service.start(service.command())
+    first = service.ask()
+    service.environment["FLAW"] = "slow"
+    upgrade = service.begin_live(service.command())
+    assert eventually(lambda: any(name.endswith(".state") for name, _ in service.store))
+    os.kill(first, signal.SIGKILL)
+    upgrade.wait()
+    assert first != service.ask()
 
 
 def test_a_program_that_does_not_save(service: CountingService) -> None:

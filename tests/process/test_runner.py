@@ -363,3 +363,74 @@ def test_the_source_is_killed_while_it_prepares(service: RunnerService) -> None:
     third = another(service, first)
     assert eventually(lambda: programs() == [third])
     assert eventually(lambda: kept(service) == kept_of(third))
+
+
+@pytest.mark.parametrize("comes", [True, pytest.param(False, marks=pytest.mark.matrix)])
+def test_the_old_program_dies_while_another_one_prepares(
+    service: RunnerService, comes: bool
+) -> None:
+    """If that takes over, clients wait for no more than that; else the unit fails and starts again."""
+    service.timeout = 10
+    service.start(service.command())
+    first = who(service)
+    check = "sleep 1" if comes else "sleep 1; false"
+    upgrade = service.begin_live(service.command("--check", f"sh -c '{check}'"))
+    assert eventually(lambda: len(programs()) == 2)
+    os.kill(first, signal.SIGKILL)
+    if comes:
+        upgrade.wait()
+        assert eventually(lambda: kept(service) == kept_of(who(service)))
+        return
+    source = service.process
+    with pytest.raises(ServiceError, match="status 1"):
+        upgrade.wait()
+    assert source
+    assert 1 == source.wait(SETTLE)
+    service.kill()
+    service.start(service.command())
+    assert eventually(lambda: programs() == [who(service)])
+
+
+def test_the_new_program_dies_right_after_the_commit(service: RunnerService) -> None:
+    """Its runner fails; whom the old one serves is served on, and everybody else from the next start on."""
+    service.start(service.command())
+    with service.connect() as stream:
+        assert "begun" == stream.ask("begin")
+        service.live(service.command())
+        old, second = service._replaced[-1], service.process
+        assert second
+        new = next(pid for pid in programs() if parent(pid) == second.pid)
+        os.kill(new, signal.SIGKILL)
+        assert 1 == second.wait(SETTLE)
+        service.process = None
+        service.start(service.command())
+        assert eventually(lambda: parent(who(service)) == service.process.pid)  # type: ignore[union-attr]
+        assert "ended" == stream.ask("end")
+    assert 0 == old.wait(SETTLE)
+    assert eventually(lambda: programs() == [who(service)])
+
+
+def test_what_a_check_refuses_answers_nobody(service: RunnerService) -> None:
+    """It is tried on listeners of its own first, whose addresses the check is told."""
+    service.start(service.command())
+    first = who(service)
+    asked = "import socket; s = socket.socket(socket.AF_UNIX); s.connect('{address:main}')"
+    good = ["--check", f'{sys.executable} -c "{asked}"']
+    seen: list[int] = []
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            seen.append(who(service))
+
+    client = threading.Thread(target=ask)
+    client.start()
+    try:
+        with pytest.raises(ServiceError, match="status 1"):
+            service.live(service.command("--check", "sh -c 'sleep 0.3; false'"))
+    finally:
+        over.set()
+        client.join(SETTLE)
+    assert {first} == set(seen)
+    service.live(service.command(*good))
+    assert first != another(service, first)

@@ -10,9 +10,11 @@ import pytest
 
 from upgrader.errors import DeclarationError
 from upgrader.protocol.programs import Passing, Readiness, known, program_name
+from upgrader.runner.accepted import Accepted
 from upgrader.runner.after_stop import is_restarted
 from upgrader.runner.options import Listen, RunnerOptions
 from upgrader.runner.passing import Given, arguments, variables
+from upgrader.runner.processes import RunningProcess
 from upgrader.runner.shared_sockets import Paths, SocketSettings
 from upgrader.systemd.own_unit import StopReason
 
@@ -183,3 +185,31 @@ def test_an_admin_says_more_of_a_program(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text("[mine]\nbinds = 1\n")
     with pytest.raises(ValueError, match=r"mine\.toml: mine: exclusive is a text"):
         known("mine", str(tmp_path))
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6, socket.AF_UNIX])
+def test_clients_before_the_commit_are_counted(
+    family: socket.AddressFamily, tmp_path: Path
+) -> None:
+    """Each once, and no connection that is not of a listener."""
+    address = {
+        socket.AF_INET: ("127.0.0.1", 0),
+        socket.AF_INET6: ("::1", 0),
+        socket.AF_UNIX: str(tmp_path / "listener"),
+    }[family]
+    with socket.socket(family) as listener:
+        listener.bind(address)
+        listener.listen()
+        name = listener.getsockname()
+        process = RunningProcess.of(os.getpid())
+        accepted = Accepted(process, [Given("x", listener, name)])
+        accepted.look()
+        assert 0 == accepted.count
+        for number in (1, 2):
+            with socket.socket(family) as client:
+                client.connect(name)
+                with listener.accept()[0]:
+                    accepted.look()
+                    accepted.look()
+            assert number == accepted.count
+        process.pidfd.close()

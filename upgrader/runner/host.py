@@ -162,6 +162,13 @@ class Host:
         if status != 0:
             raise VerifyError(str(ProgramEnded(words[0], status)))
 
+    async def decided(self) -> None:
+        """Return once the upgrade under way, if there is one, has come to its end."""
+        progress = self.instance._parts.report.progress
+        limit = self.instance._parts.report.parameters.migration_timeout
+        if not progress.now.phase.ended:
+            await in_thread(progress.wait_decided, progress.last.id, limit)
+
     async def lives(self, program: RunningProcess, work: Coroutine[Any, Any, None]) -> None:
         """Wait for some work on a program that this runner has started; cancel it and raise VerifyError if
         the program ends before."""

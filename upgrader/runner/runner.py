@@ -113,6 +113,8 @@ class Runner:
         # What it has left behind would serve beside the next one.
         left = RunningProcess.of(os.getpid()).tree()[1:]
         await in_thread(end, left, HARD)
+        # Whoever is about to take over serves sooner than one that is started again.
+        await self._host.decided()
         raise ProgramEnded(" ".join(self._options.program), status)
 
     def _make_ordinary(self, program: RunningProcess) -> None:

@@ -2,13 +2,16 @@
 """Starting a program beside the one that serves, until it is ready and checked; or nothing is left of
 it."""
 
+import asyncio
 import contextlib
+import logging
 import os
 import shutil
 from collections.abc import Sequence
 
 from upgrader.errors import VerifyError
 from upgrader.protocol.rendezvous import PREFLIGHT, PREFLIGHT_1
+from upgrader.runner.accepted import Accepted
 from upgrader.runner.adapter import Adapter, StartRequest
 from upgrader.runner.host import PROGRAM, Host, in_thread
 from upgrader.runner.passing import Given
@@ -20,6 +23,7 @@ from upgrader.systemd.listen_fds import Passed
 
 #: What is done with a program that was refused: nobody is told before it is gone.
 REFUSED = 2.0  # seconds for its drain signal
+_log = logging.getLogger("upgrader")
 
 
 class ProgramStart:
@@ -121,15 +125,26 @@ class ProgramStart:
         held = host.hold(order, notifies=True)
         program = held.process
         host.notifications.program = program.pid
+        accepted = Accepted(program, start.listeners)
+        beside = self._is_beside and not start.private
+        watching = asyncio.ensure_future(accepted.watch()) if beside else None
         try:
             with contextlib.closing(held):
                 host.instance.keep(f"{PROGRAM}{program.pid}", program.pidfd)
                 held.release()
             for wait in (adapter.ready, adapter.check):
                 await host.lives(program, wait(program, start))
-                for each in settings if self._is_beside else ():
+                for each in settings if beside else ():
                     each.require_kept(str(program))
-        except BaseException:
+        except BaseException as error:
             await self.refuse(program, settings)
+            if accepted.count and isinstance(error, VerifyError):
+                why = f"{error.message}; it had at least {accepted.count} clients by then"
+                raise VerifyError(why, remedy=error.remedy) from error
             raise
+        finally:
+            if watching:
+                watching.cancel()
+        if accepted.count:
+            _log.info("%s had at least %d clients before it took over", program, accepted.count)
         return program
