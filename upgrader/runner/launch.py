@@ -27,6 +27,11 @@ def main() -> None:
             resource.setrlimit(number, limits)
         for number in order["default"]:
             signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        for number, fd in enumerate(order["fds"], order["first"]):
+            os.dup2(fd, number)
+        for fd in order["fds"]:
+            os.close(fd)
         environment = order["environment"] | dict.fromkeys(order["own_pid"], str(os.getpid()))
         os.execvpe(order["arguments"][0], order["arguments"], environment)
     except Exception as error:

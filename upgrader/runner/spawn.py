@@ -12,6 +12,7 @@ import os
 import resource
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,8 +26,6 @@ from upgrader.systemd.listen_fds import FIRST
 
 _LAUNCH = str(Path(__file__).with_name("launch.py"))
 _PATIENCE = 30.0  # seconds for an interpreter to start
-#: Python ignores these. PID 1 has a service ignore SIGPIPE as well, unless IgnoreSIGPIPE=no.
-_PYTHONS = (signal.SIGXFSZ,)
 #: Below it in `/proc/self/fd/N` there are listeners; see `credentials`.
 _CREDENTIALS = "CREDENTIALS_DIRECTORY"
 
@@ -60,39 +59,41 @@ class Held:
         credentials = _inherited(order.environment)
         if credentials is not None:
             high.append(_above(credentials, FIRST + count + 2))
+        self._numbers = [fd.fileno() for fd in high]
         try:
-            pid = os.posix_spawn(
-                sys.executable,
-                [sys.executable, "-I", "-S", _LAUNCH, str(FIRST + count)],
-                dict(order.environment),
-                file_actions=[
-                    (os.POSIX_SPAWN_DUP2, fd.fileno(), FIRST + place)
-                    for place, fd in enumerate(high)
-                ],
-                setsid=True,
-                setsigmask=(),
-                setsigdef=sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}),
+            # Not posix_spawn(3), which has two signals of the C library ignored in whatever it starts.
+            started = subprocess.Popen(
+                [sys.executable, "-I", "-S", _LAUNCH, str(high[count].fileno())],
+                env=dict(order.environment),
+                pass_fds=self._numbers,
+                start_new_session=True,
             )
         finally:
             theirs.close()
             for fd in high:
                 fd.close()
-        self.process = RunningProcess(Fd(os.pidfd_open(pid)))
+        started.returncode = 0  # its end is not for Popen to see
+        self.process = RunningProcess(Fd(os.pidfd_open(started.pid)))
 
     def release(self) -> None:
         """Have it become the program; raises VerifyError if that cannot be done."""
         order = self._order
         environment = dict(order.environment)
         if _inherited(environment) is not None:
-            environment[_CREDENTIALS] = f"/proc/self/fd/{FIRST + len(order.fds) + 1}"
-        default = [*_PYTHONS] if order.ignores_sigpipe else [*_PYTHONS, signal.SIGPIPE]
+            environment[_CREDENTIALS] = f"/proc/self/fd/{FIRST + len(order.fds)}"
+        count = len(order.fds)
+        default = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+        if order.ignores_sigpipe:  # as Python does
+            default -= {signal.SIGPIPE}
         text = json.dumps(
             {
                 "arguments": [*order.arguments],
                 "environment": environment,
                 "own_pid": [*order.own_pid],
                 "limits": [*(order.limits or {}).items()],
-                "default": [int(number) for number in default],
+                "default": sorted(map(int, default)),
+                "first": FIRST,
+                "fds": [*self._numbers[:count], *self._numbers[count + 1 :]],
             }
         )
         try:
