@@ -16,6 +16,7 @@ from upgrader.aio.acceptor import Acceptor
 from upgrader.aio.handled_connection import HandledConnection
 from upgrader.aio.peer import Peer
 from upgrader.aio.safe_points import SafePoints
+from upgrader.aio.unheard import Unheard
 from upgrader.aio.waiting import first, until_deadline
 from upgrader.instance.commit import Adopted
 from upgrader.instance.connection import ConnectionStream
@@ -25,6 +26,7 @@ from upgrader.protocol.later import later
 
 if TYPE_CHECKING:
     from upgrader.instance import freeze, save
+    from upgrader.instance.interfaces import Open
     from upgrader.protocol import image
 else:
     freeze = later("upgrader.instance.freeze")
@@ -57,16 +59,24 @@ class HandledListener:
         self._acceptor = Acceptor(self._loop, declared.listener, self._accept)
         self._served: dict[HandledConnection, _Served] = {}
         self._moving: list[HandledConnection] = []
+        self._unheard = Unheard(self._loop, self._adopt)
+        self._moving_unheard: list[Adopted] = []
         self._ended = asyncio.Event()  # one of them has
 
     @property
     def connections(self) -> Sequence[HandledConnection]:
-        """Those that are open; asked from any thread."""
+        """Those that are open and have a handler; asked from any thread."""
         return list(self._served)
+
+    @property
+    def open_connections(self) -> Sequence[Open]:
+        """The same, with those whose clients have said nothing since they have moved here."""
+        return [*(connection.stream for connection in self.connections), *self._unheard.all]
 
     @property
     def peers(self) -> list[tuple[HandledConnection, Peer[Any]]]:
         """Those that are open, and how their handlers see them."""
+        self._unheard.wake()
         return [(connection, served.peer) for connection, served in self._served.items()]
 
     @property
@@ -82,7 +92,12 @@ class HandledListener:
     # The beginning
 
     def adopt(self, adopted: Adopted) -> None:
-        """Call the handler anew for a connection that has moved here."""
+        """Take in a connection that has moved here."""
+        if not (self._declared.lazy and self._unheard.take(adopted)):
+            self._adopt(adopted)
+
+    def _adopt(self, adopted: Adopted) -> None:
+        """Call the handler anew."""
         stream = ConnectionStream(adopted.take(), adopted.state, adopted.identity)
         connection = self._make(stream, adopted.session, adopted=True)
         if stream.unsent:
@@ -91,8 +106,9 @@ class HandledListener:
         self._serve(connection, handled=adopted.state.waiting is not Waiting.CLOSING)
 
     def open(self) -> None:
-        """Accept whoever comes."""
+        """Accept whoever comes, and hear whoever is here."""
         self._acceptor.open()
+        self._unheard.open()
 
     def _accept(self, sock: socket.socket) -> None:
         session = self._declared.session() if self._declared.session else None
@@ -124,6 +140,7 @@ class HandledListener:
         for connection in self._served:
             connection.hold()
         self._acceptor.close()
+        self._unheard.hold()
 
     def resume(self) -> None:
         """Go on as before `hold`."""
@@ -135,7 +152,7 @@ class HandledListener:
         """What moves, and what stays and why; nothing changes. `crosses`: backend-transfer is on."""
         frozen: list[save.Frozen] = []
         left: list[image.LeftBehind] = []
-        self._moving = []
+        self._moving, self._moving_unheard = [], []
         if not crosses:
             why = "backend-transfer=no"
             return frozen, [
@@ -151,6 +168,13 @@ class HandledListener:
             else:
                 frozen.append(item)
                 self._moving.append(connection)
+        for adopted in self._unheard.all:
+            item = freeze.freeze_again(adopted)
+            if isinstance(item, image.LeftBehind):
+                left.append(item)
+            else:
+                frozen.append(item)
+                self._moving_unheard.append(adopted)
         return frozen, left
 
     def let_go(self) -> None:
@@ -158,17 +182,25 @@ class HandledListener:
         for connection in self._moving:
             connection.let_go()
             self._forget(connection)
+        self._unheard.forget(self._moving_unheard)
 
     def close_copies(self) -> None:
         """Close our copies of all that was frozen last: else their clients would not see that the
         next instance closes them."""
         for connection in self._moving:
             connection.stream.sock.close()
+        for adopted in self._moving_unheard:
+            adopted.close()
 
     def finish(self) -> None:
         """What is left ends here, each connection after what its handler is at."""
+        self._unheard.wake()
         for connection in self._served:
             connection.finish()
+
+    def close_unheard(self) -> None:
+        """Close those for which no handler runs."""
+        self._unheard.close()
 
     async def all_ended(self, deadline: float, stop: asyncio.Event | None = None) -> None:
         """Wait until all have ended, for the deadline (of `time.monotonic`), or for `stop`."""

@@ -93,6 +93,10 @@ class HostedConnection:
         self._failed = False
         self._idle_since: float | None = None
 
+    def fileno(self) -> int:
+        """The number of its FD, -1 once it is closed."""
+        return int(self.sock.fileno())
+
     @property
     def gone(self) -> bool:
         """Whether nothing is left to be done for it."""

@@ -150,7 +150,7 @@ class AsyncioRuntime:
     def _connections_open(self) -> Sequence[tuple[str, Open]]:
         open_here: list[tuple[str, Open]] = []
         for name, handled in self.handled.items():
-            open_here += [(name, connection.stream) for connection in handled.connections]
+            open_here += [(name, each) for each in handled.open_connections]
         for name, hosting in self.hostings.items():
             open_here += [(name, hosted) for hosted in hosting.connections if not hosted.gone]
         return open_here
@@ -459,6 +459,8 @@ class AsyncioRuntime:
         """End all handlers, with their `finally` blocks, and send what is unsent."""
         self._parts.turns.open()
         handlers = [task for handled in self.handled.values() for task in handled.tasks]
+        for handled in self.handled.values():
+            handled.close_unheard()
         for hosting in self.hostings.values():
             hosting.finish()
         await cancel([*self._tasks, *handlers], deadline)

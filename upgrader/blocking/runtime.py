@@ -190,7 +190,9 @@ class BlockingRuntime:
     def _adopt(self, adopted: Adopted) -> None:
         declared = self._declarations.connections[adopted.listener]
         stream = ConnectionStream(adopted.take(), adopted.state, adopted.identity)
-        self._add(BlockingConnection(self, declared, stream, adopted.session, adopted=True))
+        lazy = declared.lazy and adopted.state.waiting is Waiting.MESSAGE
+        connection = BlockingConnection(self, declared, stream, adopted.session, adopted=True)
+        self._add(connection, called=not lazy)
 
     def _open(self, declared: Connections, sock: socket.socket) -> None:
         session = declared.session() if declared.session else None
@@ -198,11 +200,14 @@ class BlockingRuntime:
             BlockingConnection(self, declared, ConnectionStream(sock), session, adopted=False)
         )
 
-    def _add(self, connection: BlockingConnection) -> None:
+    def _add(self, connection: BlockingConnection, *, called: bool = True) -> None:
         sock = connection.stream.sock
         self._served[sock.fileno()] = connection, self._make_peer(connection)
         self._selector.register(sock, selectors.EVENT_READ, connection)
-        self._handle(connection)
+        if called:
+            self._handle(connection)
+        else:
+            self.watch(connection)
 
     # One turn after the other
 

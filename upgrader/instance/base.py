@@ -120,7 +120,12 @@ class BaseInstance:
         return bound
 
     def connections(
-        self, listener: Listener, *, state: type | None = None, drains: bool = False
+        self,
+        listener: Listener,
+        *,
+        state: type | None = None,
+        drains: bool = False,
+        lazy: bool = False,
     ) -> Callable[[Function], Function]:
         """Declare who handles the connections of a listener, accepted and adopted ones alike.
 
@@ -130,13 +135,17 @@ class BaseInstance:
         attempt; with `drains` it is left behind instead, and may end in the old instance: what
         it writes to a declared state then is lost (Retired is raised), so use it for handlers
         without one.
+        With `lazy`, the handler of an adopted connection is called anew only once its client says
+        something or has gone: for handlers that do nothing before their first message. On asyncio,
+        thousands of idle connections then cost an upgrade next to nothing, and whoever looks at
+        `peers` has all handlers called.
         Raises DeclarationError for a listener that somebody handles already, and for a parameter
         that no declared state can fill.
         """
 
         def register(handler: Function) -> Function:
             self._parts.declarations.add_connections(
-                Connections(listener._bound, state, handler, drains)
+                Connections(listener._bound, state, handler, drains, lazy)
             )
             return handler
 

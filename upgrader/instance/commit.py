@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from upgrader.protocol.connection_state import ConnectionState
     from upgrader.protocol.fd import Fd
     from upgrader.protocol.identity import HasFileno, Identity
+    from upgrader.protocol.kinds import Waiting
     from upgrader.systemd.notify import Notifier
 else:
     image_in_fd_store = later("upgrader.instance.image_in_fd_store")
@@ -46,7 +47,9 @@ _log = logging.getLogger("upgrader")
 class Adopted:
     """One connection that has moved here, with what moved along. Owns its FD until `take`."""
 
-    __slots__ = ("_fd", "identity", "listener", "session", "state")
+    __slots__ = ("_fd", "identity", "listener", "session", "since", "state")
+
+    what = ""  # only its handler knows
 
     def __init__(
         self,
@@ -55,12 +58,20 @@ class Adopted:
         identity: Identity,
         state: ConnectionState,
         session: object | None,
+        since: float = 0.0,
     ) -> None:
+        """`since`: of `time.monotonic`, for people."""
         self.listener = listener
         self.identity = identity
         self.state = state
         self.session = session
+        self.since = since
         self._fd = fd
+
+    @property
+    def waiting(self) -> Waiting | None:
+        """Its safe point."""
+        return self.state.waiting
 
     def fileno(self) -> int:
         """The number of its FD, -1 once it is taken."""

@@ -48,6 +48,10 @@ class ConnectionStream:
         self.eof = False
         self.lost = False  #: the peer is gone; nothing can be sent any more
 
+    def fileno(self) -> int:
+        """The number of its FD, -1 once it is closed."""
+        return self.sock.fileno()
+
     def receive(self) -> None:
         """Take what has come."""
         try:
@@ -118,9 +122,15 @@ def accept(listener: socket.socket) -> socket.socket | None:
     return sock
 
 
-def show_peer(sock: socket.socket) -> str:
+def show_peer(owner: identities.HasFileno) -> str:
     """The address of the other end, for people."""
     try:
-        return show_address(sock.getpeername()) or "unix peer"
+        borrowed = socket.socket(fileno=owner.fileno())
     except OSError:
         return "gone peer"
+    try:
+        return show_address(borrowed.getpeername()) or "unix peer"
+    except OSError:
+        return "gone peer"
+    finally:
+        borrowed.detach()

@@ -206,13 +206,15 @@ def check_name(item: str, name: str) -> None:
 class Connections(Value):
     """The connections of a listener: who handles them, and the state that goes with each one.
 
-    `drains`: one that is between two safe points may end in the instance that is replaced.
+    `drains`: one that is between two safe points may end in the instance that is replaced. `lazy`: no
+    handler is called for an adopted one before its client says something.
     """
 
     listener: Bound
     session: type | None
     handler: Callable[..., Any]
     drains: bool = False
+    lazy: bool = False
 
 
 class Protocols(Value):

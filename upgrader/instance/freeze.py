@@ -13,17 +13,28 @@ from upgrader.protocol.image import LeftBehind
 from upgrader.protocol.state import encode
 
 if TYPE_CHECKING:
+    from upgrader.instance.commit import Adopted
     from upgrader.instance.connection import ConnectionStream
 
 
 def freeze(listener: str, stream: ConnectionStream, session: object | None) -> Frozen | LeftBehind:
     """What moves of a connection that is not lost, with this state; or why it stays."""
     if stream.waiting is None:
-        return LeftBehind(listener, show_peer(stream.sock), "its handler is busy")
+        return LeftBehind(listener, show_peer(stream), "its handler is busy")
     try:
         saved = encode(session)
     except UnsavableState as error:
-        return LeftBehind(listener, show_peer(stream.sock), str(error))
+        return LeftBehind(listener, show_peer(stream), str(error))
     unread, unsent = bytes(stream.inbox.buffer), bytes(stream.unsent)
     state = ConnectionState(stream.waiting, unread, unsent, saved)
     return Frozen(listener, stream.sock, stream.identity, state)
+
+
+def freeze_again(adopted: Adopted) -> Frozen | LeftBehind:
+    """The same for one that nothing has been done for since it has moved here."""
+    try:
+        saved = encode(adopted.session)
+    except UnsavableState as error:
+        return LeftBehind(adopted.listener, show_peer(adopted), str(error))
+    state = ConnectionState(adopted.state.waiting, session=saved)
+    return Frozen(adopted.listener, adopted, adopted.identity, state)

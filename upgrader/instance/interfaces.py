@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import socket
 from typing import Protocol
 
 from upgrader.instance import save
@@ -15,9 +14,8 @@ from upgrader.protocol.kinds import Waiting
 class Open(Protocol):
     """An open connection, of this library or of another one."""
 
-    @property
-    def sock(self) -> socket.socket:
-        """Its socket."""
+    def fileno(self) -> int:
+        """The number of its FD."""
 
     @property
     def since(self) -> float:

@@ -8,6 +8,7 @@ no socket is made before the commit.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from stat import S_ISSOCK
 from typing import TYPE_CHECKING
@@ -58,7 +59,7 @@ class ConnectionLoader:
         MismatchError for one that is another, and IncompatibleState or UnreadableState for a state
         that cannot be read."""
         loads: dict[str, _Load | None] = {}
-        adopt, fstat = self.adopted.append, os.fstat
+        adopt, fstat, now = self.adopted.append, os.fstat, time.monotonic()
         for place, (entry, fd) in enumerate(zip(self._manifest.entries, fds, strict=False)):
             connection = entry.connection
             if connection is None:
@@ -72,7 +73,7 @@ class ConnectionLoader:
                 loads[listener] = self._prepare(listener)
             if load_session := loads[listener]:
                 session = load_session(place, connection)
-                adopt(Adopted(listener, fd, said, connection, session))
+                adopt(Adopted(listener, fd, said, connection, session, now))
             else:
                 self._leave(listener, fd)
             if place % _SIGN_OF_LIFE == 0:

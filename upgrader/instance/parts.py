@@ -125,7 +125,7 @@ class InstanceParts:
             if bound.kind is Kind.LISTENER
             for sock in bound.sockets
         ]
-        return listeners + [each.sock.fileno() for _, each in self.report.connections_open()]
+        return listeners + [each.fileno() for _, each in self.report.connections_open()]
 
     def end(self, error: BaseException | None) -> None:
         """Leave `attach`; ends the process if all of it has moved.

@@ -183,8 +183,8 @@ def _held(connections: Sequence[tuple[str, Open]]) -> list[Connection]:
     return [
         Connection(
             backend=backend,
-            peer=show_peer(each.sock),
-            fd=each.sock.fileno(),
+            peer=show_peer(each),
+            fd=each.fileno(),
             age=round(now - each.since, 3),
             waiting=each.waiting or "",
             what=each.what,
