@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Many idle connections: `python idle.py FACE LAZY PATH [refuse]`; a line is answered with how many lines
+"""Many idle connections: `python idle.py FACE LAZY PATH [refuse | small]`; a line is answered with how many lines
 came on its connection, how many handlers were called in this process, and the generation.
 
-`all` has a line sent to all peers; an empty line is answered with nothing.
+`all` has a line sent to all peers; an empty line is answered with nothing. `refuse`: it does not take
+over; `small`: a channel takes what the kernel's least buffer takes.
 """
 
 import asyncio
+import socket
 import sys
 from typing import Any
 
 import upgrader
+from upgrader.protocol import channel
 
 FACE, LAZY, PATH, *OPTIONS = sys.argv[1:]
 
@@ -30,8 +33,14 @@ def answer(instance: Any, peer: Any, line: bytes) -> bytes:
 
 
 def verify() -> None:
-    if OPTIONS:
+    if OPTIONS == ["refuse"]:
         raise upgrader.VerifyError("as told")
+
+
+def small_pair() -> tuple[socket.socket, socket.socket]:
+    reader, writer = socket.socketpair()
+    writer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    return reader, writer
 
 
 async def run_aio() -> None:
@@ -64,6 +73,8 @@ def run_blocking() -> None:
 
 
 if __name__ == "__main__":
+    if OPTIONS == ["small"]:
+        channel.pair = small_pair
     if FACE == "aio":
         asyncio.run(run_aio())
     else:

@@ -15,15 +15,16 @@ from upgrader.testing import Service, ServiceError
 
 PROGRAM = Path(__file__).with_name("idle.py")
 CLIENTS = 40
-#: More than select(2) takes in one process.
-MANY = 1100
+#: More than select(2) takes in one process, and than the least channel takes.
+MANY = 1600
 
 
 class Idle:
     """The service of idle.py with clients that have each sent one line."""
 
-    def __init__(self, face: str, lazy: bool, path: Path) -> None:
-        self._command = [sys.executable, str(PROGRAM), face, "lazy" if lazy else "eager", str(path)]
+    def __init__(self, face: str, lazy: bool, path: Path, *options: str) -> None:
+        kind = "lazy" if lazy else "eager"
+        self._command = [sys.executable, str(PROGRAM), face, kind, str(path), *options]
         self._path = path
         self.service = Service()
         self.clients: list[Client] = []
@@ -48,8 +49,8 @@ class Idle:
 def make(tmp_path: Path) -> Iterator[Callable[..., Idle]]:
     with contextlib.ExitStack() as stack:
 
-        def make(face: str, *, lazy: bool = True, clients: int = CLIENTS) -> Idle:
-            idle = Idle(face, lazy, tmp_path / "socket")
+        def make(face: str, *options: str, lazy: bool = True, clients: int = CLIENTS) -> Idle:
+            idle = Idle(face, lazy, tmp_path / "socket", *options)
             stack.enter_context(idle.service)
             idle.start(clients)
             for client in idle.clients:
@@ -139,3 +140,20 @@ def test_more_than_a_thousand(make: Callable[..., Idle], lazy: bool) -> None:
     assert {("2", "2")} == {(count, generation) for count, _, generation in answers}
     idle.restart()
     assert f"3 {1 if lazy else MANY} 3" == idle.clients[-1].ask("x")
+
+
+def test_more_than_fits_one_channel(make: Callable[..., Idle]) -> None:
+    """The image goes on in further entries of the FD store, which go with it."""
+    idle = make("aio", "small", clients=MANY)
+    idle.service.stop()
+    further = [
+        name for name, _ in idle.service.store if name.startswith("upgrader-entry-channel.1.")
+    ]
+    assert further
+    status = idle.service.start(idle._command)
+
+    assert (MANY + 1, 0) == (status.fds, status.left_behind)
+    assert eventually(lambda: all("channel" not in name for name, _ in idle.service.store))
+    for client in idle.clients:
+        client.send("x\n")
+    assert {("2", "2")} == {tuple(client.line().split()[::2]) for client in idle.clients}

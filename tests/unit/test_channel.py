@@ -57,7 +57,11 @@ class Store:
         self.kept.append(reader.dup())
 
     def pass_on(self) -> ParkedChannel:
-        return ParkedChannel(self.kept[-1].dup(), "upgrader-channel-3")
+        return ParkedChannel(self.kept[0].dup(), "upgrader-channel-3")
+
+    def go_on(self, found: ParkedChannel) -> None:
+        for number, sock in enumerate(self.kept[1:], 1):
+            found.go_on(f"upgrader-entry-channel.3.{number}", Fd(sock.dup().detach()))
 
 
 @pytest.fixture
@@ -307,10 +311,9 @@ def test_what_is_no_channel(family: int, kind: int, message: str) -> None:
 # Limits
 
 
-def test_a_full_channel_ends_the_list(
-    image: Fd, sockets: list[socket.socket], store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What does not fit is left out, and the number sent says so on both sides."""
+@pytest.fixture
+def small_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes a few records only."""
 
     def small() -> tuple[socket.socket, socket.socket]:
         reader, writer = socket.socketpair()
@@ -318,7 +321,68 @@ def test_a_full_channel_ends_the_list(
         return reader, writer
 
     monkeypatch.setattr(channel, "pair", small)
-    parked = park(GENERATION, image, sockets * 20, store)
+
+
+@pytest.mark.usefixtures("small_channels")
+def test_a_full_channel_goes_on_in_another_one(
+    image: Fd, sockets: list[socket.socket], store: Store
+) -> None:
+    """All of it is read, as often as one likes, until it is spent; and a library that knows of the
+    first channel only reads what is there."""
+    assert Parked(6000, EndReason.COMPLETE) == park(GENERATION, image, sockets * 20, store)
+    assert len(store.kept) > 2
+    for _ in range(2):
+        with opened(store) as found:
+            store.go_on(found)
+            stream = found.peek()
+
+            assert (6000, EndReason.COMPLETE) == (len(stream.fds), stream.reason)
+            assert [identify(s) for s in sockets * 20] == identities(stream)
+    with opened(store) as found:
+        stream = found.peek()
+
+        assert 0 < len(stream.fds) < 6000
+        assert (6000, None) == (stream.announced, stream.reason)
+    with opened(store) as found:
+        store.go_on(found)
+        found.spend()
+    assert [b""] * len(store.kept) == [sock.recv(1, socket.MSG_DONTWAIT) for sock in store.kept]
+
+
+@pytest.mark.usefixtures("small_channels")
+def test_parts_in_another_order(image: Fd, sockets: list[socket.socket], store: Store) -> None:
+    """Whoever has mixed them up: no FD is taken for another one."""
+    park(GENERATION, image, sockets * 20, store)
+    store.kept[1:] = store.kept[:0:-1]
+    with opened(store) as found:
+        store.go_on(found)
+        with pytest.raises(ProtocolError, match="expected to start at"):
+            found.peek()
+
+
+@pytest.mark.usefixtures("small_channels")
+def test_what_goes_on_with_no_channel(
+    image: Fd, sockets: list[socket.socket], store: Store
+) -> None:
+    """It is named."""
+    park(GENERATION, image, sockets, store)
+    with opened(store) as found, pytest.raises(ProtocolError, match=r"entry-x: is no channel"):
+        found.go_on("upgrader-entry-x", image.duplicate())
+
+
+@pytest.mark.usefixtures("small_channels")
+def test_a_full_channel_ends_the_list(
+    image: Fd, sockets: list[socket.socket], store: Store
+) -> None:
+    """If there is no room for another one, what does not fit is left out, and the number sent says so
+    on both sides."""
+
+    def only_one(reader: socket.socket) -> None:
+        if store.kept:
+            raise ChannelError("the FD store is full")
+        store(reader)
+
+    parked = park(GENERATION, image, sockets * 20, only_one)
 
     assert EndReason.CHANNEL_FULL is parked.reason
     assert 0 < parked.sent < 6000

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from itertools import count, takewhile
 
 from upgrader.errors import ProtocolError, RefusedError
 from upgrader.instance import image_in_fd_store
-from upgrader.instance.commit import others
 from upgrader.instance.image_in_fd_store import SpreadImage
 from upgrader.protocol.channel import ParkedChannel
 from upgrader.protocol.fd import Fd
@@ -62,6 +62,7 @@ class ParkedImages:
                 channel = _as_channel(item)
                 self._opened.append(channel)
                 if channel.open():
+                    self._add_further(channel)
                     waiting.append(channel)
                     continue
                 channel.close()
@@ -80,6 +81,14 @@ class ParkedImages:
             else:
                 self._set_aside(older, f"generation {waiting[-1].generation} is newer")
         return waiting[-1] if waiting else None
+
+    def _add_further(self, channel: ParkedChannel) -> None:
+        """Add the channels that go on where it is full."""
+        first = StoreName.parse(channel.name)
+        assert first
+        names = map(first.further, count(1))
+        for name in takewhile(self._stored.__contains__, names):
+            channel.go_on(str(name), self._stored.pop(name))
 
     def _hopeless(self, channel: ParkedChannel | SpreadImage) -> str:
         """Why an image is not even tried; empty if it is."""
@@ -101,7 +110,7 @@ class ParkedImages:
         # PID 1 stores no open file twice, under whatever name: this is the same memfd opened anew.
         with channel.image.reopen() as again:
             self._store.push(aside, again)
-        self._store.remove(channel.name, *others(channel))
+        self._store.remove(channel.name, *channel.others)
         channel.spend()
         _log.error(
             "image of generation %d is not loaded: %s; its connections are closed,"

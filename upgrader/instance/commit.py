@@ -233,13 +233,8 @@ class LoadedInstance:
         except NotifyError as error:
             _log.warning("%s", error)
         if self.channel:
-            store.remove(*others(self.channel))
+            store.remove(*self.channel.others)
             self.channel.spend()
-
-
-def others(channel: ParkedChannel | SpreadImage) -> tuple[StoreName, ...]:
-    """What PID 1 holds for an image besides the one FD that stands for it."""
-    return channel.others if isinstance(channel, image_in_fd_store.SpreadImage) else ()
 
 
 def _take_backlog(bound: Bound, old: socket.socket) -> None:

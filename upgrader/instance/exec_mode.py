@@ -65,27 +65,29 @@ def become(
     `beyond`: what PID 1 would pass to a start besides, by its FDNAME. `store` is None where there is none. Then, and where PID 1 does not take the channel, a version
     that fails takes everything with it.
     """
-    carried: list[socket.socket] = []
+    carried: list[tuple[StoreName, socket.socket]] = []
     also: list[tuple[str, Fd]] = []
 
     def keep(reader: socket.socket) -> None:
-        carried.append(reader.dup())
+        part = name.further(len(carried))
+        carried.append((part, reader.dup()))
         if store is None:
             return
         try:
-            save.push(store, unit, name, reader)
+            save.push(store, unit, part, reader)
         except (ChannelError, NotifyError) as error:
             _log.warning("a version that fails would lose everything: %s", error)
 
     try:
         save.carry(manifest, fds, keep)
-        carried[0].set_inheritable(True)
-        for text, owner in beyond:
+        channel = carried[0][1]
+        channel.set_inheritable(True)
+        for text, owner in (*beyond, *((str(part), sock) for part, sock in carried[1:])):
             also.append((text, Fd(os.dup(owner.fileno()))))
             os.set_inheritable(also[-1][1].fileno(), True)
         environment = {
             **execution.command.environment,
-            EXECUTED: f"{carried[0].fileno()}:{name}",
+            EXECUTED: f"{channel.fileno()}:{name}",
             EXECUTED_PASSED: json.dumps([(text, fd.fileno()) for text, fd in also]),
             UPGRADE: execution.upgrade,
         }
@@ -95,10 +97,10 @@ def become(
         # PID 1's copy must not be loaded one day: what was in it goes on here.
         for _, fd in also:
             fd.close()
-        for sock in carried:
-            ParkedChannel(sock, str(name)).spend()
+        for part, sock in carried:
+            ParkedChannel(sock, str(part)).spend()
         if store is not None:
-            store.remove(name)
+            store.remove(*(part for part, _ in carried))
         if isinstance(error, OSError):
             why, code = f"{error.strerror}", Code.LOAD_FAILED
         else:

@@ -29,7 +29,7 @@ class SpreadImage:
         self.generation = generation
         self.image = memfd
         self.name = str(names[0])
-        self.others = tuple(names[1:])
+        self.others = tuple(map(str, names[1:]))  #: what PID 1 holds for it besides
         self._ledger = ledger
         self._passed: dict[int, Fd] = {}  # by their inodes
         self._named: dict[StoreName, Fd] = {}

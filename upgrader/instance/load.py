@@ -18,7 +18,7 @@ from upgrader.errors import (
     MismatchError,
     UnclaimedError,
 )
-from upgrader.instance.commit import LoadedInstance, others
+from upgrader.instance.commit import LoadedInstance
 from upgrader.instance.open_sockets import Opening
 from upgrader.protocol.fd import Fd
 from upgrader.protocol.kinds import Kind
@@ -131,7 +131,7 @@ class Loader:
             )  # fmt: skip
         self._declarations.take_passed(self._opening.others, self._opening.kept())
         # What belongs to an image goes with it.
-        kept = {str(n) for n in others(channel)} | {channel.name} if channel else set()
+        kept = {channel.name, *channel.others} if channel else set()
         self._loaded.unwanted += [
             n for n in self._opening.stored if n.what is not Stored.ASIDE and str(n) not in kept
         ]

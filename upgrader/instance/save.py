@@ -241,17 +241,24 @@ def park(
     Raises UpgradeError or OSError when it cannot be done; nothing is lost then, and nothing of it
     is left in the FD store.
     """
+    names: list[StoreName] = []
+
+    def keep(reader: socket) -> None:
+        names.append(name.further(len(names)))
+        push(store, unit, names[-1], reader)
+
     try:
-        return carry(manifest, fds, lambda reader: push(store, unit, name, reader))
+        return carry(manifest, fds, keep)
     except BaseException:
-        store.remove(name)
+        store.remove(*names)
         raise
 
 
 def carry(
     manifest: image.Manifest, fds: Sequence[HasFileno], keep: Callable[[socket], None]
 ) -> Saved:
-    """Write an image into a channel that nobody reads yet; `keep` gets the end to be read.
+    """Write an image into a channel that nobody reads yet; `keep` gets the end to be read, and that of
+    each further channel where one is full.
 
     Raises UpgradeError or OSError when it cannot be done, and whatever `keep` raises.
     """

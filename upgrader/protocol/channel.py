@@ -11,6 +11,7 @@ import array
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import socket
 import struct
@@ -27,6 +28,7 @@ from upgrader.protocol.record_order import Incoming, batches
 _SO_PEEK_OFF = 42  # <asm-generic/socket.h>; Python has no name for it
 _SPACE = socket.CMSG_SPACE(records.MAX_FDS * array.array("i").itemsize)
 _LEDGER = struct.Struct("!I")  # attempts to load this image
+_log = logging.getLogger("upgrader")
 _OPEN, _TAKEN_BACK = b"\0", b"\1"  # behind it: whether the source of a live image serves again
 
 
@@ -132,16 +134,24 @@ def park(
     fds: Sequence[HasFileno],
     store: Callable[[socket.socket], None],
 ) -> Parked:
-    """Park an image and its FDs, the most valuable first; `store` gives the read end to PID 1.
+    """Park an image and its FDs, the most valuable first; `store` gives the read end to PID 1. If one
+    channel is full, another one goes on where it ended, and `store` gets that, too.
 
     What does not fit ends the list: the number sent says so. Raises ChannelError if not even the
-    image fits, and whatever `store` raises.
+    image fits, and whatever `store` raises for the first channel.
     """
-    reader, writer = pair()
-    ledger = new_ledger()
-    with reader, writer, ledger:
-        # PID 1 first: with too many FDs in flight not even this one FD could be sent.
-        store(reader)
+    with contextlib.ExitStack() as stack:
+
+        def begin() -> socket.socket:
+            reader, writer = pair()
+            stack.enter_context(reader)
+            stack.enter_context(writer)
+            # PID 1 first: with too many FDs in flight not even this one FD could be sent.
+            store(reader)
+            return writer
+
+        ledger = stack.enter_context(new_ledger())
+        writer = begin()
         try:
             send(
                 writer, records.Hello(generation, len(fds)), [image, ledger], version=records.PARKED
@@ -151,17 +161,28 @@ def park(
                 f"the image cannot be parked: {error.strerror}",
                 remedy="raise LimitNOFILE= of this service",
             ) from error
-        sent, reason = _send_batches(writer, fds)
+        sent, reason, before = *_send_batches(writer, fds, 0), -1
+        while reason is records.EndReason.CHANNEL_FULL and sent > before:
+            try:
+                writer = begin()
+            except (UpgradeError, OSError) as error:
+                _log.warning("no further channel can be parked: %s", str(error))
+                break
+            before = sent
+            sent, reason = _send_batches(writer, fds, sent)
         with contextlib.suppress(BlockingIOError):  # without an End it is read as cut off there
             send(writer, records.End(sent, reason), version=records.PARKED)
     return Parked(sent, reason)
 
 
 class ParkedChannel:
-    """A channel that PID 1 held under `name`, as the destination finds it. Owns the socket."""
+    """A channel that PID 1 held under `name`, as the destination finds it. Owns the socket, and those
+    that go on where it is full."""
 
     def __init__(self, sock: socket.socket, name: str) -> None:
         self._sock = sock
+        self._more: list[socket.socket] = []
+        self.others: tuple[str, ...] = ()  #: what PID 1 holds for this image besides
         self._first: list[Fd] = []
         self.name = name
         self.generation = 0
@@ -199,6 +220,15 @@ class ParkedChannel:
         self._first = fds
         return True
 
+    def go_on(self, name: str, more: Fd) -> None:
+        """Go on with another channel, which PID 1 held under `name`; raises ProtocolError if it is
+        none."""
+        try:
+            self._more.append(more.socket())
+        except OSError as error:
+            raise ProtocolError(name, f"is no channel: {error.strerror}") from error
+        self.others += (name,)
+
     def count_attempt(self) -> int:
         """Count one more attempt to load; returns how many there were before.
 
@@ -209,28 +239,32 @@ class ParkedChannel:
     def peek(self) -> ReceivedImage:
         """Read the whole stream, consuming nothing; raises RefusedError or ChannelError."""
         self._rewind()
-        return _collect(self._sock, peek=True)
+        return _collect(self._sock, *self._more, peek=True)
 
     def spend(self) -> None:
         """Consume the stream for real: from now on every copy of the channel reads as spent."""
-        while self._take():
-            pass
+        for sock in (self._sock, *self._more):
+            while _take(sock):
+                pass
         self.close()
 
     def close(self) -> None:
         """Give up the channel (and its lock) without consuming anything."""
         for fd in self._first:
             fd.close()
-        self._sock.close()
-
-    def _take(self) -> bool:
-        try:  # without room for ancillary data the kernel closes the FDs
-            return bool(self._sock.recv(records.RECORD_SIZE, socket.MSG_DONTWAIT))
-        except BlockingIOError:
-            return False
+        for sock in (self._sock, *self._more):
+            sock.close()
 
     def _rewind(self) -> None:
-        self._sock.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, 0)
+        for sock in (self._sock, *self._more):
+            sock.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, 0)
+
+
+def _take(sock: socket.socket) -> bool:
+    try:  # without room for ancillary data the kernel closes the FDs
+        return bool(sock.recv(records.RECORD_SIZE, socket.MSG_DONTWAIT))
+    except BlockingIOError:
+        return False
 
 
 def count_attempt(ledger: Fd) -> int:
@@ -275,17 +309,18 @@ def receive_image(sock: socket.socket) -> ReceivedImage:
     return stream
 
 
-def _collect(sock: socket.socket, *, peek: bool) -> ReceivedImage:
+def _collect(*socks: socket.socket, peek: bool) -> ReceivedImage:
     incoming = Incoming()
     first: list[Fd] = []
     fds: list[Fd] = []
-    while incoming.end is None and (item := receive(sock, peek=peek, wait=not peek)) is not None:
-        record, came = item
-        incoming.receive(record, len(came))
-        if isinstance(record, records.Hello):
-            first = came
-        else:
-            fds += came
+    for sock in socks:
+        while incoming.end is None and (item := receive(sock, peek=peek, wait=not peek)):
+            record, came = item
+            incoming.receive(record, len(came))
+            if isinstance(record, records.Hello):
+                first = came
+            else:
+                fds += came
     if not first:
         raise ProtocolError("stream", "is empty: it has been spent")
     reason = incoming.end.reason if incoming.end else None
@@ -332,9 +367,11 @@ def send_image(
     send_in_time(records.End(len(fds), records.EndReason.COMPLETE), ())
 
 
-def _send_batches(writer: socket.socket, fds: Sequence[HasFileno]) -> tuple[int, records.EndReason]:
-    sent = 0
-    for batch in batches(len(fds)):
+def _send_batches(
+    writer: socket.socket, fds: Sequence[HasFileno], sent: int
+) -> tuple[int, records.EndReason]:
+    """Send them from number `sent` on; returns how many are sent by then, and why not more."""
+    for batch in batches(len(fds), sent):
         try:
             part = fds[batch.first : batch.first + batch.count]
             send(writer, batch, part, version=records.PARKED)

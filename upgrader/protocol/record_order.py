@@ -27,9 +27,9 @@ TRANSITIONS: dict[tuple[StreamPhase, type], StreamPhase] = {
 }
 
 
-def batches(fds: int) -> Iterator[Fds]:
-    """The batches in which `fds` FDs are sent."""
-    for first in range(0, fds, MAX_FDS):
+def batches(fds: int, sent: int = 0) -> Iterator[Fds]:
+    """The batches in which `fds` FDs are sent, from number `sent` on."""
+    for first in range(sent, fds, MAX_FDS):
         yield Fds(first, min(MAX_FDS, fds - first))
 
 

@@ -33,8 +33,8 @@ class Stored(StrEnum):
     IMAGE = "image"  #: the memfd of an image whose FDs are stored one by one, by generation
     LEDGER = "ledger"  #: what goes with that memfd, by generation
     #: One FD of that image, by generation and number; or what library 0.1.0 must let go of: a further
-    #: socket of a backend, by kind, name and number, an FD of another kind, or what a program keeps,
-    #: by `kept` and name.
+    #: socket of a backend, by kind, name and number, an FD of another kind, what a program keeps, by
+    #: `kept` and name, or a further channel, by `channel`, generation and number.
     ENTRY = "entry"
 
 
@@ -72,6 +72,10 @@ class StoreName(Value):
     def of_kept(cls, name: str) -> Self:
         """The name of what a program keeps as `name`."""
         return cls(Stored.ENTRY, f"kept.{name}")
+
+    def further(self, number: int) -> StoreName:
+        """The name of the channel that goes on after so many that are full, the first one being this."""
+        return StoreName(Stored.ENTRY, f"{self.what}.{self.item}.{number}") if number else self
 
     @property
     def kept(self) -> str:
