@@ -102,6 +102,7 @@ PROGRAM = {
     "aio.peer",
     "aio.runtime",
     "aio.safe_points",
+    "aio.unheard",
     "aio.waiting",
     "attach",
     "backends",
