@@ -77,6 +77,9 @@ class Adapter:
     #: Whether its programs hand a state from one to the next, by the calls from `quiesce` to `resume`.
     stateful = False
 
+    #: Whether it makes no sense without a listener.
+    needs_listener = True
+
     def __init__(self, host: AdapterHost) -> None:
         self.host = host
 
@@ -153,6 +156,10 @@ class Adapter:
 
     async def resume(self, program: RunningProcess) -> None:
         """Have it serve: with what it has loaded, or again after `save`, which may have failed."""
+
+    def restore(self) -> None:
+        """Set back what a program has changed of what is `shared`: it was refused, and has ended. In a
+        thread, and in the runner that serves as well if its own is gone."""
 
     def drain(self, program: RunningProcess) -> None:
         """Have one that was replaced end after what it is at; called once. The runner bounds it, and one

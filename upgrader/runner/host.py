@@ -53,8 +53,8 @@ class Host:
         self._environment = _of_the_program(self.given)
         self._limits = soft_limits()
 
-    def attach(self, instance: Instance) -> None:
-        """Declare the listeners; raises DeclarationError if there are none."""
+    def attach(self, instance: Instance, *, needs_listener: bool) -> None:
+        """Declare the listeners; raises DeclarationError if there are none and one is needed."""
         self.instance = instance
         self.children = Children()
         self.notified = asyncio.Event()
@@ -62,7 +62,7 @@ class Host:
         asyncio.get_running_loop().add_reader(self.notifications, self.notifications.receive)
         names = [(each.name, each.address) for each in self.options.listen]
         names = names or [(name, None) for name in _passed_names(self.given)]
-        if not names:
+        if needs_listener and not names:
             raise DeclarationError("--listen", "the program is given no listener")
         self._declared = [instance.listener(name, bind=address) for name, address in names]
         with contextlib.suppress(BusError), Bus(TIMEOUT) as bus:

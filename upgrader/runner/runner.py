@@ -68,7 +68,7 @@ class Runner:
 
     def _declare(self) -> None:
         instance = self._instance
-        self._host.attach(instance)
+        self._host.attach(instance, needs_listener=self._adapter.needs_listener)
         self._draining = Draining(
             self._host, self._adapter, self._paths, instance.state(ToldToDrain)
         )

@@ -76,6 +76,7 @@ class ProgramStart:
         # An orphan of the program is this process's child by now.
         below = [program, *RunningProcess.of(os.getpid()).tree()[1:]]
         await in_thread(end, below, ((self._host.options.drain, REFUSED), *HARD))
+        await in_thread(self._adapter.restore)
         for each in self.settings if settings is None else settings:
             each.restore(options=True)
         self._paths.restore()
@@ -86,6 +87,7 @@ class ProgramStart:
         """In a thread: end what a new runner has started, which has not taken over and may be gone."""
         started = [RunningProcess(i.fd.duplicate()) for i in items if i.name.startswith(PROGRAM)]
         end(started, ((self._host.options.drain, REFUSED), *HARD))
+        self._adapter.restore()
         for each in self.settings:
             each.restore(options=True)
         self._paths.restore()

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A machine in real QEMUs, without a network: its guest counts, and each number comes once."""
+
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.support import cannot_run, eventually
+from upgrader.codes import Code
+from upgrader.lab.guest import NoGuestError, guest
+from upgrader.protocol.status_text import Origin
+from upgrader.testing import Service, ServiceError
+from upgrader.testing.pid1_bus import Typed
+
+QEMU = "qemu-system-x86_64"
+MEMORY = 96  # MiB
+BOOT = 60.0  # seconds
+#: A QEMU that gets another machine type than it is told: what an older or newer one may be like.
+ANOTHER = f"""#!/bin/sh
+for word; do
+    shift
+    case $word in pc-q35-*,*) word=pc-q35-7.1,${{word#*,}} ;; esac
+    set -- "$@" "$word"
+done
+exec {QEMU} "$@"
+"""
+
+
+class MachineService(Service):
+    """A unit with KillMode=process, and the console of its machine."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(
+            environment={"UPGRADER_DOWNTIME_LIMIT": "5s", "UPGRADER_DRAIN_TIMEOUT": "1s"}
+        )
+        self.console = directory / "console"
+        self._guest = guest().words("10.0.0.2/24")
+
+    def _properties(self) -> Mapping[str, Typed]:
+        return {**super()._properties(), "KillMode": ("s", "process")}
+
+    def command(
+        self, *more: str, binary: str = QEMU, memory: int = MEMORY, machine: str = "q35"
+    ) -> list[str]:
+        console = f"file,id=console,path={self.console},append=on"
+        qemu = [
+            *(binary, "-accel", "tcg", "-machine", machine, "-m", str(memory), "-nodefaults"),
+            *("-no-user-config", "-display", "none", *self._guest),
+            *("-chardev", console, "-serial", "chardev:console", *more),
+        ]
+        options = ["--adapter", "qemu", "--name", "machine"]
+        return [sys.executable, "-m", "upgrader.run", *options, "--", *qemu]
+
+    def numbers(self) -> list[int]:
+        """What the guest has counted."""
+        lines = self.console.read_text(errors="replace").splitlines()[:-1]
+        return [int(line.split()[1]) for line in lines if line.startswith("tick ")]
+
+    def counts(self) -> bool:
+        """Whether it goes on, each number came once, and its memory is what it was."""
+        first = len(self.numbers())
+        assert eventually(lambda: len(self.numbers()) > first + 5)
+        numbers = self.numbers()
+        assert [*range(1, len(numbers) + 1)] == numbers
+        return "memory bad" not in self.console.read_text(errors="replace")
+
+    def qemus(self) -> list[int]:
+        """The processes that PID 1 keeps and that run still."""
+        kept = [name for name, _ in self.store if ".program." in name]
+        return [pid for pid in (int(n.rpartition(".")[2]) for n in kept) if runs(pid)]
+
+
+def runs(pid: int) -> bool:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return text.rpartition(")")[2].split()[0] not in "ZX"
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[MachineService]:
+    """One that can be started."""
+    if shutil.which(QEMU) is None:
+        cannot_run(f"{QEMU} is not installed: packaging/bootstrap test")
+    try:
+        service = MachineService(tmp_path)
+    except NoGuestError as error:
+        cannot_run(str(error))
+    with service:
+        yield service
+        if service.process:
+            service.stop(for_good=True)
+
+
+def another_type(tmp_path: Path) -> str:
+    """A QEMU with another machine."""
+    path = tmp_path / QEMU
+    path.write_text(ANOTHER)
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_the_life_of_a_machine(machine: MachineService, tmp_path: Path) -> None:
+    """Live upgrades, those that are refused, a restart, a crash of its runner: its guest notices none.
+    A stop is the end of it."""
+    machine.start(machine.command())
+    assert eventually(lambda: machine.console.exists() and machine.numbers() != [], BOOT)
+
+    before = machine.qemus()
+    machine.live(machine.command())
+    assert machine.counts()
+    assert eventually(lambda: len(machine.qemus()) == 1)
+    assert before != machine.qemus()
+    assert "pc-q35-" in Path(f"/proc/{machine.qemus()[0]}/cmdline").read_text()
+
+    for command, said in (
+        (machine.command(memory=MEMORY // 2), "-m of"),
+        (machine.command(machine="pc"), "its type is pc-q35"),
+        (machine.command("-device", "virtio-rng-pci"), "now -device virtio-rng-pci"),
+        (machine.command(binary="/nowhere/qemu"), "no such program"),
+        (machine.command(binary=another_type(tmp_path)), "Machine type received is"),
+        (machine.command(binary="/bin/false"), "has ended with status 1"),
+    ):
+        before = machine.qemus()
+        with pytest.raises(ServiceError) as refused:
+            machine.live(command)
+        assert said in str(refused.value)
+        assert Code.VERIFY_FAILED == refused.value.code
+        assert before == machine.qemus()
+    assert machine.counts()
+
+    machine.stop()
+    assert Origin.RESTART is machine.start(machine.command()).origin
+    assert machine.counts()
+    assert eventually(lambda: len(machine.qemus()) == 1)
+
+    machine.kill()
+    assert machine.counts()
+    machine.start(machine.command())
+    assert machine.counts()
+    assert eventually(lambda: len(machine.qemus()) == 1)
+
+    machine.stop(for_good=True)
+    assert eventually(lambda: not machine.qemus())
+    machine.console.unlink()
+    machine.start(machine.command())  # cold, in memory that is empty
+    assert eventually(lambda: machine.console.exists() and 1 in machine.numbers(), BOOT)
+    assert 1 == len([*machine.runtime_directory.glob("qemu-*")])

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What a runner does with QEMUs: each machine has one that runs it, and for a moment a next one.
+
+The next one is complete before the machine is stopped, and stands still with the state loaded until its
+runner is the owner. So at each instant one of the two can go on, and only one ever does.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+from msgspec import structs
+
+from upgrader.errors import VerifyError
+from upgrader.programs import Adapter, AdapterHost, RunningProcess, Start, StartOrder
+from upgrader.programs.qemu import shared, tap
+from upgrader.programs.qemu.machine import Machine, Placing, difference, token
+from upgrader.programs.qemu.monitor import SAVABLE, Monitor, QemuError
+from upgrader.programs.qemu.shared import Note
+from upgrader.programs.qemu.versions import versioned
+from upgrader.protocol.fd import Fd
+from upgrader.runner.passing import arguments
+from upgrader.systemd.listen_fds import FIRST
+
+_SOCKET = "qemu-{}.sock"
+_ANSWERS = 30.0  # seconds for a QEMU to start
+_ASKED = 5.0  # seconds for one that runs
+_TRIED = "upgrader%d"  # the interface of a QEMU that is only tried
+_PINNED = "machine-type"  # in StateDirectory=
+_log = logging.getLogger("upgrader")
+
+
+class QemuAdapter(Adapter):
+    """One machine."""
+
+    stateful = True
+    needs_listener = False
+
+    def __init__(self, host: AdapterHost) -> None:
+        """Raises DeclarationError for a machine that could not move."""
+        super().__init__(host)
+        self._machine = Machine.read(host.options.program)
+        self._shared: dict[str, Fd] = {}
+        self._guard = contextlib.ExitStack()  # while two QEMUs hold the interfaces
+
+    @property
+    def is_private(self) -> bool:
+        """It can be started unnoticed: what it writes to the memory is its own then."""
+        return True
+
+    def shared(self, known: Mapping[str, Fd]) -> Mapping[str, Fd]:
+        """Its memory, its interfaces, and the note of what it is."""
+        found = dict(known)
+        if shared.MEMORY not in known:
+            found[shared.MEMORY] = shared.make_memory(self._machine.memory)
+            found[shared.NOTE] = shared.make_note()
+            for line in self._machine.changed:
+                _log.info("%s", line)
+        for each in self._machine.taps:
+            name = shared.TAP + each.interface
+            if name not in known:
+                found[name] = tap.open_tap(each.interface)
+        self._shared = {name: fd.duplicate() for name, fd in found.items()}
+        return found
+
+    @contextlib.asynccontextmanager
+    async def starting(self, start: Start) -> AsyncIterator[StartOrder]:
+        """A QEMU: the first one of a machine, one that waits for its state, or one that is only tried."""
+        mark = os.urandom(8).hex()
+        self._remove_old_sockets()
+        with contextlib.ExitStack() as until_ready:
+            listener = until_ready.enter_context(socket.socket(socket.AF_UNIX))
+            path = self._path(mark)
+            listener.bind(str(path))
+            path.chmod(0o600)
+            listener.listen()
+            taps = {}
+            for each in self._machine.taps:
+                name = each.interface
+                taps[name] = start.shared[shared.TAP + name]
+                if start.private:
+                    taps[name] = until_ready.enter_context(tap.open_tap(_TRIED))
+            listeners = [each.sock for each in start.listeners]
+            first = FIRST + len(listeners)
+            placing = Placing(
+                mark,
+                first,
+                first + 1,
+                {name: first + 2 + place for place, name in enumerate(taps)},
+                incoming=start.incoming,
+                private=start.private,
+            )
+            command = self._command(start, placing)
+            yield StartOrder(
+                arguments(command, start.listeners),
+                start.environment,
+                [*listeners, start.shared[shared.MEMORY], listener, *taps.values()],
+            )
+
+    def _command(self, start: Start, placing: Placing) -> list[str]:
+        """Its command line; raises VerifyError if the machine that runs is another one."""
+        machine, fd = self._machine, start.shared[shared.NOTE]
+        note = shared.read_note(fd) if start.incoming else None
+        if start.incoming and note is None:
+            raise VerifyError("nothing is known of the machine that runs")
+        if note is None:
+            kind = self._pin(start.environment)
+            command = machine.command(kind, placing)
+            shared.empty_memory(start.shared[shared.MEMORY], machine.memory)
+            shared.write_note(fd, Note(kind, machine.type, command))
+            _log.info("machine: %s, whatever the next QEMU takes for the newest one", kind)
+            return command
+        command = machine.command(note.type, placing)
+        said = difference(note.command, command)
+        if machine.type not in (note.written, note.type):
+            said = f"its type is {note.type}, and not {machine.type}"
+        if said:
+            raise VerifyError(
+                f"the machine that runs is another one: {said}",
+                remedy="a machine changes when it is stopped and started",
+            )
+        if not start.private:
+            self._guard_interfaces(fd, note)
+        return command
+
+    def _guard_interfaces(self, fd: Fd, note: Note) -> None:
+        """From now on until the machine runs again, or this process ends."""
+        taps = self._interfaces()
+        now = {name: tap.header_size(each) for name, each in taps.items()}
+        headers = now | note.headers  # those of an attempt that nobody could undo are right
+        shared.write_note(fd, structs.replace(note, headers=headers))
+        self._guard.enter_context(tap.guarded({taps[n]: size for n, size in headers.items()}))
+
+    def _interfaces(self) -> dict[str, Fd]:
+        """By name."""
+        found = {
+            n.removeprefix(shared.TAP): fd
+            for n, fd in self._shared.items()
+            if n.startswith(shared.TAP)
+        }
+        return {each.interface: found[each.interface] for each in self._machine.taps}
+
+    async def ready(self, program: RunningProcess, start: Start) -> None:
+        """Return once it answers."""
+        async with self._monitor(program, _ANSWERS) as monitor:
+            await monitor.status()
+
+    async def quiesce(self, program: RunningProcess) -> None:
+        """Find out whether its machine can be saved; nothing of it needs to come to rest."""
+        async with self._monitor(program) as monitor:
+            if (status := await monitor.status()) not in SAVABLE:
+                raise VerifyError(f"the machine is {status}")
+
+    async def save(self, program: RunningProcess, state: Fd) -> None:
+        """Stop the machine, and write what its devices hold."""
+        async with self._monitor(program) as monitor:
+            note = self._note()
+            if note and not note.moving:
+                self._note(moving=True, status=await monitor.status())
+            await monitor.save(state)
+
+    async def load(self, program: RunningProcess, state: Fd) -> None:
+        """Have a QEMU that waits for it load that; the machine stands still."""
+        async with self._monitor(program) as monitor:
+            await monitor.load(state)
+
+    async def resume(self, program: RunningProcess) -> None:
+        """Have the machine do what it did before it was saved."""
+        self._guard.close()
+        self.restore()
+        note = self._note()
+        async with self._monitor(program) as monitor:
+            await monitor.resume(note.status if note else "running")
+        self._note(moving=False, headers={})
+
+    def restore(self) -> None:
+        """Set back what a QEMU that was refused has changed of the interfaces."""
+        note = self._note() if self._shared else None
+        taps = self._interfaces()
+        for name, size in note.headers.items() if note else ():
+            with contextlib.suppress(OSError, KeyError):
+                tap.set_header_size(taps[name], size)
+        if note and note.headers:
+            self._note(headers={})
+
+    def stop(self, program: RunningProcess) -> None:
+        """Press the power button of the machine: its guest ends it, or systemd's patience does."""
+        self._stopping = asyncio.ensure_future(self._press(program))
+
+    async def _press(self, program: RunningProcess) -> None:
+        try:
+            async with self._monitor(program) as monitor:
+                await monitor.ask("system_powerdown")
+        except QemuError as error:
+            _log.warning("%s: %s", program, error)
+            program.send(signal.SIGTERM)
+
+    def _note(self, **changes: Any) -> Note | None:
+        """The note of the machine, with changes."""
+        fd = self._shared[shared.NOTE]
+        note = shared.read_note(fd)
+        if note and changes:
+            note = structs.replace(note, **changes)
+            shared.write_note(fd, note)
+        return note
+
+    def _monitor(
+        self, program: RunningProcess, limit: float = _ASKED
+    ) -> AbstractAsyncContextManager[Monitor]:
+        return Monitor.open(self._path(_token_of(program)), limit)
+
+    def _remove_old_sockets(self) -> None:
+        """Of QEMUs that have ended."""
+        for path in self.host.directory.glob(_SOCKET.format("*")):
+            with socket.socket(socket.AF_UNIX) as sock, contextlib.suppress(BlockingIOError):
+                sock.setblocking(False)
+                try:
+                    sock.connect(str(path))
+                except ConnectionRefusedError:
+                    path.unlink(missing_ok=True)
+
+    def _path(self, mark: str) -> Path:
+        return self.host.directory / _SOCKET.format(mark)
+
+    def _pin(self, environment: Mapping[str, str]) -> str:
+        """The versioned type of a machine that begins: with a StateDirectory=, always the first one."""
+        directory = environment.get("STATE_DIRECTORY", "").partition(":")[0]
+        path = Path(directory, _PINNED)
+        if directory and path.exists():
+            return versioned(self._machine.binary, path.read_text().strip())
+        kind = versioned(self._machine.binary, self._machine.type)
+        if directory:
+            path.write_text(f"{kind}\n")
+        return kind
+
+
+def _token_of(program: RunningProcess) -> str:
+    """By which a QEMU says where it can be asked; raises QemuError if it has not come so far."""
+    with contextlib.suppress(OSError):
+        words = (
+            Path(f"/proc/{program.pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        )
+        if found := token(words):
+            return found
+    raise QemuError(f"{program} is no QEMU that can be asked")
