@@ -276,7 +276,7 @@ def test_a_live_upgrade(service: RunnerService) -> None:
 @pytest.mark.parametrize(
     ("flaw", "options", "code"),
     [
-        ("exit", (), Code.VERIFY_FAILED),
+        ("exit", (), Code.ENDED_EARLY),
         ("", ("--listen", "more=unix:@more"), Code.LIMIT),
         pytest.param("blocking", (), Code.VERIFY_FAILED, marks=pytest.mark.matrix),
         pytest.param("hang", (), Code.NOT_READY_IN_TIME, marks=pytest.mark.matrix),

@@ -11,6 +11,7 @@ from socket import socket as Socket
 from typing import Any
 
 from upgrader.aio.instance import Instance
+from upgrader.codes import Code
 from upgrader.errors import BusError, DeclarationError, UpgradeError, VerifyError
 from upgrader.protocol.fd import Fd
 from upgrader.runner.children import Children
@@ -179,7 +180,8 @@ class Host:
                 await ended
             if ended.done():
                 raise VerifyError(
-                    f"{ProgramEnded(str(program), ended.result())}, before it was ready"
+                    f"{ProgramEnded(str(program), ended.result())}, before it was ready",
+                    code=Code.ENDED_EARLY,
                 )
             doing.result()
         finally:

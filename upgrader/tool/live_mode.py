@@ -205,8 +205,12 @@ def explain(attempt: Attempt, verdict: Verdict) -> str:
         return verdict.reason or "the reload changed nothing"
     reason = verdict.reason or failure_cause.reported(entries, attempt.id) or "nobody said why"
     if verdict.code is Code.ENDED_EARLY:
-        # Takeover reports it, by its standard error as well.
-        told = {each.pid for each in entries if each.fields.get("UPGRADER_SIDE") == "takeover"}
+        # Takeover reports it, by its standard error as well; a runner that of its program.
+        told = {
+            each.pid
+            for each in entries
+            if each.fields.get("UPGRADER_SIDE") in ("takeover", "destination")
+        }
         written = attempt.output.lines()  # by the running instance and takeover as well
         if said := (
             failure_cause.last_words(entries, {now.main_pid, *told})

@@ -19,7 +19,7 @@ from typing import Any
 from msgspec import structs
 
 from upgrader.errors import VerifyError
-from upgrader.programs import Adapter, AdapterHost, RunningProcess, Start, StartOrder
+from upgrader.programs import Adapter, AdapterHost, RunningProcess, StartOrder, StartRequest
 from upgrader.programs.qemu import shared, tap
 from upgrader.programs.qemu.machine import Machine, Placing, difference, token
 from upgrader.programs.qemu.monitor import SAVABLE, Monitor, QemuError
@@ -48,7 +48,6 @@ class QemuAdapter(Adapter):
         super().__init__(host)
         self._machine = Machine.read(host.options.program)
         self._shared: dict[str, Fd] = {}
-        self._guard = contextlib.ExitStack()  # while two QEMUs hold the interfaces
 
     @property
     def is_private(self) -> bool:
@@ -71,7 +70,7 @@ class QemuAdapter(Adapter):
         return found
 
     @contextlib.asynccontextmanager
-    async def starting(self, start: Start) -> AsyncIterator[StartOrder]:
+    async def starting(self, start: StartRequest) -> AsyncIterator[StartOrder]:
         """A QEMU: the first one of a machine, one that waits for its state, or one that is only tried."""
         mark = os.urandom(8).hex()
         self._remove_old_sockets()
@@ -98,13 +97,15 @@ class QemuAdapter(Adapter):
                 private=start.private,
             )
             command = self._command(start, placing)
+            if start.incoming and not start.private:
+                until_ready.enter_context(tap.guarded(self._headers()))
             yield StartOrder(
                 arguments(command, start.listeners),
                 start.environment,
                 [*listeners, start.shared[shared.MEMORY], listener, *taps.values()],
             )
 
-    def _command(self, start: Start, placing: Placing) -> list[str]:
+    def _command(self, start: StartRequest, placing: Placing) -> list[str]:
         """Its command line; raises VerifyError if the machine that runs is another one."""
         machine, fd = self._machine, start.shared[shared.NOTE]
         note = shared.read_note(fd) if start.incoming else None
@@ -126,17 +127,16 @@ class QemuAdapter(Adapter):
                 f"the machine that runs is another one: {said}",
                 remedy="a machine changes when it is stopped and started",
             )
-        if not start.private:
-            self._guard_interfaces(fd, note)
         return command
 
-    def _guard_interfaces(self, fd: Fd, note: Note) -> None:
-        """From now on until the machine runs again, or this process ends."""
-        taps = self._interfaces()
+    def _headers(self) -> dict[Fd, int]:
+        """How the guest wants its packets, for each interface; noted for whoever must set it back."""
+        taps, note = self._interfaces(), self._note()
         now = {name: tap.header_size(each) for name, each in taps.items()}
-        headers = now | note.headers  # those of an attempt that nobody could undo are right
-        shared.write_note(fd, structs.replace(note, headers=headers))
-        self._guard.enter_context(tap.guarded({taps[n]: size for n, size in headers.items()}))
+        # Those of an attempt that nobody could undo are right.
+        headers = now | (note.headers if note else {})
+        self._note(headers=headers)
+        return {fd: headers[name] for name, fd in taps.items()}
 
     def _interfaces(self) -> dict[str, Fd]:
         """By name."""
@@ -147,7 +147,7 @@ class QemuAdapter(Adapter):
         }
         return {each.interface: found[each.interface] for each in self._machine.taps}
 
-    async def ready(self, program: RunningProcess, start: Start) -> None:
+    async def ready(self, program: RunningProcess, start: StartRequest) -> None:
         """Return once it answers."""
         async with self._monitor(program, _ANSWERS) as monitor:
             await monitor.status()
@@ -173,7 +173,6 @@ class QemuAdapter(Adapter):
 
     async def resume(self, program: RunningProcess) -> None:
         """Have the machine do what it did before it was saved."""
-        self._guard.close()
         self.restore()
         note = self._note()
         async with self._monitor(program) as monitor:

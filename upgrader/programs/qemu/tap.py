@@ -25,6 +25,7 @@ _TUNGETFEATURES = 0x800454CF
 _IFREQ = struct.Struct("16sH22x")
 _INT = struct.Struct("i")
 _FLAGS = 0x0002 | 0x1000 | 0x4000  # IFF_TAP, IFF_NO_PI, IFF_VNET_HDR
+_FIRST = -20  # nice(2)
 _LOOK = 0.0005  # seconds between two looks: a packet that comes in between may be lost
 
 
@@ -72,6 +73,8 @@ def guarded(sizes: Mapping[Fd, int]) -> Iterator[None]:
                     set_header_size(fd, size)
 
     def watch() -> None:
+        with contextlib.suppress(OSError):  # where that is allowed: it must not wait for its turn
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _FIRST)
         while not done.is_set():
             restore()
             time.sleep(_LOOK)

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A virtual machine in a private systemd, its console and pings to it; asserts only what a guest never
+does: to skip a number or to count one twice."""
+
+import contextlib
+import itertools
+import re
+import shutil
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from tests.pages import ROOT
+from tests.support import cannot_run, eventually
+from tests.system.serving import Service, network_of
+from upgrader.lab.guest import NoGuestError, guest
+from upgrader.lab.private_systemd import PrivateSystemd
+
+QEMU = "/usr/bin/qemu-system-x86_64"
+HOST, GUEST = "10.77.0.1", "10.77.0.2"
+BOOT = 120.0  # seconds, on a busy machine
+_PERIOD = 0.01  # seconds between two pings
+_ECHO = struct.Struct("!BBHHHI")
+_LATE = 1.0  # seconds after which a ping is lost
+
+
+class Machine(Service):
+    """`vm@NAME.service` of the samples, with a small guest."""
+
+    def __init__(self, machine: PrivateSystemd, name: str, memory: int) -> None:
+        self.machine, self.name, self.memory = machine, name, memory
+        self.unit = f"vm@{name}.service"
+        self.interface = f"vm-{name}"
+        self.console = self.inside(f"/run/console-{name}")
+        try:
+            made = guest()
+        except NoGuestError as error:
+            cannot_run(str(error))
+        machine.copy_in(made.kernel, "/srv/guest/vmlinuz")
+        machine.copy_in(made.initrd, "/srv/guest/initrd.gz")
+        text = (ROOT / "units" / "vm@.service").read_text()
+        text = text.replace("/usr/bin/python3", " ".join(machine.python))
+        # Its Python may lie in a home, and a checkout in /tmp.
+        text = text.replace("ProtectHome=yes", "ProtectHome=read-only")
+        text = text.replace("[Service]\n", f"[Service]\nBindReadOnlyPaths=-{ROOT}\n", 1)
+        text = text.replace("DRAIN_TIMEOUT=80s", "DRAIN_TIMEOUT=1s")
+        machine.write("/etc/systemd/system/vm@.service", text)
+        self.describe()
+        machine.run(["systemctl", "daemon-reload"])
+
+    def describe(self, *more: str, binary: str = QEMU, memory: int = 0, kind: str = "q35") -> None:
+        """Write the command line of its QEMU."""
+        words = [
+            *(binary, "-accel", "tcg,thread=multi", "-machine", kind, "-nodefaults"),
+            *("-no-user-config", "-display", "none", "-m", str(memory or self.memory)),
+            *("-kernel", "/srv/guest/vmlinuz", "-initrd", "/srv/guest/initrd.gz"),
+            *("-append", f"'console=ttyS0 quiet panic=-1 guest={GUEST}/24'"),
+            *("-chardev", f"file,id=console,path=/run/console-{self.name},append=on"),
+            *("-serial", "chardev:console"),
+            *("-netdev", f"tap,id=net,ifname={self.interface},script=no,downscript=no"),
+            *("-device", "virtio-net-pci,netdev=net,romfile=", *more),
+        ]
+        text = f'QEMU="{" ".join(words)}"\n'
+        self.machine.write(f"/etc/upgrader/machines/{self.name}.conf", text)
+
+    def boot(self) -> None:
+        """Start it, and wait until its guest answers."""
+        self.start()
+        run = self.machine.run
+        run(["ip", "address", "add", f"{HOST}/24", "dev", self.interface])
+        run(["ip", "link", "set", self.interface, "up"])
+        assert eventually(lambda: self.console.exists() and self.numbers() != [], BOOT)
+
+    def remove(self) -> None:
+        """Stop it, and take it away."""
+        self.machine.run(["systemctl", "stop", self.unit], check=False)
+        self.machine.run(["systemctl", "reset-failed", self.unit], check=False)
+        with contextlib.suppress(FileNotFoundError):
+            self.inside(f"/var/lib/upgrader/hold/{self.unit}").unlink()
+        with contextlib.suppress(FileNotFoundError):
+            self.console.unlink()
+        self.machine.run(["rm", "-r", "/srv/guest", f"/etc/upgrader/machines/{self.name}.conf"])
+
+    def said(self) -> str:
+        """All that its guest has said."""
+        return self.console.read_text(errors="replace")
+
+    def numbers(self) -> list[int]:
+        """What it has counted; asserts that each number came once."""
+        numbers = [int(number) for number in re.findall(r"^tick (\d+)\r?\n", self.said(), re.M)]
+        assert [*range(1, len(numbers) + 1)] == numbers
+        return numbers
+
+    def counts(self, more: int = 10) -> bool:
+        """Whether it goes on counting, in memory that is what it was."""
+        first = len(self.numbers())
+        assert eventually(lambda: len(self.numbers()) >= first + more, BOOT)
+        return "memory bad" not in self.said()
+
+    def qemus(self) -> list[str]:
+        """The processes of the unit that are QEMUs."""
+        group = self.show("ControlGroup")[0]
+        pids = self.inside(f"/sys/fs/cgroup{group}/cgroup.procs").read_text().split()
+        names = {pid: self._name(pid) for pid in pids}
+        return [pid for pid, name in names.items() if name.startswith("qemu-system")]
+
+    def _name(self, pid: str) -> str:
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/comm") as file:
+            return file.read()
+        return ""
+
+
+@dataclass
+class Pings:
+    """What became of pings: when each was sent and answered (`time.monotonic`), by its number."""
+
+    sent: dict[int, float]
+    answered: dict[int, float]
+
+    def lost(self, since: float = 0.0) -> Sequence[int]:
+        """Those that were never answered, of all that were sent since then."""
+        return [n for n, at in self.sent.items() if at >= since and n not in self.answered]
+
+    @property
+    def gap(self) -> float:
+        """The longest time between two answers, in seconds."""
+        at = sorted(self.answered.values())
+        return max((b - a for a, b in itertools.pairwise(at)), default=float("inf"))
+
+
+@contextlib.contextmanager
+def pinging(machine: PrivateSystemd) -> Iterator[Pings]:
+    """Ping the guest a hundred times a second; wait for late answers at the end."""
+    with network_of(machine):
+        sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+    pings = Pings({}, {})
+    done = threading.Event()
+    thread = threading.Thread(target=_ping, args=(sock, pings, done), daemon=True)
+    with sock:
+        thread.start()
+        try:
+            yield pings
+        finally:
+            done.set()
+            thread.join()
+
+
+def _ping(sock: socket.socket, pings: Pings, done: threading.Event) -> None:
+    due, number = time.monotonic(), 0
+    until = float("inf")
+    while time.monotonic() < until:
+        if done.is_set() and until == float("inf"):
+            until = time.monotonic() + _LATE
+        if not done.is_set() and time.monotonic() >= due:
+            number, due = number + 1, due + _PERIOD
+            message = _ECHO.pack(8, 0, 0, 4242, 0, number)
+            message = _ECHO.pack(8, 0, _checksum(message), 4242, 0, number)
+            pings.sent[number] = time.monotonic()
+            sock.sendto(message, (GUEST, 0))
+        sock.settimeout(max(due - time.monotonic(), 0.0005))
+        with contextlib.suppress(TimeoutError, BlockingIOError):
+            data = sock.recv(2000)
+            kind, _, _, own, _, found = _ECHO.unpack(data[20:32])
+            if (kind, own) == (0, 4242):
+                pings.answered.setdefault(found, time.monotonic())
+
+
+def _checksum(data: bytes) -> int:
+    """RFC 1071."""
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total = (total >> 16) + (total & 0xFFFF)
+    return ~(total + (total >> 16)) & 0xFFFF
+
+
+def needs_qemu() -> None:
+    """Skip where it cannot be had."""
+    if shutil.which(QEMU) is None:
+        cannot_run(f"{QEMU} is not installed: packaging/bootstrap test")
