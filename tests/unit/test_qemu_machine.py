@@ -4,7 +4,7 @@
 import pytest
 
 from upgrader.errors import DeclarationError
-from upgrader.programs.qemu.machine import Machine, Placing, Tap, difference, token
+from upgrader.programs.qemu.machine import Machine, NetworkDevice, Placing, difference, token
 from upgrader.programs.qemu.options import Option, bytes_of, read, text
 
 TAP = "tap,id=n0,ifname=vm0,script=no,downscript=no"
@@ -20,7 +20,7 @@ def test_what_is_read() -> None:
     machine = Machine.read(WORDS)
 
     assert ("qemu-system-x86_64", "q35", 1 << 30) == (machine.binary, machine.type, machine.memory)
-    assert [Tap("n0", "vm0")] == [*machine.taps]
+    assert [NetworkDevice("n0", "vm0")] == [*machine.taps]
     assert ["memory: 1024 MiB in a memfd that PID 1 keeps"] == [*machine.changed][:1]
     assert any("vm0" in line for line in machine.changed)
 

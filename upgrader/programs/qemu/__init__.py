@@ -4,7 +4,7 @@ pause. `python -m upgrader.run --adapter qemu -- qemu-system-x86_64 ...`; docs/q
 """
 
 from upgrader.programs.qemu.adapter import QemuAdapter
-from upgrader.programs.qemu.machine import Machine, Placing, Tap, difference
+from upgrader.programs.qemu.machine import Machine, NetworkDevice, Placing, difference
 from upgrader.programs.qemu.monitor import Monitor, QemuError
 
 #: For `--adapter qemu`.
@@ -14,9 +14,9 @@ __all__ = [
     "ADAPTER",
     "Machine",
     "Monitor",
+    "NetworkDevice",
     "Placing",
     "QemuAdapter",
     "QemuError",
-    "Tap",
     "difference",
 ]

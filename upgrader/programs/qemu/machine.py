@@ -70,7 +70,7 @@ _UNSEEN = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Tap:
+class NetworkDevice:
     """A network device of the host: the id of the netdev, and the name of the interface."""
 
     id: str
@@ -101,7 +101,7 @@ class Machine:
     binary: str
     type: str
     memory: int
-    taps: Sequence[Tap]
+    taps: Sequence[NetworkDevice]
     changed: Sequence[str]
     _options: Sequence[Option]
     _properties: Mapping[str, str]
@@ -219,7 +219,7 @@ def _is_tap(option: Option) -> bool:
     return option.name == "netdev" and option.properties().get("type") == "tap"
 
 
-def _tap(option: Option) -> Tap:
+def _tap(option: Option) -> NetworkDevice:
     properties = option.properties()
     for name in properties.keys() - {"type", "id", "ifname", "script", "downscript", "vhost"}:
         raise DeclarationError(str(option), f"{name} does not move yet: leave it out")
@@ -231,7 +231,7 @@ def _tap(option: Option) -> Tap:
         if properties.get(name) != "no":
             why = f"needs {name}=no: networkd or ExecStartPre= set the interface up, once"
             raise DeclarationError(str(option), why)
-    return Tap(properties["id"], properties["ifname"])
+    return NetworkDevice(properties["id"], properties["ifname"])
 
 
 def _memory(given: Sequence[Option]) -> int:
