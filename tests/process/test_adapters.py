@@ -128,6 +128,16 @@ def test_a_crash_of_the_runner(service: CountingService) -> None:
     assert eventually(lambda: not runs(first))
 
 
+def test_it_serves_through_a_restart(service: CountingService) -> None:
+    """Nothing keeps a program from outliving its runner: it goes on until the next one is ready."""
+    service.start(service.command())
+    first = service.ask()
+    service.stop()
+    assert first == service.ask()
+    service.start(service.command())
+    assert first != service.ask()
+
+
 @pytest.mark.parametrize(
     ("flaw", "how", "why"),
     [

@@ -133,7 +133,19 @@ def test_the_life_of_a_machine(machine: MachineService, tmp_path: Path) -> None:
         assert before == machine.qemus()
     assert machine.counts()
 
+    machine.environment["UPGRADER_PREFLIGHT"] = "1"
+    for command, said in (
+        (machine.command(), "preflight passed"),
+        (machine.command(binary=another_type(tmp_path)), "Machine type received is"),
+    ):
+        with pytest.raises(ServiceError, match=said):
+            machine.live(command)
+        assert before == machine.qemus()
+    del machine.environment["UPGRADER_PREFLIGHT"]
+    assert machine.counts()
+
     machine.stop()
+    assert machine.counts()  # nobody stops it until the next runner has a QEMU for it
     assert Origin.RESTART is machine.start(machine.command()).origin
     assert machine.counts()
     assert eventually(lambda: len(machine.qemus()) == 1)

@@ -101,16 +101,15 @@ class Machine(Service):
         return "memory bad" not in self.said()
 
     def qemus(self) -> list[str]:
-        """The processes of the unit that are QEMUs."""
+        """The processes of the unit that are QEMUs, of those that run, as numbered out here."""
         group = self.show("ControlGroup")[0]
         pids = self.inside(f"/sys/fs/cgroup{group}/cgroup.procs").read_text().split()
-        names = {pid: self._name(pid) for pid in pids}
-        return [pid for pid, name in names.items() if name.startswith("qemu-system")]
+        return [pid for pid in pids if self._is_qemu(pid)]
 
-    def _name(self, pid: str) -> str:
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/comm") as file:
-            return file.read()
-        return ""
+    def _is_qemu(self, pid: str) -> bool:
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline") as file:
+            return "memory-backend=upgrader-ram" in file.read()
+        return False
 
 
 @dataclass

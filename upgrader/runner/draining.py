@@ -9,9 +9,8 @@ import upgrader
 from upgrader.instance.handles import Declared
 from upgrader.runner.adapter import Adapter
 from upgrader.runner.host import PROGRAM, Host, in_thread
-from upgrader.runner.processes import HARD, RunningProcess, end
+from upgrader.runner.processes import HARD, RunningProcess, age, end
 from upgrader.runner.shared_sockets import Paths
-from upgrader.systemd.process_start import process_started
 
 MOST = 2  # programs that are drained at a time
 _log = logging.getLogger("upgrader")
@@ -40,7 +39,7 @@ class Draining:
         """Begin to drain all but this one: of more than two, the oldest ends at once."""
         own, limit = f"{PROGRAM}{program.pid}", self._host.options.drain_limit
         old = {name: each for name, each in self._host.programs().items() if name != own}
-        youngest_first = sorted(old, key=lambda name: _age(old[name]))
+        youngest_first = sorted(old, key=lambda name: age(old[name]))
         self._drains = [
             asyncio.ensure_future(self._drain(name, old[name], limit if place < MOST else 0))
             for place, name in enumerate(youngest_first)
@@ -62,14 +61,6 @@ class Draining:
         self._paths.restore()
         told[:] = [pid for pid in told if pid != process.pid]
         await in_thread(self._host.instance.forget, name)
-
-
-def _age(process: RunningProcess) -> float:
-    """Seconds since boot at which it was started, the youngest first; 0 if it has ended."""
-    try:
-        return -process_started(process.pid)
-    except OSError:
-        return 0.0
 
 
 async def _ended(process: RunningProcess, seconds: float) -> bool:

@@ -30,6 +30,8 @@ from upgrader.systemd.own_unit import TIMEOUT
 PROGRAM = "program."
 SHARED = "shared."
 STATE = "state"
+#: Settings with which a process cannot outlive the stop of its unit, and their harmless values.
+_BOUND_TO_A_START = {"PrivateTmp": False, "DynamicUser": False, "PrivatePIDs": "no"}
 
 
 class ProgramEnded(UpgradeError):
@@ -89,6 +91,16 @@ class Host:
     def environment(self) -> dict[str, str]:
         """What PID 1 gives a main process of the unit."""
         return dict(self._environment)
+
+    @property
+    def may_be_left(self) -> bool:
+        """Whether a program may outlive this process: PID 1 takes nothing away from under it."""
+        return all(self.properties.get(n) in (None, "", v) for n, v in _BOUND_TO_A_START.items())
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether this process was told to end."""
+        return self.instance._runtime._stop.is_set()
 
     # What PID 1 keeps
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from upgrader.protocol.fd import Fd
+from upgrader.systemd.process_start import process_started
 
 #: How a process is ended that has not ended at its drain signal, before SIGKILL.
 HARD = ((signal.SIGTERM, 1.0),)
@@ -79,6 +80,15 @@ def end(
         each.send(signal.SIGKILL)
     while below := [each for each in below if not each.ended]:
         _wait(below, float("inf"))
+
+
+def age(process: RunningProcess) -> float:
+    """A key by which the youngest process comes first: minus its start, in seconds since boot; 0 if it
+    has ended."""
+    try:
+        return -process_started(process.pid)
+    except OSError:
+        return 0.0
 
 
 def members(directory: str) -> Iterator[int]:

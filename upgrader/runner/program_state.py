@@ -7,15 +7,15 @@ or has not needed it. So that is decided by one system call, whoever dies in bet
 
 import asyncio
 import os
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from upgrader.aio.instance import Instance
-from upgrader.errors import VerifyError
+from upgrader.errors import UpgradeError, VerifyError
 from upgrader.protocol.fd import Fd
 from upgrader.runner.adapter import Adapter
 from upgrader.runner.host import PROGRAM, STATE, Host, in_thread
-from upgrader.runner.processes import RunningProcess
+from upgrader.runner.processes import RunningProcess, age
 from upgrader.runner.start import ProgramStart
 
 
@@ -46,6 +46,8 @@ class ProgramState:
         async with self._one_at_a_time:
             if not self._host.instance._parts.source.held:
                 await self._adapter.quiesce(self.program)
+            elif self._host.is_stopping and self._host.may_be_left:
+                return  # it serves on, and the next runner asks it
             else:
                 self._at_rest = True
                 self._saving = asyncio.ensure_future(self._save(self.program))
@@ -78,11 +80,11 @@ class ProgramState:
             return
         assert program
         own = f"{PROGRAM}{program.pid}"
-        old = [p for name, p in host.programs().items() if name != own and not p.ended]
-        source = old[0] if old and not host.is_live else None
+        source = None
         try:
+            if not host.is_live:
+                source = await self._left([p for n, p in host.programs().items() if n != own])
             if source and host.state is None:
-                await self._adapter.quiesce(source)
                 await self._in_time(self._save(source), f"{source} has not saved its state")
             if (state := host.state) is None:
                 raise VerifyError("the program before has given no state")
@@ -93,6 +95,21 @@ class ProgramState:
             if source:
                 await self._resume(source)
             raise
+
+    async def _left(self, old: Sequence[RunningProcess]) -> RunningProcess | None:
+        """The one that serves or has saved its state, of programs whose runners are gone: the youngest
+        one that can come to rest. Raises what the oldest one says if none can."""
+        living = sorted((each for each in old if not each.ended), key=age)
+        for place, each in enumerate(living, 1):
+            try:
+                if self._host.state is None:
+                    await self._adapter.quiesce(each)
+            except UpgradeError:
+                if place == len(living):
+                    raise
+            else:
+                return each
+        return None
 
     async def _in_time(self, work: Coroutine[Any, Any, None], failure: str) -> None:
         limit = self._host.instance._parts.report.parameters.downtime_limit

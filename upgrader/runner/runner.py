@@ -31,8 +31,6 @@ from upgrader.systemd.subreaper import adopt_orphans
 #: Signals that an admin sends to the main process and means for the program.
 FORWARDED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
 _ORDINARY = "/proc/{}/oom_score_adj"
-#: Settings with which a process cannot outlive the stop of its unit, and their harmless values.
-_BOUND_TO_A_START = {"PrivateTmp": False, "DynamicUser": False, "PrivatePIDs": "no"}
 
 
 class Runner:
@@ -148,7 +146,7 @@ class Runner:
         if ended is upgrader.Ended.MIGRATED and self._instance._runtime.replaced:
             await self._outlive_program()
             return
-        if ended is upgrader.Ended.MIGRATED and self._may_be_left:
+        if ended is upgrader.Ended.MIGRATED and self._host.may_be_left:
             return
         left = [each for each in self._host.programs().values() if not each.ended]
         for each in left:
@@ -163,12 +161,6 @@ class Runner:
         and remove the files of their listeners at their end."""
         if self._program:
             await self._host.children.end_of(self._program.pid)
-
-    @property
-    def _may_be_left(self) -> bool:
-        """Whether a program may outlive this process: PID 1 takes nothing away from under it."""
-        properties = self._host.properties
-        return all(properties.get(n) in (None, "", v) for n, v in _BOUND_TO_A_START.items())
 
 
 def _files(words: Sequence[str]) -> tuple[str, ...]:

@@ -72,7 +72,7 @@ class QemuAdapter(Adapter):
     @contextlib.asynccontextmanager
     async def starting(self, start: StartRequest) -> AsyncIterator[StartOrder]:
         """A QEMU: the first one of a machine, one that waits for its state, or one that is only tried."""
-        mark = os.urandom(8).hex()
+        mark = os.urandom(6).hex()
         self._remove_old_sockets()
         with contextlib.ExitStack() as until_ready:
             listener = until_ready.enter_context(socket.socket(socket.AF_UNIX))

@@ -81,7 +81,7 @@ class NetworkDevice:
 class Placing:
     """Where a QEMU finds what it is given: the numbers of its FDs.
 
-    `token`: by which its command line says where it can be asked; `private`: what it writes to the
+    `token`: by which its command line says where it can be asked, at most 14 characters; `private`: what it writes to the
     memory is its own; `incoming`: it waits for a state.
     """
 
@@ -153,7 +153,7 @@ class Machine:
             Option("machine", options.text(machine, "type")),
             Option("object", options.text(memory, "qom-type")),
             Option("chardev", options.text(chardev, "backend")),
-            Option("mon", f"chardev={_MONITOR}{placing.token},mode=control"),
+            Option("qmp", f"chardev:{_MONITOR}{placing.token}"),
         ]
         for tap in self.taps:
             netdev = {"type": "tap", "id": tap.id, "fd": str(placing.taps[tap.interface])}
@@ -167,8 +167,8 @@ class Machine:
 def token(words: Sequence[str]) -> str:
     """That of a command line that `Machine.command` has made; empty for another one."""
     for word in words:
-        if word.startswith(f"chardev={_MONITOR}"):
-            return word.removeprefix(f"chardev={_MONITOR}").partition(",")[0]
+        if word.startswith(f"chardev:{_MONITOR}"):
+            return word.removeprefix(f"chardev:{_MONITOR}")
     return ""
 
 

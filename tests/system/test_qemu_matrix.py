@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Virtual machines in QEMU 7.2, 10.0 and 11.1, from one to the next, and through what goes wrong, while
+they are pinged a hundred times a second."""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support import eventually
+from tests.system.guests import QEMU, Machine, Pings, needs_qemu, pinging
+from tests.system.tool import upgrade
+from tests.tables import publish
+from upgrader.lab.private_systemd import PrivateSystemd
+from upgrader.lab.private_systemd.errors import TreeError
+from upgrader.lab.private_systemd.suites import fetch
+
+pytestmark = [pytest.mark.matrix, pytest.mark.timeout(1800)]
+
+MEMORY = 512  # MiB
+TIMES = 5
+#: Whose QEMU is run: that of this machine (7.2 on Debian 12), of Debian 13 and of sid.
+SUITES = ("host", "trixie", "sid")
+_LOADER = "lib64/ld-linux-x86-64.so.2"
+_LIBRARIES = "usr/lib/x86_64-linux-gnu"
+
+
+def binary(machine: PrivateSystemd, suite: str) -> str:
+    """The QEMU of a suite as a path in a machine: a tree has its own libraries."""
+    if suite == "host":
+        return QEMU
+    try:
+        tree = fetch(suite, print, ("qemu-system-x86",))
+    except TreeError as error:
+        pytest.skip(str(error))
+    place = f"/srv/{suite}/qemu-system-x86_64"
+    command = f"{tree}/{_LOADER} --library-path {tree}/{_LIBRARIES} {tree}{QEMU}"
+    firmware = f"-L {tree}/usr/share/qemu -L {tree}/usr/share/seabios"
+    machine.write(place, f'#!/bin/sh\nexec {command} {firmware} "$@"\n')
+    machine.run(["chmod", "755", place])
+    return place
+
+
+@contextlib.contextmanager
+def booted(machine: PrivateSystemd, suite: str, kind: str = "q35") -> Iterator[Machine]:
+    """A guest in the QEMU of a suite."""
+    needs_qemu()
+    guest = Machine(machine, "large", MEMORY)
+    try:
+        guest.describe(binary=binary(machine, suite), kind=kind)
+        guest.boot()
+        yield guest
+    finally:
+        guest.remove()
+
+
+@contextlib.contextmanager
+def watched(guest: Machine) -> Iterator[Pings]:
+    """Pings before, during and after something; the guest counts in the end."""
+    with pinging(guest.machine) as pings:
+        assert guest.counts(3)
+        yield pings
+        assert guest.counts()
+
+
+def row(suite: str, mode: str, seen: list[Pings]) -> tuple[str, ...]:
+    lost = [len(pings.lost()) for pings in seen]
+    gaps = sorted(pings.gap * 1e3 for pings in seen)
+    return (
+        *(suite, mode, str(len(seen)), f"{max(lost)}", f"{gaps[len(gaps) // 2]:.0f} ms"),
+        f"{gaps[-1]:.0f} ms",
+    )
+
+
+def test_each_qemu_and_the_next(host_machine: PrivateSystemd) -> None:
+    """Five upgrades of a guest of 512 MiB in each mode and QEMU, then from each QEMU to the next."""
+    rows = []
+    for suite in SUITES:
+        with booted(host_machine, suite) as guest:
+            for mode in ("live", "restart"):
+                seen = []
+                for _ in range(TIMES):
+                    with watched(guest) as pings:
+                        done = upgrade(guest, "--mode", mode)
+                        assert 0 == done["exit_code"], done
+                    seen.append(pings)
+                    assert eventually(lambda: len(guest.qemus()) == 1)
+                rows.append(row(suite, mode, seen))
+    with booted(host_machine, SUITES[0]) as guest:
+        seen = []
+        for suite in SUITES[1:]:
+            guest.describe(binary=binary(host_machine, suite))
+            with watched(guest) as pings:
+                done = upgrade(guest, "--mode", "live")
+                assert 0 == done["exit_code"], done
+            seen.append(pings)
+        rows.append(row(" to ".join(SUITES), "live", seen))
+    publish(
+        "qemu",
+        ("QEMU of", "mode", "upgrades", "most pings lost in one", "ping gap", "longest"),
+        rows,
+    )
+    assert all(int(each[3]) <= 2 for each in rows), rows
+
+
+def test_a_pair_that_cannot_load(host_machine: PrivateSystemd) -> None:
+    """Debian 13's QEMU gives its network device rings that sid's refuses: a preflight says so, and so
+    does an upgrade; the machine runs on."""
+    with booted(host_machine, "trixie", "pc-q35-10.0") as guest:
+        guest.describe(binary=binary(host_machine, "sid"), kind="pc-q35-10.0")
+        before = guest.qemus()
+        for options in (("--preflight",), ("--mode", "live")):
+            with watched(guest) as pings:
+                refused = upgrade(guest, *options)
+                at = time.monotonic()
+            assert 0 != refused["exit_code"], refused
+            assert "qemu-system-x86_64: " in refused["cause"], refused
+            assert [] == pings.lost(since=at)
+            assert len(pings.lost()) <= 2
+            assert before == guest.qemus()
+
+
+@pytest.mark.parametrize("whom", ["QEMU", "its runner"])
+def test_what_is_killed(host_machine: PrivateSystemd, whom: str) -> None:
+    """As soon as it is there, or somewhat later: the machine goes on, on one side or the other, and has
+    its network."""
+    with booted(host_machine, "host") as guest:
+        for delay in (0.0, 0.05, 0.1, 0.2):
+            (before,) = guest.qemus()
+            with watched(guest) as pings:
+                killer = threading.Thread(
+                    target=kill_the_next, args=(guest, before, delay, whom == "QEMU")
+                )
+                killer.start()
+                upgrade(guest, "--mode", "live")
+                killer.join()
+                assert eventually(lambda: len(guest.qemus()) == 1)
+                at = time.monotonic()
+            assert [] == pings.lost(since=at), whom
+            guest.until(ActiveState="active")
+
+
+def kill_the_next(guest: Machine, before: str, delay: float, qemu: bool) -> None:
+    """Kill the QEMU that comes, or the process that has started it."""
+    found: list[str] = []
+
+    def there() -> bool:
+        found[:] = [pid for pid in guest.qemus() if pid != before]
+        return bool(found)
+
+    assert eventually(there)
+    with contextlib.suppress(OSError):
+        with open(f"/proc/{found[0]}/stat") as file:
+            parent = file.read().rpartition(")")[2].split()[1]
+        time.sleep(delay)
+        os.kill(int(found[0] if qemu else parent), signal.SIGKILL)
