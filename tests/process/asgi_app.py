@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """An ASGI application without a framework: answers with VERSION, and writes down its lifespan. /events
-never ends, /later has a task that ends a second after its answer, and /big is an answer of 64 MiB."""
+never ends, /later has a task that ends a second after its answer, and /big and
+/wide are answers of 64 MiB and 1 MiB."""
 
 import asyncio
 import os
@@ -30,7 +31,8 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
         while True:
             await send({"type": "http.response.body", "body": b"data: x\n\n", "more_body": True})
             await asyncio.sleep(0.05)
-    body = bytes(1 << 26) if scope["path"] == "/big" else os.environ["VERSION"].encode()
+    sizes = {"/big": 1 << 26, "/wide": 1 << 20}
+    body = bytes(sizes.get(scope["path"], 0)) or os.environ["VERSION"].encode()
     headers = [(b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})

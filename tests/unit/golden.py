@@ -12,9 +12,17 @@ from upgrader.codes import Code
 from upgrader.protocol import records
 from upgrader.protocol.connection_state import ConnectionState
 from upgrader.protocol.identity import Identity
-from upgrader.protocol.image import BackendFacts, LeftBehind, Manifest, ManifestEntry, seal
+from upgrader.protocol.image import (
+    BackendFacts,
+    LeftBehind,
+    Manifest,
+    ManifestEntry,
+    ManifestOverTls,
+    seal,
+)
 from upgrader.protocol.kinds import Kind, Waiting
 from upgrader.protocol.saved_state import SavedState
+from upgrader.protocol.tls_state import TlsState
 
 STREAMS = Path(__file__).with_name("streams")
 
@@ -104,6 +112,32 @@ IMAGES = {
             "cache": BackendFacts(1, 1, [b"\x81\xa4size\xcd\x10\x00"]),
             "uplink": BackendFacts(3, 2, [b"\x81\xa6device\xa4tap0", b"\x81\xa6device\xa4tap0"]),
             "dice": BackendFacts(1, 1, [b"\x80"]),
+        },
+    ),
+    "v1-image-tls": ManifestOverTls(
+        service="web",
+        generation=3,
+        program="2.1",
+        frozen_at=123_456_789_000,
+        entries=[
+            *MANIFEST.entries[:1],
+            MANIFEST.entries[4],
+            ManifestEntry("tls", Kind.SECRETS, Identity(17, stat.S_IFREG)),
+        ],
+        tls={
+            1: TlsState(
+                "TLS_AES_256_GCM_SHA384",
+                7,
+                9,
+                b"\x17\x03\x03",
+                True,
+                512,
+                "http/1.1",
+                True,
+                b"0\x82",
+                {"subject": [[["commonName", "x"]]]},
+                b"binding",
+            )
         },
     ),
 }

@@ -2,6 +2,7 @@
 """One side of a migration of connections that libraries own, in this process, and clients of it."""
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import socket
@@ -9,7 +10,12 @@ import ssl
 import struct
 import termios
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import uvicorn
+import uvloop
+from aiohttp import web
 
 from upgrader.aio import Adapter
 from upgrader.aio.hosted_connection import HostedConnection
@@ -17,29 +23,117 @@ from upgrader.aio.hosted_listener import HostedListener
 from upgrader.instance.commit import Adopted
 from upgrader.instance.declarations import Bound, Protocols
 from upgrader.instance.save import Frozen
+from upgrader.integrations import aiohttp as our_aiohttp
+from upgrader.integrations import uvicorn as our_uvicorn
 from upgrader.protocol.fd import Fd
 from upgrader.protocol.identity import HasFileno
 from upgrader.protocol.image import LeftBehind
 from upgrader.protocol.kinds import Kind
+from upgrader.tls.listener import TlsListener
 
 SECONDS = 10.0
+LARGE = 8 << 20
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+# libuv opens a pipe of its own with the first loop, and never closes it.
+uvloop.new_event_loop().close()
+
+
+class Application:
+    """Answers with its name; `/slow` waits for `go`, `/large` fills every buffer."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.asked = asyncio.Event()  # for /slow
+        self.go = asyncio.Event()
+        self.answered = asyncio.Event()
+
+    async def answer(self, path: str) -> bytes:
+        if path == "/slow":
+            self.asked.set()
+            await self.go.wait()
+        return b"x" * LARGE if path == "/large" else self.name.encode()
+
+    async def asgi(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.accept"})
+            await receive()
+            return
+        while (await receive()).get("more_body"):
+            pass
+        if scope["path"] == "/begun":
+            headers = [(b"content-length", b"2")]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": b"A", "more_body": True})
+            await self.go.wait()
+            await send({"type": "http.response.body", "body": b"Z"})
+            return
+        body = await self.answer(scope["path"])
+        headers = [(b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+        self.answered.set()
+
+    async def aiohttp(self, request: web.Request) -> web.StreamResponse:
+        if request.path == "/ws":
+            socket = web.WebSocketResponse()
+            await socket.prepare(request)
+            await socket.receive()
+            return socket
+        await request.read()
+        if request.path == "/begun":
+            begun = web.StreamResponse(headers={"Content-Length": "2"})
+            await begun.prepare(request)
+            await begun.write(b"A")
+            await self.go.wait()
+            await begun.write(b"Z")
+            return begun
+        return web.Response(body=await self.answer(request.path))
+
+
+@contextlib.asynccontextmanager
+async def adapter_of(
+    kind: str, application: Application, keep_alive: float = 10 * SECONDS
+) -> AsyncIterator[Adapter]:
+    if kind == "aiohttp":
+        app = web.Application()
+        app.router.add_route("*", "/{rest:.*}", application.aiohttp)
+        options: Any = {"access_log": None, "keepalive_timeout": keep_alive}
+        async with our_aiohttp.Adapter(app, **options) as of_aiohttp:
+            yield of_aiohttp
+        return
+    config = uvicorn.Config(
+        application.asgi, http=kind, interface="asgi3", lifespan="off", log_config=None
+    )
+    config.timeout_keep_alive = keep_alive  # type: ignore[assignment]
+    async with our_uvicorn.Adapter(config) as of_uvicorn:
+        yield of_uvicorn
 
 
 class Side:
     """One instance's part: a library behind a listener."""
 
     def __init__(
-        self, adapter: Adapter, sock: socket.socket, tls: ssl.SSLContext | None = None
+        self,
+        adapter: Adapter,
+        sock: socket.socket,
+        tls: ssl.SSLContext | None = None,
+        moving: TlsListener | None = None,
     ) -> None:
+        """`moving`: TLS connections move, and how."""
+        self.moving = moving
         self.listener = Bound(Kind.LISTENER, "http")
         self.listener.open(sock)
         self.hosting = HostedListener(
-            asyncio.get_running_loop(), Protocols(self.listener, adapter, tls)
+            asyncio.get_running_loop(),
+            Protocols(self.listener, adapter, tls, moving_tls=moving),
         )
 
-    async def collect(self) -> tuple[list[Frozen], list[LeftBehind]]:
+    async def collect(self, to: "Side | None" = None) -> tuple[list[Frozen], list[LeftBehind]]:
         """What a migration does until the image is built."""
+        if to:
+            self.hosting.ask_tls(live=True, trust=to.moving.trust if to.moving else None)
         self.hosting.hold(for_good=False)
         await self.hosting.settle(time.monotonic() + 0.5, drained=True)
         return self.hosting.freeze()
@@ -74,7 +168,7 @@ class Side:
     def commit(self, frozen: list[Frozen], to: "Side") -> None:
         """The same process on both sides: the destination has FDs of its own."""
         moved = [
-            Adopted("http", duplicate(item.sock), item.identity, item.state, None)
+            Adopted("http", duplicate(item.sock), item.identity, item.state, None, tls=item.tls)
             for item in frozen
         ]
         to.hosting.prepare(moved)

@@ -12,99 +12,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 import uvloop
-from aiohttp import web
 
-from tests.unit.hosting import GET, SECONDS, Client, Side, turns, until
+from tests.unit.hosting import (
+    GET,
+    LARGE,
+    SECONDS,
+    Application,
+    Client,
+    Side,
+    adapter_of,
+    turns,
+    until,
+)
 from upgrader.aio import Adapter
 from upgrader.aio.hosted_listener import Goodbyes, end_all
 from upgrader.errors import UnreadableState
 from upgrader.instance.commit import Adopted
-from upgrader.integrations import aiohttp as our_aiohttp
-from upgrader.integrations import uvicorn as our_uvicorn
 from upgrader.protocol.connection_state import ConnectionState
 from upgrader.protocol.fd import Fd
 from upgrader.protocol.identity import identify
 from upgrader.protocol.image import LeftBehind
 from upgrader.protocol.kinds import Waiting
-
-LARGE = 8 << 20
-
-# libuv opens a pipe of its own with the first loop, and never closes it.
-uvloop.new_event_loop().close()
-
-
-class Application:
-    """Answers with its name; `/slow` waits for `go`, `/large` fills every buffer."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.asked = asyncio.Event()  # for /slow
-        self.go = asyncio.Event()
-        self.answered = asyncio.Event()
-
-    async def answer(self, path: str) -> bytes:
-        if path == "/slow":
-            self.asked.set()
-            await self.go.wait()
-        return b"x" * LARGE if path == "/large" else self.name.encode()
-
-    async def asgi(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "websocket":
-            await receive()
-            await send({"type": "websocket.accept"})
-            await receive()
-            return
-        while (await receive()).get("more_body"):
-            pass
-        if scope["path"] == "/begun":
-            headers = [(b"content-length", b"2")]
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
-            await send({"type": "http.response.body", "body": b"A", "more_body": True})
-            await self.go.wait()
-            await send({"type": "http.response.body", "body": b"Z"})
-            return
-        body = await self.answer(scope["path"])
-        headers = [(b"content-length", b"%d" % len(body))]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
-        self.answered.set()
-
-    async def aiohttp(self, request: web.Request) -> web.StreamResponse:
-        if request.path == "/ws":
-            socket = web.WebSocketResponse()
-            await socket.prepare(request)
-            await socket.receive()
-            return socket
-        await request.read()
-        if request.path == "/begun":
-            begun = web.StreamResponse(headers={"Content-Length": "2"})
-            await begun.prepare(request)
-            await begun.write(b"A")
-            await self.go.wait()
-            await begun.write(b"Z")
-            return begun
-        return web.Response(body=await self.answer(request.path))
-
-
-@contextlib.asynccontextmanager
-async def adapter_of(
-    kind: str, application: Application, keep_alive: float = 10 * SECONDS
-) -> AsyncIterator[Adapter]:
-    if kind == "aiohttp":
-        app = web.Application()
-        app.router.add_route("*", "/{rest:.*}", application.aiohttp)
-        options: Any = {"access_log": None, "keepalive_timeout": keep_alive}
-        async with our_aiohttp.Adapter(app, **options) as of_aiohttp:
-            yield of_aiohttp
-        return
-    config = uvicorn.Config(
-        application.asgi, http=kind, interface="asgi3", lifespan="off", log_config=None
-    )
-    config.timeout_keep_alive = keep_alive  # type: ignore[assignment]
-    async with our_uvicorn.Adapter(config) as of_uvicorn:
-        yield of_uvicorn
 
 
 class Scene:

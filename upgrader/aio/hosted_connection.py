@@ -12,7 +12,7 @@ import logging
 import select
 import time
 from collections.abc import Callable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from upgrader.aio.adapter import Adapter
 from upgrader.instance.save import Frozen
@@ -21,6 +21,10 @@ from upgrader.protocol.identity import Identity
 from upgrader.protocol.image import LeftBehind
 from upgrader.protocol.kinds import Waiting, show_address
 
+if TYPE_CHECKING:  # loaded where TLS connections move
+    from upgrader.aio.tls_layer import TlsLayer
+
+_KEYS = "the keys of TLS cannot move"
 _log = logging.getLogger("upgrader")
 
 
@@ -37,9 +41,21 @@ class Newcomer(asyncio.Protocol):
         self._protocol = protocol
         self._unread = unread
         self._on_made = on_made
+        self._lost = False
+        self.layer: TlsLayer | None = None  #: below a transport of TLS, before that is made
+
+    def data_received(self, data: bytes) -> None:
+        """Over TLS, something may come with the end of the handshake."""
+        self._unread += data
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It came and went: the library need not know."""
+        self._lost = True
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Give the transport to the library."""
+        if self._lost:
+            return
         made = cast(asyncio.Transport, transport)
         made.set_protocol(self._protocol)
         self._protocol.connection_made(made)
@@ -59,6 +75,7 @@ class HostedConnection:
         "_watch",
         "adapter",
         "identity",
+        "layer",
         "listener",
         "protocol",
         "since",
@@ -77,7 +94,9 @@ class HostedConnection:
         protocol: asyncio.BaseProtocol,
         *,
         tls: bool,
+        layer: TlsLayer | None = None,
     ) -> None:
+        """`layer`: what lies below a transport of TLS, if such connections can move."""
         self.listener = listener
         self.adapter = adapter
         self.identity = identity
@@ -85,6 +104,7 @@ class HostedConnection:
         self.sock: Any = transport.get_extra_info("socket")  # lives and dies with the transport
         self.protocol = protocol
         self.tls = tls
+        self.layer = layer
         self.told = False  #: its client has been told goodbye
         self.since = time.monotonic()
         self._clock_stopped = False
@@ -107,7 +127,7 @@ class HostedConnection:
     @property
     def stays(self) -> bool:
         """Whether it will not come to a point at which it could move."""
-        return self.tls or self.endless
+        return bool(self._why_tls_stays) or self.endless
 
     @property
     def endless(self) -> bool:
@@ -117,7 +137,13 @@ class HostedConnection:
     @property
     def why_it_stays(self) -> str:
         """Why it cannot move; empty if it can."""
-        return "the keys of TLS cannot move" if self.tls else self._why_busy
+        return self._why_tls_stays or self._why_busy
+
+    @property
+    def _why_tls_stays(self) -> str:
+        if self.layer:
+            return self.layer.why_it_stays
+        return _KEYS if self.tls else ""
 
     @property
     def idle(self) -> bool:
@@ -193,17 +219,22 @@ class HostedConnection:
             return LeftBehind(self.listener, self.describe(), "its adapter holds it back")
         unread = bytes(self._gate.held) if self._gate else b""
         state = ConnectionState(Waiting.MESSAGE, unread, b"", session)
-        return Frozen(self.listener, self.sock, self.identity, state)
+        tls = self.layer.snapshot() if self.layer else None
+        return Frozen(self.listener, self.sock, self.identity, state, tls)
 
     def let_go(self) -> None:
         """It has moved: nothing here reads from it any more, but our copy of its FD stays open. The
         library is not told, so no handler says goodbye to a peer that is served elsewhere."""
         self.transport.set_protocol(asyncio.Protocol())
-        self.transport.pause_reading()
+        if self.layer:
+            self.layer.give_up()
+        else:
+            self.transport.pause_reading()
 
     def close_copy(self) -> None:
         """Close our copy of an FD that has moved."""
-        self.transport.abort()
+        if not self.layer:
+            self.transport.abort()
 
     def finish(self) -> None:
         """It could not move: it ends here, after what it is at."""
@@ -279,7 +310,8 @@ class HostedConnection:
     @property
     def _unsent(self) -> int:
         try:
-            return self.transport.get_write_buffer_size()
+            below = self.layer.unsent if self.layer else 0
+            return self.transport.get_write_buffer_size() + below
         except AttributeError:
             return 0
 
@@ -295,7 +327,8 @@ class HostedConnection:
         """With TLS, what is written and not sent may lie below, where nobody sees it."""
         current = self._now
         if self.tls and current is not None and current is not self._watch:
-            self._watch = _Watch(cast(asyncio.Protocol, current))
+            inner = self.protocol if current is self._gate else current
+            self._watch = _Watch(cast(asyncio.Protocol, inner))
             self.transport.set_protocol(self._watch)
 
     def _ask(self, function: Callable[[Any], Any], otherwise: Any) -> Any:

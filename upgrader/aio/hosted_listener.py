@@ -11,6 +11,7 @@ import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import TYPE_CHECKING
 
 from upgrader.aio.acceptor import Acceptor
 from upgrader.aio.hosted_connection import HostedConnection, Newcomer
@@ -20,6 +21,10 @@ from upgrader.instance.declarations import Protocols
 from upgrader.instance.save import Frozen
 from upgrader.protocol.identity import Identity, identify
 from upgrader.protocol.image import LeftBehind
+
+if TYPE_CHECKING:  # loaded where TLS connections move
+    from upgrader.aio.tls_layer import TlsCrossing
+    from upgrader.tls.moved import Moved
 
 _BATCH = 20  # connections adopted in one go; clients that have sent something come first
 _SPARE = 64  # closed connections that are remembered at least, before they are looked for
@@ -42,6 +47,7 @@ class _Waiting:
 
     adopted: Adopted
     protocol: asyncio.BaseProtocol | None  # made beforehand where loading could fail
+    moved: Moved | None = None  # over TLS
 
 
 class HostedListener:
@@ -56,11 +62,17 @@ class HostedListener:
         self._name = declared.listener.name
         self._adapter = declared.adapter
         self._tls = declared.tls
+        self._crossing: TlsCrossing | None = None
+        if declared.moving_tls is not None:
+            from upgrader.aio.tls_layer import TlsCrossing
+
+            self._crossing = TlsCrossing(declared.moving_tls)
         self._acceptor = Acceptor(loop, declared.listener, self._accept)
         self.connections: list[HostedConnection] = []
         self._sweep_at = _SPARE
         self._waiting: dict[int, _Waiting] = {}  # by FD
         self._attaching: set[asyncio.Task[None]] = set()
+        self._arriving: set[asyncio.Task[None]] = set()  # those of them that have moved here
         self._adopting: asyncio.Task[None] | None = None
         self._moving: list[HostedConnection] = []
         self._ending: list[HostedConnection] = []  # before this instance has given up the others
@@ -74,7 +86,8 @@ class HostedListener:
     # The beginning
 
     def prepare(self, adopted: Sequence[Adopted]) -> None:
-        """Load what moved here, while the source can still resume; raises UnreadableState."""
+        """Load what moved here, while the source can still resume; raises UnreadableState, and
+        ImageError for a TLS connection that cannot be."""
         for item in adopted:
             protocol = None
             if item.state.session:
@@ -83,7 +96,8 @@ class HostedListener:
                 except Exception as error:
                     why = f"{self._adapter.speaks}: {type(error).__name__}: {error}"
                     raise UnreadableState(f"a connection of {self._name!r}", why) from error
-            self._waiting[item.fileno()] = _Waiting(item, protocol)
+            moved = self._crossing.load(*item.tls) if self._crossing and item.tls else None
+            self._waiting[item.fileno()] = _Waiting(item, protocol, moved)
 
     def open(self) -> None:
         """Serve: what has moved here, and whoever comes."""
@@ -114,7 +128,8 @@ class HostedListener:
             _log.exception("%s: adapter of %s failed", self._name, self._adapter.speaks)
             adopted.close()
             return
-        self._attach(adopted.take(), adopted.identity, protocol, adopted.state.unread, moved=True)
+        unread = adopted.state.unread
+        self._attach(adopted.take(), adopted.identity, protocol, unread, arrived=item)
 
     def _accept(self, sock: socket.socket) -> None:
         try:
@@ -132,15 +147,21 @@ class HostedListener:
         protocol: asyncio.BaseProtocol,
         unread: bytes,
         *,
-        moved: bool = False,
+        arrived: _Waiting | None = None,
     ) -> None:
         def made(transport: asyncio.Transport, protocol: asyncio.BaseProtocol) -> None:
             tls = self._tls is not None
             hosted = HostedConnection(
-                self._name, self._adapter, identity, transport, protocol, tls=tls
+                self._name,
+                self._adapter,
+                identity,
+                transport,
+                protocol,
+                tls=tls,
+                layer=newcomer.layer,
             )
             self.connections.append(hosted)
-            if moved:
+            if arrived:
                 hosted.start_clock()
             if self._over and self._owns:
                 hosted.finish()
@@ -150,21 +171,34 @@ class HostedListener:
                 hosted.hold(crosses=self._crosses)
 
         newcomer = Newcomer(protocol, unread, made)
-        task = self._loop.create_task(self._connect(sock, newcomer))
-        self._attaching.add(task)
-        task.add_done_callback(self._attaching.discard)
+        moved = arrived.moved if arrived else None
+        task = self._loop.create_task(self._connect(sock, newcomer, moved))
+        for tasks in (self._attaching, self._arriving) if moved else (self._attaching,):
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
         if len(self.connections) >= self._sweep_at:  # so often that it costs nothing
             self.connections = [hosted for hosted in self.connections if not hosted.gone]
             self._sweep_at = 2 * len(self.connections) + _SPARE
 
-    async def _connect(self, sock: socket.socket, newcomer: Newcomer) -> None:
+    async def _connect(self, sock: socket.socket, newcomer: Newcomer, moved: Moved | None) -> None:
         try:
+            if self._crossing:
+                transport, newcomer.layer = await self._crossing.connect(
+                    self._loop, sock, newcomer, moved
+                )
+                newcomer.connection_made(transport)
+                return
             await self._loop.connect_accepted_socket(lambda: newcomer, sock, ssl=self._tls)
         except Exception as error:  # a peer that is gone by now, or no TLS
             _log.debug("%s: %s: %s", self._name, type(error).__name__, error)
             sock.close()
 
     # The end of serving
+
+    def ask_tls(self, *, live: bool, trust: str | None) -> None:
+        """Find out whether TLS connections may move; as `TlsCrossing.ask`."""
+        if self._crossing:
+            self._crossing.ask(live=live, trust=trust)
 
     def hold(self, *, for_good: bool, crosses: bool = True) -> None:
         """Accept no more, and begin nothing new. `for_good`: those that cannot move are told to
@@ -241,7 +275,7 @@ class HostedListener:
         as well. `drained`: what is busy may end here afterwards."""
 
         def busy(hosted: HostedConnection) -> bool:
-            if hosted.gone or (self._crosses and hosted.idle and not hosted.tls):
+            if hosted.gone or (self._crosses and not hosted.why_it_stays):
                 return False
             return for_good or (self._crosses and not hosted.stays)
 
@@ -256,7 +290,7 @@ class HostedListener:
             waited_for = [hosted for hosted in waited_for if busy(hosted)]
             # Who has just come has not been asked for a request yet: it must not stay. A TLS
             # client stays anyway, and may take its time.
-            attaching = self._attaching and self._tls is None
+            attaching = self._attaching if self._tls is None else self._arriving
             left = (deadline if attaching else for_requests) - time.monotonic()
             if not (waited_for or attaching) or left <= 0:
                 return not (waited_for or attaching)
@@ -278,7 +312,7 @@ class HostedListener:
             left += [LeftBehind(self._name, w, _SWITCHED_OFF) for w in staying if w not in told]
             return frozen, left
         frozen = [
-            Frozen(self._name, w.adopted, w.adopted.identity, w.adopted.state)
+            Frozen(self._name, w.adopted, w.adopted.identity, w.adopted.state, w.adopted.tls)
             for w in self._waiting.values()
         ]
         for hosted in self.connections:

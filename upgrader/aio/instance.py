@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from upgrader.aio.peer import Peer
 from upgrader.aio.runtime import AsyncioRuntime, Task
+from upgrader.errors import DeclarationError
 from upgrader.instance.base import BaseInstance, Ended
 from upgrader.instance.declarations import Protocols
 from upgrader.instance.handles import Listener
 from upgrader.instance.parts import InstanceParts
 from upgrader.instance.peers import Peers
+from upgrader.protocol.parameters import OpenTls
 
 if TYPE_CHECKING:
     import ssl
 
     from upgrader.aio.adapter import Adapter
+    from upgrader.tls.listener import TlsListener
 
 #: The instance whose `async with attach(...)` this code runs in.
 attached: ContextVar[Instance] = ContextVar("upgrader.aio.attached")
@@ -51,12 +54,27 @@ class Instance(BaseInstance):
         program declares no state. If it does, requests may write to it, and an upgrade waits for
         them as for a handler of `connections`: one that does not end in time refuses the upgrade,
         and so does a WebSocket. With `drains` they end in the source all the same; what they write
-        to a state then raises Retired. With `tls` only the listener moves: the keys of open
-        connections cannot, so all of those are ended that way. Raises DeclarationError for a
-        listener that somebody handles already.
+        to a state then raises Retired. With `tls` only the listener moves, and open connections
+        are ended that way, unless the environment has UPGRADER_TLS=move: then those of TLS 1.3 move in a
+        live upgrade, and `tls` must have no key log and no SSLObject class of its own. Raises
+        DeclarationError for a listener that somebody handles already.
         """
-        declared = Protocols(listener._bound, adapter, tls, drains)
+        moving = self._moving_tls(tls) if tls else None
+        declared = Protocols(listener._bound, adapter, tls, drains, moving)
         self._parts.declarations.add_protocols(declared)
+
+    def _moving_tls(self, context: ssl.SSLContext) -> TlsListener | None:
+        """How the connections of a context move, if UPGRADER_TLS wants them to."""
+        if self._parts.report.parameters.tls is not OpenTls.MOVE:
+            return None
+        try:
+            from upgrader.tls.listener import TlsListener
+        except ModuleNotFoundError as error:
+            raise DeclarationError(
+                "UPGRADER_TLS", f"move needs {error.name}, which is not installed here",
+                remedy="pip install 'upgrader[tls]'",
+            ) from error  # fmt: skip
+        return TlsListener(context)
 
     async def serve(self, tasks: Sequence[Task] = ()) -> Ended:
         """Load, verify, tell PID 1 READY=1, and serve until this instance is stopped.

@@ -63,6 +63,7 @@ class TwoWaits:
         self._safe_points = safe_points
         self._stop = stop
         self._held = False
+        self._live = False
         self._calls = AuthorCalls(
             parts.declarations, lambda work: asyncio.run_coroutine_threadsafe(work, self._loop)
         )
@@ -80,6 +81,7 @@ class TwoWaits:
         beginning, and it is tried again a little later. No wait goes on if this instance is told to stop, or if there is `news`
         of the destination, which has ended or is cancelled then.
         """
+        self._live = True
         parameters = self._parts.report.parameters
         last = time.monotonic() + parameters.migration_timeout / 2  # the rest is for the image
         await self._let_end(
@@ -113,6 +115,7 @@ class TwoWaits:
         What cannot move ends in the last hold, and is told to if the stop is `for_good`. What was
         stuck during all of the first wait is not waited for any more while others are held.
         """
+        self._live = False
         limit = self._parts.report.parameters.downtime_limit
         known = self._stuck if time.monotonic() < self._stuck_until else NOTHING
         stuck, first_ends = known, deadline - limit
@@ -159,6 +162,7 @@ class TwoWaits:
         for handled in self._handled.values():
             handled.hold()
         for name, hosting in self._hostings.items():
+            hosting.ask_tls(live=self._live, trust=self._parts.answering.tls_trust(name))
             hosting.hold(for_good=for_good, crosses=self._crosses(name))
 
     def resume(self) -> None:

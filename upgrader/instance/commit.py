@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from upgrader.protocol.fd import Fd
     from upgrader.protocol.identity import HasFileno, Identity
     from upgrader.protocol.kinds import Waiting
+    from upgrader.protocol.tls_state import TlsSecrets, TlsState
     from upgrader.systemd.notify import Notifier
 else:
     image_in_fd_store = later("upgrader.instance.image_in_fd_store")
@@ -47,7 +48,7 @@ _log = logging.getLogger("upgrader")
 class Adopted:
     """One connection that has moved here, with what moved along. Owns its FD until `take`."""
 
-    __slots__ = ("_fd", "identity", "listener", "session", "since", "state")
+    __slots__ = ("_fd", "identity", "listener", "session", "since", "state", "tls")
 
     what = ""  # only its handler knows
 
@@ -59,6 +60,7 @@ class Adopted:
         state: ConnectionState,
         session: object | None,
         since: float = 0.0,
+        tls: tuple[TlsState, TlsSecrets] | None = None,
     ) -> None:
         """`since`: of `time.monotonic`, for people."""
         self.listener = listener
@@ -66,6 +68,7 @@ class Adopted:
         self.state = state
         self.session = session
         self.since = since
+        self.tls = tls
         self._fd = fd
 
     @property

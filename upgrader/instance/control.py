@@ -164,3 +164,7 @@ class Answering:
         if self.negotiation:
             return self.negotiation.crosses(backend)
         return self._report.parameters.transfers(backend)
+
+    def tls_trust(self, listener: str) -> str | None:
+        """As the destination of a live migration has said; see `Negotiation.tls_trust`."""
+        return self.negotiation.tls_trust(listener) if self.negotiation else None

@@ -464,6 +464,11 @@ class Negotiation:
         """Whether both sides want the connections of a backend to move."""
         return self._host.parameters.transfers(backend) and backend not in self.offer.withheld
 
+    def tls_trust(self, listener: str) -> str | None:
+        """What decides at the destination which certificates of clients are trusted at a listener whose
+        TLS connections it takes; None if it does not."""
+        return self.offer.tls.get(listener)
+
 
 def _busy(holder: str) -> VarlinkError:
     return VarlinkError(f"{INTERFACE}.Busy", {"holder": holder})

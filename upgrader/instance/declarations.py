@@ -222,12 +222,14 @@ class Protocols(Value):
     the SSLContext of those that speak TLS.
 
     `drains`: one that is busy may end in the instance that is replaced, although there are states.
+    `moving_tls`: how those that speak TLS move (a `tls.listener.TlsListener`), if they do.
     """
 
     listener: Bound
     adapter: Any
     tls: Any = None
     drains: bool = False
+    moving_tls: Any = None
 
     @property
     def header(self) -> SavedState:
@@ -418,6 +420,14 @@ class Declarations:
             if connections.session is not None
         }
         return own | {name: protocols.header for name, protocols in self.protocols.items()}
+
+    def moving_tls(self) -> dict[str, Any]:
+        """How TLS connections move, for each listener where they do."""
+        return {
+            name: each.moving_tls
+            for name, each in self.protocols.items()
+            if each.moving_tls is not None
+        }
 
     def arguments(
         self, function: Callable[..., Any], *, skip: int = 0

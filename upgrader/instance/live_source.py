@@ -23,6 +23,7 @@ from upgrader.errors import BusyWork, UpgradeError
 from upgrader.protocol import channel, image, interpreter, records
 from upgrader.protocol.fd import Fd
 from upgrader.protocol.identity import HasFileno
+from upgrader.protocol.kinds import Kind
 from upgrader.protocol.switchover import Event, Source
 
 #: Seconds before PID 1 is told once more who its main process is.
@@ -83,6 +84,12 @@ class Built:
 
     manifest: image.Manifest
     fds: Sequence[HasFileno]
+
+    def forget_secrets(self) -> None:
+        """Close the memory in which secrets have crossed: nobody reads it here."""
+        for entry, fd in zip(self.manifest.entries, self.fds, strict=True):
+            if entry.kind == Kind.SECRETS and isinstance(fd, Fd):
+                fd.close()
 
 
 class Steps(Protocol):
@@ -251,6 +258,8 @@ class LiveSource:
                 )
         except (UpgradeError, OSError) as error:
             return self._because(Event.NOT_SENT, Code.SOURCE_FAILED, str(error))
+        finally:
+            self._built.forget_secrets()
         self._sent = records.Ack(manifest.generation, checksum)
         return self.extend()
 

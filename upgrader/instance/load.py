@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
-    from upgrader.instance import choose_image, gap, load_connections, open_backends
+    from upgrader.instance import choose_image, gap, load_connections, load_tls, open_backends
     from upgrader.instance.declarations import Declarations
     from upgrader.instance.interfaces import Closeable
     from upgrader.instance.live_destination import LiveDestination
@@ -43,6 +43,7 @@ else:
     choose_image = later("upgrader.instance.choose_image")
     gap = later("upgrader.instance.gap")
     load_connections = later("upgrader.instance.load_connections")
+    load_tls = later("upgrader.instance.load_tls")
     open_backends = later("upgrader.instance.open_backends")
     identity = later("upgrader.protocol.identity")
     image = later("upgrader.protocol.image")
@@ -162,6 +163,7 @@ class Loader:
             "kind_versions": {
                 each.kind.kind: each.kind.version for each in declared.backends.values()
             },
+            "tls": {name: each.trust for name, each in declared.moving_tls().items()},
             "withheld": sorted(n for n in declared.names if not self._parameters.transfers(n)),
         }
 
@@ -181,10 +183,11 @@ class Loader:
         connections = load_connections.ConnectionLoader(
             self._declarations, self._parameters, manifest, self._dropped,
             self._migration.progress if self._migration else lambda loaded: None,
+            load_tls.take(manifest, stream.fds, self._declarations) if manifest.tls else {},
         )  # fmt: skip
         self._opened += stream.fds
         for index, (entry, fd) in enumerate(zip(manifest.entries, stream.fds, strict=False)):
-            if entry.connection is not None:
+            if entry.connection is not None or entry.kind == Kind.SECRETS:
                 continue
             if entry.kind == Kind.PASSED:
                 if identity.identify(fd) != entry.identity:
@@ -254,7 +257,7 @@ class Loader:
         _check_unique([f"state {saved.name!r}" for saved in manifest.states])
         single = [entry for entry in manifest.entries if entry.connection is None]
         moved = {e.backend: e for e in manifest.entries if e.connection is not None}
-        own = [entry for entry in single if entry.kind != Kind.PASSED]
+        own = [e for e in single if e.kind not in (Kind.PASSED, Kind.SECRETS)]
         _check_unique([str(entry) for entry in own if not entry.is_declared_by_kind])
         declared = self._declarations
         unclaimed = {  # what it is called in messages: the name it is declared under

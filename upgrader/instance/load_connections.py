@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from stat import S_ISSOCK
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from upgrader.protocol.fd import Fd
     from upgrader.protocol.parameters import Parameters
     from upgrader.protocol.saved_state import SavedState
+    from upgrader.protocol.tls_state import TlsSecrets, TlsState
 
 #: Loads what goes with a connection, by its place in the manifest.
 _Load = Callable[[int, "ConnectionState"], object]
@@ -36,7 +37,8 @@ _SIGN_OF_LIFE = 64  # connections between two, which take less than a millisecon
 
 class ConnectionLoader:
     """The connections of one image, by listener. `dropped` gets the fields that this version does not
-    know, by the state that they are of; `progress` is told now and then how many are loaded."""
+    know, by the state that they are of; `progress` is told now and then how many are loaded;
+    `tls`: what goes with those that speak TLS, by their places."""
 
     def __init__(
         self,
@@ -45,6 +47,7 @@ class ConnectionLoader:
         manifest: image.Manifest,
         dropped: dict[str, set[str]],
         progress: Callable[[int], object],
+        tls: Mapping[int, tuple[TlsState, TlsSecrets]],
     ) -> None:
         self.adopted: list[Adopted] = []
         self.withheld: list[image.LeftBehind] = []
@@ -53,6 +56,7 @@ class ConnectionLoader:
         self._manifest = manifest
         self._dropped = dropped
         self._progress = progress
+        self._tls = tls
 
     def load(self, fds: Sequence[Fd]) -> None:
         """Load all that have come: `fds` are those of the manifest's entries, in its order. Raises
@@ -73,7 +77,8 @@ class ConnectionLoader:
                 loads[listener] = self._prepare(listener)
             if load_session := loads[listener]:
                 session = load_session(place, connection)
-                adopt(Adopted(listener, fd, said, connection, session, now))
+                tls = self._tls.get(place)
+                adopt(Adopted(listener, fd, said, connection, session, now, tls))
             else:
                 self._leave(listener, fd)
             if place % _SIGN_OF_LIFE == 0:

@@ -22,12 +22,14 @@ from upgrader.protocol.varlink import VarlinkError, invalid, refused
 class Offer:
     """`readers`: the states that it can read; `takes_passed`: it takes what PID 1 would pass to a start
     besides; `withheld`: backends that it does not take; `stream`: the newest version of the stream that
-    both sides speak."""
+    both sides speak; `tls`: the listeners whose TLS connections it takes, and what decides there which
+    certificates of clients are trusted."""
 
     readers: Readers = field(default_factory=Readers)
     takes_passed: bool = False
     withheld: frozenset[str] = frozenset()
     stream: int = records.VERSIONS[0]
+    tls: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(
@@ -77,7 +79,11 @@ class Offer:
         }
         _check_format(parameters, moving)
         _check_kinds(parameters, moving, backends)
-        return cls(readers, takes_passed, frozenset(str(name) for name in withheld), stream)
+        try:
+            tls = msgspec.convert(parameters.get("tls") or {}, dict[str, str])
+        except msgspec.ValidationError as error:
+            raise invalid("tls") from error
+        return cls(readers, takes_passed, frozenset(str(name) for name in withheld), stream, tls)
 
 
 def _check_format(parameters: Mapping[str, Any], moving: Mapping[str, DeclaredBackend]) -> None:

@@ -22,10 +22,12 @@ from upgrader.protocol.identity import HasFileno, Identity, identify
 from upgrader.protocol.kinds import Kind
 from upgrader.protocol.saved_state import SavedState
 from upgrader.protocol.state import convert_for, describe, save
+from upgrader.protocol.tls_state import TlsSecrets, TlsState
 from upgrader.systemd.bus import Bus
 from upgrader.systemd.fdstore import FdStore, Stored, StoreName
 from upgrader.systemd.own_unit import TIMEOUT
 
+_TLS, _NEVER_LEFT = "TLS connection", "its secrets are never left with systemd"
 _log = logging.getLogger("upgrader")
 
 
@@ -36,6 +38,7 @@ class Frozen(msgspec.Struct, frozen=True):
     sock: HasFileno
     identity: Identity
     state: ConnectionState
+    tls: tuple[TlsState, TlsSecrets] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,16 +102,28 @@ def build(
         fds += backend.fds
     states = saving.states(declarations, readers)
     sessions = _Sessions(declarations, readers, saving)
+    over_tls = [frozen for frozen in connections if frozen.tls]
+    if over_tls:  # the last ones: what is left with PID 1 ends before them
+        connections = [frozen for frozen in connections if not frozen.tls] + over_tls
     kind, entry = Kind.CONNECTION, image.ManifestEntry  # there may be thousands
     for frozen in connections:
         state = sessions.convert(frozen, len(entries)) if sessions.converts else frozen.state
         entries.append(entry(frozen.listener, kind, frozen.identity, 0, state))
         fds.append(frozen.sock)
+    tls = dict(enumerate((f.tls for f in over_tls if f.tls), len(entries) - len(over_tls)))
+    if tls:
+        from upgrader.protocol import secret_memory  # there since TLS was declared
+
+        memory = secret_memory.write({place: secrets for place, (_, secrets) in tls.items()})
+        entries.append(entry("tls", Kind.SECRETS, identify(memory)))
+        fds.append(memory)
     for name, owner in declarations.beyond_image() if beyond else ():
         entries.append(image.ManifestEntry(name, Kind.PASSED, identify(owner)))
         fds.append(owner)
     passed = [bound.name for bound in declarations.sockets.values() if not bound.persistent]
-    manifest = image.Manifest(
+    more = {"tls": {place: state for place, (state, _) in tls.items()}} if tls else {}
+    make = image.ManifestOverTls if tls else image.Manifest
+    manifest = make(
         service=declarations.service,
         generation=generation,
         program=program,
@@ -124,6 +139,7 @@ def build(
         earlier=sessions.earlier or msgspec.UNSET,
         drops=declarations.datagrams_dropped() or msgspec.UNSET,
         backends=described or msgspec.UNSET,
+        **more,
     )
     return manifest, fds
 
@@ -296,9 +312,21 @@ def insurance(
 def lasting(
     manifest: image.Manifest, fds: Sequence[HasFileno]
 ) -> tuple[image.Manifest, list[HasFileno]]:
-    """What of an image is left with PID 1: it passes the rest anyway."""
-    own = [entry for entry in manifest.entries if entry.kind != Kind.PASSED]
-    return msgspec.structs.replace(manifest, entries=own), list(fds[: len(own)])
+    """What of an image is left with PID 1: it passes the rest anyway, but for TLS connections. Those
+    are never left: who had them may have sealed records already, and must not be followed by another."""
+    tls = manifest.tls or {}
+    beyond = {Kind.PASSED, Kind.SECRETS}
+    own = [
+        entry
+        for place, entry in enumerate(manifest.entries)
+        if entry.kind not in beyond and place not in tls
+    ]
+    kept = msgspec.structs.replace(manifest, entries=own)
+    if tls:
+        lost = [image.LeftBehind(manifest.entries[i].backend, _TLS, _NEVER_LEFT) for i in tls]
+        left = [*kept.left_behind, *lost]
+        kept = msgspec.structs.replace(kept, left_behind=left, tls=msgspec.UNSET)
+    return kept, list(fds[: len(own)])
 
 
 def push(store: FdStore, unit: str, name: StoreName, reader: socket) -> None:

@@ -20,6 +20,7 @@ from upgrader.protocol.fd import Fd
 from upgrader.protocol.identity import Identity
 from upgrader.protocol.kinds import Kind
 from upgrader.protocol.saved_state import SavedState
+from upgrader.protocol.tls_state import TlsState
 
 MAGIC = b"UPGRADER"
 #: Formats that are read. 2: kinds of backends that version 0.1.0 does not know, and their facts; it
@@ -106,9 +107,21 @@ class Manifest(msgspec.Struct, frozen=True):
     backends: dict[str, BackendFacts] | msgspec.UnsetType = msgspec.UNSET
 
     @property
+    def tls(self) -> dict[int, TlsState] | msgspec.UnsetType:
+        """What goes with TLS connections, by the place of an entry."""
+        return msgspec.UNSET
+
+    @property
     def format(self) -> int:
         """The oldest format that has all of it."""
         return FORMATS[-1 if self.backends else 0]
+
+
+class ManifestOverTls(Manifest, frozen=True):
+    """With TLS connections; their secrets are apart. A manifest of its own, because one more field in
+    all of them would change the bytes of all of them."""
+
+    tls: dict[int, TlsState] | msgspec.UnsetType = msgspec.UNSET
 
 
 def seal(manifest: Manifest) -> Fd:
@@ -188,6 +201,9 @@ def unseal(memfd: Fd) -> Manifest:
         if zlib.crc32(document) != checksum:
             raise ImageError("image", "checksum does not match")
         try:
-            return msgspec.msgpack.decode(document, type=Manifest)
+            manifest = msgspec.msgpack.decode(document, type=Manifest)
+            if any(entry.kind == Kind.SECRETS for entry in manifest.entries):
+                return msgspec.msgpack.decode(document, type=ManifestOverTls)
+            return manifest
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise ImageError("image", f"manifest does not decode: {error}") from error

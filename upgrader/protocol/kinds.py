@@ -18,6 +18,9 @@ class Kind(StrEnum):
     #: What PID 1 would pass to a start besides the image, by its FDNAME; only live, and only to a
     #: destination that says that it knows this kind.
     PASSED = "passed"
+    #: The secrets of the TLS connections of an image; only live, and only to a destination that says
+    #: for which listeners it takes those.
+    SECRETS = "secrets"
 
 
 class Waiting(StrEnum):

@@ -60,6 +60,17 @@ class Mode(StrEnum):
         raise ValueError(f"{value!r} is not one of {', '.join(cls)}")
 
 
+class OpenTls(StrEnum):
+    """What becomes of open TLS connections in a live upgrade."""
+
+    DRAIN = "drain"
+    MOVE = "move"
+
+    @classmethod
+    def _missing_(cls, value: object) -> NoReturn:
+        raise ValueError(f"{value!r} is not one of {', '.join(cls)}")
+
+
 class Transfer(Value):
     """Which connections move: all of them or none, and backends of which none do."""
 
@@ -99,7 +110,8 @@ class Parameters(Value):
     `load_attempts`: after so many the image is set aside.
 
     `load_attempts` lies above StartLimitBurst= (5 by default): one bad version meets systemd's
-    start limit first, and the image waits for a good one. `discard` sets the image aside at once
+    start limit first, and the image waits for a good one. `tls`: whether open TLS connections move;
+    that is decided when they are opened, so it cannot be set at run time. `discard` sets the image aside at once
     ("all", or a generation).
     """
 
@@ -115,6 +127,7 @@ class Parameters(Value):
     insurance: float = 5.0
     mode: Mode = Mode.AUTO
     load_attempts: int = 10
+    tls: OpenTls = OpenTls.DRAIN
     discard: str = ""
 
     @classmethod
@@ -255,5 +268,6 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], object]]] = {
         for name, each in SETTABLE.items()
     },
     "UPGRADER_LOAD_ATTEMPTS": ("load_attempts", _attempts),
+    "UPGRADER_TLS": ("tls", OpenTls),
     "UPGRADER_DISCARD": ("discard", _generation),
 }

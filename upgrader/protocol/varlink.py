@@ -256,6 +256,7 @@ method Lend(
   backend_kinds: ?[string]string,
   kind_versions: ?[string]int,
   withheld: ?[]string,
+  tls: ?[string]string,
   upgrade: ?string
 ) -> (backends: []string, kept: ?[]string)
 
@@ -264,7 +265,8 @@ method Lend(
 # withheld are backends that it does not take, or whose connections it does not; sessions are the
 # versions of the states that go with connections, by backend; kinds are those of sockets that it
 # takes. images are the formats that it reads; backend_kinds are the kinds of its backends that are no
-# sockets, and kind_versions the newest facts that it can read of each
+# sockets, and kind_versions the newest facts that it can read of each; tls has the
+# listeners whose TLS connections it takes, and what decides there which certificates of clients are trusted
 method Migrate(
   stream: int,
   streams: ?[]int,
@@ -277,6 +279,7 @@ method Migrate(
   backend_kinds: ?[string]string,
   kind_versions: ?[string]int,
   withheld: ?[]string,
+  tls: ?[string]string,
   upgrade: ?string
 ) -> (generation: int, stream: int)
 

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""TLS connections of unchanged ASGI applications cross live upgrades, whoever the client is."""
+
+import contextlib
+import os
+import ssl
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.process.chat import DEADLINE
+from tests.process.tls_clients import CERTIFICATE, OpenSsl, PythonTls, free_port
+from upgrader.protocol.status_text import Status
+from upgrader.testing import Service, ServiceError
+
+HERE = Path(__file__).parent
+
+
+class Web:
+    """`python -m upgrader.asgi --ssl-...`, in the versions that a test asks for."""
+
+    def __init__(self, *options: str, **environment: str) -> None:
+        self.port = free_port()
+        self.options = options
+        self.service = Service(
+            environment={"PYTHONPATH": str(HERE), "UPGRADER_TLS": "move", **environment},
+            timeout=DEADLINE,
+        )
+
+    def command(self, version: str, *options: str) -> list[str]:
+        run = [
+            sys.executable, "-m", "upgrader.asgi", "asgi_app:app", "--port", str(self.port),
+            "--ssl-certfile", str(CERTIFICATE), "--ssl-keyfile", str(CERTIFICATE),
+        ]  # fmt: skip
+        return ["env", f"VERSION={version}", *run, *(options or self.options)]
+
+    def start(self, version: str) -> Status:
+        return self.service.start(self.command(version))
+
+    def live(self, version: str, *options: str) -> Status:
+        return self.service.live(self.command(version, *options))
+
+
+@contextlib.contextmanager
+def web(*options: str, **environment: str) -> Iterator[Web]:
+    made = Web(*options, **environment)
+    with made.service:
+        yield made
+
+
+def python_context() -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=CERTIFICATE)
+    context.check_hostname = False
+    return context
+
+
+SUITES = [
+    "TLS_AES_128_GCM_SHA256",
+    "TLS_AES_256_GCM_SHA384",
+    "TLS_CHACHA20_POLY1305_SHA256",
+]
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_openssl_with_key_updates(loop: str) -> None:
+    """In each suite, with a KeyUpdate before the move, after it, and with small fragments: no new
+    handshake, and every answer is right."""
+    with web("--loop", loop) as service, contextlib.ExitStack() as stack:
+        service.start("one")
+        clients = [
+            stack.enter_context(OpenSsl(service.port, "-ciphersuites", suite, *options))
+            for suite in SUITES
+            for options in ([], ["-maxfraglen", "512"])
+        ]
+        assert {"one"} == {client.ask() for client in clients}
+        for client in clients:
+            client.update_keys(both=True)
+        assert {"one"} == {client.ask() for client in clients[::2]}  # the others have one to come
+        for client in clients:
+            client.update_keys(both=False)
+
+        assert 0 == service.live("two").left_behind
+
+        assert {"two"} == {client.ask() for client in clients}
+        for client in clients:
+            client.update_keys(both=True)
+        assert {"two"} == {client.ask() for client in clients}
+        assert 0 == service.live("three").left_behind
+        assert {"three"} == {client.ask() for client in clients}
+        assert [1 << 20] * 2 == [len(client.ask("/wide")) for client in clients[:2]]
+        for client in clients:  # only at its end does it tell of each handshake
+            assert b"ew, TLSv1.3" not in client.seen
+
+
+def test_curl_keeps_its_connection() -> None:
+    """Of four requests, the first one connects, and the answers are those of three versions."""
+    with web() as service:
+        service.start("one")
+        url = f"https://127.0.0.1:{service.port}/"
+        curl = subprocess.Popen(
+            ["curl", "-sk", "--rate", "1/s", "-w", " %{num_connects}\n", *[url] * 4],
+            stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert curl.stdout
+        with curl, curl.stdout:
+            assert "one 1\n" == curl.stdout.readline()
+            service.live("two")
+            versions = {line.strip() for line in curl.stdout}
+        assert "two 0" in versions
+        assert versions <= {"one 0", "two 0"}
+
+
+def test_certificates_of_clients() -> None:
+    """A client that has shown one moves while the same authorities are trusted; and not when there is
+    one more."""
+    ask = ("--ssl-ca-certs", str(CERTIFICATE), "--ssl-cert-reqs", "2")
+    with web(*ask) as service:
+        service.start("one")
+        context = python_context()
+        context.load_cert_chain(CERTIFICATE)
+        with PythonTls(service.port, context) as client:
+            assert "one" == client.ask()
+            assert 0 == service.live("two").left_behind
+            assert "two" == client.ask()
+            assert 1 == service.live("three", *ask[:3], "0").left_behind
+            assert "two" == client.ask()  # its last answer
+            with pytest.raises((ConnectionError, ssl.SSLError)):
+                client.ask()
+
+
+def test_off_by_default_and_over_a_restart() -> None:
+    """TLS connections are drained, as ever."""
+    with web(UPGRADER_TLS="") as service:
+        service.start("one")
+        with PythonTls(service.port, python_context()) as client:
+            assert "one" == client.ask()
+            assert 1 == service.live("two").left_behind
+            assert "one" == client.ask()
+    with web() as service:
+        service.start("one")
+        with PythonTls(service.port, python_context()) as client:
+            assert "one" == client.ask()
+            assert 1 == service.service.upgrade(service.command("two")).left_behind
+            with pytest.raises((ConnectionError, ssl.SSLError)):
+                client.ask()
+
+
+def test_a_version_without_it() -> None:
+    """Does not take them, and they have their last answer; the listener moves as ever."""
+    with web() as service:
+        service.start("one")
+        with PythonTls(service.port, python_context()) as client:
+            assert "one" == client.ask()
+            service.service.environment["UPGRADER_TLS"] = ""
+            assert 1 == service.live("two").left_behind
+            assert "one" == client.ask()
+
+
+def test_what_may_not_be() -> None:
+    """A word that is none, and a key log of the admin's, are refused at the start, with the reason."""
+    with web(UPGRADER_TLS="yes") as service, pytest.raises(ServiceError, match="not one of drain"):
+        service.start("one")
+
+
+def test_secrets_are_nowhere() -> None:
+    """While connections are open and after they have moved: in no image of the store, in no file that
+    the processes have open, in no variable, and no process leaves a core dump."""
+    with web() as service:
+        service.start("one")
+        context = python_context()
+        log = service.service.runtime_directory / "keys"
+        context.keylog_filename = str(log)
+        with PythonTls(service.port, context) as client:
+            assert "one" == client.ask()
+            words = [line.split()[2] for line in log.read_text().splitlines() if line[0] != "#"]
+            secrets = [bytes.fromhex(word) for word in words]
+            for version in ("two", "three"):
+                service.live(version)
+                assert version == client.ask()
+                process = service.service.process
+                assert process
+                _require_nowhere(process.pid, secrets, log)
+                for _, fd in service.service.store:
+                    _require_none_in(_content(f"/proc/self/fd/{fd.fileno()}"), secrets)
+                limits = Path(f"/proc/{process.pid}/limits").read_text()
+                (core,) = [line for line in limits.splitlines() if "core file" in line]
+                assert "0" == core.split()[4]
+
+
+def _require_nowhere(pid: int, secrets: list[bytes], log: Path) -> None:
+    """In no open file of a process, and not in its environment."""
+    _require_none_in(Path(f"/proc/{pid}/environ").read_bytes(), secrets)
+    for entry in os.scandir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            target = os.readlink(entry.path)
+            assert "secret" not in target  # of secrets that have crossed: closed by now
+            if target.startswith("/memfd:"):
+                _require_none_in(_content(entry.path), secrets)
+
+
+def _content(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:  # a socket
+        return b""
+
+
+def _require_none_in(content: bytes, secrets: list[bytes]) -> None:
+    for secret in secrets:
+        assert secret not in content
+        assert secret.hex().encode() not in content.lower()
+
+
+def test_a_destination_that_dies_takes_no_connection(tmp_path: Path) -> None:
+    """Loaded and refused: the source goes on with its own keys, and the next upgrade has them."""
+    with web() as service:
+        service.start("one")
+        with PythonTls(service.port, python_context()) as client:
+            assert "one" == client.ask()
+            for _ in range(3):
+                live = service.service.begin_live(service.command("two"))
+                with contextlib.suppress(ServiceError):
+                    live.abort()
+                if service.service.describe()["generation"] > 1:
+                    break
+                assert "one" == client.ask()
+            service.live("three")
+            assert "three" == client.ask()

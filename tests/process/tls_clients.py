@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Real TLS clients of a service, which keep one connection for all that they ask."""
+
+import contextlib
+import os
+import socket
+import ssl
+import subprocess
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.process.chat import DEADLINE
+
+CERTIFICATE = Path(__file__).parents[1] / "unit" / "tls.pem"
+GET = "GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody has now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+class OpenSsl:
+    """`openssl s_client`, which updates its keys if it is told to."""
+
+    def __init__(self, port: int, *options: str) -> None:
+        self._process = subprocess.Popen(
+            ["openssl", "s_client", "-connect", f"127.0.0.1:{port}", "-tls1_3", *options],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        self.seen = b""
+
+    def ask(self, path: str = "/") -> str:
+        """The body of the next answer, whose length its head says."""
+        self._say(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")
+        head = self._until(b"\r\n\r\n").lower()
+        assert b"http/1.1 200" in head, head
+        length = int(head.rpartition(b"content-length: ")[2].split(b"\r\n")[0])
+        return self._take(length).decode()
+
+    def update_keys(self, *, both: bool) -> None:
+        """Send a KeyUpdate, and ask for one if `both`; nothing else is on its way."""
+        self._say("K\n" if both else "k\n")
+        self._until(b"KEYUPDATE\n")
+
+    def _say(self, text: str) -> None:
+        assert self._process.stdin
+        self._process.stdin.write(text.encode())
+        self._process.stdin.flush()
+
+    def _until(self, end: bytes) -> bytes:
+        while end not in self.seen:
+            self._read()
+        found, _, self.seen = self.seen.partition(end)
+        return found + end
+
+    def _take(self, size: int) -> bytes:
+        while len(self.seen) < size:
+            self._read()
+        found, self.seen = self.seen[:size], self.seen[size:]
+        return found
+
+    def _read(self) -> None:
+        assert self._process.stdout
+        data = os.read(self._process.stdout.fileno(), 65536)
+        if not data:
+            raise ConnectionError(self.seen.decode(errors="replace"))
+        self.seen += data
+
+    def close(self) -> None:
+        self._process.kill()
+        with contextlib.suppress(OSError):
+            self._process.communicate(timeout=DEADLINE)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class PythonTls:
+    """Python's own, with what one context of it allows."""
+
+    def __init__(self, port: int, context: ssl.SSLContext) -> None:
+        sock = socket.create_connection(("127.0.0.1", port), DEADLINE)
+        self.sock = context.wrap_socket(sock)
+        self._file = self.sock.makefile("rb")
+
+    def ask(self, path: str = "/") -> str:
+        self.sock.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        length = 0
+        while (line := self._file.readline()) != b"\r\n":
+            if not line:
+                raise ConnectionError("the end")
+            if line.lower().startswith(b"content-length:"):
+                length = int(line.split(b":")[1])
+        return self._file.read(length).decode()
+
+    def close(self) -> None:
+        self._file.close()
+        self.sock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
