@@ -37,7 +37,10 @@ class MachineService(Service):
             environment={"UPGRADER_DOWNTIME_LIMIT": "5s", "UPGRADER_DRAIN_TIMEOUT": "1s"}
         )
         self.console = directory / "console"
-        self._guest = guest().words("10.0.0.2/24")
+        self._guest = guest()
+        self._disk = directory / "disk"
+        with self._disk.open("wb") as file:
+            file.truncate(16 << 20)
 
     def _properties(self) -> Mapping[str, Typed]:
         return {**super()._properties(), "KillMode": ("s", "process")}
@@ -48,8 +51,10 @@ class MachineService(Service):
         console = f"file,id=console,path={self.console},append=on"
         qemu = [
             *(binary, "-accel", "tcg", "-machine", machine, "-m", str(memory), "-nodefaults"),
-            *("-no-user-config", "-display", "none", *self._guest),
-            *("-chardev", console, "-serial", "chardev:console", *more),
+            *("-no-user-config", "-display", "none", "-kernel", str(self._guest.kernel)),
+            *("-initrd", str(self._guest.initrd), "-append", self._guest.arguments("10.0.0.2/24")),
+            *("-chardev", console, "-serial", "chardev:console"),
+            *("-drive", f"file={self._disk},if=virtio,format=raw,cache=none", *more),
         ]
         options = ["--adapter", "qemu", "--name", "machine"]
         return [sys.executable, "-m", "upgrader.run", *options, "--", *qemu]
@@ -65,7 +70,15 @@ class MachineService(Service):
         assert eventually(lambda: len(self.numbers()) > first + 5)
         numbers = self.numbers()
         assert [*range(1, len(numbers) + 1)] == numbers
-        return "memory bad" not in self.console.read_text(errors="replace")
+        said = self.console.read_text(errors="replace")
+        return " bad" not in said
+
+    def writes(self) -> bool:
+        """Whether it goes on writing to its disk, and reads what it has written."""
+        first = self.console.read_text(errors="replace").count("disk good")
+        return eventually(
+            lambda: self.console.read_text(errors="replace").count("disk good") > first + 1
+        )
 
     def qemus(self) -> list[int]:
         """The processes that PID 1 keeps and that run still."""
@@ -113,6 +126,7 @@ def test_the_life_of_a_machine(machine: MachineService, tmp_path: Path) -> None:
     before = machine.qemus()
     machine.live(machine.command())
     assert machine.counts()
+    assert machine.writes()
     assert eventually(lambda: len(machine.qemus()) == 1)
     assert before != machine.qemus()
     assert "pc-q35-" in Path(f"/proc/{machine.qemus()[0]}/cmdline").read_text()
@@ -132,6 +146,7 @@ def test_the_life_of_a_machine(machine: MachineService, tmp_path: Path) -> None:
         assert refused.value.code in (Code.VERIFY_FAILED, Code.ENDED_EARLY)
         assert before == machine.qemus()
     assert machine.counts()
+    assert machine.writes()
 
     machine.environment["UPGRADER_PREFLIGHT"] = "1"
     for command, said in (
@@ -154,6 +169,7 @@ def test_the_life_of_a_machine(machine: MachineService, tmp_path: Path) -> None:
     assert machine.counts()
     machine.start(machine.command())
     assert machine.counts()
+    assert machine.writes()
     assert eventually(lambda: len(machine.qemus()) == 1)
 
     machine.stop(for_good=True)

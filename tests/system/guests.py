@@ -1,30 +1,20 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A virtual machine in a private systemd, its console and pings to it; asserts only what a guest never
-does: to skip a number or to count one twice."""
+"""A virtual machine in a private systemd; asserts only what a guest never does: to skip a number or to
+count one twice."""
 
 import contextlib
-import itertools
 import re
 import shutil
-import socket
-import struct
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from tests.pages import ROOT
 from tests.support import cannot_run, eventually
-from tests.system.serving import Service, network_of
+from tests.system.serving import Service
 from upgrader.lab.guest import NoGuestError, guest
 from upgrader.lab.private_systemd import PrivateSystemd
+from upgrader.lab.virtual_machine import GUEST, PREFIX, connect_interface
 
 QEMU = "/usr/bin/qemu-system-x86_64"
-HOST, GUEST = "10.77.0.1", "10.77.0.2"
 BOOT = 120.0  # seconds, on a busy machine
-_PERIOD = 0.01  # seconds between two pings
-_ECHO = struct.Struct("!BBHHHI")
-_LATE = 1.0  # seconds after which a ping is lost
 
 
 class Machine(Service):
@@ -36,7 +26,7 @@ class Machine(Service):
         self.interface = f"vm-{name}"
         self.console = self.inside(f"/run/console-{name}")
         try:
-            made = guest()
+            self._guest = made = guest()
         except NoGuestError as error:
             cannot_run(str(error))
         machine.copy_in(made.kernel, "/srv/guest/vmlinuz")
@@ -57,7 +47,7 @@ class Machine(Service):
             *(binary, "-accel", "tcg,thread=multi", "-machine", kind, "-nodefaults"),
             *("-no-user-config", "-display", "none", "-m", str(memory or self.memory)),
             *("-kernel", "/srv/guest/vmlinuz", "-initrd", "/srv/guest/initrd.gz"),
-            *("-append", f"'console=ttyS0 quiet panic=-1 guest={GUEST}/24'"),
+            *("-append", f"'{self._guest.arguments(f'{GUEST}/{PREFIX}')}'"),
             *("-chardev", f"file,id=console,path=/run/console-{self.name},append=on"),
             *("-serial", "chardev:console"),
             *("-netdev", f"tap,id=net,ifname={self.interface},script=no,downscript=no"),
@@ -69,9 +59,7 @@ class Machine(Service):
     def boot(self) -> None:
         """Start it, and wait until its guest answers."""
         self.start()
-        run = self.machine.run
-        run(["ip", "address", "add", f"{HOST}/24", "dev", self.interface])
-        run(["ip", "link", "set", self.interface, "up"])
+        connect_interface(self.machine, self.interface)
         assert eventually(lambda: self.console.exists() and self.numbers() != [], BOOT)
 
     def remove(self) -> None:
@@ -110,68 +98,6 @@ class Machine(Service):
         with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline") as file:
             return "memory-backend=upgrader-ram" in file.read()
         return False
-
-
-@dataclass
-class Pings:
-    """What became of pings: when each was sent and answered (`time.monotonic`), by its number."""
-
-    sent: dict[int, float]
-    answered: dict[int, float]
-
-    def lost(self, since: float = 0.0) -> Sequence[int]:
-        """Those that were never answered, of all that were sent since then."""
-        return [n for n, at in self.sent.items() if at >= since and n not in self.answered]
-
-    @property
-    def gap(self) -> float:
-        """The longest time between two answers, in seconds."""
-        at = sorted(self.answered.values())
-        return max((b - a for a, b in itertools.pairwise(at)), default=float("inf"))
-
-
-@contextlib.contextmanager
-def pinging(machine: PrivateSystemd) -> Iterator[Pings]:
-    """Ping the guest a hundred times a second; wait for late answers at the end."""
-    with network_of(machine):
-        sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
-    pings = Pings({}, {})
-    done = threading.Event()
-    thread = threading.Thread(target=_ping, args=(sock, pings, done), daemon=True)
-    with sock:
-        thread.start()
-        try:
-            yield pings
-        finally:
-            done.set()
-            thread.join()
-
-
-def _ping(sock: socket.socket, pings: Pings, done: threading.Event) -> None:
-    due, number = time.monotonic(), 0
-    until = float("inf")
-    while time.monotonic() < until:
-        if done.is_set() and until == float("inf"):
-            until = time.monotonic() + _LATE
-        if not done.is_set() and time.monotonic() >= due:
-            number, due = number + 1, due + _PERIOD
-            message = _ECHO.pack(8, 0, 0, 4242, 0, number)
-            message = _ECHO.pack(8, 0, _checksum(message), 4242, 0, number)
-            pings.sent[number] = time.monotonic()
-            sock.sendto(message, (GUEST, 0))
-        sock.settimeout(max(due - time.monotonic(), 0.0005))
-        with contextlib.suppress(TimeoutError, BlockingIOError):
-            data = sock.recv(2000)
-            kind, _, _, own, _, found = _ECHO.unpack(data[20:32])
-            if (kind, own) == (0, 4242):
-                pings.answered.setdefault(found, time.monotonic())
-
-
-def _checksum(data: bytes) -> int:
-    """RFC 1071."""
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    total = (total >> 16) + (total & 0xFFFF)
-    return ~(total + (total >> 16)) & 0xFFFF
 
 
 def needs_qemu() -> None:

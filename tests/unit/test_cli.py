@@ -56,6 +56,7 @@ def outcome(monkeypatch: pytest.MonkeyPatch) -> list[Outcome]:
         (["upgrade", "web.socket"], "socket unit"),
         (["frobnicate"], "No such command"),
         (["demo", "--json", "--shell"], "cannot be combined"),
+        (["demo", "--service", "qemu", "--shell"], "are of --service web"),
     ],
 )
 def test_wrong_usage_is_exit_code_2(

@@ -67,6 +67,13 @@ def _lab() -> ModuleType:
     help="The systemd to boot: host (of this machine), a Debian suite such as trixie or sid"
     " (downloaded once), or the path of a root tree.",
 )
+@click.option(
+    "--service",
+    type=click.Choice(["web", "qemu"]),
+    default="web",
+    show_default=True,
+    help="What is upgraded: a web service, or the QEMU of a virtual machine.",
+)
 @json_option
 @click.option(
     "--faults",
@@ -75,7 +82,9 @@ def _lab() -> ModuleType:
 )
 @click.option("--run", "command", metavar="COMMAND", help="Run COMMAND inside, then clean up.")
 @click.option("--shell", is_flag=True, help="Open a shell inside, to look around.")
-def demo(as_json: bool, faults: bool, command: str | None, shell: bool, **options: Any) -> int:
+def demo(
+    as_json: bool, faults: bool, command: str | None, shell: bool, service: str, **options: Any
+) -> int:
     """Upgrade an example service under load, in a private systemd, and count what clients lost.
 
     Boots a systemd of its own in namespaces (as root; it changes nothing on the machine), starts an
@@ -87,8 +96,11 @@ def demo(as_json: bool, faults: bool, command: str | None, shell: bool, **option
       upgrader demo
       upgrader demo --connections 5000 --systemd trixie
       upgrader demo --faults --json
+      upgrader demo --service qemu
       upgrader demo --run 'upgrader upgrade web.service'
     """
+    if service != "web" and (faults or shell or command is not None):
+        raise click.UsageError("--faults, --run and --shell are of --service web")
     if faults and options["mode"] != Mode.LIVE:
         raise click.UsageError("--faults works with --mode live only")
     if shell + (as_json or faults) + (command is not None) > 1:
@@ -108,6 +120,6 @@ def demo(as_json: bool, faults: bool, command: str | None, shell: bool, **option
         rows = lab.run_faults(chosen, say)
         show_document(lab.to_json(rows).decode() if as_json else lab.table(rows))
         return ExitCode.FAILED if any(row.bad for row in rows) else ExitCode.DONE
-    report = lab.run(chosen, say)
+    report = (lab.run_machine if service == "qemu" else lab.run)(chosen, say)
     show_document(report.json().decode() if as_json else report.table())
     return ExitCode.FAILED if report.lost else ExitCode.DONE

@@ -59,10 +59,9 @@ class Guest:
     kernel: Path
     initrd: Path
 
-    def words(self, address: str) -> list[str]:
-        """What QEMU's command line says of it; `address` of its network device, with a prefix length."""
-        command = f"console=ttyS0 quiet panic=-1 guest={address}"
-        return ["-kernel", str(self.kernel), "-initrd", str(self.initrd), "-append", command]
+    def arguments(self, address: str) -> str:
+        """What its kernel is told; `address` of its network device, with a prefix length."""
+        return f"console=ttyS0 quiet panic=-1 guest={address}"
 
 
 def guest() -> Guest:

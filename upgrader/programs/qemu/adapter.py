@@ -18,6 +18,7 @@ from typing import Any
 
 from msgspec import structs
 
+from upgrader.backends.tap import TapFacts
 from upgrader.errors import VerifyError
 from upgrader.programs import Adapter, AdapterHost, RunningProcess, StartOrder, StartRequest
 from upgrader.programs.qemu import shared, tap
@@ -32,7 +33,7 @@ from upgrader.systemd.listen_fds import FIRST
 _SOCKET = "qemu-{}.sock"
 _ANSWERS = 30.0  # seconds for a QEMU to start
 _ASKED = 5.0  # seconds for one that runs
-_TRIED = "upgrader%d"  # the interface of a QEMU that is only tried
+_TRIED = "try{}-{}"  # the interfaces of a QEMU that is only tried: their place, and our PID
 _PINNED = "machine-type"  # in StateDirectory=
 _log = logging.getLogger("upgrader")
 
@@ -48,6 +49,7 @@ class QemuAdapter(Adapter):
         super().__init__(host)
         self._machine = Machine.read(host.options.program)
         self._shared: dict[str, Fd] = {}
+        self._mark = ""  # the token of the QEMU that is being started
 
     @property
     def is_private(self) -> bool:
@@ -72,7 +74,7 @@ class QemuAdapter(Adapter):
     @contextlib.asynccontextmanager
     async def starting(self, start: StartRequest) -> AsyncIterator[StartOrder]:
         """A QEMU: the first one of a machine, one that waits for its state, or one that is only tried."""
-        mark = os.urandom(6).hex()
+        self._mark = mark = os.urandom(6).hex()
         self._remove_old_sockets()
         with contextlib.ExitStack() as until_ready:
             listener = until_ready.enter_context(socket.socket(socket.AF_UNIX))
@@ -81,11 +83,12 @@ class QemuAdapter(Adapter):
             path.chmod(0o600)
             listener.listen()
             taps = {}
-            for each in self._machine.taps:
+            for place, each in enumerate(self._machine.taps):
                 name = each.interface
                 taps[name] = start.shared[shared.TAP + name]
                 if start.private:
-                    taps[name] = until_ready.enter_context(tap.open_tap(_TRIED))
+                    tried = tap.open_tap(_TRIED.format(place, os.getpid()))
+                    taps[name] = until_ready.enter_context(tried)
             listeners = [each.sock for each in start.listeners]
             first = FIRST + len(listeners)
             placing = Placing(
@@ -98,7 +101,7 @@ class QemuAdapter(Adapter):
             )
             command = self._command(start, placing)
             if start.incoming and not start.private:
-                until_ready.enter_context(tap.guarded(self._headers()))
+                until_ready.enter_context(tap.guarded(self._devices()))
             yield StartOrder(
                 arguments(command, start.listeners),
                 start.environment,
@@ -129,14 +132,14 @@ class QemuAdapter(Adapter):
             )
         return command
 
-    def _headers(self) -> dict[Fd, int]:
-        """How the guest wants its packets, for each interface; noted for whoever must set it back."""
+    def _devices(self) -> dict[Fd, TapFacts]:
+        """How the guest wants each device; noted for whoever must set it back."""
         taps, note = self._interfaces(), self._note()
-        now = {name: tap.header_size(each) for name, each in taps.items()}
+        now = {name: tap.settings(name, each) for name, each in taps.items()}
         # Those of an attempt that nobody could undo are right.
-        headers = now | (note.headers if note else {})
-        self._note(headers=headers)
-        return {fd: headers[name] for name, fd in taps.items()}
+        wanted = now | (note.devices if note else {})
+        self._note(devices=wanted)
+        return {fd: wanted[name] for name, fd in taps.items()}
 
     def _interfaces(self) -> dict[str, Fd]:
         """By name."""
@@ -149,7 +152,7 @@ class QemuAdapter(Adapter):
 
     async def ready(self, program: RunningProcess, start: StartRequest) -> None:
         """Return once it answers."""
-        async with self._monitor(program, _ANSWERS) as monitor:
+        async with Monitor.open(self._path(self._mark), _ANSWERS) as monitor:
             await monitor.status()
 
     async def quiesce(self, program: RunningProcess) -> None:
@@ -177,17 +180,17 @@ class QemuAdapter(Adapter):
         note = self._note()
         async with self._monitor(program) as monitor:
             await monitor.resume(note.status if note else "running")
-        self._note(moving=False, headers={})
+        self._note(moving=False)
 
     def restore(self) -> None:
         """Set back what a QEMU that was refused has changed of the interfaces."""
         note = self._note() if self._shared else None
         taps = self._interfaces()
-        for name, size in note.headers.items() if note else ():
-            with contextlib.suppress(OSError, KeyError):
-                tap.set_header_size(taps[name], size)
-        if note and note.headers:
-            self._note(headers={})
+        for name, wanted in note.devices.items() if note else ():
+            if name in taps:
+                tap.set_back(taps[name], wanted)
+        if note and note.devices:
+            self._note(devices={})
 
     def stop(self, program: RunningProcess) -> None:
         """Press the power button of the machine: its guest ends it, or systemd's patience does."""
@@ -210,10 +213,8 @@ class QemuAdapter(Adapter):
             shared.write_note(fd, note)
         return note
 
-    def _monitor(
-        self, program: RunningProcess, limit: float = _ASKED
-    ) -> AbstractAsyncContextManager[Monitor]:
-        return Monitor.open(self._path(_token_of(program)), limit)
+    def _monitor(self, program: RunningProcess) -> AbstractAsyncContextManager[Monitor]:
+        return Monitor.open(self._path(_token_of(program)), _ASKED)
 
     def _remove_old_sockets(self) -> None:
         """Of QEMUs that have ended."""

@@ -6,6 +6,7 @@ import os
 
 import msgspec
 
+from upgrader.backends.tap import TapFacts
 from upgrader.errors import VerifyError
 from upgrader.protocol.fd import Fd
 
@@ -20,7 +21,7 @@ class Note(msgspec.Struct, frozen=True):
     that it began with.
 
     While it moves, or an attempt of that has not been undone: `moving`; `status`: what it did before;
-    `headers`: bytes before each packet of an interface, as its guest wants them.
+    `devices`: how its guest wants the device of each interface.
     """
 
     type: str
@@ -28,7 +29,7 @@ class Note(msgspec.Struct, frozen=True):
     command: list[str]
     moving: bool = False
     status: str = "running"
-    headers: dict[str, int] = {}
+    devices: dict[str, TapFacts] = {}
 
 
 def make_memory(size: int) -> Fd:

@@ -3,74 +3,53 @@
 
 A QEMU that starts sets the size of the virtio-net header to 10 bytes. That is a setting of the device,
 not of its FD, so the guest of the first QEMU, which uses 12, is deaf from then on, and stays so.
-TUNSETVNETHDRSZ of linux/if_tun.h.
 """
 
 import contextlib
-import fcntl
 import os
-import struct
 import threading
 import time
 from collections.abc import Iterator, Mapping
 
+from upgrader.backends.tap import Tap, TapFacts
 from upgrader.errors import VerifyError
 from upgrader.protocol.fd import Fd
 
-_TUNSETIFF = 0x400454CA
-_TUNGETIFF = 0x800454D2
-_TUNGETVNETHDRSZ = 0x800454D7
-_TUNSETVNETHDRSZ = 0x400454D8
-_TUNGETFEATURES = 0x800454CF
-_IFREQ = struct.Struct("16sH22x")
-_INT = struct.Struct("i")
-_FLAGS = 0x0002 | 0x1000 | 0x4000  # IFF_TAP, IFF_NO_PI, IFF_VNET_HDR
+_HEADER = 10  # bytes: with any, the device has headers; how large they are, its guest decides
 _FIRST = -20  # nice(2)
-_LOOK = 0.0005  # seconds between two looks: a packet that comes in between may be lost
+_LOOK = 0.001  # seconds between two looks: a packet that comes in between may be lost
 
 
 def open_tap(interface: str) -> Fd:
-    """Open a TAP device, or make one that lives as long as somebody holds it; `vm%d` finds a name.
-    Raises VerifyError."""
+    """Open a TAP device, or make one that lives as long as somebody holds it. Raises VerifyError."""
     try:
-        number = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        fd = Fd(number)
-        try:
-            fcntl.ioctl(number, _TUNSETIFF, _IFREQ.pack(interface.encode(), _FLAGS))
-        except BaseException:
-            fd.close()
-            raise
+        return Fd(Tap(interface, header=_HEADER).open())
     except OSError as error:
         raise VerifyError(f"{interface} cannot be opened: {error.strerror}") from error
-    return fd
 
 
-def name(fd: Fd) -> str:
-    """The interface behind an FD as it is called now; raises OSError for another file."""
-    found = fcntl.ioctl(fd.fileno(), _TUNGETIFF, bytes(_IFREQ.size))
-    return str(_IFREQ.unpack(found)[0].rstrip(b"\0").decode())
+def settings(interface: str, fd: Fd) -> TapFacts:
+    """How the device is set now; raises VerifyError if it is gone."""
+    try:
+        return Tap(interface, header=_HEADER).describe(fd.fileno())
+    except OSError as error:
+        raise VerifyError(f"{interface} is gone: {error.strerror}") from error
 
 
-def header_size(fd: Fd) -> int:
-    """Bytes before each packet."""
-    return int(_INT.unpack(fcntl.ioctl(fd.fileno(), _TUNGETVNETHDRSZ, bytes(_INT.size)))[0])
-
-
-def set_header_size(fd: Fd, size: int) -> None:
-    """Have so many bytes stand before each packet."""
-    fcntl.ioctl(fd.fileno(), _TUNSETVNETHDRSZ, _INT.pack(size))
+def set_back(fd: Fd, wanted: TapFacts) -> None:
+    """Set the device as it was, unless it is gone."""
+    with contextlib.suppress(OSError):
+        Tap(wanted["device"], header=_HEADER).guard(fd.fileno(), wanted)
 
 
 @contextlib.contextmanager
-def guarded(sizes: Mapping[Fd, int]) -> Iterator[None]:
-    """Set the header sizes back whenever somebody changes them, from a thread, and once at the end."""
+def guarded(devices: Mapping[Fd, TapFacts]) -> Iterator[None]:
+    """Set devices back whenever somebody changes them, from a thread, and once at the end."""
     done = threading.Event()
 
     def restore() -> None:
-        for fd, size in sizes.items():
-            with contextlib.suppress(OSError):
-                if header_size(fd) != size:
-                    set_header_size(fd, size)
+        for fd, wanted in devices.items():
+            set_back(fd, wanted)
 
     def watch() -> None:
         with contextlib.suppress(OSError):  # where that is allowed: it must not wait for its turn
