@@ -68,11 +68,16 @@ def machine(host_machine: PrivateSystemd, wheel: Path) -> PrivateSystemd:
 
 
 def installed(
-    machine: PrivateSystemd, install: Install, name: str, place: str, *more: str
+    machine: PrivateSystemd,
+    install: Install,
+    name: str,
+    place: str,
+    *more: str,
+    program: str = "crossing",
 ) -> Service:
     """A service that runs with one version of the library."""
     lines = [*live(machine, name), f"Environment=PYTHONPATH={place}", *more]
-    service = install(machine, name, "crossing", *lines)
+    service = install(machine, name, program, *lines)
     assert eventually(service.inside(f"/run/{name}/upgrader.sock").exists)
     return service
 
@@ -177,3 +182,35 @@ def test_what_an_old_instance_does_not_say(machine: PrivateSystemd, install: Ins
         said = upgrade(service, NEW)
         assert "done" == said["result"], said
         assert (2, 2, 2) == client.add()
+
+
+def test_a_downgrade_of_backends_of_other_kinds(machine: PrivateSystemd, install: Install) -> None:
+    """To version 0.1.0, which knows none: live it is refused by name, a restart into it keeps the
+    image, which it refuses by number, and after a crash it lets go of what it does not know, and
+    serves."""
+    service = installed(machine, install, "crosskinds", NEW, program="kinds")
+    service.environment(BACKENDS="yes")
+    assert "done" == upgrade(service, NEW, "--mode", "restart")["result"]
+    with service.connect() as client:
+        assert client.ask("count").startswith("1 1 2 1")
+    service.environment(PYTHONPATH=OLD)
+    said = upgrade(service, NEW, "--mode", "live")
+    assert "failed-old-serves" == said["result"], said
+    assert "memory 'memory'" in said["cause"]
+    assert "reads image format [1], and this needs format 2" in said["cause"]
+
+    assert "not-serving" == upgrade(service, NEW, "--mode", "restart")["result"]
+    assert "format 2 is unknown" in service.messages()
+    service.environment(BACKENDS="yes")
+    assert eventually(service.answers)  # Restart= has started it again
+    with service.connect() as client:
+        assert client.ask("count").startswith("2 2 4 2")
+
+    service.environment(PYTHONPATH=OLD)
+    pid = service.pid
+    service.signal("KILL")
+    assert eventually(lambda: service.pid not in (0, pid) and service.answers())
+    assert OLD == runs(service)
+    with service.connect() as client:
+        assert "" == client.ask("count")
+    assert 1 == service.stored  # the listener

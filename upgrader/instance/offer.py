@@ -15,6 +15,7 @@ from upgrader.instance.save import Readers
 from upgrader.protocol import image, records
 from upgrader.protocol.kinds import Kind
 from upgrader.protocol.state import check_readable
+from upgrader.protocol.state_shape import name_some
 from upgrader.protocol.varlink import VarlinkError, invalid, refused
 
 
@@ -93,7 +94,7 @@ def _check_format(parameters: Mapping[str, Any], moving: Mapping[str, DeclaredBa
         raise invalid("images")
     wanted = image.FORMATS[-1 if moving else 0]
     if wanted not in offered:
-        what = ", ".join(each.item for each in moving.values()) or "the image"
+        what = name_some([each.item for each in moving.values()]) or "the image"
         raise refused(
             f"{what}: the library of the new version reads image format {offered}, and this needs"
             f" format {wanted}", Code.LIMIT,
