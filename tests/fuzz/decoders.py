@@ -24,6 +24,7 @@ import upgrader
 from tests.fuzz.fuzz import Decoder
 from tests.fuzz.mutations import change_bytes, change_json, change_msgpack, change_text
 from tests.unit.units import unit
+from upgrader.backends import Memory
 from upgrader.backends.listener import Address
 from upgrader.cli.history_dump import _image, recounted
 from upgrader.cli.overview_text import listed, shown
@@ -42,6 +43,7 @@ from upgrader.errors import (
 from upgrader.hooks import policy
 from upgrader.hooks.queue import QueueTurn
 from upgrader.instance.control_socket import Control
+from upgrader.instance.declared_backend import DeclaredBackend
 from upgrader.instance.notify_relay import NotifyRelay
 from upgrader.instance.phases import News
 from upgrader.instance.self_report import SelfReport
@@ -57,7 +59,7 @@ from upgrader.protocol import (
 )
 from upgrader.protocol.connection_state import ConnectionState
 from upgrader.protocol.fd import Fd
-from upgrader.protocol.identity import Identity
+from upgrader.protocol.identity import Identity, identify
 from upgrader.protocol.image import LeftBehind, Manifest, ManifestEntry
 from upgrader.protocol.kinds import Kind, Waiting, show_address
 from upgrader.protocol.parameters import Parameters
@@ -145,10 +147,12 @@ _MANIFEST = Manifest(
         ManifestEntry("door", Kind.LISTENER, Identity(7, 0o140000, 2, 1, "127.0.0.1:80"), 9),
         ManifestEntry("door", Kind.CONNECTION, Identity(8, 0o140000, 2, 1),
                       connection=ConnectionState(Waiting.MESSAGE, b"GET", b"x", b"\x80")),
+        ManifestEntry("uplink", "tap", Identity(105, 0o20000)),
     ],
     left_behind=[LeftBehind("door", "127.0.0.1:9", "busy")],
     parameters={"drain-timeout": "5s"}, passed=["door"], activated=["door=stream"],
     unsaved=["other"], earlier={1: {1: b"\x80"}},
+    backends={"uplink": image.BackendFacts(1, 1, [b"\x81\xa6device\xa4tap0"])},
 )  # fmt: skip
 
 
@@ -212,6 +216,29 @@ def _dumped(place: Path) -> Callable[[bytes], None]:
             assert text.replace("\n", "").isprintable()
 
     return run
+
+
+_KNOWN: dict[str, Any] = {"device": 1, "inode": 4711, "size": 4096, "seals": ["grow", "shrink"]}
+
+
+class _Known(Memory, name="fuzz.memory"):
+    """Memory of which these facts are true."""
+
+    def describe(self, fd: int) -> Any:
+        return _KNOWN
+
+
+def _facts(data: bytes) -> None:
+    """Of a backend; adopted if they fit."""
+    declared = DeclaredBackend("cache", _Known(4096))
+    fds = declared.open()
+    try:
+        entries = [ManifestEntry("cache", "fuzz.memory", identify(fd)) for fd in fds]
+        declared.verify(entries, fds, image.BackendFacts(1, 1, [data]))
+        declared.adopt()
+    finally:
+        for fd in fds:
+            fd.close()
 
 
 def _ledger(data: bytes) -> None:
@@ -573,6 +600,7 @@ def decoders(place: Path, stack: contextlib.ExitStack) -> list[Decoder]:
     answer = msgspec.json.encode(SAID)
     journal = json.dumps(_JOURNAL).encode()
     document = msgspec.msgpack.encode(_MANIFEST)
+    facts = msgspec.msgpack.encode(_KNOWN)
     complete = records.EndReason.COMPLETE
     large = (records.Hello(1, 254), *batches(254), records.End(254, complete))
     small = (records.Hello(1, 2), records.Fds(0, 1), records.Fds(1, 1), records.End(2, complete))
@@ -632,6 +660,7 @@ def decoders(place: Path, stack: contextlib.ExitStack) -> list[Decoder]:
         Decoder("parked channel", _parked, (RefusedError, ChannelError), [parked], change_bytes),
         Decoder("image", _unseal, (ImageError,), [_with_header(document), _STREAMS["v1-image.bin"]], change_bytes),
         Decoder("manifest", lambda data: _unseal(_with_header(data)), (ImageError,), [document], change_msgpack),
+        Decoder("facts of a backend", _facts, (RefusedError,), [facts], change_msgpack),
         Decoder("dump of a manifest", _dumped(own("dump")), (UpgradeError,), [document], change_msgpack),
         Decoder("ledger", _ledger, (ProtocolError,), [b"\0\0\0\1\0"], change_bytes),
         Decoder("state", _state, (UnreadableState,), [fields], change_msgpack),

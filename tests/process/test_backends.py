@@ -167,6 +167,28 @@ def test_without_backend_transfer_a_new_one_is_opened(holder: Holder, mode: str)
 
 
 @AIO
+def test_after_a_crash_of_the_new_version_the_insurance_has_it(holder: Holder) -> None:
+    """Memory as it was described, and watches, of which what was said held only once."""
+    (holder.path.parent / "watched").mkdir()
+    backends = {**MEMORY, "files": ["inotify", [], {}], "hits": ["eventfd", [], {}]}
+    command = holder.command(backends=backends, directory=str(holder.path.parent / "watched"))
+    service = holder.service
+    service.start(command)
+    holder.ask("do files watch")
+    assert ("1", "1") == (holder.ask("do cache add"), holder.ask("do hits count"))
+    service.live(command)
+    assert ("2", "2") == (holder.ask("do cache add"), holder.ask("do hits count"))
+    assert eventually(lambda: any("insurance" in name for name in holder.stored))
+    service.kill()
+    assert Origin.INSURANCE is service.start(command).origin
+    assert ("3", "3") == (holder.ask("do cache add"), holder.ask("do hits count"))
+    assert ["id"] == holder.backend("hits")["verified"]
+    assert [] == holder.backend("files")["verified"]
+    (holder.path.parent / "watched" / "file").touch()
+    assert "/file" == holder.ask("do files created")
+
+
+@AIO
 def test_who_is_replaced_reads_no_more(holder: Holder) -> None:
     """While it drains a busy connection, all that comes is the new instance's; if the new one is
     refused, all that comes is its own again."""

@@ -104,6 +104,12 @@ class Tap(BackendKind, name="tap"):
         self._offloads = offloads
         self._queue_length = queue_length
 
+    def set_offloads(self, offloads: int) -> None:
+        """Say which offloads the program does itself (TUN_F_*): no kernel tells them, so this object must
+        know. Raises OSError, and as `fileno`."""
+        fcntl.ioctl(self.fileno(), _SET_OFFLOAD, offloads)
+        self._offloads = offloads
+
     def open(self) -> int:
         """Attach to the device, which is made for that where there is none."""
         fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)

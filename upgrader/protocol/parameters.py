@@ -195,8 +195,9 @@ SETTABLE = {
         "backend_transfer",
         Transfer.parse,
         "For a local upgrade over a UNIX socket: whether open connections move to the new instance,"
-        " with their FDs (yes or no). For one backend only, write backend-transfer.NAME=no. A"
-        " connection moves if both are on, in both instances; otherwise the old instance drains it.",
+        " with their FDs, and backends that are no sockets (yes or no). For one backend only, write"
+        " backend-transfer.NAME=no. It moves if both are on, in both instances; otherwise the old"
+        " instance drains a connection, and the new one opens its own of anything else.",
     ),
     MECHANISM: Parameter(
         "mechanism",

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A TAP device as it moves: what is said of it, what another process may spoil, and its queues."""
+
+import fcntl
+import os
+import struct
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support import cannot_run
+from upgrader.backends import Tap
+from upgrader.errors import BackendError, MismatchError
+from upgrader.instance.declared_backend import DeclaredBackend
+from upgrader.protocol.identity import identify
+from upgrader.protocol.image import ManifestEntry
+
+DEVICE = f"tt{os.getpid() % 10**8}"
+#: Of include/uapi/linux/if_tun.h.
+SET_HEADER, SET_LITTLE, SET_SNDBUF, SET_QUEUE = 0x400454D8, 0x400454DC, 0x400454D4, 0x400454D9
+CSUM, TSO4 = 1, 2
+DETACH = 0x400
+
+
+@pytest.fixture
+def tap() -> Iterator[DeclaredBackend]:
+    if not os.access("/dev/net/tun", os.R_OK | os.W_OK) or os.geteuid() != 0:
+        cannot_run("a TAP device needs /dev/net/tun and CAP_NET_ADMIN")
+    declared = DeclaredBackend(
+        "uplink", Tap(DEVICE, queues=2, header=12, sndbuf=65536, queue_length=2000)
+    )
+    declared.use(declared.open())
+    yield declared
+    declared.close()
+
+
+def entries(declared: DeclaredBackend) -> list[ManifestEntry]:
+    return [ManifestEntry("uplink", "tap", identify(fd)) for fd in declared.fds]
+
+
+def kind_of(declared: DeclaredBackend) -> Tap:
+    assert isinstance(declared.kind, Tap)
+    return declared.kind
+
+
+def test_what_is_said_of_a_device(tap: DeclaredBackend) -> None:
+    """All that the kernel reads; the offloads are what the program has set."""
+    kind = kind_of(tap)
+    kind.set_offloads(CSUM | TSO4)
+    first, second = (kind.describe(fd) for fd in kind.fds)
+    assert first == second
+    assert (DEVICE, 12, 65536) == (first["device"], first["header"], first["sndbuf"])
+    assert os.stat("/proc/self/ns/net").st_ino == first["netns"]
+    assert CSUM | TSO4 == first["offloads"]
+    assert not first["detached"]
+    with open(f"/sys/class/net/{DEVICE}/tx_queue_len") as file:
+        assert 2000 == int(file.read())
+
+
+def test_what_another_process_spoils_is_set_again(tap: DeclaredBackend) -> None:
+    """By whoever serves on; settings are not what a device is known by, so the new instance takes it,
+    and sets them, too."""
+    kind = kind_of(tap)
+    described, before = tap.describe(), kind.describe(kind.fileno())
+
+    def spoil() -> None:
+        fcntl.ioctl(kind.fds[1], SET_HEADER, struct.pack("i", 10))
+        fcntl.ioctl(kind.fds[1], SET_LITTLE, struct.pack("i", 1))
+        fcntl.ioctl(kind.fds[1], SET_SNDBUF, struct.pack("i", 4096))
+        assert before != kind.describe(kind.fileno())
+
+    spoil()
+    tap.serve_on(described)
+    assert before == kind.describe(kind.fileno())
+    spoil()
+    tap.verify(entries(tap), tap.fds, described)
+    tap.adopt()
+    tap.guard()
+    assert before == kind.describe(kind.fileno())
+
+
+def test_queues_in_another_order_are_refused(tap: DeclaredBackend) -> None:
+    """If they can be told apart, because one of them is detached."""
+    kind = kind_of(tap)
+    fcntl.ioctl(kind.fds[1], SET_QUEUE, struct.pack("16sH22x", b"", DETACH))
+    described = tap.describe()
+    tap.verify(entries(tap), tap.fds, described)
+    with pytest.raises(MismatchError, match=r"detached=False.*detached=True"):
+        tap.verify(entries(tap), tap.fds[::-1], described)
+
+
+def test_a_device_that_was_removed(tap: DeclaredBackend) -> None:
+    """Nothing can be said of it, and the next instance makes a new one."""
+    assert "" == tap.stale(tap.fds)
+    subprocess.run(["ip", "link", "delete", DEVICE], check=True)
+    assert f"{DEVICE} was removed" == tap.stale(tap.fds)
+    with pytest.raises(BackendError, match="tap 'uplink': cannot be described"):
+        tap.describe()
+
+
+def test_a_device_with_other_flags_is_refused(tap: DeclaredBackend) -> None:
+    """A program that reads a vnet header where there is none sees no frame as it is."""
+    for other in (Tap(DEVICE, queues=2), Tap(DEVICE, header=12), Tap("other", queues=2, header=12)):
+        assert "declared" in other.refuse(kind_of(tap).fileno())
