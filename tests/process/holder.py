@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import select
+import signal
 import socket
 import struct
 import sys
@@ -174,6 +175,8 @@ def disturb(held: dict[str, Any]) -> None:
             raise ValueError("as told")
         case "refuse":
             raise ValueError("as told")
+        case "die":
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def answer(line: str, held: dict[str, Any]) -> bytes:

@@ -23,12 +23,14 @@ from tests.process.chat import Client
 from tests.support import cannot_run
 from tests.tables import publish
 from upgrader.protocol.status_text import Origin
-from upgrader.testing import Service
+from upgrader.testing import Service, ServiceError
 
 PROGRAM = Path(__file__).with_name("holder.py")
 DEVICE = f"ev{os.getpid() % 10**8}"
 #: How a service is replaced, in the order in which that is tried.
-MODES = ["start", "live", "exec", "restart", "fd-store", "crash"]
+MODES = ["start", "refused", "killed", "live", "exec", "restart", "fd-store", "crash"]
+#: What the check of a version does that does not take over.
+BREAKS = {"refused": "refuse", "killed": "die"}
 #: Of one interface whose frames are counted.
 LOOPBACK = "lo"
 
@@ -141,7 +143,11 @@ def play(player: Player) -> dict[str, list[str]]:
         "directory": str(directory / "watched"),
         "backends": {each.name: each.declared(directory) for each in MEMBERS},
     }
-    command = [sys.executable, str(PROGRAM), json.dumps(options)]
+
+    def program(**more: str) -> list[str]:
+        return [sys.executable, str(PROGRAM), json.dumps({**options, **more})]
+
+    command = program()
     upgrades = {
         "live": service.live,
         "exec": service.execute,
@@ -157,7 +163,10 @@ def play(player: Player) -> dict[str, list[str]]:
     try:
         for step, mode in enumerate(MODES):
             player.before(step)
-            if mode in upgrades:
+            if mode in BREAKS:
+                with pytest.raises(ServiceError):
+                    service.live(program(**{"break": BREAKS[mode]}))
+            elif mode in upgrades:
                 if mode == "fd-store":
                     service.environment["UPGRADER_BACKEND_TRANSFER_MECHANISM"] = mode
                     service.upgrade(command)  # from here on
@@ -204,13 +213,22 @@ def test_the_table_of_kinds(player: Player) -> None:
     verified = play(player)
     rows = [
         [
-            each.name, each.goes_on, *["yes"] * 3, each.lost[1] if each.lost else "yes",
+            each.name, each.goes_on, *["yes"] * 4, each.lost[1] if each.lost else "yes",
             ", ".join(verified[each.name]),
         ]
         for each in MEMBERS
     ]  # fmt: skip
     version = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(version, capture_output=True, text=True, check=True).stdout.strip()
-    rows.append(["date and commit", f"{time.strftime('%Y-%m-%d')}, {commit}", *[""] * 5])
-    head = ["backend", "what goes on", "live", "restart", "exec", "crash", "verified"]
+    rows.append(["date and commit", f"{time.strftime('%Y-%m-%d')}, {commit}", *[""] * 6])
+    head = [
+        "backend",
+        "what goes on",
+        "failed upgrade",
+        "live",
+        "restart",
+        "exec",
+        "crash",
+        "verified",
+    ]
     publish("kinds", head, rows)

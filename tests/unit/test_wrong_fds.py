@@ -5,6 +5,7 @@ cannot move is refused where it is opened."""
 import ctypes
 import fcntl
 import os
+import re
 import select
 import signal
 import socket
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import cannot_run
+from tests.tables import publish
 from upgrader.backends import (
     BackendKind,
     Child,
@@ -130,17 +132,35 @@ def opened(owned: ExitStack, kind: BackendKind) -> DeclaredBackend:
 @pytest.mark.parametrize("pair", PAIRS, ids=[pair.name for pair in PAIRS])
 def test_another_one_is_refused(pair: Pair, owned: ExitStack, tmp_path: Path) -> None:
     """Though its entry says whatever would make it the right one; and the right one is taken."""
+    assert pair.why in refusal(pair, owned, tmp_path)
+
+
+def refusal(pair: Pair, owned: ExitStack, directory: Path) -> str:
+    """What is said of the wrong one, after the name of the backend."""
     if pair.root and os.geteuid() != 0:
         cannot_run("devices and raw sockets need root")
-    right, wrong = (opened(owned, kind) for kind in pair.make(tmp_path))
+    right, wrong = (opened(owned, kind) for kind in pair.make(directory))
     said = right.describe()
-    for came in (right, wrong):
-        entries = [ManifestEntry("it", right.kind.kind, identify(fd)) for fd in came.fds]
-        if came is right:
-            right.verify(entries, came.fds, said)
-            continue
-        with pytest.raises((MismatchError, BackendError), match=rf"^{right.item}: .*{pair.why}"):
-            right.verify(entries, came.fds, said)
+    entries = [ManifestEntry("it", right.kind.kind, identify(fd)) for fd in right.fds]
+    right.verify(entries, right.fds, said)
+    entries = [ManifestEntry("it", right.kind.kind, identify(fd)) for fd in wrong.fds]
+    with pytest.raises((MismatchError, BackendError)) as caught:
+        right.verify(entries, wrong.fds, said)
+    item, _, why = str(caught.value).partition(": ")
+    assert right.item == item
+    return why
+
+
+@pytest.mark.matrix
+def test_the_table_of_wrong_fds(tmp_path: Path) -> None:
+    """What is said of each."""
+    rows = []
+    for pair in PAIRS:
+        (tmp_path / pair.name).mkdir()
+        with ExitStack() as owned:
+            why = refusal(pair, owned, tmp_path / pair.name)
+        rows.append([pair.name, re.sub(rf"/\S*/{pair.name}", "/place", why)])
+    publish("wrong fds", ["in the place of one", "it is refused because"], rows)
 
 
 @pytest.mark.parametrize(
