@@ -2,7 +2,7 @@
 """A service that holds backends of all kinds: `python holder.py '{"face": ..., "bind": ...}'`.
 
 Options: `backends`, by name: a member of MAKERS and its arguments; `drop`; `break`: what its check does
-to them; `reads`: the name of a pipe that it reads by the loop. Lines: `facts NAME`, `do NAME WHAT` (a function of `Uses`), `hold` (its handler never ends).
+to them; `prepare`: it spoils a device while it prepares itself; `reads`: the name of a pipe that it reads by the loop. Lines: `facts NAME`, `do NAME WHAT` (a function of `Uses`), `hold` (its handler never ends).
 """
 
 import array
@@ -17,6 +17,7 @@ import signal
 import socket
 import struct
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -195,6 +196,19 @@ def declare(instance: Any) -> tuple[Any, dict[str, Any]]:
     }
     for name in OPTIONS.get("drop", []):
         instance.drop(name)
+
+    if OPTIONS.get("prepare"):
+
+        @instance.prepare
+        def spoil() -> None:
+            """What a program does that is started on the device; the source serves on, and undoes it."""
+            tap = held["tap"]
+            fcntl.ioctl(tap.fileno(), _SET_HEADER, struct.pack("i", 10))
+            deadline = time.monotonic() + 10
+            while tap.describe(tap.fileno())["header"] != 12:
+                if time.monotonic() > deadline:
+                    raise ValueError("nobody guards the device")
+                time.sleep(0.001)
 
     @instance.verify
     def check() -> None:

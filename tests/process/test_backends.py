@@ -251,6 +251,16 @@ def test_a_tap_moves_in_every_mode(tap: Holder) -> None:
     assert not Path(f"/sys/class/net/{DEVICE}").exists()
 
 
+def test_a_device_is_guarded_while_a_version_prepares_itself(tap: Holder) -> None:
+    """It is lent, and whatever is started on it there spoils it only for milliseconds here."""
+    tap.service.start(tap.command(backends=TAP))
+    tap.service.live(tap.command(backends=TAP, prepare=True))
+    assert "12" == tap.ask("do tap header")
+    with pytest.raises(ServiceError):
+        tap.service.live(tap.command(backends=TAP, prepare=True, **{"break": "header"}))
+    assert "12" == tap.ask("do tap header")
+
+
 @BLOCKING
 def test_a_failed_upgrade_leaves_a_tap_as_it_was(tap: Holder) -> None:
     """Whoever starts QEMU on it sets its vnet header anew: until that is undone, no frame is read."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.units import Keeping
+from upgrader.backends import EventFd, Pipe
 from upgrader.errors import ChannelError, NotifyError
 from upgrader.instance.declarations import Declarations
 from upgrader.instance.lender import Lender
@@ -117,7 +118,7 @@ def test_what_the_program_keeps_is_lent(tmp_path: Path) -> None:
 
     def answer(sock: socket.socket) -> None:
         offer = lender.offer()
-        assert {"backends": [], "kept": ["memory"]} == offer
+        assert {"backends": [], "kept": ["memory"], "others": []} == offer
         sock.sendall(encode(Reply(offer)))
         declarations.forget_kept("memory")
         lender.send(sock)
@@ -128,6 +129,32 @@ def test_what_the_program_keeps_is_lent(tmp_path: Path) -> None:
     with item.fd:
         assert "memory" == item.name
         assert "/memfd:x (deleted)" == os.readlink(f"/proc/self/fd/{item.fd.fileno()}")
+    borrowed.close()
+
+
+def test_other_backends_are_lent(tmp_path: Path) -> None:
+    """All FDs of each under its name; without what does not move."""
+    declarations = Declarations("x")
+    declarations.take_passed([], [])
+    for name, kind in (("jobs", Pipe()), ("hits", EventFd())):
+        declarations.add_backend(name, kind)
+    for each in declarations.backends.values():
+        each.use(each.open())
+    lender = Lender(declarations, Keeping())
+
+    def answer(sock: socket.socket) -> None:
+        sock.sendall(encode(Reply(lender.offer([declarations.backends["jobs"]]))))
+        lender.send(sock)
+
+    borrowed = answered(tmp_path / "source", answer)
+    assert borrowed
+    assert ["jobs"] == list(borrowed.others)
+    os.write(declarations.backends["jobs"].fds[1].fileno(), b"x")
+    assert b"x" == os.read(borrowed.others["jobs"][0].fileno(), 1)
+    for fd in borrowed.others["jobs"]:
+        fd.close()
+    for each in declarations.backends.values():
+        each.close()
     borrowed.close()
 
 

@@ -24,6 +24,7 @@ from upgrader.instance import lent_sockets
 from upgrader.instance.callers import is_of_unit, require_root, require_takeover
 from upgrader.instance.control_listener import Caller
 from upgrader.instance.exec_mode import Execution
+from upgrader.instance.guard import Guard
 from upgrader.instance.interfaces import Keeper
 from upgrader.instance.lender import Lender
 from upgrader.instance.live_source import MigrationRequest, Successor
@@ -76,6 +77,7 @@ class Negotiation:
         self._on_request = on_request
         self._on_reload = on_reload
         self._lender = Lender(host.declarations, keeper)
+        self._guard = Guard(())  # of what is lent
         self._on_settle = on_settle
         self._expected = ""  # the id of the upgrade that the next reload is
         self._withdrawn: deque[str] = deque(maxlen=_REMEMBERED)
@@ -334,13 +336,16 @@ class Negotiation:
         """Agree as to a migration, and lend all sockets: this instance serves on."""
         with self._lock:
             self._agree(caller, parameters)
-            return dict(self._lender.offer())
+            others = self._host.declarations.backends.values()
+            moving = [each for each in others if self.crosses(each.name)]
+            self._guard = Guard(moving)
+            return dict(self._lender.offer(moving))
 
     def lending(self, sock: socket.socket) -> None:
         """Send what is lent, and keep what the destination has kept, until that hangs up: then it
         migrates or has ended, which takeover says as well, and better."""
         successor, upgrade = self._successor, self._host.progress.last.id
-        with sock, contextlib.suppress(OSError):
+        with sock, self._guard, contextlib.suppress(OSError):
             sock.settimeout(None)
             self._lender.send(sock)
             while kept := lent_sockets.next_kept(sock):
@@ -398,6 +403,7 @@ class Negotiation:
                 successor.kill()  # cleaning up, as takeover may be gone by now
                 self.over(Code.ENDED_EARLY, "the new version never said that it is ready")
             return
+        self._guard.stop()
         self._host.progress.enter(Phase.COLLECTING)
         self._on_request(MigrationRequest(sock, successor, self.offer.stream))
 

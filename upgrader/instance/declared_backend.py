@@ -7,6 +7,7 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING, Any
 
+from upgrader.backends.kind import BackendKind
 from upgrader.errors import (
     BackendError,
     ImageError,
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
     import msgspec
 
-    from upgrader.backends.kind import BackendKind
     from upgrader.instance import children
     from upgrader.protocol import identity, image
 else:
@@ -148,10 +148,18 @@ class DeclaredBackend:
                 raise BackendError(self.item, f"facts are no plain values: {each}")
         return image.BackendFacts(self.kind.version, self.kind.readable_from, facts)
 
-    def serve_on(self, described: image.BackendFacts) -> None:
-        """It was not given away after all: set again what the other process may have changed."""
-        with contextlib.suppress(UpgradeError):
-            self._guard([self._decode(data) for data in described.facts])
+    @property
+    def guarded(self) -> bool:
+        """Whether its kind has something to set again."""
+        return type(self.kind).guard is not BackendKind.guard
+
+    def serve_on(self, described: image.BackendFacts) -> bool:
+        """It was not given away after all: set again what the other process may have changed. False, and
+        said so, if that cannot be done."""
+        try:
+            return self._guard([self._decode(data) for data in described.facts])
+        except UpgradeError:
+            return False
 
     def retire(self) -> None:
         """Another instance owns it: the program gets no number of it any more."""
@@ -186,12 +194,14 @@ class DeclaredBackend:
             return self.kind.show(self.fds[0].fileno()) if self.fds else ""
         return ""
 
-    def _guard(self, said: Sequence[Mapping[str, Any]]) -> None:
+    def _guard(self, said: Sequence[Mapping[str, Any]]) -> bool:
         for fd, facts in zip(self.fds, said, strict=False):
             try:
                 self.kind.guard(fd.fileno(), facts)
             except Exception:
                 _log.exception("%s cannot be set as it was", self.item)
+                return False
+        return True
 
     @contextlib.contextmanager
     def _named(self, what: str) -> Iterator[None]:

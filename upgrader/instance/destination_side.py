@@ -146,6 +146,10 @@ class DestinationSide:
                 why = f"{bound.kind} {bound.name!r} is none of the running instance's"
                 raise ChannelError(why, code=Code.LIMIT, remedy="restart the unit instead")
             bound.open(*socks)
+        for name, backend in declarations.backends.items():
+            if fds := self._borrowed.others.get(name):
+                backend.require(fds)
+                backend.use(fds)
         declarations.take_passed([], self._borrowed.kept)
         return True
 
@@ -156,6 +160,9 @@ class DestinationSide:
                 bound.close()
             for item in self._borrowed.kept:
                 item.fd.close()
+            for backend in self._report.declarations.backends.values():
+                backend.close()
+                backend.use(())
 
     def _loader(self) -> Loader:
         report = self._report

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from upgrader.errors import UpgradeError
 from upgrader.instance import lent_sockets
 from upgrader.instance.declarations import Declarations
+from upgrader.instance.declared_backend import DeclaredBackend
 from upgrader.instance.interfaces import Keeper
 from upgrader.protocol.fd import Fd
 from upgrader.protocol.identity import HasFileno
@@ -35,8 +36,9 @@ class Lender:
         """Another destination: what was kept for one that has committed is its own."""
         self._kept = []
 
-    def offer(self) -> dict[str, list[str]]:
-        """The names of what is lent from now on: the sockets, and what the program keeps."""
+    def offer(self, others: Sequence[DeclaredBackend] = ()) -> dict[str, list[str]]:
+        """The names of what is lent from now on: the sockets, what the program keeps, and `others`,
+        backends that are no sockets."""
         declared = self._declarations
         bounds, kept = declared.sockets.values(), declared.kept
         sockets = [(bound.name, sock) for bound in bounds for sock in bound.sockets]
@@ -45,8 +47,14 @@ class Lender:
         # What is kept may be given up before it is sent.
         owners: list[HasFileno] = [sock for _, sock in sockets]
         owners += [item.fd for item in kept]
+        further = [(each.name, fd) for each in others for fd in each.fds]
+        owners += [fd for _, fd in further]
         self._lent = tuple(Fd(os.dup(each.fileno())) for each in owners)
-        return {"backends": [name for name, _ in sockets], "kept": [item.name for item in kept]}
+        return {
+            "backends": [name for name, _ in sockets],
+            "kept": [item.name for item in kept],
+            "others": [name for name, _ in further],
+        }
 
     def send(self, sock: socket.socket) -> None:
         """Send what was named last; raises OSError."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Sockets lent to a destination that prepares itself, with what the program keeps, and what it has the
-source keep meanwhile: both ends of that connection. Nothing of it decides who owns anything.
+"""Sockets and other backends lent to a destination that prepares itself, with what the program keeps, and
+what it has the source keep meanwhile: both ends of that connection. Nothing of it decides who owns anything.
 
-After the answer to Lend the FDs come, in the order of `backends` and then of `kept`, with a byte for
-each group.
+After the answer to Lend the FDs come, in the order of `backends`, of `kept`, and of `others`, with a byte
+for each group.
 Then the destination may send a name, ended by a NUL, with one FD: the source has PID 1 keep that, and
 answers with a NUL, or with why it does not.
 """
@@ -12,7 +12,7 @@ import contextlib
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from upgrader.codes import Code
 from upgrader.errors import ChannelError, NotifyError
@@ -27,13 +27,19 @@ _LONGEST = 1024  # bytes of a message
 
 
 class Borrowed:
-    """What the source has lent: `sockets` by the name of their backend, and what its program keeps."""
+    """What the source has lent: `sockets` by the name of their backend, what its program keeps, and the
+    FDs of `others` likewise."""
 
     def __init__(
-        self, sock: socket.socket, sockets: dict[str, list[socket.socket]], kept: Sequence[Passed]
+        self,
+        sock: socket.socket,
+        sockets: dict[str, list[socket.socket]],
+        kept: Sequence[Passed],
+        others: dict[str, list[Fd]],
     ) -> None:
         self.sockets = sockets
         self.kept = kept
+        self.others = others
         self._sock = sock
 
     @classmethod
@@ -44,15 +50,19 @@ class Borrowed:
         try:
             sock.connect(str(path))
             answer = call(sock, f"{INTERFACE}.Lend", offer, upgrade=True)
-            names, names_kept = answer.get("backends"), answer.get("kept") or []
-            if not isinstance(names, list) or not isinstance(names_kept, list):
-                raise ChannelError("the running instance lends what cannot be read")
-            fds = _receive(sock, len(names) + len(names_kept))
+            lists = [answer.get("backends"), answer.get("kept") or [], answer.get("others") or []]
+            names, names_kept, names_others = (
+                each if isinstance(each, list) else _unreadable() for each in lists
+            )
+            fds = _receive(sock, len(names) + len(names_kept) + len(names_others))
             sockets: dict[str, list[socket.socket]] = {}
             for name, fd in zip(names, fds, strict=False):
                 sockets.setdefault(str(name), []).append(fd.socket())
-            lent = zip(names_kept, fds[len(names) :], strict=True)
+            lent = zip(names_kept, fds[len(names) :], strict=False)
             kept = [Passed(str(name), fd) for name, fd in lent]
+            others: dict[str, list[Fd]] = {}
+            for name, fd in zip(names_others, fds[len(names) + len(kept) :], strict=True):
+                others.setdefault(str(name), []).append(fd)
         except VarlinkError as error:
             sock.close()
             if error.name == "MethodNotFound":
@@ -66,7 +76,7 @@ class Borrowed:
         except BaseException:
             sock.close()
             raise
-        return cls(sock, sockets, kept)
+        return cls(sock, sockets, kept, others)
 
     def fileno(self) -> int:
         """Readable once the source has ended, as it says nothing by itself."""
@@ -107,6 +117,10 @@ def next_kept(sock: socket.socket) -> tuple[str, Fd] | None:
         for fd in fds[:1]:
             unwanted.enter_context(fd)
     return None
+
+
+def _unreadable() -> NoReturn:
+    raise ChannelError("the running instance lends what cannot be read")
 
 
 def _receive(sock: socket.socket, count: int) -> list[Fd]:

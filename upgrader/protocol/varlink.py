@@ -241,9 +241,9 @@ method Register(pid: int, upgrade: ?string) -> ()
 method Revoke(pid: int, why: string, code: ?string) -> ()
 
 # For the registered process only, with "upgrade": what Migrate would refuse is refused; else the
-# sockets are lent, and what the program keeps, while the running instance serves on. After the answer
-# their FDs come, in the order of backends and then of kept, and then the process may have FDs of its
-# own kept until the upgrade is decided
+# sockets are lent, what the program keeps, and backends that are no sockets, while the running instance
+# serves on. After the answer their FDs come, in the order of backends, of kept and of others (a name for
+# each FD), and then the process may have FDs of its own kept until the upgrade is decided
 method Lend(
   stream: int,
   streams: ?[]int,
@@ -258,7 +258,7 @@ method Lend(
   withheld: ?[]string,
   tls: ?[string]string,
   upgrade: ?string
-) -> (backends: []string, kept: ?[]string)
+) -> (backends: []string, kept: ?[]string, others: ?[]string)
 
 # For the registered process only, with "upgrade": the connection becomes the migration channel, of
 # the newest of the streams that both speak. stream is all that an instance of interface 1 knows.
