@@ -6,14 +6,16 @@ import os
 import socket
 import ssl
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from tests.process.chat import DEADLINE
+from upgrader.tls.keys import SUITES, Direction, Refused
+from upgrader.tls.wire import KEY_UPDATE, Content, take
 
 CERTIFICATE = Path(__file__).parents[1] / "unit" / "tls.pem"
-GET = "GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 def free_port() -> int:
@@ -46,6 +48,12 @@ class OpenSsl:
         self._say("K\n" if both else "k\n")
         self._until(b"KEYUPDATE\n")
 
+    def send(self, line: str) -> None:
+        self._say(f"{line}\n")
+
+    def expect(self, text: bytes) -> None:
+        self._until(text)
+
     def _say(self, text: str) -> None:
         assert self._process.stdin
         self._process.stdin.write(text.encode())
@@ -74,6 +82,90 @@ class OpenSsl:
         self._process.kill()
         with contextlib.suppress(OSError):
             self._process.communicate(timeout=DEADLINE)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Recorded:
+    """Python's own, line by line; everything that it has been sent is kept, and can be searched."""
+
+    def __init__(self, port: int, keys: Path) -> None:
+        """`keys`: a file for its secrets."""
+        context = ssl.create_default_context(cafile=CERTIFICATE)
+        context.check_hostname = False
+        context.keylog_filename = str(keys)
+        self._keys = keys
+        self._sock = socket.create_connection(("127.0.0.1", port), DEADLINE)
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._object = context.wrap_bio(self._incoming, self._outgoing)
+        self._wire = bytearray()
+        self._plain = b""
+        self._call(self._object.do_handshake)
+
+    def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        while True:
+            try:
+                result = function(*arguments)
+            except ssl.SSLWantReadError:
+                self._sock.sendall(self._outgoing.read())
+                data = self._sock.recv(65536)
+                if not data:
+                    raise ConnectionError("the end") from None
+                self._wire += data
+                self._incoming.write(data)
+            else:
+                self._sock.sendall(self._outgoing.read())
+                return result
+
+    def send(self, text: str) -> None:
+        self._call(self._object.write, f"{text}\n".encode())
+
+    def line(self) -> str:
+        while b"\n" not in self._plain:
+            data = self._call(self._object.read, 65536)
+            if not data:
+                raise ConnectionError("the end")
+            self._plain += data
+        line, _, self._plain = self._plain.partition(b"\n")
+        return line.decode()
+
+    def ask(self, text: str) -> str:
+        self.send(text)
+        return self.line()
+
+    def require_no_nonce_twice(self) -> int:
+        """Every record since the handshake opens under the nonce that comes next, and so under no
+        earlier one; returns how many there were."""
+        named = dict(
+            line.split()[::2] for line in self._keys.read_text().splitlines() if line[0] != "#"
+        )
+        cipher = self._object.cipher()
+        assert cipher
+        direction = Direction(SUITES[cipher[0]], bytes.fromhex(named["SERVER_TRAFFIC_SECRET_0"]))
+        rest, found = bytearray(self._wire), 0
+        while record := take(rest):
+            try:
+                kind, data = direction.open(record)
+            except Refused:
+                assert not found  # what comes before is the handshake's
+                direction.count = 0
+                continue
+            found += 1
+            if kind == Content.HANDSHAKE and data[0] == KEY_UPDATE:
+                direction.update()
+        return found
+
+    def close(self) -> None:
+        self._sock.close()
 
     def __enter__(self) -> Self:
         return self

@@ -20,6 +20,7 @@ from aiohttp import web
 from upgrader.aio import Adapter
 from upgrader.aio.hosted_connection import HostedConnection
 from upgrader.aio.hosted_listener import HostedListener
+from upgrader.aio.tls_layer import TlsCrossing
 from upgrader.instance.commit import Adopted
 from upgrader.instance.declarations import Bound, Protocols
 from upgrader.instance.save import Frozen
@@ -29,7 +30,6 @@ from upgrader.protocol.fd import Fd
 from upgrader.protocol.identity import HasFileno
 from upgrader.protocol.image import LeftBehind
 from upgrader.protocol.kinds import Kind
-from upgrader.tls.listener import TlsListener
 
 SECONDS = 10.0
 LARGE = 8 << 20
@@ -119,7 +119,7 @@ class Side:
         adapter: Adapter,
         sock: socket.socket,
         tls: ssl.SSLContext | None = None,
-        moving: TlsListener | None = None,
+        moving: TlsCrossing | None = None,
     ) -> None:
         """`moving`: TLS connections move, and how."""
         self.moving = moving
@@ -165,10 +165,15 @@ class Side:
             lambda: not (_pending(sock, termios.TIOCOUTQ) or _pending(there.sock, termios.FIONREAD))
         )
 
+    def _tls(self, item: Frozen) -> object:
+        return self.moving.load(*item.tls) if self.moving and item.tls else None
+
     def commit(self, frozen: list[Frozen], to: "Side") -> None:
         """The same process on both sides: the destination has FDs of its own."""
         moved = [
-            Adopted("http", duplicate(item.sock), item.identity, item.state, None, tls=item.tls)
+            Adopted(
+                "http", duplicate(item.sock), item.identity, item.state, None, tls=to._tls(item)
+            )
             for item in frozen
         ]
         to.hosting.prepare(moved)

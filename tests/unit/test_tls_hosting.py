@@ -3,7 +3,6 @@
 
 import asyncio
 import contextlib
-import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -14,9 +13,7 @@ import uvloop
 
 from tests.unit.hosting import SECONDS, Application, Client, Side, adapter_of, turns, until
 from tests.unit.tls_pairs import CERTIFICATE, client_context, server_context
-from upgrader.errors import ImageError
-from upgrader.instance.commit import Adopted
-from upgrader.protocol.fd import Fd
+from upgrader.aio.tls_layer import TlsCrossing
 from upgrader.tls.listener import TlsListener
 
 Prepare = Callable[[ssl.SSLContext], object]
@@ -65,7 +62,7 @@ def play(request: pytest.FixtureRequest) -> Play:
                 for change in prepare[:1] if number == 0 else prepare[-1:]:
                     change(context)
                 adapter = await stack.enter_async_context(adapter_of(library, Application(name)))
-                sides.append(Side(adapter, sock, context, TlsListener(context)))
+                sides.append(Side(adapter, sock, context, TlsCrossing(TlsListener(context))))
             sides[0].hosting.open()
             yield TlsScene(stack, sides)
             for side in sides:
@@ -223,25 +220,5 @@ def test_attacked_connections_get_the_alert(play: Play) -> None:
             await client.receive()
         assert "BAD_RECORD_MAC" in str(caught.value).upper().replace(" ", "_")
         await until(lambda: all(each.gone for each in scene.sides[1].hosting.connections))
-
-    play(story)
-
-
-def test_what_cannot_be_a_connection_refuses(play: Play) -> None:
-    """While the source can still resume."""
-
-    async def story(scene: TlsScene) -> None:
-        client = await scene.connect()
-        assert "A" == await client.ask()
-        (frozen,), _ = await scene.sides[0].collect(scene.sides[1])
-        assert frozen.tls
-        state, secrets = frozen.tls
-        wrong = type(state)("TLS_RSA_WITH_NULL_MD5", 0, 0)
-        fd = Fd(os.dup(frozen.sock.fileno()))
-        item = Adopted("http", fd, frozen.identity, frozen.state, None, tls=(wrong, secrets))
-        with fd, pytest.raises(ImageError, match="TLS_RSA_WITH_NULL_MD5"):
-            scene.sides[1].hosting.prepare([item])
-        scene.sides[0].hosting.resume()
-        assert "A" == await client.ask()
 
     play(story)

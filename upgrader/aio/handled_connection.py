@@ -21,6 +21,7 @@ from upgrader.protocol.kinds import Waiting
 #: Bytes that a handler may leave unsent while connections are being collected: what it has
 #: written moves along, and a client that reads slowly does not hold up the rest.
 _STOPPING_WATER = 64 << 20
+_HANDSHAKE = 60.0  # seconds; asyncio has the same
 _log = logging.getLogger("upgrader")
 
 
@@ -139,6 +140,7 @@ class HandledConnection:
 
     def close(self) -> None:
         """Close the connection, after what is unsent has gone out."""
+        self.stream.say_end()
         if self.stream.unsent and not self.stream.lost:
             self.stream.eof = True
             self._mark(Waiting.CLOSING)
@@ -151,6 +153,8 @@ class HandledConnection:
     async def run(self, handler: Callable[[], Awaitable[object]]) -> None:
         """Run its handler to the end, then close."""
         try:
+            if not self.stream.ready:
+                await self._handshake()
             await handler()
         except (ConnectionError, Retired) as error:
             _log.debug("%s: %s", self.address, error)
@@ -183,6 +187,7 @@ class HandledConnection:
     def let_go(self) -> None:
         """It has moved: nothing here touches it any more, but our copy of its FD stays open."""
         self._moved = True
+        self.stream.give_up()
         self._stop_reading()
         self._loop.remove_writer(self._fd)
 
@@ -206,6 +211,19 @@ class HandledConnection:
         if self._moved:  # frozen: this handler goes on in another process
             await self._loop.create_future()
 
+    async def _handshake(self) -> None:
+        """Nothing waits for it, in an upgrade either: a client may take its time."""
+        self._mark(Waiting.MESSAGE)
+        try:
+            async with asyncio.timeout(_HANDSHAKE):
+                while not self.stream.ready:
+                    if self.stream.eof or self._ending:
+                        raise ConnectionResetError("it has ended before its handshake")
+                    await self._wait_readable()
+        except TimeoutError as error:
+            raise ConnectionResetError("its handshake has taken too long") from error
+        self._mark(None)
+
     async def _wait_readable(self) -> None:
         if self.stream.eof:
             return
@@ -222,6 +240,8 @@ class HandledConnection:
         if self._moved:
             return  # the bytes belong to the next instance
         self.stream.receive()
+        if self.stream.unsent:  # what TLS answers by itself
+            self.flush()
         if self.stream.eof or (self._readable is None and self._crowded()):
             self._stop_reading()
         if self._readable and not self._readable.done():

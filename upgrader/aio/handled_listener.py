@@ -25,6 +25,7 @@ from upgrader.protocol.kinds import Waiting
 from upgrader.protocol.later import later
 
 if TYPE_CHECKING:
+    from upgrader.aio.tls_layer import TlsCrossing
     from upgrader.instance import freeze, save
     from upgrader.instance.interfaces import Open
     from upgrader.protocol import image
@@ -56,6 +57,7 @@ class HandledListener:
         self._declared = declared
         self._arguments = arguments
         self._safe_points = safe_points
+        self._crossing: TlsCrossing | None = declared.moving_tls
         self._acceptor = Acceptor(self._loop, declared.listener, self._accept)
         self._served: dict[HandledConnection, _Served] = {}
         self._moving: list[HandledConnection] = []
@@ -93,12 +95,13 @@ class HandledListener:
 
     def adopt(self, adopted: Adopted) -> None:
         """Take in a connection that has moved here."""
-        if not (self._declared.lazy and self._unheard.take(adopted)):
+        lazy = self._declared.lazy and adopted.tls is None  # what came may lie here, sealed
+        if not (lazy and self._unheard.take(adopted)):
             self._adopt(adopted)
 
     def _adopt(self, adopted: Adopted) -> None:
         """Call the handler anew."""
-        stream = ConnectionStream(adopted.take(), adopted.state, adopted.identity)
+        stream = self._stream(adopted)
         connection = self._make(stream, adopted.session, adopted=True)
         if stream.unsent:
             connection.flush()
@@ -112,7 +115,24 @@ class HandledListener:
 
     def _accept(self, sock: socket.socket) -> None:
         session = self._declared.session() if self._declared.session else None
-        self._serve(self._make(ConnectionStream(sock), session, adopted=False), handled=True)
+        context = self._declared.tls
+        if context is None:
+            stream = ConnectionStream(sock)
+        else:
+            from upgrader.aio import tls_stream
+
+            stream = tls_stream.TlsStream(sock, context, self._crossing)
+        self._serve(self._make(stream, session, adopted=False), handled=True)
+
+    def _stream(self, adopted: Adopted) -> ConnectionStream:
+        state, identity = adopted.state, adopted.identity
+        if adopted.tls is None:  # of one over TLS, it may be that only sealed bytes are left
+            return ConnectionStream(adopted.take(), state, identity)
+        from upgrader.aio import tls_stream
+
+        return tls_stream.TlsStream(
+            adopted.take(), self._declared.tls, self._crossing, state, identity, adopted.tls
+        )
 
     def _make(
         self, stream: ConnectionStream, session: object, *, adopted: bool
@@ -134,6 +154,17 @@ class HandledListener:
         self._ended.set()
 
     # The end of serving
+
+    def ask_tls(self, *, live: bool, trust: str | None) -> None:
+        """Find out whether TLS connections may move; as `TlsCrossing.ask`."""
+        if self._crossing:
+            self._crossing.ask(live=live, trust=trust)
+
+    def finish_staying(self) -> None:
+        """Those that cannot move end here, each after what its handler is at."""
+        for connection in self._served:
+            if connection.stream.why_it_stays:
+                connection.finish()
 
     def hold(self) -> None:
         """Accept no more, and let handlers come to a safe point."""

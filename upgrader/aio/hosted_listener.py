@@ -47,7 +47,6 @@ class _Waiting:
 
     adopted: Adopted
     protocol: asyncio.BaseProtocol | None  # made beforehand where loading could fail
-    moved: Moved | None = None  # over TLS
 
 
 class HostedListener:
@@ -62,11 +61,7 @@ class HostedListener:
         self._name = declared.listener.name
         self._adapter = declared.adapter
         self._tls = declared.tls
-        self._crossing: TlsCrossing | None = None
-        if declared.moving_tls is not None:
-            from upgrader.aio.tls_layer import TlsCrossing
-
-            self._crossing = TlsCrossing(declared.moving_tls)
+        self._crossing: TlsCrossing | None = declared.moving_tls
         self._acceptor = Acceptor(loop, declared.listener, self._accept)
         self.connections: list[HostedConnection] = []
         self._sweep_at = _SPARE
@@ -86,8 +81,7 @@ class HostedListener:
     # The beginning
 
     def prepare(self, adopted: Sequence[Adopted]) -> None:
-        """Load what moved here, while the source can still resume; raises UnreadableState, and
-        ImageError for a TLS connection that cannot be."""
+        """Load what moved here, while the source can still resume; raises UnreadableState."""
         for item in adopted:
             protocol = None
             if item.state.session:
@@ -96,8 +90,7 @@ class HostedListener:
                 except Exception as error:
                     why = f"{self._adapter.speaks}: {type(error).__name__}: {error}"
                     raise UnreadableState(f"a connection of {self._name!r}", why) from error
-            moved = self._crossing.load(*item.tls) if self._crossing and item.tls else None
-            self._waiting[item.fileno()] = _Waiting(item, protocol, moved)
+            self._waiting[item.fileno()] = _Waiting(item, protocol)
 
     def open(self) -> None:
         """Serve: what has moved here, and whoever comes."""
@@ -171,7 +164,7 @@ class HostedListener:
                 hosted.hold(crosses=self._crosses)
 
         newcomer = Newcomer(protocol, unread, made)
-        moved = arrived.moved if arrived else None
+        moved = arrived.adopted.tls if arrived else None
         task = self._loop.create_task(self._connect(sock, newcomer, moved))
         for tasks in (self._attaching, self._arriving) if moved else (self._attaching,):
             tasks.add(task)
@@ -312,7 +305,13 @@ class HostedListener:
             left += [LeftBehind(self._name, w, _SWITCHED_OFF) for w in staying if w not in told]
             return frozen, left
         frozen = [
-            Frozen(self._name, w.adopted, w.adopted.identity, w.adopted.state, w.adopted.tls)
+            Frozen(
+                self._name,
+                w.adopted,
+                w.adopted.identity,
+                w.adopted.state,
+                w.adopted.tls and w.adopted.tls.snapshot(),
+            )
             for w in self._waiting.values()
         ]
         for hosted in self.connections:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from upgrader.aio.peer import Peer
 from upgrader.aio.runtime import AsyncioRuntime, Task
 from upgrader.errors import DeclarationError
-from upgrader.instance.base import BaseInstance, Ended
+from upgrader.instance.base import BaseInstance, Ended, Function
 from upgrader.instance.declarations import Protocols
 from upgrader.instance.handles import Listener
 from upgrader.instance.parts import InstanceParts
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import ssl
 
     from upgrader.aio.adapter import Adapter
-    from upgrader.tls.listener import TlsListener
+    from upgrader.aio.tls_layer import TlsCrossing
 
 #: The instance whose `async with attach(...)` this code runs in.
 attached: ContextVar[Instance] = ContextVar("upgrader.aio.attached")
@@ -39,6 +39,40 @@ class Instance(BaseInstance):
     def peers(self) -> Peers[Peer[Any]]:
         """All open connections that handlers of `connections` serve."""
         return Peers([each for handled in self._runtime.handled.values() for each in handled.peers])
+
+    def connections(
+        self,
+        listener: Listener,
+        *,
+        state: type | None = None,
+        drains: bool = False,
+        lazy: bool = False,
+        tls: ssl.SSLContext | None = None,
+    ) -> Callable[[Function], Function]:
+        """Declare who handles the connections of a listener, accepted and adopted ones alike.
+
+        The handler gets the peer, and each declared state by the annotation of a parameter.
+        `state` is a state class of which every connection has its own object (`peer.state`).
+        A handler that is not at a safe point when all the time of an upgrade has passed ends the
+        attempt; with `drains` it is left behind instead, and may end in the old instance: what
+        it writes to a declared state then is lost (Retired is raised), so use it for handlers
+        without one.
+        With `lazy`, the handler of an adopted connection is called anew only once its client says
+        something or has gone: for handlers that do nothing before their first message. Thousands of
+        idle connections without TLS then cost an upgrade next to nothing, and whoever looks at
+        `peers` has all handlers called.
+        With `tls` they speak TLS: the handler reads and writes plain bytes, and is called once the
+        handshake is done; `peer.tls` answers what was agreed. Open ones are drained or move as those
+        of `protocols`.
+        Raises DeclarationError for a listener that somebody handles already, and for a parameter
+        that no declared state can fill.
+        """
+        if tls:
+            from upgrader.aio import tls_stream  # noqa: F401 - before there is a pause
+        return self._handled(
+            listener, session=state, drains=drains, lazy=lazy, tls=tls,
+            moving_tls=self._moving_tls(tls),
+        )  # fmt: skip
 
     def protocols(
         self,
@@ -59,22 +93,23 @@ class Instance(BaseInstance):
         live upgrade, and `tls` must have no key log and no SSLObject class of its own. Raises
         DeclarationError for a listener that somebody handles already.
         """
-        moving = self._moving_tls(tls) if tls else None
+        moving = self._moving_tls(tls)
         declared = Protocols(listener._bound, adapter, tls, drains, moving)
         self._parts.declarations.add_protocols(declared)
 
-    def _moving_tls(self, context: ssl.SSLContext) -> TlsListener | None:
+    def _moving_tls(self, context: ssl.SSLContext | None) -> TlsCrossing | None:
         """How the connections of a context move, if UPGRADER_TLS wants them to."""
-        if self._parts.report.parameters.tls is not OpenTls.MOVE:
+        if context is None or self._parts.report.parameters.tls is not OpenTls.MOVE:
             return None
         try:
+            from upgrader.aio.tls_layer import TlsCrossing
             from upgrader.tls.listener import TlsListener
         except ModuleNotFoundError as error:
             raise DeclarationError(
                 "UPGRADER_TLS", f"move needs {error.name}, which is not installed here",
                 remedy="pip install 'upgrader[tls]'",
             ) from error  # fmt: skip
-        return TlsListener(context)
+        return TlsCrossing(TlsListener(context))
 
     async def serve(self, tasks: Sequence[Task] = ()) -> Ended:
         """Load, verify, tell PID 1 READY=1, and serve until this instance is stopped.

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from upgrader.aio.handled_connection import HandledConnection
 from upgrader.instance.inbox import Frame
@@ -38,6 +38,12 @@ class Peer(Generic[S]):
     def address(self) -> str:
         """The other end's address, as people write it: `192.0.2.1:4711`, `unix peer`."""
         return self._connection.address
+
+    @property
+    def tls(self) -> Any:
+        """The ssl.SSLObject of a connection over TLS, for `getpeercert`, `selected_alpn_protocol` and
+        `version`; None without TLS."""
+        return getattr(self._connection.stream, "ssl_object", None)
 
     async def messages(self, frame: Frame, limit: int = 65536) -> AsyncIterator[bytes]:
         """Whole messages until the peer closes. An incomplete one stays unread, and moves along.

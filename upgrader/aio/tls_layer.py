@@ -29,6 +29,11 @@ class TlsCrossing:
         self.listener = listener
         self.refused = ONLY_LIVE  #: why none of them may; empty if they may
 
+    @property
+    def trust(self) -> str:
+        """As `TlsListener.trust`."""
+        return self.listener.trust
+
     def ask(self, *, live: bool, trust: str | None) -> None:
         """`trust`: what decides in the new instance which certificates of clients are taken; None if it
         takes no TLS connections."""
@@ -37,7 +42,7 @@ class TlsCrossing:
         elif trust is None:
             self.refused = _NOT_TAKEN
         else:
-            own = self.listener.trust
+            own = self.trust
             self.refused = "" if own and own == trust else _TRUST
 
     @staticmethod

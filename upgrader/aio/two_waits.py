@@ -142,6 +142,8 @@ class TwoWaits:
         staying = [handled for name, handled in self._handled.items() if not self._crosses(name)]
         for handled in staying:
             handled.finish()
+        for handled in self._handled.values():
+            handled.finish_staying()
         await self._collect(deadline, stuck, for_good=for_good, quiesces=last)
         for handled in staying:
             await handled.all_ended(deadline)
@@ -159,7 +161,8 @@ class TwoWaits:
         self._held = True
         self._parts.source.holds(True)
         self._safe_points.close()
-        for handled in self._handled.values():
+        for name, handled in self._handled.items():
+            handled.ask_tls(live=self._live, trust=self._parts.answering.tls_trust(name))
             handled.hold()
         for name, hosting in self._hostings.items():
             hosting.ask_tls(live=self._live, trust=self._parts.answering.tls_trust(name))

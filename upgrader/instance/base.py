@@ -142,10 +142,14 @@ class BaseInstance:
         Raises DeclarationError for a listener that somebody handles already, and for a parameter
         that no declared state can fill.
         """
+        return self._handled(listener, session=state, drains=drains, lazy=lazy)
+
+    def _handled(self, listener: Listener, **options: Any) -> Callable[[Function], Function]:
+        """`options`: fields of `Connections`."""
 
         def register(handler: Function) -> Function:
             self._parts.declarations.add_connections(
-                Connections(listener._bound, state, handler, drains, lazy)
+                Connections(listener=listener._bound, handler=handler, **options)
             )
             return handler
 

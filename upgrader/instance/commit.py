@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from upgrader.backends.listener import Address, bind, listen_again, release
 from upgrader.errors import BindError, NotifyError
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from upgrader.protocol.fd import Fd
     from upgrader.protocol.identity import HasFileno, Identity
     from upgrader.protocol.kinds import Waiting
-    from upgrader.protocol.tls_state import TlsSecrets, TlsState
     from upgrader.systemd.notify import Notifier
 else:
     image_in_fd_store = later("upgrader.instance.image_in_fd_store")
@@ -46,7 +45,10 @@ _log = logging.getLogger("upgrader")
 
 
 class Adopted:
-    """One connection that has moved here, with what moved along. Owns its FD until `take`."""
+    """One connection that has moved here, with what moved along. Owns its FD until `take`.
+
+    `tls`: the TLS of it (a `tls.moved.Moved`), if it has any.
+    """
 
     __slots__ = ("_fd", "identity", "listener", "session", "since", "state", "tls")
 
@@ -60,7 +62,7 @@ class Adopted:
         state: ConnectionState,
         session: object | None,
         since: float = 0.0,
-        tls: tuple[TlsState, TlsSecrets] | None = None,
+        tls: Any = None,
     ) -> None:
         """`since`: of `time.monotonic`, for people."""
         self.listener = listener

@@ -15,7 +15,7 @@ from upgrader.protocol.later import later
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from upgrader.protocol import connection_state
+    from upgrader.protocol import connection_state, tls_state
     from upgrader.protocol import identity as identities
 else:
     identities = later("upgrader.protocol.identity")
@@ -30,6 +30,7 @@ class ConnectionStream:
     __slots__ = ("eof", "identity", "inbox", "lost", "since", "sock", "unsent", "waiting")
 
     what = ""  # only its handler knows
+    ready = True  #: its handler may begin
 
     def __init__(
         self,
@@ -85,6 +86,21 @@ class ConnectionStream:
             else:
                 del self.unsent[:sent]
 
+    @property
+    def why_it_stays(self) -> str:
+        """Why it cannot move, whatever its handler is at; empty if it can."""
+        return ""
+
+    def say_end(self) -> None:
+        """Tell the client that nothing more comes, where that is a message of its own."""
+
+    def snapshot(self) -> tuple[tls_state.TlsState, tls_state.TlsSecrets] | None:
+        """What moves along besides bytes and session: with TLS."""
+        return None
+
+    def give_up(self) -> None:
+        """It has moved: nothing is to be written here any more."""
+
     def close(self, *, shared: bool) -> None:
         """Close the connection; one that is `shared` ends for its client although another process
         still has a copy, as the instance before may for some milliseconds."""
@@ -97,6 +113,9 @@ class ConnectionStream:
         """The peer is gone: nothing more comes and nothing more goes."""
         self._mark_lost()
         self.unsent.clear()
+
+    def _mark_ended(self) -> None:
+        self.eof = True
 
     def _mark_lost(self) -> None:
         self.lost = self.eof = True

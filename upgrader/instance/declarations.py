@@ -207,7 +207,9 @@ class Connections(Value):
     """The connections of a listener: who handles them, and the state that goes with each one.
 
     `drains`: one that is between two safe points may end in the instance that is replaced. `lazy`: no
-    handler is called for an adopted one before its client says something.
+    handler is called for an adopted one before its client says something. `tls`: the
+    SSLContext of those that speak TLS; `moving_tls`: how those move (an `aio.tls_layer.TlsCrossing`), if
+    they do.
     """
 
     listener: Bound
@@ -215,6 +217,8 @@ class Connections(Value):
     handler: Callable[..., Any]
     drains: bool = False
     lazy: bool = False
+    tls: Any = None
+    moving_tls: Any = None
 
 
 class Protocols(Value):
@@ -222,7 +226,7 @@ class Protocols(Value):
     the SSLContext of those that speak TLS.
 
     `drains`: one that is busy may end in the instance that is replaced, although there are states.
-    `moving_tls`: how those that speak TLS move (a `tls.listener.TlsListener`), if they do.
+    `moving_tls`: as in `Connections`.
     """
 
     listener: Bound
@@ -423,11 +427,9 @@ class Declarations:
 
     def moving_tls(self) -> dict[str, Any]:
         """How TLS connections move, for each listener where they do."""
-        return {
-            name: each.moving_tls
-            for name, each in self.protocols.items()
-            if each.moving_tls is not None
-        }
+        handled = {name: each.moving_tls for name, each in self.connections.items()}
+        hosted = {name: each.moving_tls for name, each in self.protocols.items()}
+        return {name: moving for name, moving in (handled | hosted).items() if moving is not None}
 
     def arguments(
         self, function: Callable[..., Any], *, skip: int = 0

@@ -10,6 +10,7 @@ from upgrader.instance.connection import show_peer
 from upgrader.instance.save import Frozen
 from upgrader.protocol.connection_state import ConnectionState
 from upgrader.protocol.image import LeftBehind
+from upgrader.protocol.kinds import Waiting
 from upgrader.protocol.state import encode
 
 if TYPE_CHECKING:
@@ -21,13 +22,17 @@ def freeze(listener: str, stream: ConnectionStream, session: object | None) -> F
     """What moves of a connection that is not lost, with this state; or why it stays."""
     if stream.waiting is None:
         return LeftBehind(listener, show_peer(stream), "its handler is busy")
+    closing = stream.waiting is Waiting.CLOSING  # all that is left of it are bytes
+    if not closing and (why := stream.why_it_stays):
+        return LeftBehind(listener, show_peer(stream), why)
     try:
         saved = encode(session)
     except UnsavableState as error:
         return LeftBehind(listener, show_peer(stream), str(error))
     unread, unsent = bytes(stream.inbox.buffer), bytes(stream.unsent)
     state = ConnectionState(stream.waiting, unread, unsent, saved)
-    return Frozen(listener, stream.sock, stream.identity, state)
+    tls = None if closing else stream.snapshot()
+    return Frozen(listener, stream.sock, stream.identity, state, tls)
 
 
 def freeze_again(adopted: Adopted) -> Frozen | LeftBehind:

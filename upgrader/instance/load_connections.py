@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from stat import S_ISSOCK
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from upgrader.protocol.fd import Fd
     from upgrader.protocol.parameters import Parameters
     from upgrader.protocol.saved_state import SavedState
-    from upgrader.protocol.tls_state import TlsSecrets, TlsState
 
 #: Loads what goes with a connection, by its place in the manifest.
 _Load = Callable[[int, "ConnectionState"], object]
@@ -47,7 +46,7 @@ class ConnectionLoader:
         manifest: image.Manifest,
         dropped: dict[str, set[str]],
         progress: Callable[[int], object],
-        tls: Mapping[int, tuple[TlsState, TlsSecrets]],
+        tls: Mapping[int, Any],
     ) -> None:
         self.adopted: list[Adopted] = []
         self.withheld: list[image.LeftBehind] = []

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from upgrader.errors import ImageError, MismatchError
 from upgrader.instance.declarations import Declarations
@@ -11,14 +12,12 @@ from upgrader.protocol import image
 from upgrader.protocol.fd import Fd
 from upgrader.protocol.identity import identify
 from upgrader.protocol.kinds import Kind
-from upgrader.protocol.tls_state import TlsSecrets, TlsState
+from upgrader.protocol.tls_state import TlsSecrets
 
 
-def take(
-    manifest: image.Manifest, fds: Sequence[Fd], here: Declarations
-) -> dict[int, tuple[TlsState, TlsSecrets]]:
-    """What goes with TLS connections, by the places of their entries; the secrets are gone from where
-    they were, and that is closed. `fds` are those of the manifest's entries, in its order.
+def take(manifest: image.Manifest, fds: Sequence[Fd], here: Declarations) -> dict[int, Any]:
+    """The TLS connections (each a `tls.moved.Moved`) by the places of their entries; the secrets are
+    gone from where they were, and that is closed. `fds` are those of the manifest's entries, in its order.
 
     Raises ImageError if states, secrets and connections do not fit each other, or a listener that takes
     no TLS connections has one; MismatchError for another file.
@@ -42,4 +41,8 @@ def take(
         entry = manifest.entries[place]
         if entry.backend not in takes and entry.backend not in here.dropped:
             raise ImageError(str(entry), "speaks TLS, and none is taken there")
-    return {place: (state, secrets[place]) for place, state in states.items()}
+    return {
+        place: takes[manifest.entries[place].backend].load(state, secrets[place])
+        for place, state in states.items()
+        if manifest.entries[place].backend in takes
+    }

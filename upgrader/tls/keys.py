@@ -76,11 +76,16 @@ class Direction:
         self._begin(secret, count)
 
     def _begin(self, secret: bytes, count: int) -> None:
-        suite = self._suite
         self.secret = secret
         self.count = count
-        self._aead = suite.aead(expand_label(suite.digest, secret, b"key", suite.key))
+        self._aead: _Aead | None = None  # made when it is used: thousands may arrive in a pause
+        self._iv = 0
+
+    def _derive(self) -> _Aead:
+        suite, secret = self._suite, self.secret
         self._iv = int.from_bytes(expand_label(suite.digest, secret, b"iv", _IV), "big")
+        self._aead = suite.aead(expand_label(suite.digest, secret, b"key", suite.key))
+        return self._aead
 
     def update(self) -> None:
         """Go on with the next key, as after a KeyUpdate: section 7.2."""
@@ -90,14 +95,16 @@ class Direction:
     def seal(self, content: int, data: bytes) -> bytes:
         """The next record, with its header."""
         head = header(Content.DATA, len(data) + 1 + _TAG)
-        return head + self._aead.encrypt(self._nonce(), data + bytes((content,)), head)
+        aead = self._aead or self._derive()
+        return head + aead.encrypt(self._nonce(), data + bytes((content,)), head)
 
     def open(self, record: bytes) -> tuple[int, bytes]:
         """What is in the next record, and its kind; raises Refused."""
         if len(record) < HEADER + _TAG + 1:
             raise Refused(Alert.BAD_RECORD_MAC, "a record without room for its tag")
+        aead = self._aead or self._derive()
         try:
-            inner = self._aead.decrypt(self._nonce(), record[HEADER:], record[:HEADER])
+            inner = aead.decrypt(self._nonce(), record[HEADER:], record[:HEADER])
         except InvalidTag:
             raise Refused(Alert.BAD_RECORD_MAC, "a record that the key does not open") from None
         inner = inner.rstrip(b"\0")

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Connections with a handler over TLS cross live upgrades; killed at each step, no nonce is used twice."""
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.process.chat import DEADLINE
+from tests.process.tls_clients import CERTIFICATE, OpenSsl, Recorded, free_port
+from tests.support import eventually
+from upgrader.testing import Service, ServiceError
+
+HERE = Path(__file__).parent
+
+
+class TlsBoard:
+    """The service of tls_board.py, in the versions that a test asks for."""
+
+    def __init__(self, directory: Path) -> None:
+        self.port = free_port()
+        self.directory = directory
+        self.service = Service(environment={"UPGRADER_TLS": "move"}, timeout=DEADLINE)
+        self._clients = 0
+
+    def command(self, version: str, *at: str) -> list[str]:
+        program = str(HERE / "tls_board.py")
+        return [sys.executable, program, str(self.port), str(CERTIFICATE), version, *at]
+
+    def connect(self) -> Recorded:
+        self._clients += 1
+        client = Recorded(self.port, self.directory / f"keys-{self._clients}")
+        assert "welcome TLSv1.3" == client.line()
+        return client
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Iterator[TlsBoard]:
+    board = TlsBoard(tmp_path)
+    with board.service:
+        yield board
+
+
+def test_handlers_go_on(board: TlsBoard) -> None:
+    """With their state, with half a line that was sent before, through three live upgrades; a restart
+    drains them."""
+    board.service.start(board.command("one"))
+    with board.connect() as client, board.connect() as other:
+        assert "one 1 a" == client.ask("a")
+        for number, version in enumerate(("two", "three", "four"), 2):
+            client._call(client._object.write, b"be")
+            assert 0 == board.service.live(board.command(version)).left_behind
+            client._call(client._object.write, b"gun\n")
+            assert f"{version} {number} begun" == client.line()
+        assert "four 1 x" == other.ask("x")
+        assert 2 <= client.require_no_nonce_twice()
+        board.service.upgrade(board.command("five"))
+        with pytest.raises((ConnectionError, OSError)):
+            client.ask("gone")
+    with board.connect() as client:
+        assert "five 1 new" == client.ask("new")
+
+
+def test_key_updates_of_handlers(board: TlsBoard) -> None:
+    """Before the move with an answer that is owed, and after it."""
+    board.service.start(board.command("one"))
+    with OpenSsl(board.port) as client:
+        client.expect(b"welcome TLSv1.3")
+        client.update_keys(both=True)
+        board.service.live(board.command("two"))
+        client.send("first")
+        client.expect(b"two 1 first")
+        client.update_keys(both=True)
+        client.send("second")
+        client.expect(b"two 2 second")
+
+
+# Killed at each step
+
+
+def destination_dies_in_its_check(board: TlsBoard, client: Recorded) -> str:
+    with pytest.raises(ServiceError):
+        board.service.live(board.command("two", "verify"))
+    return "one"
+
+
+def destination_is_killed_in_its_check(board: TlsBoard, client: Recorded) -> str:
+    with in_the_check(board) as (process, _):
+        client.send("meanwhile")
+        os.kill(process, signal.SIGKILL)
+        assert "one 2 meanwhile" == client.line()
+    return "one"
+
+
+def destination_comes_too_late(board: TlsBoard, client: Recorded) -> str:
+    """The source has given up waiting, and serves on; then the destination would."""
+    with in_the_check(board) as (_, go_on):
+        client.send("meanwhile")
+        assert "one 2 meanwhile" == client.line()
+        go_on()
+    return "one"
+
+
+def source_is_killed_in_the_freeze(board: TlsBoard, client: Recorded) -> str:
+    """The destination finds that it is alone, and owns everything."""
+    source = board.service.process
+    assert source
+    with in_the_check(board) as (_, go_on):
+        client.send("meanwhile")
+        os.kill(source.pid, signal.SIGKILL)
+        go_on()
+        assert "two 2 meanwhile" == client.line()
+    return "two"
+
+
+def destination_dies_at_the_commit(board: TlsBoard, client: Recorded) -> str:
+    """It may have sealed something: nobody goes on with these connections."""
+    with contextlib.suppress(ServiceError):
+        board.service.live(board.command("two", "commit"))
+    return ""
+
+
+def source_dies_after_the_commit(board: TlsBoard, client: Recorded) -> str:
+    source = board.service.process
+    assert source
+    board.service.live(board.command("two"))
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(source.pid, signal.SIGKILL)
+    return "two"
+
+
+@contextlib.contextmanager
+def in_the_check(board: TlsBoard) -> Iterator[tuple[int, Callable[[], None]]]:
+    """A live upgrade whose destination has loaded all, and stands in its check: its process, and what
+    lets it go on."""
+    file = board.directory / "go"
+    live = board.service.begin_live(board.command("two", str(file)))
+    eventually((board.directory / "go.there").exists)
+    process = int(board.service.describe()["migration"]["pid"])
+    try:
+        yield process, file.touch
+    finally:
+        file.touch()
+        with contextlib.suppress(ServiceError):
+            live.wait()
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        destination_dies_in_its_check,
+        destination_is_killed_in_its_check,
+        destination_comes_too_late,
+        source_is_killed_in_the_freeze,
+        destination_dies_at_the_commit,
+        source_dies_after_the_commit,
+    ],
+)
+def test_no_nonce_is_used_twice(board: TlsBoard, step: Callable[[TlsBoard, Recorded], str]) -> None:
+    """Whoever is killed, and whenever: every record that a client has got was sealed under the next
+    nonce, and who goes on with a connection is one process."""
+    if step is destination_comes_too_late:
+        board.service.environment["UPGRADER_DOWNTIME_LIMIT"] = "1s"
+    else:
+        board.service.environment["UPGRADER_DOWNTIME_LIMIT"] = "20s"
+    board.service.start(board.command("one"))
+    with board.connect() as client, board.connect() as idle:
+        assert "one 1 before" == client.ask("before")
+
+        owner = step(board, client)
+
+        for each in (client, idle):
+            if owner:
+                assert each.ask("after").startswith(owner)
+            else:
+                with pytest.raises((ConnectionError, OSError)):
+                    each.ask("after")
+        assert client.require_no_nonce_twice() >= 2
+        assert idle.require_no_nonce_twice() >= 1
