@@ -239,7 +239,7 @@ def test_n6_a_library_that_is_in_use_is_replaced(web: Web) -> None:
 
         assert {} == lost(window), said
         assert 1 == said.count(f"upgrader: {UNIT}: upgraded"), said
-        assert f"{UNIT}: has imported what was replaced: /usr/lib/python3/" in said
+        assert f"{UNIT}: has loaded what was replaced: /usr/lib/python3/" in said
         assert 2 == window.generation
     again = web.machine.run(["/usr/lib/upgrader/hook", "--pending", "--libraries"])
     assert "" == again.stderr

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support import eventually
 from tests.system.guests import QEMU, Machine, needs_qemu
+from tests.system.serving import hook
 from tests.system.tool import upgrade
 from upgrader.lab.private_systemd import PrivateSystemd
 from upgrader.lab.virtual_machine import pinging
@@ -20,11 +22,14 @@ for word; do
 done
 exec {QEMU} "$@"
 """
+#: What dpkg does: another file takes the place of the one that runs.
+REPLACE = f"cp {QEMU} {QEMU}.dpkg-new && echo >>{QEMU}.dpkg-new && mv {QEMU}.dpkg-new {QEMU}"
 
 
 @pytest.fixture
 def guest(host_machine: PrivateSystemd) -> Iterator[Machine]:
     needs_qemu()
+    host_machine.run(["rm", "-f", "/usr/sbin/policy-rc.d"])
     machine = Machine(host_machine, "small", 96)
     machine.boot()
     yield machine
@@ -32,8 +37,9 @@ def guest(host_machine: PrivateSystemd) -> Iterator[Machine]:
 
 
 def test_a_machine_goes_on(guest: Machine) -> None:
-    """Upgraded live, its guest counts on, and at most two pings are lost. An upgrade to a QEMU that
-    cannot load it is refused in QEMU's own words: nothing is left of that, and no ping is lost after it."""
+    """Upgraded live, its guest counts on, and at most two pings are lost; a package that replaces QEMU
+    has it upgraded by the hook. An upgrade to a QEMU that cannot load it is refused in QEMU's own words:
+    nothing is left of that, and no ping is lost after it."""
     with pinging(guest.machine) as pings:
         assert guest.counts()
         done = upgrade(guest, "--mode", "live")
@@ -41,6 +47,14 @@ def test_a_machine_goes_on(guest: Machine) -> None:
         assert guest.counts()
     assert len(pings.lost()) <= 2, pings.lost()
     assert pings.longest_gap < 0.5
+
+    guest.machine.run(["sh", "-c", REPLACE])
+    (before,) = guest.qemus()
+    said = hook(guest.machine, "--libraries")
+    assert f"{guest.unit}: has loaded what was replaced: {QEMU}" in said
+    assert f"{guest.unit}: upgraded" in said, said
+    assert guest.counts()
+    assert eventually(lambda: len(guest.qemus()) == 1 and guest.qemus() != [before])
 
     guest.machine.write("/srv/guest/qemu", ANOTHER)
     guest.machine.run(["chmod", "755", "/srv/guest/qemu"])

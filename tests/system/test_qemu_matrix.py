@@ -5,6 +5,7 @@ they are pinged a hundred times a second."""
 import contextlib
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -77,9 +78,16 @@ def row(suite: str, mode: str, seen: list[Pings]) -> tuple[str, ...]:
     )
 
 
+def version(machine: PrivateSystemd, suite: str) -> str:
+    """That of a QEMU, in short."""
+    told = machine.run([binary(machine, suite), "--version"]).stdout
+    return ".".join(told.split()[3].split(".")[:2])
+
+
 def test_each_qemu_and_the_next(host_machine: PrivateSystemd) -> None:
     """Five upgrades of a guest of 512 MiB in each mode and QEMU, then from each QEMU to the next."""
     rows = []
+    versions = {suite: version(host_machine, suite) for suite in SUITES}
     for suite in SUITES:
         with booted(host_machine, suite) as guest:
             for mode in ("live", "restart"):
@@ -90,7 +98,7 @@ def test_each_qemu_and_the_next(host_machine: PrivateSystemd) -> None:
                         assert 0 == done["exit_code"], done
                     seen.append(pings)
                     assert eventually(lambda: len(guest.qemus()) == 1)
-                rows.append(row(suite, mode, seen))
+                rows.append(row(versions[suite], mode, seen))
     with booted(host_machine, SUITES[0]) as guest:
         seen = []
         for suite in SUITES[1:]:
@@ -99,11 +107,12 @@ def test_each_qemu_and_the_next(host_machine: PrivateSystemd) -> None:
                 done = upgrade(guest, "--mode", "live")
                 assert 0 == done["exit_code"], done
             seen.append(pings)
-        rows.append(row(" to ".join(SUITES), "live", seen))
+        rows.append(row(" to ".join(versions.values()), "live", seen))
+    commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], text=True).strip()
     publish(
         "qemu",
-        ("QEMU of", "mode", "upgrades", "most pings lost in one", "ping gap", "longest"),
-        rows,
+        ("QEMU", "mode", "upgrades", "most pings lost in one", "ping gap", "longest"),
+        [*rows, ("date and commit", f"{time.strftime('%Y-%m-%d')}, {commit}", "", "", "", "")],
     )
     assert all(int(each[3]) <= 2 for each in rows), rows
 

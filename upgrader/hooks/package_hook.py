@@ -37,8 +37,9 @@ WINDOW = 60.0
 #: Seconds after which a package manager is kept waiting no longer; systemd goes on with the job.
 TIMEOUT = 300.0
 
-#: How the paths of libraries begin, whichever version of Python they are for.
-_LIBRARIES = ("/usr/lib/python3", "/usr/lib64/python3")
+#: How the paths begin of what instances have loaded and packages of others replace: libraries,
+#: whichever version of Python they are for, and programs below a runner whose packages restart nothing.
+_LOADED = ("/usr/lib/python3", "/usr/lib64/python3", "/usr/bin/qemu-system-")
 _LATER = "upgrader-hook"
 _STATE = ("systemctl", "show", "-P", "SubState")
 _POLICY_RC_D = "/usr/sbin/policy-rc.d"
@@ -305,12 +306,12 @@ def _uses_library(systemd: Systemd, name: str) -> bool:
 
 
 def _use_replaced(systemd: Systemd, say: Say) -> Iterator[str]:
-    """The running units that have imported a library which is another one on disk now."""
+    """The running units that have loaded a library or a program which is another one on disk now."""
     for each in overview.read_all(systemd):
         changed = each.instance.changed if each.instance else []
-        if replaced := [path for path in changed if path.startswith(_LIBRARIES)]:
+        if replaced := [path for path in changed if path.startswith(_LOADED)]:
             more = f" and {len(replaced) - 1} more" if replaced[1:] else ""
-            say(f"{each.unit}: has imported what was replaced: {replaced[0]}{more}")
+            say(f"{each.unit}: has loaded what was replaced: {replaced[0]}{more}")
             yield each.unit
 
 
@@ -331,7 +332,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--libraries",
         action="store_true",
-        help="libraries were replaced: upgrade the running units that have imported them as well",
+        help="libraries were replaced: upgrade the running units that have loaded them as well",
     )
     parser.add_argument("units", nargs="*", metavar="UNIT")
     return parser.parse_args(arguments)
