@@ -7,6 +7,7 @@ from typing import assert_type
 
 import upgrader
 import upgrader.aio
+from upgrader.backends import Memory
 
 
 @upgrader.state("counters", version=2, readable_from=1)
@@ -43,6 +44,11 @@ async def main() -> None:
         assert_type(counters.value.requests, int)
         listener = instance.listener("http", bind="127.0.0.1:8080")
         assert_type(listener, upgrader.Listener)
+        cache = instance.backend("cache", Memory(4096))
+        assert_type(cache, Memory)
+        assert_type(cache.map()[0], int)
+        assert_type(instance.child("worker", ["sleep", "9"]).exit_code, int | None)
+        instance.backend("cache", 4096)  # type: ignore[type-var]
         queries = instance.datagrams("dns")
         assert_type(queries, upgrader.Datagrams)
 

@@ -297,6 +297,8 @@ BAD: dict[str, tuple[Change, type[RefusedError], str]] = {
     "a listener twice": (twice, ImageError, "listener of 'door': is in the image 2 times"),
     "a connection too much": (renamed(2, backend="x"), UnclaimedError, "connection of 'x'"),
     "a kind too much": (renamed(0, backend="inbox"), UnclaimedError, "listener of 'inbox'"),
+    "a kind of others": (renamed(0, kind="acme.dice"), UnclaimedError, "acme.dice of 'door'"),
+    "no name of a kind": (renamed(0, kind="x\nMAINPID=1"), ImageError, "is of no kind that can be"),
     "another service": (replaced(service="mail"), ImageError, "of service 'mail', this is 'web'"),
     "too many FDs": (fewer_entries, ImageError, "image: 2 entries, 3 FDs"),
     "too few FDs": (more_entries, ImageError, "image: 3 entries, 2 FDs"),

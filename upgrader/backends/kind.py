@@ -14,15 +14,13 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from upgrader.errors import DeclarationError, MismatchError, Retired
-from upgrader.protocol.kinds import Kind
+from upgrader.protocol.kinds import KIND_NAME, Kind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from upgrader.protocol.fd import Fd
 
-#: Ours have no dot, those of others have one; both are part of an FDNAME.
-_NAME = re.compile(r"[a-z][a-z0-9-]{0,30}(\.[a-z][a-z0-9-]{0,30})?")
 _TAKEN = {*Kind, "kept"}  # words of the library's own in a manifest and in the FD store
 _OURS = __name__.rpartition(".")[0]
 
@@ -61,7 +59,7 @@ class BackendKind(ABC):
         if not name:  # what several kinds have in common
             return
         ours = cls.__module__.startswith(_OURS + ".")
-        if not _NAME.fullmatch(name) or name in _TAKEN or ours == ("." in name):
+        if not re.fullmatch(KIND_NAME, name) or name in _TAKEN or ours == ("." in name):
             raise DeclarationError(
                 f"kind {name!r}",
                 "a kind has a name of small letters, digits and dashes",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ from upgrader.errors import (
 from upgrader.instance.commit import LoadedInstance
 from upgrader.instance.open_sockets import Opening
 from upgrader.protocol.fd import Fd
-from upgrader.protocol.kinds import Kind
+from upgrader.protocol.kinds import KIND_NAME, Kind
 from upgrader.protocol.later import later
 from upgrader.protocol.state import load
 from upgrader.protocol.status_text import Origin, Status
@@ -267,6 +268,8 @@ class Loader:
         }
         for entry in own:
             if entry.is_declared_by_kind:
+                if not re.fullmatch(KIND_NAME, entry.kind):
+                    raise ImageError(str(entry), "is of no kind that can be")
                 known = open_backends.check_declared(declared, entry)
             else:
                 bound = declared.sockets.get(entry.backend)

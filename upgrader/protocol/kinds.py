@@ -23,6 +23,10 @@ class Kind(StrEnum):
     SECRETS = "secrets"
 
 
+#: The names of other kinds: ours have no dot, those of others have one. They are part of an FDNAME.
+KIND_NAME = r"[a-z][a-z0-9-]{0,30}(\.[a-z][a-z0-9-]{0,30})?"
+
+
 class Waiting(StrEnum):
     """Where the handler of a connection stood when it was frozen."""
 
