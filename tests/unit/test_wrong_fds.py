@@ -10,6 +10,8 @@ import select
 import signal
 import socket
 import struct
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -41,6 +43,7 @@ from upgrader.instance.declared_backend import DeclaredBackend
 from upgrader.protocol.fd import Fd
 from upgrader.protocol.identity import identify
 from upgrader.protocol.image import ManifestEntry
+from upgrader.systemd.subreaper import adopt_orphans
 
 DEVICES = [f"wf{os.getpid() % 10**6}{end}" for end in "ab"]
 
@@ -260,3 +263,25 @@ def test_a_child_ends_with_an_instance_that_does_not_take_over(owned: ExitStack)
     declared.undo()
     select.select([child.fileno()], [], [])
     assert -signal.SIGKILL == child.exit_code
+
+
+def test_the_end_of_a_child_that_another_instance_has_started(owned: ExitStack) -> None:
+    """Its end is known at once, and how it has ended once PID 1 has looked, if the kernel tells that."""
+    adopt_orphans()  # as PID 1 does
+    start = "import subprocess\nprint(subprocess.Popen(['sh', '-c', 'kill -STOP $$; exit 7'], stdout=subprocess.DEVNULL).pid)"
+    pid = int(subprocess.check_output([sys.executable, "-c", start]))
+    child = Child(["sh"])
+    declared = DeclaredBackend("it", child)
+    declared.use([owned.enter_context(Fd(os.pidfd_open(pid)))])
+    assert (pid, False, None) == (child.pid, child.ended, child.exit_code)
+    os.waitid(os.P_PID, pid, os.WSTOPPED)
+    child.send_signal(signal.SIGCONT)
+    select.select([child.fileno()], [], [])
+    assert (True, None) == (child.ended, child.exit_code)
+    os.waitpid(pid, 0)
+    kernel = tuple(map(int, os.uname().release.split(".")[:2]))
+    assert (-1, True, 7 if kernel >= (6, 15) else None) == (
+        child.pid,
+        child.ended,
+        child.exit_code,
+    )
