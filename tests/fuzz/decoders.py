@@ -23,6 +23,7 @@ import msgspec
 import upgrader
 from tests.fuzz.fuzz import Decoder
 from tests.fuzz.mutations import change_bytes, change_json, change_msgpack, change_text
+from tests.fuzz.tls_decoders import tls_decoders
 from tests.unit.units import unit
 from upgrader.backends import Memory
 from upgrader.backends.listener import Address
@@ -658,7 +659,7 @@ def decoders(place: Path, stack: contextlib.ExitStack) -> list[Decoder]:
         Decoder("body of a record", _body, (ProtocolError,), frames, change_msgpack),
         Decoder("order of records", _order, (ProtocolError,), [counted], change_bytes),
         Decoder("parked channel", _parked, (RefusedError, ChannelError), [parked], change_bytes),
-        Decoder("image", _unseal, (ImageError,), [_with_header(document), _STREAMS["v1-image.bin"]], change_bytes),
+        Decoder("image", _unseal, (ImageError,), [_with_header(document), _STREAMS["v1-image.bin"], _STREAMS["v1-image-tls.bin"]], change_bytes),
         Decoder("manifest", lambda data: _unseal(_with_header(data)), (ImageError,), [document], change_msgpack),
         Decoder("facts of a backend", _facts, (RefusedError,), [facts], change_msgpack),
         Decoder("dump of a manifest", _dumped(own("dump")), (UpgradeError,), [document], change_msgpack),
@@ -697,5 +698,6 @@ def decoders(place: Path, stack: contextlib.ExitStack) -> list[Decoder]:
         Decoder("runner's datagrams", _to_runner(stack), (OSError,), notes, change_text),
         Decoder("address", _address, (DeclarationError,), addresses, change_text),
         Decoder("D-Bus body", _wire, (), [*_bodies()], change_bytes),
+        *tls_decoders(),
         Decoder("cgroup", lambda data: unit_of(data.decode(errors="replace")), (), [group], change_text),
     ]  # fmt: skip

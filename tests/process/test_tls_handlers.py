@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Connections with a handler over TLS cross live upgrades; killed at each step, no nonce is used twice."""
 
+import asyncio
 import contextlib
 import os
+import random
 import signal
+import ssl
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +16,7 @@ import pytest
 from tests.process.chat import DEADLINE
 from tests.process.tls_clients import CERTIFICATE, OpenSsl, Recorded, free_port
 from tests.support import eventually
+from tests.tables import publish
 from upgrader.testing import Service, ServiceError
 
 HERE = Path(__file__).parent
@@ -181,3 +185,86 @@ def test_no_nonce_is_used_twice(board: TlsBoard, step: Callable[[TlsBoard, Recor
                     each.ask("after")
         assert client.require_no_nonce_twice() >= 2
         assert idle.require_no_nonce_twice() >= 1
+
+
+# Many, with traffic in both directions
+
+
+class Talker:
+    """A client that never stops talking, and checks every byte."""
+
+    def __init__(self) -> None:
+        self.versions: list[str] = []
+        self.lines = 0
+
+    async def run(self, port: int, context: ssl.SSLContext, stop: asyncio.Event) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+        try:
+            assert b"welcome TLSv1.3\n" == await reader.readline()
+            while not stop.is_set():
+                said = random.randbytes(random.randrange(1, 12_000)).hex().encode()
+                writer.write(said + b"\n")
+                version, number, heard = (await self._line(reader)).split()
+                self.lines += 1
+                assert (self.lines, said) == (int(number), heard)
+                if not self.versions or version.decode() != self.versions[-1]:
+                    self.versions.append(version.decode())
+        finally:
+            writer.close()
+
+    async def _line(self, reader: asyncio.StreamReader) -> bytes:
+        async with asyncio.timeout(DEADLINE):
+            return await reader.readline()
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_traffic_in_both_directions(board: TlsBoard, loop: str) -> None:
+    """Clients that talk all the time, each on its one connection: every byte is right, every line is
+    counted once, and all have seen all versions, in their order."""
+    play_traffic(board, loop, clients=20, upgrades=2)
+
+
+@pytest.mark.matrix
+def test_more_traffic(tmp_path: Path) -> None:
+    """The same with 200 clients and ten upgrades, on each loop."""
+    rows = []
+    for loop in ("asyncio", "uvloop"):
+        board = TlsBoard(tmp_path / loop)
+        board.directory.mkdir()
+        with board.service:
+            lines = play_traffic(board, loop, clients=200, upgrades=10)
+        rows.append([loop, "200", "10", str(lines), "0", "0"])
+    publish(
+        "tls", ["loop", "connections", "live upgrades", "lines", "wrong", "new handshakes"], rows
+    )
+
+
+def play_traffic(board: TlsBoard, loop: str, *, clients: int, upgrades: int) -> int:
+    """Raises unless all is right; returns how many lines were said and answered."""
+    board.service.environment["LOOP"] = loop
+    board.service.start(board.command("0"))
+    talkers = [Talker() for _ in range(clients)]
+    context = ssl.create_default_context(cafile=CERTIFICATE)
+    context.check_hostname = False
+
+    async def talk() -> None:
+        stop = asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            for talker in talkers:
+                group.create_task(talker.run(board.port, context, stop))
+            for number in range(1, upgrades + 1):
+                command = board.command(str(number))
+                status = await asyncio.to_thread(board.service.live, command)
+                assert 0 == status.left_behind
+                await all_have_seen(str(number))
+            stop.set()
+
+    async def all_have_seen(version: str) -> None:
+        async with asyncio.timeout(DEADLINE):
+            while not all(talker.versions[-1:] == [version] for talker in talkers):
+                await asyncio.sleep(0.01)
+
+    asyncio.run(talk())
+    wanted = [str(number) for number in range(upgrades + 1)]
+    assert [wanted] * clients == [talker.versions for talker in talkers]
+    return sum(talker.lines for talker in talkers)

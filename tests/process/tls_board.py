@@ -53,4 +53,9 @@ async def main() -> None:
         await instance.serve([end])
 
 
-asyncio.run(main())
+if os.environ.get("LOOP") == "uvloop":
+    import uvloop
+
+    uvloop.run(main())
+else:
+    asyncio.run(main())

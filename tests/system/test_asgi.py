@@ -6,6 +6,7 @@ import http.client
 import json
 import re
 import signal
+import ssl
 import subprocess
 import threading
 import time
@@ -55,8 +56,11 @@ def websocket(service: Service) -> Iterator[ClientConnection]:
 class Get:
     """A keep-alive connection of the machine's network."""
 
-    def __init__(self, service: Service) -> None:
-        self.connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=SETTLE)
+    def __init__(self, service: Service, *, tls: ssl.SSLContext | None = None) -> None:
+        address = "127.0.0.1", service.port
+        self.connection = http.client.HTTPConnection(*address, timeout=SETTLE)
+        if tls:
+            self.connection = http.client.HTTPSConnection(*address, timeout=SETTLE, context=tls)
         with network_of(service.machine):
             self.connection.connect()
 
@@ -129,6 +133,37 @@ def load(machine: PrivateSystemd, command: list[str]) -> Iterator[InsideCommand]
             yield started
         finally:
             started.kill()
+
+
+def test_tls_connections_move(host_machine: PrivateSystemd, install: Install) -> None:
+    """With UPGRADER_TLS=move, in a sandbox that hides /proc and kills at a system call that it does not
+    list: the same connections of TLS 1.3 are answered by three versions; one of TLS 1.2 is drained, and
+    counted with its reason."""
+    host_machine.copy_in(CERTIFICATE, TLS)
+    service = install(
+        host_machine, "asgi-tls", "webapp",
+        *asgi(host_machine, "asgi-tls", f"--ssl-keyfile {TLS} --ssl-certfile {TLS}"),
+        "Environment=UPGRADER_TLS=move",
+        "ProtectProc=invisible",
+        "ProcSubset=pid",
+        "SystemCallFilter=@system-service",
+    )  # fmt: skip
+    context, old = (ssl.create_default_context(cafile=CERTIFICATE) for _ in range(2))
+    context.check_hostname = old.check_hostname = False
+    old.maximum_version = ssl.TLSVersion.TLSv1_2
+    gets = [Get(service, tls=context) for _ in range(3)]
+    with contextlib.ExitStack() as stack:
+        stays = Get(service, tls=old)
+        for get in (*gets, stays):
+            stack.callback(get.close)
+        assert ["0"] * 4 == [get.version() for get in (*gets, stays)]
+        for number in (1, 2):
+            upgrade(service, number)
+            assert [str(number)] * 3 == [get.version() for get in gets]
+            if number == 1:
+                said = service.machine.run(["upgrader", "status", service.unit]).stdout
+                assert "it speaks TLSv1.2" in said
+                assert "0" == stays.version()
 
 
 def test_what_cannot_move(host_machine: PrivateSystemd, install: Install) -> None:

@@ -102,6 +102,9 @@ def _lines(found: Overview, now: float) -> Iterator[_Line]:
     if found.status:
         # Why an upgrade has failed is told by the lines about upgrades.
         yield "instance", str(found.status.replace(refused="")), Tone.NONE
+        if stayed := instance.loaded.stayed if instance else {}:
+            counts = (f"{count} because {plain(why)}" for why, count in stayed.items())
+            yield "", f"left behind: {'; '.join(counts)}", Tone.NONE
     elif found.text:
         yield "says", found.text, Tone.NONE
     if instance:

@@ -148,6 +148,7 @@ class LoadedInstance:
         self.adopted: list[Adopted] = []
         self.channel: ParkedChannel | SpreadImage | None = None
         self.migration: LiveDestination | None = None
+        self.stayed: dict[str, int] = {}  #: how many were left behind, by the reason
         self.frozen_at: int | None = None  #: CLOCK_MONOTONIC in nanoseconds: nobody serves since
         self.gap: Gap | None = None  #: in which datagrams may have been dropped
         self.backends: list[DeclaredBackend] = []  #: that have moved here, and are no sockets

@@ -214,7 +214,7 @@ class DestinationSide:
             ).start()  # fmt: skip
         self._reserve = reserve(_RESERVED + len(report.declarations.sockets))
         report.gap = loaded.gap
-        report.loaded(loaded.status, self._upgrade)
+        report.loaded(loaded.status, self._upgrade, loaded.stayed)
 
     def refuse(self, error: BaseException) -> None:
         """Say why this instance could not be loaded, or did not have to be; an owner has been."""

@@ -52,6 +52,7 @@ else:
     state_shape = later("upgrader.protocol.state_shape")
 
 _NAMED = 20  # items of one kind that are named in the log before only their number is
+_LONGEST = 200  # characters of a reason that is counted
 _LISTED = 100  # fields that were dropped, in what is said of how it was loaded
 _log = logging.getLogger("upgrader")
 
@@ -232,6 +233,9 @@ class Loader:
             self._loaded.frozen_at = manifest.frozen_at
             if manifest.drops:
                 self._loaded.gap = gap.Gap(self._declarations, manifest.drops)
+        self._loaded.stayed = dict(
+            Counter(item.why[:_LONGEST] for item in left).most_common(_NAMED)
+        )
         known = self._declarations.states
         self._loaded.status = Status(
             manifest.generation + 1,

@@ -72,6 +72,7 @@ class SelfReport:
         self.connections_open: Callable[[], Sequence[tuple[str, Open]]] = lambda: ()
         self._status = Status(0, Origin.COLD)
         self._upgrade = ""  # the id of the one that has brought this instance here
+        self._stayed: Mapping[str, int] = {}  # how many were left behind, by the reason
         self._progress: phases.Phases | None = None
         self._watched: watched_files.WatchedFiles | None = None
         self._lock = threading.Lock()
@@ -165,10 +166,10 @@ class SelfReport:
         with contextlib.suppress(UpgradeError):
             self.notifier.send(f"STATUS={self._status.status_text}")
 
-    def loaded(self, status: Status, upgrade: str) -> None:
+    def loaded(self, status: Status, upgrade: str, stayed: Mapping[str, int]) -> None:
         """Say that this instance is the owner now, and what has brought it here: the upgrade with
-        the id `upgrade`, if any."""
-        self._status, self._upgrade = status, upgrade
+        the id `upgrade`, if any; `stayed`: how many were left behind, by the reason."""
+        self._status, self._upgrade, self._stayed = status, upgrade, stayed
         if self._progress:
             self._remember(self._progress)
         self.tell(Priority.INFO, "destination", "load", JournalOutcome.DONE, status.status_text)
@@ -187,6 +188,7 @@ class SelfReport:
             dropped=list(status.dropped),
             unsaved=list(status.unsaved),
             datagrams_lost=status.datagrams_lost,
+            stayed=dict(self._stayed),
         )
         migration = None
         if status.source_generation is not None:

@@ -96,7 +96,8 @@ type Last (
 # How it came to be: origin is cold, restart, live, exec or insurance; source is the generation that
 # it was loaded from, set_aside that of an image that was not loaded; dropped are fields of states
 # that this version does not know, unsaved are states that the source could not save; datagrams_lost
-# came in the pause and did not fit into the receive buffer
+# came in the pause and did not fit into the receive buffer; stayed is how many were left behind, by
+# the reason
 type Loaded (
   origin: string,
   source: int,
@@ -107,7 +108,8 @@ type Loaded (
   pause: float,
   dropped: []string,
   unsaved: []string,
-  datagrams_lost: int
+  datagrams_lost: int,
+  stayed: [string]int
 )
 
 # The last version that did not take over, by its own fault; since in seconds since the epoch

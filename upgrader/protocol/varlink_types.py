@@ -101,7 +101,8 @@ class Loaded(msgspec.Struct, frozen=True):
     `set_aside` that of an image that was not loaded, 0 if there is none; `bytes` is the size of the
     image; for `pause` seconds nobody served. `dropped` are fields of states that this version does not
     know, and `unsaved` states that the source could not save, so that they began anew.
-    `datagrams_lost` came in the pause and did not fit into the receive buffer.
+    `datagrams_lost` came in the pause and did not fit into the receive buffer. `stayed` counts what was
+    left behind by the reason, at most 20 of them.
     """
 
     origin: str = ""
@@ -114,6 +115,7 @@ class Loaded(msgspec.Struct, frozen=True):
     dropped: list[str] = []
     unsaved: list[str] = []
     datagrams_lost: int = 0
+    stayed: dict[str, int] = {}
 
 
 class Refusal(msgspec.Struct, frozen=True):
