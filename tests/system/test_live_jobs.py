@@ -153,13 +153,14 @@ def test_an_earlier_source_still_drains(any_machine: PrivateSystemd, install: In
         any_machine, "drained", "lively", *live(any_machine, "drained"), "Environment=DRAINS=1"
     )
     with crowd(service) as clients, service.connect() as busy:
-        busy.send("busy 3\n")
+        busy.send("busy-until /run/drained/over\n")
         for generation in (2, 3):
             assert socket_there(service)
             service.environment(ROUND=str(generation))
             assert reload(service), service.messages()
             clients.is_served_by(generation)
         assert len(processes(service)) > 1
+        service.machine.write("/run/drained/over", "")
 
         assert "done" == busy.line()
         assert "" == busy.line()

@@ -23,3 +23,17 @@ def test_a_claim_is_made_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert eventually(lambda: tries == [0] * 5)
     assert eventually(lambda: "upgrader-precedence" not in {t.name for t in threading.enumerate()})
+
+
+def test_a_new_process_is_not_left_in_last_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its courtesy is taken back until that has worked: on a busy machine it would never be ready."""
+    answers = [False, False, True]
+    monkeypatch.setattr(
+        precedence, "_set", lambda nice, pid: (nice, pid) == (0, 77) and answers.pop(0)
+    )
+    courtesy = precedence.Courtesy(77)
+    while courtesy.left is not None:
+        assert 0 < courtesy.left < 1
+        courtesy.end()
+
+    assert [] == answers

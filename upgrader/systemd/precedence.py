@@ -36,9 +36,17 @@ def _claim_in_time() -> None:
         time.sleep(_PAUSE)
 
 
-def end(pid: int) -> None:
-    """Have another process of the same user go alike again."""
-    _set(0, pid)
+class Courtesy:
+    """What a new process of the same user shows to all others, until it should have come far enough."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        #: Seconds until `end` is due; None once it goes alike again.
+        self.left: float | None = COURTESY
+
+    def end(self) -> None:
+        """Have it go alike again, or try that once more a little later."""
+        self.left = None if _set(0, self._pid) else _PAUSE
 
 
 def _set(nice: int, pid: int | str = "self") -> bool:

@@ -270,11 +270,14 @@ class Takeover:
     def _follow(self, line: socket.socket, new: NewProcess) -> None:
         """Wait for the commit; raises TakeoverError with the reason if there is none."""
         watched = [line.fileno(), new.fileno(), self._told]
-        if not select.select(watched, [], [], precedence.COURTESY)[0]:
-            precedence.end(new.pid)
+        courtesy = precedence.Courtesy(new.pid)
         while True:
+            spans = [span for span in (self._left, courtesy.left) if span is not None]
             # Its end is seen at its pidfd: what it has forked may hold the line open.
-            readable, _, _ = select.select(watched, [], [], self._left)
+            readable, _, _ = select.select(watched, [], [], min(spans, default=None))
+            if not readable and courtesy.left is not None:
+                courtesy.end()
+                continue
             if not readable:
                 why = "the new version was not ready in time (TimeoutStartSec=)"
                 raise TakeoverError(why, Code.NOT_READY_IN_TIME)

@@ -66,6 +66,10 @@ async def main() -> None:
                     case [b"busy", seconds]:
                         await asyncio.sleep(float(seconds))
                         await peer.write(b"done\n")
+                    case [b"busy-until", path]:
+                        while not os.path.exists(path):
+                            await asyncio.sleep(0.01)
+                        await peer.write(b"done\n")
                     case [b"turn", seconds]:
                         async with instance.turn():
                             await asyncio.sleep(float(seconds))
