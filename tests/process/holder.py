@@ -2,7 +2,8 @@
 """A service that holds backends of all kinds: `python holder.py '{"face": ..., "bind": ...}'`.
 
 Options: `backends`, by name: a member of MAKERS and its arguments; `drop`; `break`: what its check does
-to them; `prepare`: it spoils a device while it prepares itself; `reads`: the name of a pipe that it reads by the loop. Lines: `facts NAME`, `do NAME WHAT` (a function of `Uses`), `hold` (its handler never ends).
+to them; `prepare`: it spoils a device while it prepares itself; `reads`: the name of a pipe that it reads by the loop. Lines: `facts NAME`, `do NAME WHAT` (a function of `Uses`), `hold` (its handler never ends),
+`linger` (once the file `go` is there, it reads what it writes to its own pipe).
 """
 
 import array
@@ -226,7 +227,14 @@ async def run_aio() -> None:
                 if line == b"hold":
                     await peer.write(b"holding\n")
                     await asyncio.sleep(3600)
-                await peer.write(answer(line.decode(), held))
+                if line == b"linger":
+                    await peer.write(b"holding\n")
+                    while not os.path.exists(OPTIONS["go"]):
+                        await asyncio.sleep(0.001)
+                    os.write(held["jobs"].fds[1], b"one\n")
+                    while not HEARD:
+                        await asyncio.sleep(0.001)
+                await peer.write(answer(line.decode(), held) if b" " in line else b"heard\n")
 
         async def read() -> None:
             pipe = held[OPTIONS["reads"]]

@@ -231,6 +231,23 @@ def test_what_cannot_move_ends_the_start(holder: Holder) -> None:
 
 
 @AIO
+def test_what_does_not_move_stays_its_owners(holder: Holder) -> None:
+    """While the old instance drains, it has its own still, and so has the new one."""
+    go = holder.path.with_name("go")
+    command = holder.command(backends={"jobs": ["pipe", [], {}]}, reads="jobs", go=str(go))
+    holder.service.start(command)
+    with Client(holder.path) as busy:
+        busy.send("linger\n")
+        assert "holding" == busy.line()
+        holder.service.environment["UPGRADER_BACKEND_TRANSFER"] = "jobs=no"
+        holder.service.live(command)
+        assert 1 == len(holder.service.draining)
+        go.touch()
+        assert "heard" == busy.line()
+    assert "0" == holder.ask("do jobs heard")
+
+
+@AIO
 def test_a_tap_moves_in_every_mode(tap: Holder) -> None:
     """The device is the same one throughout, with its vnet header; a stop removes it."""
     command = tap.command(backends=TAP)

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from upgrader.backends import BackendKind, Memory, Tap
+from upgrader.backends import BackendKind, Memory, Pipe, Tap
 from upgrader.errors import (
     BackendError,
     DeclarationError,
@@ -356,6 +356,22 @@ def test_what_holds_only_once_is_not_insured(opened: Open) -> None:
     assert ["cache"] == [entry.backend for entry in lean.entries]
     assert ["cache"] == list(lean.backends or ())
     assert fds[1:] == kept
+
+
+def test_as_many_fds_as_are_declared(opened: Open) -> None:
+    """A backend with another number is refused, whoever has opened it."""
+    pipe = opened(DeclaredBackend("jobs", Pipe()))
+    with pytest.raises(BackendError, match="pipe 'jobs': it has 1 FDs, and 2 are declared"):
+        pipe.require(pipe.fds[:1])
+
+    class Two(Counter):
+        def open_all(self) -> list[int]:
+            return [self.open(), self.open()]
+
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(BackendError, match="has 2 FDs, and 1 are declared"):
+        opened(DeclaredBackend("hits", Two()))
+    assert before == len(os.listdir("/proc/self/fd"))
 
 
 # What is offered

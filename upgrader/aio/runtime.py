@@ -392,7 +392,7 @@ class AsyncioRuntime:
         """What comes for a backend that is no socket is another instance's: no callback of the program
         gets it any more."""
         for backend in self._declarations.backends.values():
-            for fd in backend.fds:
+            for fd in backend.fds if backend.moved else ():
                 with contextlib.suppress(RuntimeError):  # a transport of the program's has it
                     self._loop.remove_reader(fd.fileno())
                     self._loop.remove_writer(fd.fileno())

@@ -83,8 +83,13 @@ class BackendKind(ABC):
         """The facts by which this FD is told from any other one, and what must move with it: names
         with plain values, as msgpack has them. Nobody serves while this is asked for."""
 
+    @property
+    def count(self) -> int:
+        """How many FDs one has; what moves or was kept has as many, or is refused."""
+        return 1
+
     def open_all(self) -> Sequence[int]:
-        """Open all FDs of a backend that has several."""
+        """Open all FDs, of a backend that has several."""
         return [self.open()]
 
     def refuse(self, fd: int) -> str:

@@ -45,6 +45,11 @@ class Pipe(BackendKind, name="pipe"):
             os.mkfifo(self.path, self._mode)
         return os.open(self.path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
 
+    @property
+    def count(self) -> int:
+        """A pipe has two ends; a FIFO is opened for both at once."""
+        return 1 if self.path else 2
+
     def open_all(self) -> Sequence[int]:
         """Open the FIFO, or both ends of a pipe."""
         return [self.open()] if self.path else os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)

@@ -120,6 +120,11 @@ class Tap(BackendKind, name="tap"):
             raise OSError(error.errno, f"{self.device}: {error.strerror}") from error
         return fd
 
+    @property
+    def count(self) -> int:
+        """One for each queue."""
+        return self._queues
+
     def open_all(self) -> Sequence[int]:
         """All queues, and the settings of the device."""
         fds: list[int] = []

@@ -69,19 +69,23 @@ class DeclaredBackend:
         with self._named("cannot be opened"):
             fds = [Fd(number) for number in self.kind.open_all()]
             self.opened = True
-            if not fds:
-                raise BackendError(self.item, "has no FD")
-            self.require(fds)
+            try:
+                self.require(fds)
+            except UpgradeError:
+                for fd in fds:
+                    fd.close()
+                raise
             return fds
 
     def require(self, fds: Sequence[Fd]) -> None:
         """Raise BackendError unless these can be what the program has declared."""
-        for fd in fds:
-            with self._named("cannot be looked at"):
-                why = self.kind.refuse(fd.fileno())
-            if why:
-                remedy = f"declare it as it is, or let it go with instance.drop({self.name!r})"
-                raise BackendError(self.item, why, remedy=remedy)
+        with self._named("cannot be looked at"):
+            why = next((why for fd in fds if (why := self.kind.refuse(fd.fileno()))), "")
+            if not why and len(fds) != self.kind.count:
+                why = f"it has {len(fds)} FDs, and {self.kind.count} are declared"
+        if why:
+            remedy = f"declare it as it is, or let it go with instance.drop({self.name!r})"
+            raise BackendError(self.item, why, remedy=remedy)
 
     def stale(self, fds: Sequence[Fd]) -> str:
         """Why these are of no use any more, or nothing; raises BackendError."""
@@ -164,6 +168,11 @@ class DeclaredBackend:
     def retire(self) -> None:
         """Another instance owns it: the program gets no number of it any more."""
         self.kind._moved = True
+
+    @property
+    def moved(self) -> bool:
+        """Whether another instance owns it."""
+        return self.kind._moved
 
     def undo(self) -> None:
         """This instance does not take over: take back what opening it has begun."""

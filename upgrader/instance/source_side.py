@@ -271,8 +271,8 @@ class SourceSide:
         given = {state.name: state for state in manifest.states}
         for name, declared in self._declarations.states.items():
             declared.retire(given.get(name))
-        for backend in self._declarations.backends.values():
-            backend.retire()
+        for name in manifest.backends or ():
+            self._declarations.backends[name].retire()
 
     def tell_strays(self) -> None:
         """Say which states were written to after they had been given away."""
@@ -385,8 +385,9 @@ class _Steps:
         """Close what has moved: everything is another instance's, and PID 1 knows."""
         self._loop.let_go()
         for backend in self._side._declarations.backends.values():
-            self._side.outlive += backend.processes()
-            backend.close()
+            if backend.moved:
+                self._side.outlive += backend.processes()
+                backend.close()
         self._done("retired")
 
     def park(self) -> None:
