@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A machine in real QEMUs, without a network: its guest counts, and each number comes once."""
 
+import asyncio
+import contextlib
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -8,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import cannot_run, eventually
+from tests.support import SETTLE, cannot_run, eventually
 from upgrader.codes import Code
 from upgrader.lab.guest import NoGuestError, guest
+from upgrader.programs.qemu import Monitor, QemuError
 from upgrader.protocol.status_text import Origin
 from upgrader.testing import Service, ServiceError
 from upgrader.testing.pid1_bus import Typed
@@ -79,6 +82,17 @@ class MachineService(Service):
         return eventually(
             lambda: self.console.read_text(errors="replace").count("disk good") > first + 1
         )
+
+    def quit(self) -> None:
+        """Have QEMU end."""
+        (path,) = self.runtime_directory.glob("qemu-*")
+
+        async def ask() -> None:
+            async with Monitor.open(path, SETTLE) as monitor:
+                with contextlib.suppress(QemuError):  # it may end before it answers
+                    await monitor.ask("quit")
+
+        asyncio.run(ask())
 
     def qemus(self) -> list[int]:
         """The processes that PID 1 keeps and that run still."""
@@ -174,7 +188,12 @@ def test_the_life_of_a_machine(machine: MachineService, tmp_path: Path) -> None:
 
     machine.stop(for_good=True)
     assert eventually(lambda: not machine.qemus())
+    assert [] == machine.store
     machine.console.unlink()
     machine.start(machine.command())  # cold, in memory that is empty
     assert eventually(lambda: machine.console.exists() and 1 in machine.numbers(), BOOT)
     assert 1 == len([*machine.runtime_directory.glob("qemu-*")])
+    assert machine.process
+    machine.quit()  # as a guest that is shut down
+    assert 0 == machine.process.wait(SETTLE)
+    assert [] == machine.store

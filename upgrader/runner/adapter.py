@@ -80,6 +80,10 @@ class Adapter:
     #: Whether it makes no sense without a listener.
     needs_listener = True
 
+    #: Whether a program that ends by itself with status 0 has ended its unit well: a machine that was
+    #: shut down from within. Of others, a runner fails then, and Restart= starts both again.
+    may_end = False
+
     def __init__(self, host: AdapterHost) -> None:
         self.host = host
 

@@ -133,6 +133,13 @@ class Host:
             if name not in known:
                 self.instance.keep(SHARED + name, fd)
 
+    def forget_all(self) -> None:
+        """Have PID 1 give up all that it keeps for programs: the unit has ended."""
+        names = [item.name for item in self.instance.passed]
+        for name in names:
+            if name == STATE or name.startswith((PROGRAM, SHARED)):
+                self.instance.forget(name)
+
     # Processes
 
     def hold(self, order: StartOrder, *, notifies: bool = False) -> Held:

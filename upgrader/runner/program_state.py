@@ -44,6 +44,8 @@ class ProgramState:
         """Have it come to rest; once nothing may begin any more, save its state."""
         assert self.program
         async with self._one_at_a_time:
+            if self.program.ended:
+                return  # there is nothing to save
             if not self._host.instance._parts.source.held:
                 await self._adapter.quiesce(self.program)
             elif self._host.is_stopping and self._host.may_be_left:

@@ -9,6 +9,7 @@ drains it once its own program is ready.
 
 import asyncio
 import contextlib
+import logging
 import os
 import shutil
 import signal
@@ -113,6 +114,10 @@ class Runner:
         await in_thread(end, left, HARD)
         # Whoever is about to take over serves sooner than one that is started again.
         await self._host.decided()
+        if status == 0 and self._adapter.may_end:
+            await in_thread(self._host.forget_all)
+            logging.shutdown()
+            os._exit(0)  # nobody goes on from here, so there is nothing to leave
         raise ProgramEnded(" ".join(self._options.program), status)
 
     def _make_ordinary(self, program: RunningProcess) -> None:
@@ -155,6 +160,7 @@ class Runner:
         await in_thread(end, left, ((None, patience), *HARD))
         if ended is upgrader.Ended.STOPPED:
             self._paths.forget()
+            await in_thread(self._host.forget_all)
 
     async def _outlive_program(self) -> None:
         """The next runner drains it; but some programs take the death of their parent for an upgrade,

@@ -43,6 +43,7 @@ class QemuAdapter(Adapter):
 
     stateful = True
     needs_listener = False
+    may_end = True
 
     def __init__(self, host: AdapterHost) -> None:
         """Raises DeclarationError for a machine that could not move."""

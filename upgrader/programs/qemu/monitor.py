@@ -27,7 +27,7 @@ from upgrader.errors import UpgradeError
 from upgrader.protocol.fd import Fd
 
 #: What a machine may be doing that is saved; of others nobody knows what a copy would do.
-SAVABLE = ("running", "paused", "suspended")
+SAVABLE = ("running", "paused")
 _DONE = ("completed", "failed", "cancelled")
 _CHUNK = 1 << 20
 _LARGEST = 1 << 30  # bytes of a state
