@@ -80,7 +80,7 @@ async def _serve(config: uvicorn.Config, options: dict[str, Any]) -> None:
                     os.chmod(str(config.uds), 0o666)  # as uvicorn does: a proxy is another user
 
         instance._parts.destination.check_addresses()
-        adapter = await _start(instance, config, options["app_version"])
+        adapter = await _start(instance, config, options)
         _declare(instance, adapter.lifespan_state)
         instance.protocols(listener, adapter, tls=config.ssl)
         try:
@@ -93,16 +93,17 @@ async def _serve(config: uvicorn.Config, options: dict[str, Any]) -> None:
             await adapter.stop(deadline)
 
 
-async def _start(instance: Instance, config: uvicorn.Config, version: str) -> Adapter:
+async def _start(instance: Instance, config: uvicorn.Config, options: Mapping[str, Any]) -> Adapter:
     """Import the application and run its start-up, before anything is disturbed."""
     try:
-        adapter = await Adapter(config).__aenter__()
+        adapter = Adapter(config, move_websockets=options["websockets"] == "move")
+        await adapter.__aenter__()
     except SystemExit as error:  # uvicorn has logged why
         raise _refused(instance, UpgradeError("the application cannot be loaded")) from error
     except Exception as error:
         raise _refused(instance, error) from error
     module = sys.modules.get(str(config.app).partition(":")[0])
-    instance._parts.report.version = version or version_of(config.load_app(), module)
+    instance._parts.report.version = options["app_version"] or version_of(config.load_app(), module)
     return adapter
 
 
@@ -158,6 +159,15 @@ def _address(config: uvicorn.Config) -> str | None:
     return f"{host}:{config.port}"
 
 
+_WEBSOCKETS = click.Option(
+    ["--websockets"],
+    type=click.Choice(["close", "move"]),
+    default="close",
+    show_default=True,
+    envvar="UPGRADER_WEBSOCKETS",
+    help="What an upgrade does with WebSockets: close them with 1012 (service restart), or move them,"
+    " such that their handlers begin anew and their clients do not notice.",
+)
 _VERSION = click.Option(
     ["--app-version"],
     default="",
@@ -168,7 +178,7 @@ _VERSION = click.Option(
 assert isinstance(uvicorn_command, click.Command)
 command = click.Command(
     "python -m upgrader.asgi",
-    params=[*uvicorn_command.params, _VERSION],
+    params=[*uvicorn_command.params, _VERSION, _WEBSOCKETS],
     callback=serve,
     help=serve.__doc__,
     context_settings={"auto_envvar_prefix": "UVICORN"},

@@ -3,7 +3,27 @@
 
 import asyncio
 from collections.abc import Collection
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
+
+
+class Replay(Protocol):
+    """A connection without an end whose handler is begun anew, before its client is let in."""
+
+    #: What its library gets from its transport.
+    protocol: Any
+    #: Whether the handler goes on where it was; decided once it waits for its client, or has failed.
+    decided: asyncio.Future[bool] | None
+    #: Whether it has failed; also after it was decided.
+    refused: bool
+
+    def begin(self, transport: asyncio.Transport) -> None:
+        """Begin it; nothing may be read from the transport yet."""
+
+    def refuse(self) -> None:
+        """Its time is up, or its client is gone."""
+
+    def let_in(self) -> None:
+        """All handlers have begun: from here on the library has what its client sends."""
 
 
 class Adapter:
@@ -19,7 +39,7 @@ class Adapter:
     #: of the same name.
     speaks: ClassVar[str]
     #: The version of what `save` returns, as in `@upgrader.state`.
-    version: ClassVar[int] = 1
+    version: int = 1
     #: The oldest version of the adapter that can read it, as in `@upgrader.state`.
     readable_from: ClassVar[int] = 1
     #: Whether an answer can say that its connection ends (`finish`), so that a client that has to
@@ -60,6 +80,46 @@ class Adapter:
         """Tasks of the application that outlive their answers. A restart waits for those that there are,
         while all are served."""
         return ()
+
+    # Moving without an end: the handler is begun anew there, and its client does not notice.
+
+    #: From this `version` on, `replay` is there. A source moves such connections to no older one.
+    REPLAYS: ClassVar[int] = 2
+
+    #: What a client is sent whose connection does not go on, so that it dials again: for a WebSocket,
+    #: a close frame with 1012 (service restart).
+    goodbye: ClassVar[bytes] = b"\x88\x02\x03\xf4"
+
+    def replayable(self, protocol: Any) -> bool:
+        """Whether a connection without an end (`lasting`) moves once it is `idle`: the handler waits
+        for its client."""
+        return False
+
+    def secret(self, protocol: Any) -> bytes:
+        """What `replay` needs. It moves in memory of its own: no image, log or dump has it."""
+        return b""
+
+    def unfinished(self, protocol: Any) -> bytes:
+        """What its client has sent of something that the handler has not got."""
+        return b""
+
+    def let_go(self, protocol: Any) -> None:
+        """It has moved: nothing of its handler may run here any more, no `finally` either."""
+
+    def replay(self, secret: bytes) -> Replay:
+        """Make a connection of what `secret` has returned; what it raises refuses that connection."""
+        raise NotImplementedError
+
+    @property
+    def last_said(self) -> float:
+        """When the handler of such a connection has sent or received something, as of
+        `time.monotonic`."""
+        return 0.0
+
+    def in_hand(self) -> tuple[int, int]:
+        """How many messages handlers wanted to send after their connections had moved, and for how many
+        of these; nobody gets them."""
+        return 0, 0
 
     # Being held: a library that closes idle connections after a while has to say more.
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # loaded where TLS connections move
     from upgrader.aio.tls_layer import TlsLayer
 
 _KEYS = "the keys of TLS cannot move"
+#: What stands in an image for a connection without an end: the rest of it is a secret.
+ANEW = b"anew"
 _log = logging.getLogger("upgrader")
 
 
@@ -80,6 +82,7 @@ class HostedConnection:
         "protocol",
         "since",
         "sock",
+        "takes_anew",
         "tls",
         "told",
         "transport",
@@ -105,6 +108,8 @@ class HostedConnection:
         self.protocol = protocol
         self.tls = tls
         self.layer = layer
+        #: Whether the next instance, as far as it is known, can begin a handler anew.
+        self.takes_anew = adapter.version >= adapter.REPLAYS
         self.told = False  #: its client has been told goodbye
         self.since = time.monotonic()
         self._clock_stopped = False
@@ -127,12 +132,17 @@ class HostedConnection:
     @property
     def stays(self) -> bool:
         """Whether it will not come to a point at which it could move."""
-        return bool(self._why_tls_stays) or self.endless
+        return bool(self._why_tls_stays) or (self.endless and not self.moves_anew)
 
     @property
     def endless(self) -> bool:
         """Whether it has no end that one could wait for."""
         return self._has_become_another or self._ask(self.adapter.lasting, True)
+
+    @property
+    def moves_anew(self) -> bool:
+        """Whether it has no end and moves all the same: its handler is begun anew."""
+        return self.takes_anew and not self.tls and bool(self._ask(self.adapter.replayable, False))
 
     @property
     def why_it_stays(self) -> str:
@@ -168,24 +178,26 @@ class HostedConnection:
     @property
     def at_work(self) -> bool:
         """Whether the application may be at something for it; what is unsent is sent by itself."""
-        return not self.gone and (self.endless or self._ask(self.adapter.answering, True))
+        endless = self.endless and not self.moves_anew
+        return not self.gone and (endless or self._ask(self.adapter.answering, True))
 
-    def hold(self, *, crosses: bool = True) -> None:
+    def hold(self, *, crosses: bool = True, anew: bool = False) -> None:
         """The library goes on with what it is at, no time-out of it runs, and it gets nothing new
-        if the connection can move (`crosses`)."""
+        if the connection can move (`crosses`; `anew`: also if it has no end)."""
+        self.takes_anew = anew
         self._stop_clock()
-        if self._gate or self.stays or isinstance(self.protocol, asyncio.BufferedProtocol):
+        if self._gate or self.stays or isinstance(self._current, asyncio.BufferedProtocol):
             return
         if not crosses:
             return
-        self._gate = _Gate(self)
+        self._gate = _Gate(self, cast(asyncio.Protocol, self._current), keeps_all=self.endless)
         self.transport.set_protocol(self._gate)
 
     def release(self) -> None:
         """As if it had never been held."""
         gate, self._gate = self._gate, None
         if gate and self._now is gate:
-            self.transport.set_protocol(self.protocol)
+            self.transport.set_protocol(gate.inner)
         if self.transport.is_closing():
             return
         if self._clock_stopped:
@@ -195,7 +207,7 @@ class HostedConnection:
         if gate.paused:
             self.transport.resume_reading()
         if gate.held:
-            cast(asyncio.Protocol, self.protocol).data_received(bytes(gate.held))
+            gate.inner.data_received(bytes(gate.held))
 
     def start_clock(self) -> None:
         """Let the library's time-outs begin anew."""
@@ -214,17 +226,25 @@ class HostedConnection:
             return None
         if why := self.why_it_stays:
             return LeftBehind(self.listener, self.describe(), why)
-        session = self._ask(self.adapter.save, None)
+        unread = bytes(self._gate.held) if self._gate else b""
+        secret = b""
+        if self.endless:
+            secret = self._ask(self.adapter.secret, b"")
+            session = ANEW if secret else None
+            unread = self._ask(self.adapter.unfinished, b"") + unread
+        else:
+            session = self._ask(self.adapter.save, None)
         if session is None:
             return LeftBehind(self.listener, self.describe(), "its adapter holds it back")
-        unread = bytes(self._gate.held) if self._gate else b""
         state = ConnectionState(Waiting.MESSAGE, unread, b"", session)
         tls = self.layer.snapshot() if self.layer else None
-        return Frozen(self.listener, self.sock, self.identity, state, tls)
+        return Frozen(self.listener, self.sock, self.identity, state, tls, secret)
 
     def let_go(self) -> None:
         """It has moved: nothing here reads from it any more, but our copy of its FD stays open. The
         library is not told, so no handler says goodbye to a peer that is served elsewhere."""
+        if self.endless:
+            self._ask(self.adapter.let_go, None)
         self.transport.set_protocol(asyncio.Protocol())
         if self.layer:
             self.layer.give_up()
@@ -248,7 +268,8 @@ class HostedConnection:
         client has sent already is answered first; else no application is asked any more."""
         if self.transport.is_closing():
             return
-        if (self.idle and not self._has_unread) if answers else not self.at_work:
+        idle = self.idle and not self.endless
+        if (idle and not self._has_unread) if answers else not (self.endless or self.at_work):
             self._watch_its_end()
             self.transport.close()
         else:
@@ -257,7 +278,7 @@ class HostedConnection:
     def end_if_idle(self, seconds: float) -> None:
         """Close it once it has been idle for so long; asked again and again."""
         now = time.monotonic()
-        if not self.idle:
+        if not self.idle or self.endless:
             self._idle_since = None
         elif self._idle_since is None:
             self._idle_since = now
@@ -284,7 +305,7 @@ class HostedConnection:
 
     @property
     def _why_busy(self) -> str:
-        if self._has_become_another:
+        if self._has_become_another and not self.moves_anew:
             return "it speaks another protocol by now"
         if self._unsent:
             return "not all is sent"
@@ -296,7 +317,9 @@ class HostedConnection:
         now = self._now
         if now is self._watch and self._watch:
             return self._watch.inner
-        return self.protocol if now is None or now is self._gate else now
+        if now is self._gate and self._gate:
+            return self._gate.inner
+        return self.protocol if now is None else now
 
     # A transport that is closed has forgotten some of this, and one of TLS raises then.
 
@@ -367,19 +390,22 @@ class _Watch(asyncio.Protocol):
 
 
 class _Gate(_Watch):
-    """Keeps what comes for an idle connection; everything else passes."""
+    """Keeps what comes for an idle connection, or for any (`keeps_all`); everything else passes."""
 
-    def __init__(self, hosted: HostedConnection) -> None:
-        super().__init__(cast(asyncio.Protocol, hosted.protocol))
+    def __init__(
+        self, hosted: HostedConnection, inner: asyncio.Protocol, *, keeps_all: bool
+    ) -> None:
+        super().__init__(inner)
         self.held = bytearray()
         self.paused = False
         self._hosted = hosted
+        self._keeps_all = keeps_all
 
     def data_received(self, data: bytes) -> None:
-        if not self.held and not self._hosted.wants_next:
+        if not (self.held or self._keeps_all or self._hosted.wants_next):
             super().data_received(data)
             return
         self.held += data
-        if not self.paused:
+        if not self.paused or self._keeps_all:  # the library may have resumed it meanwhile
             self.paused = True
             self._hosted.transport.pause_reading()

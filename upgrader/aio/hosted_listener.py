@@ -14,7 +14,8 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from upgrader.aio.acceptor import Acceptor
-from upgrader.aio.hosted_connection import HostedConnection, Newcomer
+from upgrader.aio.hosted_connection import ANEW, HostedConnection, Newcomer
+from upgrader.aio.replays import Arrival
 from upgrader.errors import UnreadableState
 from upgrader.instance.commit import Adopted
 from upgrader.instance.declarations import Protocols
@@ -27,6 +28,9 @@ if TYPE_CHECKING:  # loaded where TLS connections move
     from upgrader.tls.moved import Moved
 
 _BATCH = 20  # connections adopted in one go; clients that have sent something come first
+#: Seconds without a word after which handlers are taken to have nothing more to say, and that may pass
+#: until then.
+_QUIET, _QUIET_AT_LAST = 0.005, 0.05
 _SPARE = 64  # closed connections that are remembered at least, before they are looked for
 #: Seconds that a live migration waits for requests whose answers can say that it was the last one:
 #: if they take longer, they end in the source and lose nothing, while everybody waits for them.
@@ -66,6 +70,7 @@ class HostedListener:
         self.connections: list[HostedConnection] = []
         self._sweep_at = _SPARE
         self._waiting: dict[int, _Waiting] = {}  # by FD
+        self.arrivals: list[Arrival] = []  #: those without an end that have moved here
         self._attaching: set[asyncio.Task[None]] = set()
         self._arriving: set[asyncio.Task[None]] = set()  # those of them that have moved here
         self._adopting: asyncio.Task[None] | None = None
@@ -74,6 +79,8 @@ class HostedListener:
         self._told_to_end: list[LeftBehind] = []
         self._held = False
         self._crosses = True
+        self._anew = False
+        self._quiet_by = 0.0  # of `time.monotonic`; 0 before the first look
         self._over = False
         self._one_more = False
         self._owns = True
@@ -84,6 +91,9 @@ class HostedListener:
         """Load what moved here, while the source can still resume; raises UnreadableState."""
         for item in adopted:
             protocol = None
+            if item.state.session == ANEW:
+                self.arrivals.append(Arrival(item, self._adapter, self._let_in))
+                continue
             if item.state.session:
                 try:
                     protocol = self._adapter.load(item.state.session)
@@ -161,7 +171,7 @@ class HostedListener:
             elif self._over:
                 hosted.end(answers=False)
             elif self._held:
-                hosted.hold(crosses=self._crosses)
+                hosted.hold(crosses=self._crosses, anew=self._anew)
 
         newcomer = Newcomer(protocol, unread, made)
         moved = arrived.adopted.tls if arrived else None
@@ -172,6 +182,15 @@ class HostedListener:
         if len(self.connections) >= self._sweep_at:  # so often that it costs nothing
             self.connections = [hosted for hosted in self.connections if not hosted.gone]
             self._sweep_at = 2 * len(self.connections) + _SPARE
+
+    def _let_in(
+        self, adopted: Adopted, transport: asyncio.Transport, protocol: asyncio.Protocol
+    ) -> None:
+        """A connection without an end goes on here."""
+        hosted = HostedConnection(
+            self._name, self._adapter, adopted.identity, transport, protocol, tls=False
+        )
+        self.connections.append(hosted)
 
     async def _connect(self, sock: socket.socket, newcomer: Newcomer, moved: Moved | None) -> None:
         try:
@@ -193,14 +212,17 @@ class HostedListener:
         if self._crossing:
             self._crossing.ask(live=live, trust=trust)
 
-    def hold(self, *, for_good: bool, crosses: bool = True) -> None:
+    def hold(self, *, for_good: bool, crosses: bool = True, reader: int | None = None) -> None:
         """Accept no more, and begin nothing new. `for_good`: those that cannot move are told to
-        end now, because nobody serves as long as they last. `crosses`: backend-transfer is on."""
+        end now, because nobody serves as long as they last. `crosses`: backend-transfer is on;
+        `reader`: the version of the next instance's adapter, if it is known."""
         self._held = True
         self._crosses = crosses
+        newest = min(self._adapter.version, self._adapter.version if reader is None else reader)
+        self._anew = newest >= self._adapter.REPLAYS
         self._acceptor.close()
         for hosted in self.connections:
-            hosted.hold(crosses=crosses)
+            hosted.hold(crosses=crosses, anew=self._anew)
             if (
                 for_good
                 and not (hosted.gone or hosted in self._ending)
@@ -229,7 +251,7 @@ class HostedListener:
         have not."""
 
         def passes(hosted: HostedConnection) -> bool:
-            if hosted.endless:
+            if hosted.endless and not hosted.moves_anew:
                 return False
             if everything:
                 return not (hosted.gone or hosted.idle)
@@ -240,7 +262,9 @@ class HostedListener:
         try:
             while waited_for and time.monotonic() < deadline:
                 for hosted in waited_for:
-                    hosted.hold()  # else one that is asked again at once would never be seen idle
+                    hosted.hold(
+                        anew=hosted.takes_anew
+                    )  # else one that is asked again at once would never be seen idle
                 await asyncio.sleep(look)
                 look = min(look * 1.5, _LAST_LOOK)
                 for hosted in [h for h in waited_for if not passes(h)]:
@@ -277,6 +301,7 @@ class HostedListener:
             for_requests = min(deadline, time.monotonic() + _FOR_REQUESTS)
         waited_for = [hosted for hosted in self.connections if hosted not in but]
         look = _FIRST_LOOK
+        self._quiet_by = 0.0
         while True:
             for hosted in self._ending:
                 hosted.end()
@@ -284,11 +309,22 @@ class HostedListener:
             # Who has just come has not been asked for a request yet: it must not stay. A TLS
             # client stays anyway, and may take its time.
             attaching = self._attaching if self._tls is None else self._arriving
-            left = (deadline if attaching else for_requests) - time.monotonic()
-            if not (waited_for or attaching) or left <= 0:
+            conversing = self._conversing(waited_for)
+            patient = attaching or conversing or any(h.endless for h in waited_for)
+            left = (deadline if patient else for_requests) - time.monotonic()
+            if not (waited_for or attaching or conversing) or left <= 0:
                 return not (waited_for or attaching)
             await asyncio.sleep(min(look, left))
             look = min(look * 1.5, _LAST_LOOK)
+
+    def _conversing(self, waited_for: Sequence[HostedConnection]) -> bool:
+        """Whether a handler of a connection without an end has sent something just now, and might go on
+        with that: tasks of its own are not seen."""
+        if not self._anew or waited_for:
+            return False
+        now = time.monotonic()
+        self._quiet_by = self._quiet_by or now + _QUIET_AT_LAST
+        return bool(now < min(self._adapter.last_said + _QUIET, self._quiet_by))
 
     def at_work(self) -> list[HostedConnection]:
         """Those that have something in hand, and may write to a state."""
@@ -343,7 +379,10 @@ class HostedListener:
     def drop_rest(self) -> None:
         """Everything else is parked, and this process ends: what is left is cut."""
         for hosted in self.connections:
-            hosted.transport.abort()
+            if hosted.endless and self._adapter.says_goodbye and not hosted.told:
+                hosted.close()  # one that could have moved, and was not at rest
+            else:
+                hosted.transport.abort()
 
     async def background_ended(self, deadline: float) -> None:
         """Wait until the application's tasks that there are now have ended, or for the deadline (of
@@ -363,6 +402,12 @@ class HostedListener:
                 hosted.finish()
             else:
                 hosted.end(answers=False)
+
+    def in_hand(self) -> tuple[int, int]:
+        """How many messages handlers wanted to send after their connections had moved, and of how many
+        of these."""
+        messages, connections = self._adapter.in_hand()
+        return messages, connections
 
     def drain(self) -> list[str]:
         """Close what has become idle; what holds the drain, for people."""
@@ -389,7 +434,7 @@ class HostedListener:
         """Time is up: say goodbye, then end what is left. Returns what was cut."""
         cut = self.drain()
         for hosted in self.connections:
-            if hosted.idle:
+            if hosted.idle and not hosted.endless:
                 hosted.end(answers=self._owns)
             else:
                 hosted.close()

@@ -35,10 +35,11 @@ from upgrader.instance.process import (
 )
 from upgrader.protocol.kinds import Kind, Standing
 from upgrader.protocol.later import later
+from upgrader.systemd.journal import JournalOutcome, Priority
 
 if TYPE_CHECKING:
     from upgrader.aio import hosted_listener as hosted_listeners
-    from upgrader.aio import two_waits
+    from upgrader.aio import replays, two_waits
     from upgrader.instance import save, unit_signals
     from upgrader.instance.exec_mode import Execution
     from upgrader.instance.interfaces import Open
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from upgrader.protocol import image, switchover
 else:
     two_waits = later("upgrader.aio.two_waits")
+    replays = later("upgrader.aio.replays")
     hosted_listeners = later("upgrader.aio.hosted_listener")
     save = later("upgrader.instance.save")
     unit_signals = later("upgrader.instance.unit_signals")
@@ -80,6 +82,8 @@ class AsyncioRuntime:
         self._stops: set[int] = set()  # signals
         self._waits = False  # PID 1 waits for the end of a reload that a signal has begun
         self._by_signal: unit_signals.ReloadBySignal | None = None
+        self._replays: replays.Replays | None = None
+        self._replaying: asyncio.Task[None] | None = None
         parts.report.connections_open = self._connections_open
 
     @property
@@ -276,6 +280,38 @@ class AsyncioRuntime:
                 "%d handlers of adopted connections have not come to their first wait within"
                 " downtime-limit: the others go on without them", late,
             )  # fmt: skip
+        arrivals = [each for hosting in self.hostings.values() for each in hosting.arrivals]
+        if arrivals:  # in a task: this instance can be asked meanwhile
+            spread = self._parts.report.parameters.websocket_spread
+            self._replays = replays.Replays(arrivals, spread)
+            self._replaying = self._loop.create_task(self._replay(self._replays))
+        else:
+            self._let_in()
+
+    async def _replay(self, beginning: replays.Replays) -> None:
+        """Have the handlers of what has no end begin anew, then let everybody in."""
+        try:
+            replayed = await beginning.run()
+        finally:
+            self._let_in()
+        report = self._parts.report
+        message = (
+            f"generation {report.generation} goes on with {replayed.moved} connections without an end,"
+            f" whose handlers began anew in {replayed.seconds:.3f} s; {replayed.refused} have to dial"
+            " again"
+        )
+        report.tell(Priority.INFO, "destination", "replay", JournalOutcome.DONE, message)
+
+    async def _all_let_in(self, *, last: bool = False) -> None:
+        """Wait for the end of that; no handler takes longer than a few seconds. `last`: this instance
+        ends."""
+        if self._replaying:
+            await asyncio.wait([self._replaying])
+        if self._replays and last:
+            await self._replays.end()
+
+    def _let_in(self) -> None:
+        """Let all clients in."""
         self._safe_points.open()
         for handled in self.handled.values():
             handled.open()
@@ -294,6 +330,7 @@ class AsyncioRuntime:
     # The end
 
     async def _retire(self, failure: BaseException | None) -> Ended:
+        await self._all_let_in(last=True)
         source = self._parts.source
         parks, deadline = source.told_to_stop(failed=failure is not None)
         self.deadline = deadline
@@ -303,7 +340,7 @@ class AsyncioRuntime:
                 await cancel(self._tasks, deadline)
                 return Ended.MIGRATED
         else:
-            self._two_waits.hold(for_good=True)  # a newcomer is refused at once
+            self._two_waits.hold(for_good=True, nobody_follows=True)  # a newcomer is refused at once
             source.leave()
             await self._two_waits.end_here(deadline, for_good=True)
         source.leave()
@@ -339,6 +376,7 @@ class AsyncioRuntime:
             MigrationRequest,  # since it answers, it has been loaded
         )
 
+        await self._all_let_in()
         if not isinstance(request, MigrationRequest):
             await self._execute(request)
             return False
@@ -359,10 +397,25 @@ class AsyncioRuntime:
             draining.cancel()
             return True
         await draining
+        if self._replays:
+            await self._replays.end()
+        self._tell_in_hand()
         migration.side.feed(
             switchover.Event.STOP if self._stop.is_set() else switchover.Event.DRAINED
         )
         return True
+
+    def _tell_in_hand(self) -> None:
+        """Say what handlers wanted to send to clients that had moved: nobody gets it."""
+        counts = [hosting.in_hand() for hosting in self.hostings.values()]
+        messages, connections = (sum(each) for each in zip((0, 0), *counts, strict=True))
+        if messages:
+            report = self._parts.report
+            message = (
+                f"generation {report.generation}: {messages} messages for {connections} connections"
+                " that had moved were in hand, and are lost"
+            )
+            report.tell(Priority.WARNING, "source", "replay", JournalOutcome.DONE, message)
 
     async def _come_to_rest(self, channel: socket.socket) -> None:
         """Have everything wait for the freeze, or be told that the destination has ended or is

@@ -156,7 +156,7 @@ class TwoWaits:
 
     # What both need
 
-    def hold(self, *, for_good: bool) -> None:
+    def hold(self, *, for_good: bool, nobody_follows: bool = False) -> None:
         """Accept no more, and let no connection leave its safe point."""
         self._held = True
         self._parts.source.holds(True)
@@ -166,7 +166,8 @@ class TwoWaits:
             handled.hold()
         for name, hosting in self._hostings.items():
             hosting.ask_tls(live=self._live, trust=self._parts.answering.tls_trust(name))
-            hosting.hold(for_good=for_good, crosses=self._crosses(name))
+            reader = 0 if nobody_follows else self._parts.answering.reader(name)
+            hosting.hold(for_good=for_good, crosses=self._crosses(name), reader=reader)
 
     def resume(self) -> None:
         """As if nothing had happened."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from upgrader.instance.gap import Gap
     from upgrader.instance.image_in_fd_store import SpreadImage
     from upgrader.instance.live_destination import LiveDestination
+    from upgrader.protocol import connection_secrets
     from upgrader.protocol.channel import ParkedChannel
     from upgrader.protocol.connection_state import ConnectionState
     from upgrader.protocol.fd import Fd
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from upgrader.systemd.notify import Notifier
 else:
     image_in_fd_store = later("upgrader.instance.image_in_fd_store")
+    connection_secrets = later("upgrader.protocol.connection_secrets")
 
 #: Bytes: PID 1 takes 4096 in all, and drops what is longer, READY=1 included.
 _FACTS = 1000
@@ -50,7 +52,7 @@ class Adopted:
     `tls`: the TLS of it (a `tls.moved.Moved`), if it has any.
     """
 
-    __slots__ = ("_fd", "identity", "listener", "session", "since", "state", "tls")
+    __slots__ = ("_fd", "identity", "listener", "secret", "session", "since", "state", "tls")
 
     what = ""  # only its handler knows
 
@@ -69,6 +71,7 @@ class Adopted:
         self.identity = identity
         self.state = state
         self.session = session
+        self.secret = b""  #: what was in no image
         self.since = since
         self.tls = tls
         self._fd = fd
@@ -157,6 +160,7 @@ class LoadedInstance:
         self.rebinding: list[Rebinding] = []
         self.unwanted: list[StoreName] = []  #: to leave the FD store
         self.persistent: list[tuple[StoreName, HasFileno]] = []  #: to enter it
+        self.secrets: Fd | None = None  #: of `adopted`; wiped once this instance is the owner
 
     def commit(self, notifier: Notifier, store: FdStore, serve: Callable[[], None]) -> None:
         """Become the owner: tell PID 1 in one datagram, then mark the channel as spent. `serve` runs
@@ -175,6 +179,9 @@ class LoadedInstance:
             owned = True
             if self.migration:
                 self._note_pause()
+            if self.secrets:
+                connection_secrets.wipe(self.secrets)
+                self.secrets.close()
             for bound, old in self.replaced:
                 _take_backlog(bound, old)
                 old.close()

@@ -168,3 +168,8 @@ class Answering:
     def tls_trust(self, listener: str) -> str | None:
         """As the destination of a live migration has said; see `Negotiation.tls_trust`."""
         return self.negotiation.tls_trust(listener) if self.negotiation else None
+
+    def reader(self, listener: str) -> int | None:
+        """The version of what goes with connections of a listener that a destination can read, 0 if it
+        does not say; None if there is none that could be asked."""
+        return self.negotiation.offer.reader(listener) if self.negotiation else None

@@ -37,12 +37,13 @@ if TYPE_CHECKING:
     from upgrader.instance.declarations import Declarations
     from upgrader.instance.interfaces import Closeable
     from upgrader.instance.live_destination import LiveDestination
-    from upgrader.protocol import identity, image, records, state_shape
+    from upgrader.protocol import connection_secrets, identity, image, records, state_shape
     from upgrader.protocol.channel import ReceivedImage
     from upgrader.protocol.parameters import Parameters
 else:
     choose_image = later("upgrader.instance.choose_image")
     gap = later("upgrader.instance.gap")
+    connection_secrets = later("upgrader.protocol.connection_secrets")
     load_connections = later("upgrader.instance.load_connections")
     load_tls = later("upgrader.instance.load_tls")
     open_backends = later("upgrader.instance.open_backends")
@@ -215,6 +216,7 @@ class Loader:
             bound[entry.backend] = entry, sock
         connections.load(stream.fds)
         self._loaded.adopted = connections.adopted
+        self._load_secrets(manifest.generation)
         withheld = connections.withheld + self._load_backends(manifest, backends)
         dropped = self._tell_dropped()
         left = (
@@ -325,6 +327,21 @@ class Loader:
                 declared.fill(value)
                 if unknown:
                     self._dropped.setdefault(declared.description.item, set()).update(unknown)
+
+    def _load_secrets(self, generation: int) -> None:
+        """What goes with the connections of this image and was not in it. A connection whose secret
+        cannot be read does not go on; nothing else is lost by that."""
+        fd = self._opening.stored.get(StoreName.of_secrets(generation))
+        if fd is None:
+            return
+        self._loaded.secrets = fd
+        try:
+            secrets = connection_secrets.read(fd)
+        except ImageError as error:
+            _log.error("%s", error)
+            return
+        for adopted in self._loaded.adopted:
+            adopted.secret = secrets.get(adopted.identity.inode, b"")
 
     def _tell_dropped(self) -> list[str]:
         """Name the fields that this version does not know; returns all of them."""

@@ -21,7 +21,7 @@ from upgrader.protocol.varlink import VarlinkError, invalid, refused
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """`readers`: the states that it can read; `takes_passed`: it takes what PID 1 would pass to a start
+    """`made`: there is a destination; `readers`: the states that it can read; `takes_passed`: it takes what PID 1 would pass to a start
     besides; `withheld`: backends that it does not take; `stream`: the newest version of the stream that
     both sides speak; `tls`: the listeners whose TLS connections it takes, and what decides there which
     certificates of clients are trusted."""
@@ -31,6 +31,7 @@ class Offer:
     withheld: frozenset[str] = frozenset()
     stream: int = records.VERSIONS[0]
     tls: Mapping[str, str] = field(default_factory=dict)
+    made: bool = False
 
     @classmethod
     def read(
@@ -84,7 +85,13 @@ class Offer:
             tls = msgspec.convert(parameters.get("tls") or {}, dict[str, str])
         except msgspec.ValidationError as error:
             raise invalid("tls") from error
-        return cls(readers, takes_passed, frozenset(str(name) for name in withheld), stream, tls)
+        taken = frozenset(str(name) for name in withheld)
+        return cls(readers, takes_passed, taken, stream, tls, made=True)
+
+    def reader(self, listener: str) -> int | None:
+        """The version of what goes with connections of a listener that it can read, 0 if it does not
+        say; None if there is no destination yet."""
+        return self.readers.sessions.get(listener, 0) if self.made else None
 
 
 def _check_format(parameters: Mapping[str, Any], moving: Mapping[str, DeclaredBackend]) -> None:

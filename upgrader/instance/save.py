@@ -16,8 +16,9 @@ from upgrader.backends.listener import path_inode
 from upgrader.errors import BackendError, BusError, ChannelError, NotifyError, UnsavableState
 from upgrader.instance import image_in_fd_store
 from upgrader.instance.declarations import Declarations
-from upgrader.protocol import channel, image
+from upgrader.protocol import channel, connection_secrets, image
 from upgrader.protocol.connection_state import ConnectionState
+from upgrader.protocol.fd import Fd
 from upgrader.protocol.identity import HasFileno, Identity, identify
 from upgrader.protocol.kinds import Kind
 from upgrader.protocol.saved_state import SavedState
@@ -39,6 +40,7 @@ class Frozen(msgspec.Struct, frozen=True):
     identity: Identity
     state: ConnectionState
     tls: tuple[TlsState, TlsSecrets] | None = None
+    secret: bytes = b""  #: what may be in no image
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ def build(
     readers: Readers = Readers(),
     *,
     partial: bool = False,
-    beyond: bool = False,
+    beyond: Sequence[tuple[str, HasFileno]] = (),
     withheld: Container[str] = (),
     held_at: int | None = None,
 ) -> tuple[image.Manifest, list[HasFileno]]:
@@ -77,7 +79,7 @@ def build(
     `parameters`: what was set at run time, for the next instance to inherit. `readers`: what is
     known of the next instance; states are in all earlier forms for one that is not known.
     `partial`: a state that cannot be saved is left behind, because nobody can serve on with it.
-    `beyond`: with all that PID 1 would pass to a start besides, as the last entries. `withheld`:
+    `beyond`: what PID 1 would pass to a start besides, by its FDNAME, as the last entries. `withheld`:
     backends of other kinds than sockets that do not move. `held_at`: since when nobody is served, in
     nanoseconds of CLOCK_MONOTONIC, if that is not now.
 
@@ -117,7 +119,7 @@ def build(
         memory = secret_memory.write({place: secrets for place, (_, secrets) in tls.items()})
         entries.append(entry("tls", Kind.SECRETS, identify(memory)))
         fds.append(memory)
-    for name, owner in declarations.beyond_image() if beyond else ():
+    for name, owner in beyond:
         entries.append(image.ManifestEntry(name, Kind.PASSED, identify(owner)))
         fds.append(owner)
     passed = [bound.name for bound in declarations.sockets.values() if not bound.persistent]
@@ -142,6 +144,16 @@ def build(
         **more,
     )
     return manifest, fds
+
+
+def secrets(generation: int, connections: Sequence[Frozen]) -> list[tuple[StoreName, Fd]]:
+    """The FD with all that may be in no image, if there is anything, and its name in the FD store.
+
+    Raises ImageError if it is too much, OSError when out of memory or FDs.
+    """
+    found = {each.identity.inode: each.secret for each in connections if each.secret}
+    name = StoreName.of_secrets(generation)
+    return [(name, connection_secrets.write(found))] if found else []
 
 
 class _Saving:

@@ -131,7 +131,9 @@ class SourceSide:
         manifest = None
         try:
             with no_collection():
-                manifest, fds = self._build(*loop.freeze())
+                frozen, busy = loop.freeze()
+                secrets = save.secrets(report.generation, frozen)
+                manifest, fds = self._build(frozen, busy)
                 for item in manifest.left_behind[:20]:
                     _log.warning("left behind: %s of %r: %s", item.what, item.backend, item.why)
                 message = f"generation {report.generation} becomes {' '.join(command.arguments)}"
@@ -139,6 +141,7 @@ class SourceSide:
                 name = StoreName(Stored.CHANNEL, str(report.generation))
                 store = self._store if report.supervised else None
                 beyond = self._declarations.beyond_image()
+                beyond += [(str(name), fd) for name, fd in secrets]
                 become(execution, manifest, fds, beyond, name, store, report.unit)
         except (UpgradeError, OSError) as error:
             code = Code.SOURCE_FAILED
@@ -156,10 +159,10 @@ class SourceSide:
         readers: save.Readers | None = None,
         *,
         partial: bool = False,
-        beyond: bool = False,
+        beyond: Sequence[tuple[str, identity.HasFileno]] = (),
     ) -> tuple[image.Manifest, list[identity.HasFileno]]:
         """`readers`: what the destination has said that it can read; `partial`: leave behind what
-        cannot be saved; `beyond`: with what PID 1 would pass to a start besides."""
+        cannot be saved; `beyond`: what PID 1 would pass to a start besides, by its FDNAME."""
         report = self._report
         return save.build(
             self._declarations, report.generation, report.version, frozen, busy, report.overrides,
@@ -238,8 +241,12 @@ class SourceSide:
         self._destination.give_back()
         why = "it did not end within drain-timeout, and is cut"
         busy = [*busy, *(image.LeftBehind(name, "turn", why) for name in turns)]
+        secrets: list[tuple[StoreName, Fd]] = []
         try:
             with no_collection():
+                secrets = save.secrets(report.generation, connections)
+                for name, fd in secrets:
+                    self._store.push(name, fd)
                 manifest, fds = self._build(connections, busy, partial=True)
                 outcome = save.keep(
                     manifest, fds, self._store, report.unit,
@@ -247,6 +254,8 @@ class SourceSide:
                     there={n for n, b in self._declarations.backends.items() if b.kind.persistent},
                 )  # fmt: skip
         except (UpgradeError, OSError) as error:
+            with contextlib.suppress(UpgradeError):
+                self._store.remove(*(name for name, _ in secrets))
             message = f"nothing could be parked, draining instead: {error}"
             report.tell(Priority.ERR, "source", "park", JournalOutcome.FAILED, message)
             return False
@@ -341,8 +350,13 @@ class _Steps:
         negotiation = self._side._answering.negotiation
         readers = negotiation.offer.readers if negotiation else None
         frozen, busy = self._loop.freeze()
-        beyond = negotiation is not None and negotiation.offer.takes_passed
-        if not beyond:
+        takes_passed = negotiation is not None and negotiation.offer.takes_passed
+        beyond: list[tuple[str, identity.HasFileno]] = []
+        if takes_passed:
+            secrets = save.secrets(self._report.generation, frozen)
+            beyond = self._side._declarations.beyond_image()
+            beyond += [(str(name), fd) for name, fd in secrets]
+        else:
             why = "the library of the new version does not take it"
             here = self._side._declarations
             busy += [image.LeftBehind(item.name, "FD", why) for item in here.passed]

@@ -16,12 +16,15 @@ from types import TracebackType
 from typing import Any, Self
 
 import h11
+import msgspec
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from upgrader.aio.adapter import Adapter as BaseAdapter
 from upgrader.aio.instance import attached
 from upgrader.errors import UpgradeError
+from upgrader.integrations import uvicorn_websockets
+from upgrader.integrations.crossing import Crossing, Handshake, Traffic
 
 try:
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -50,9 +53,17 @@ class Adapter(BaseAdapter):
     announces_end = True
     says_goodbye = True
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, *, move_websockets: bool = False) -> None:
+        """`move_websockets`: their handlers are begun anew in the new instance; see
+        docs/websockets.md for what an application promises then."""
         if not config.loaded:
             config.load()
+        self._traffic = Traffic()
+        if move_websockets:
+            self.version = self.REPLAYS
+            config.ws_protocol_class = uvicorn_websockets.movable(
+                config.ws_protocol_class, self._traffic
+            )
         self._config = config
         self._make: Any = config.http_protocol_class
         if isinstance(self._make, type) and issubclass(self._make, _KNOWN):
@@ -121,7 +132,10 @@ class Adapter(BaseAdapter):
         return made
 
     def idle(self, protocol: Any) -> bool:
-        """Between two requests, with no byte of the next one in the parser."""
+        """Between two requests, with no byte of the next one in the parser; of a WebSocket that moves,
+        whether its handler waits for the next message."""
+        if uvicorn_websockets.is_movable(protocol):
+            return bool(protocol.at_rest)
         cycle = protocol.cycle
         if isinstance(protocol, H11Protocol):
             return (
@@ -143,6 +157,8 @@ class Adapter(BaseAdapter):
 
     def answering(self, protocol: Any) -> bool:
         """The application has begun with it, or is about to."""
+        if uvicorn_websockets.is_movable(protocol):
+            return not protocol.at_rest
         cycle = protocol.cycle
         begun = cycle is not None and not cycle.response_complete
         return bool(begun or getattr(protocol, "pipeline", None))
@@ -174,6 +190,48 @@ class Adapter(BaseAdapter):
     def lasting(self, protocol: Any) -> bool:
         """HTTP/2 and protocol classes that are not known here."""
         return not _is_known(protocol)
+
+    def replayable(self, protocol: Any) -> bool:
+        """A WebSocket, unless it is being closed."""
+        return uvicorn_websockets.is_movable(protocol) and not protocol.stays
+
+    def secret(self, protocol: Any) -> bytes:
+        """Its opening handshake, and what its handler has left."""
+        return msgspec.msgpack.encode(protocol.crossing.handshake())
+
+    def unfinished(self, protocol: Any) -> bytes:
+        """The beginning of the next message."""
+        return bytes(protocol.crossing.frames.rest or b"")
+
+    def let_go(self, protocol: Any) -> None:
+        """Its handler stays where it is, for ever."""
+        if uvicorn_websockets.is_movable(protocol):
+            protocol.let_go()
+
+    def replay(self, secret: bytes) -> Crossing:
+        """A WebSocket whose client has opened it elsewhere."""
+        before = msgspec.msgpack.decode(secret, type=Handshake)
+        protocol: Any = self._config.ws_protocol_class
+        if not (isinstance(protocol, type) and issubclass(protocol, uvicorn_websockets.Movable)):
+            raise UpgradeError("this instance has no WebSockets that can move")
+        made: Any = protocol(
+            before=before,
+            config=self._config,
+            server_state=self._server.server_state,
+            app_state=self._server.lifespan.state,
+        )
+        crossing: Crossing = made.crossing
+        return crossing
+
+    @property
+    def last_said(self) -> float:
+        """On any WebSocket."""
+        return self._traffic.last
+
+    def in_hand(self) -> tuple[int, int]:
+        """On WebSockets."""
+        counts = self._traffic.in_hand.values()
+        return sum(counts), len(counts)
 
     def finish(self, protocol: Any) -> None:
         """This answer says `Connection: close`, and so does every later one of this process. One whose

@@ -145,7 +145,7 @@ class Parameters(Value):
     @staticmethod
     def unknown(environment: Mapping[str, str]) -> list[str]:
         """Variables that look like ours and are not: a typing error worth a warning."""
-        known = {*_VARIABLES, PREFLIGHT, PREFLIGHT_1, BUS}
+        known = {*_VARIABLES, PREFLIGHT, PREFLIGHT_1, BUS, WEBSOCKETS}
         return [v for v in environment if v.startswith("UPGRADER_") and v not in known]
 
     def updated(self, values: Mapping[str, str], backends: Collection[str]) -> Self:
@@ -188,6 +188,8 @@ class Parameter(Value):
     text: str
 
 
+#: An option of `upgrader.asgi`, not a parameter of an instance.
+WEBSOCKETS = "UPGRADER_WEBSOCKETS"
 TRANSFER = "backend-transfer"
 MECHANISM = "backend-transfer-mechanism"
 SETTABLE = {

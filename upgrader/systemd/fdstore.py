@@ -34,7 +34,8 @@ class Stored(StrEnum):
     LEDGER = "ledger"  #: what goes with that memfd, by generation
     #: One FD of that image, by generation and number; or what library 0.1.0 must let go of: a further
     #: socket of a backend, by kind, name and number, an FD of another kind, what a program keeps, by
-    #: `kept` and name, or a further channel, by `channel`, generation and number.
+    #: `kept` and name, a further channel, by `channel`, generation and number, or secrets of connections,
+    #: by `secrets` and generation.
     ENTRY = "entry"
 
 
@@ -76,6 +77,11 @@ class StoreName(Value):
     def further(self, number: int) -> StoreName:
         """The name of the channel that goes on after so many that are full, the first one being this."""
         return StoreName(Stored.ENTRY, f"{self.what}.{self.item}.{number}") if number else self
+
+    @classmethod
+    def of_secrets(cls, generation: int) -> Self:
+        """The name of what moves with the connections of an image, and may not be in it."""
+        return cls(Stored.ENTRY, f"secrets.{generation}")
 
     @property
     def kept(self) -> str:

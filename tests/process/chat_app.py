@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A chat, as FastAPI's tutorial on WebSockets has it (https://fastapi.tiangolo.com/advanced/websockets/), and
+handlers that fail in a replay in all ways; `/plain` is a request without a WebSocket."""
+
+import asyncio
+import os
+import sys
+from typing import Any
+
+from fastapi import FastAPI, WebSocket, WebSocketDisconnect
+
+VERSION = os.environ["VERSION"]
+
+app = FastAPI()
+
+
+def tell(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)
+
+
+class ConnectionManager:
+    def __init__(self) -> None:
+        self.active: list[WebSocket] = []
+
+    async def connect(self, websocket: WebSocket) -> None:
+        await websocket.accept()
+        self.active.append(websocket)
+
+    def disconnect(self, websocket: WebSocket) -> None:
+        self.active.remove(websocket)
+
+    async def broadcast(self, message: str) -> None:
+        for connection in list(self.active):
+            await connection.send_text(message)
+
+
+manager = ConnectionManager()
+
+
+@app.websocket("/ws/{name}")
+async def chat(websocket: WebSocket, name: str) -> None:
+    await manager.connect(websocket)
+    try:
+        while True:
+            data = await websocket.receive_text()
+            await manager.broadcast(f"{VERSION} {name}: {data}")
+    except WebSocketDisconnect:
+        manager.disconnect(websocket)
+        await manager.broadcast(f"{name} left")
+
+
+@app.get("/plain")
+def plain() -> str:
+    return VERSION
+
+
+@app.websocket("/echo/{name}")
+async def echo(websocket: WebSocket, name: str) -> None:
+    """What a handler knows of a move, and what it leaves for the next one."""
+    extension: dict[str, Any] = websocket.scope["extensions"].get("upgrader", {})
+    begun = f"{VERSION} moved={extension.get('moved')} value={extension.get('value', b'').decode()}"
+    await websocket.accept(subprotocol="b" if "b" in websocket.scope["subprotocols"] else None)
+    try:
+        while True:
+            text = await websocket.receive_text()
+            if text == "close":
+                await websocket.close(4000)
+                return
+            if text == "slow":
+                await asyncio.sleep(30)
+            if extension:
+                extension["value"], extension["version"] = text.encode(), 1
+            await websocket.send_text(f"{begun} {text}")
+    except WebSocketDisconnect as error:
+        tell(f"{name} disconnected {error.code}")
+    finally:
+        tell(f"{VERSION} {name} finally")
+
+
+@app.websocket("/in-replay/{how}")
+async def in_replay(websocket: WebSocket, how: str) -> None:
+    """Goes well the first time."""
+    first = not websocket.scope["extensions"].get("upgrader", {}).get("moved")
+    if not first and how == "raises":
+        raise RuntimeError("no")
+    if not first and how == "hangs":
+        await asyncio.sleep(60)
+    if not first and how == "refuses":
+        await websocket.close()
+        return
+    if not first and how == "differs":
+        await websocket.accept(headers=[(b"x-other", b"1")])
+    else:
+        await websocket.accept()
+    if not first and how == "raises-later":
+        raise RuntimeError("no")
+    while True:
+        await websocket.send_text(f"{VERSION} {await websocket.receive_text()}")
