@@ -9,9 +9,18 @@ from typing import Any
 
 from fastapi import FastAPI, WebSocket, WebSocketDisconnect
 
+from upgrader.aio.instance import attached
+
 VERSION = os.environ["VERSION"]
 
 app = FastAPI()
+
+if VERSION == "bad":
+
+    def refuse() -> None:
+        raise RuntimeError("this version is bad")
+
+    attached.get().verify(refuse)
 
 
 def tell(what: str) -> None:
@@ -67,7 +76,7 @@ async def echo(websocket: WebSocket, name: str) -> None:
                 await websocket.close(4000)
                 return
             if text == "slow":
-                await asyncio.sleep(30)
+                await asyncio.sleep(3)
             if extension:
                 extension["value"], extension["version"] = text.encode(), 1
             await websocket.send_text(f"{begun} {text}")

@@ -1,15 +1,23 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """WebSockets of an application that nobody changed: they move, and their clients do not notice."""
 
+import contextlib
+import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, unix_connect
 
 from tests.process.chat import DEADLINE
-from upgrader.testing import Service
+from tests.support import eventually
+from upgrader.codes import Code
+from upgrader.protocol.channel import ParkedChannel
+from upgrader.systemd.fdstore import Stored, StoreName
+from upgrader.testing import Service, ServiceError
 
 HERE = Path(__file__).parent
 IMPLEMENTATIONS = ["websockets", "websockets-sansio", "wsproto"]
@@ -29,8 +37,16 @@ class Chat:
         run = [sys.executable, "-m", "upgrader.asgi", "chat_app:app", "--uds", str(self.path)]
         return ["env", f"VERSION={version}", *run, *self.options, *options]
 
-    def connect(self, path: str, **options: object) -> ClientConnection:
-        return unix_connect(str(self.path), f"ws://x{path}", **options)
+    @contextlib.contextmanager
+    def connect(self, path: str, **options: object) -> Iterator[ClientConnection]:
+        over = False
+        try:
+            with unix_connect(str(self.path), f"ws://x{path}", **options) as client:
+                yield client
+                over = True
+        except ConnectionClosed:  # which may have been what the test is about
+            if not over:
+                raise
 
 
 @pytest.fixture
@@ -58,3 +74,181 @@ def test_a_chat_goes_on(chat: Chat, ws: str, loop: str) -> None:
             assert ann.ping().wait(DEADLINE)
         ann.close()
         assert "ann left" == bob.recv(DEADLINE)
+
+
+def test_what_a_handler_knows_and_leaves(chat: Chat) -> None:
+    """Whether it was moved, and a small value of the one before; nothing of that one runs again, no
+    `finally` either. A handler that is at something when everything is frozen stays, and is closed."""
+    chat.service.environment["UPGRADER_WEBSOCKET_TIMEOUT"] = "0"
+    chat.service.environment["UPGRADER_WEBSOCKET_SPREAD"] = "0"
+    chat.service.environment["UPGRADER_DRAIN_TIMEOUT"] = "200ms"
+    chat.service.start(chat.command("one"))
+    with chat.connect("/echo/ann") as ann, chat.connect("/echo/bob") as bob:
+        assert "one moved=False value= x" == ask(ann, "x")
+        bob.send("slow")
+        bob.ping().wait(DEADLINE)  # so the handler has got it
+
+        assert 1 == chat.service.live(chat.command("two")).left_behind
+
+        assert "two moved=True value=x y" == ask(ann, "y")
+        assert 1012 == close_code(bob)
+        assert eventually(lambda: not chat.service.draining)
+        assert "one bob finally" in chat.service.stderr
+        assert "ann finally" not in chat.service.stderr
+        chat.service.restart(chat.command("three"))
+        assert "three moved=True value=y z" == ask(ann, "z")
+
+
+HOW = ["raises", "hangs", "refuses", "differs", "raises-later"]
+
+
+@pytest.mark.parametrize("ws", IMPLEMENTATIONS)
+def test_a_handler_that_does_not_begin(chat: Chat, ws: str) -> None:
+    """Its client is closed with 1012, and everybody else goes on, what they send meanwhile included;
+    nobody waits longer than a handler may take."""
+    chat.service.environment["UPGRADER_WEBSOCKET_SPREAD"] = "0"
+    chat.service.environment["UPGRADER_REPLAY_TIMEOUT"] = "500ms"
+    chat.service.start(chat.command("one", "--ws", ws))
+    with contextlib.ExitStack() as stack:
+        ann = stack.enter_context(chat.connect("/echo/ann"))
+        others = [stack.enter_context(chat.connect(f"/in-replay/{how}")) for how in HOW]
+        assert ["one moved=False value= x"] + 5 * ["one x"] == [
+            ask(each, "x") for each in (ann, *others)
+        ]
+
+        assert 0 == chat.service.live(chat.command("two", "--ws", ws)).left_behind
+
+        for other in others:
+            with contextlib.suppress(ConnectionClosed):
+                other.send("on the way")
+        assert "two moved=True value=x y" == ask(ann, "y")
+        for other in others:
+            assert 1012 == close_code(other)
+        assert "two moved=True value=x z" == ask(ann, "z")
+
+
+def test_too_many_are_refused(chat: Chat) -> None:
+    """Of the first fifty more than half do not go on: the others are not asked. All are closed with 1012,
+    spread as set."""
+    chat.service.environment["UPGRADER_WEBSOCKET_SPREAD"] = "1s"
+    chat.service.start(chat.command("one"))
+    with contextlib.ExitStack() as stack:
+        clients = [
+            stack.enter_context(chat.connect("/in-replay/refuses", compression=None))
+            for _ in range(60)
+        ]
+        began = time.monotonic()
+        assert 0 == chat.service.live(chat.command("two")).left_behind
+        for client in clients:
+            assert 1012 == close_code(client)
+        assert time.monotonic() - began > 0.5
+    assert 60 + 50 == chat.service.stderr.count("/in-replay/refuses") + 60
+
+
+@pytest.mark.parametrize("ws", IMPLEMENTATIONS)
+def test_half_a_message_at_the_boundary(chat: Chat, ws: str) -> None:
+    """What has come of a message moves: half a frame, and fragments with a ping between them."""
+    chat.service.start(chat.command("one", "--ws", ws))
+    with chat.connect("/echo/ann") as ann:
+        assert "one moved=False value= x" == ask(ann, "x")
+        sock = ann.socket
+        whole = frame(b"he", fin=False) + frame(b"p", opcode=9) + frame(b"llo", opcode=0)
+        value = "x"
+        for version, size in ("two", 3), ("three", 11):
+            sock.sendall(whole[:size])
+            assert 0 == chat.service.live(chat.command(version, "--ws", ws)).left_behind
+            sock.sendall(whole[size:])
+            assert ann.recv(DEADLINE).endswith("hello")
+            assert f"{version} moved=True value={value} {version}" == ask(ann, version)
+            value = version
+
+
+@pytest.mark.parametrize("ws", IMPLEMENTATIONS)
+def test_a_close_is_not_undone(chat: Chat, ws: str) -> None:
+    """A handler that has closed does not begin anew; nor does one whose client has."""
+    chat.service.start(chat.command("one", "--ws", ws))
+    with chat.connect("/echo/ann") as ann, chat.connect("/echo/bob") as bob:
+        ann.socket.sendall(frame(b"\x03\xe8", opcode=8))
+        bob.send("close")
+        assert 0 <= chat.service.live(chat.command("two", "--ws", ws)).left_behind
+        assert 1000 == close_code(ann)
+        assert 4000 == close_code(bob)
+
+
+def test_an_upgrade_that_fails_replays_nothing(chat: Chat) -> None:
+    """The handlers that there are go on, also with what was sent meanwhile."""
+    chat.service.start(chat.command("one"))
+    with chat.connect("/echo/ann") as ann:
+        assert "one moved=False value= x" == ask(ann, "x")
+        with pytest.raises(ServiceError) as failed:
+            chat.service.live(chat.command("bad"))
+        assert Code.VERIFY_FAILED is failed.value.code
+        assert "/echo/ann" not in chat.service.stderr
+        assert "one moved=False value= y" == ask(ann, "y")
+
+
+def test_who_cannot_take_them(chat: Chat) -> None:
+    """Without `move` in the new version they end in the old one, as without it here; after a restart
+    they are closed with 1012."""
+    chat.service.environment["UPGRADER_WEBSOCKET_TIMEOUT"] = "0"
+    chat.service.environment["UPGRADER_WEBSOCKET_SPREAD"] = "0"
+    chat.service.start(chat.command("one"))
+    for how in chat.service.live, chat.service.upgrade:
+        with chat.connect("/echo/ann") as ann:
+            assert "moved=False" in ask(ann, "x")
+            how(chat.command("two", "--websockets", "close"))
+            assert 1012 == close_code(ann)
+        if how == chat.service.live:
+            chat.service.live(chat.command("three"))
+
+
+def test_handshakes_are_secrets(chat: Chat) -> None:
+    """They are in no image, and PID 1 has nothing of them once the next instance serves."""
+    chat.service.start(chat.command("one"))
+    with chat.connect(
+        "/echo/ann?token=TOPSECRET", additional_headers={"Cookie": "TOPSECRET"}
+    ) as ann:
+        assert ask(ann, "x")
+        chat.service.stop()
+        assert 3 == len(chat.service.store)
+        holding = []
+        for name, fd in chat.service.store:
+            parsed = StoreName.parse(name)
+            assert parsed
+            if parsed.what is Stored.CHANNEL:
+                channel = ParkedChannel(fd.duplicate().socket(), name)
+                assert channel.open()
+                fd = channel.image
+            if parsed.what is not Stored.LISTENER and b"TOPSECRET" in os.pread(
+                fd.fileno(), 1 << 16, 0
+            ):
+                holding.append((parsed, fd.duplicate()))
+            if parsed.what is Stored.CHANNEL:
+                channel.close()
+        ((name, secrets),) = holding
+        assert StoreName.of_secrets(1) == name
+        chat.service.start(chat.command("two"))
+        assert "two moved=True value=x y" == ask(ann, "y")
+        assert 0 == os.fstat(secrets.fileno()).st_size
+        assert "upgrader-listener-http" in [name for name, _ in chat.service.store]
+        assert 1 == len(chat.service.store)
+
+
+def close_code(client: ClientConnection) -> int:
+    """With which the server closes, whatever it has sent before."""
+    try:
+        while client.recv(DEADLINE):
+            pass
+    except ConnectionClosed as closed:
+        return closed.rcvd.code if closed.rcvd else 0
+    return 0
+
+
+def ask(client: ClientConnection, text: str) -> str:
+    client.send(text)
+    return str(client.recv(DEADLINE))
+
+
+def frame(data: bytes, opcode: int = 1, *, fin: bool = True) -> bytes:
+    """As a client sends it, masked with zeros."""
+    return bytes([opcode | (0x80 if fin else 0), 0x80 | len(data)]) + bytes(4) + data

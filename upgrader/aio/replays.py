@@ -18,7 +18,6 @@ from upgrader.aio.adapter import Adapter, Replay
 from upgrader.instance.commit import Adopted
 from upgrader.protocol.values import Value
 
-PATIENCE = 5.0  # seconds for a handler to begin
 _JUDGED = 50  # of the first so many, more than half have to go on; else the others are not asked
 _BATCH = 20  # clients that are let in at one go
 _TO_LEAVE = 1.0  # seconds for a client that is told goodbye to close
@@ -50,8 +49,10 @@ class Arrival:
 class Replays:
     """Those of one instance."""
 
-    def __init__(self, arrivals: Sequence[Arrival], spread: float) -> None:
-        """`spread`: seconds over which goodbyes are said."""
+    def __init__(self, arrivals: Sequence[Arrival], patience: float, spread: float) -> None:
+        """`patience`: seconds for each handler to begin; `spread`: seconds over which goodbyes are
+        said."""
+        self._patience = patience
         self._loop = asyncio.get_running_loop()
         self._arrivals = arrivals
         self._spread = spread
@@ -110,7 +111,7 @@ class Replays:
             # Its text might have something of the handshake.
             _log.debug("a connection does not go on: %s", type(error).__name__)
         else:
-            self._loop.call_later(PATIENCE, replay.refuse)
+            self._loop.call_later(self._patience, _refuse_if_late, replay)
         await beginning.connect(self._loop)
 
     async def _say_goodbyes(self, refused: Sequence[_Beginning]) -> None:
@@ -128,6 +129,11 @@ class Replays:
             if left:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._hurry.wait(), _LOOK)
+
+
+def _refuse_if_late(replay: Replay) -> None:
+    if replay.decided and not replay.decided.done():
+        replay.refuse()
 
 
 class _Beginning(asyncio.Protocol):

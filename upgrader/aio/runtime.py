@@ -282,8 +282,10 @@ class AsyncioRuntime:
             )  # fmt: skip
         arrivals = [each for hosting in self.hostings.values() for each in hosting.arrivals]
         if arrivals:  # in a task: this instance can be asked meanwhile
-            spread = self._parts.report.parameters.websocket_spread
-            self._replays = replays.Replays(arrivals, spread)
+            parameters = self._parts.report.parameters
+            self._replays = replays.Replays(
+                arrivals, parameters.replay_timeout, parameters.websocket_spread
+            )
             self._replaying = self._loop.create_task(self._replay(self._replays))
         else:
             self._let_in()
@@ -340,7 +342,9 @@ class AsyncioRuntime:
                 await cancel(self._tasks, deadline)
                 return Ended.MIGRATED
         else:
-            self._two_waits.hold(for_good=True, nobody_follows=True)  # a newcomer is refused at once
+            self._two_waits.hold(
+                for_good=True, nobody_follows=True
+            )  # a newcomer is refused at once
             source.leave()
             await self._two_waits.end_here(deadline, for_good=True)
         source.leave()

@@ -104,7 +104,7 @@ class Transfer(Value):
 class Parameters(Value):
     """All times are in seconds. `live_drain_timeout`: for what is left to a source that has been
     replaced; `websocket_timeout`, `websocket_spread`: when connections without an end are closed
-    there, and over how long; `downtime_limit`: seconds that a live migration may wait for safe
+    there, and over how long; `replay_timeout`: for the handler of one that has moved; `downtime_limit`: seconds that a live migration may wait for safe
     points, and for progress of the destination; `migration_timeout`: seconds for all of it;
     `insurance`: seconds after a live upgrade in which a crash goes back to the switchover;
     `load_attempts`: after so many the image is set aside.
@@ -122,6 +122,7 @@ class Parameters(Value):
     live_drain_timeout: float = 600.0
     websocket_timeout: float = 10.0
     websocket_spread: float = 10.0
+    replay_timeout: float = 5.0
     downtime_limit: float = 0.3
     migration_timeout: float = 30.0
     insurance: float = 5.0
@@ -235,6 +236,12 @@ SETTABLE = {
         "websocket_spread",
         _wait,
         "Over how long those closes are spread, so that not all clients dial again at once.",
+    ),
+    "replay-timeout": Parameter(
+        "replay_timeout",
+        _wait,
+        "How long after an upgrade the handler of a WebSocket that has moved may take to wait for its"
+        " client again. All clients wait for that; then it is closed with 1012.",
     ),
     "migration-timeout": Parameter(
         "migration_timeout", _wait, "How long one migration may take as a whole."
