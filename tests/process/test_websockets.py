@@ -82,6 +82,8 @@ def test_what_a_handler_knows_and_leaves(chat: Chat) -> None:
     chat.service.environment["UPGRADER_WEBSOCKET_TIMEOUT"] = "0"
     chat.service.environment["UPGRADER_WEBSOCKET_SPREAD"] = "0"
     chat.service.environment["UPGRADER_DRAIN_TIMEOUT"] = "200ms"
+    go = chat.path.with_name("go")
+    chat.service.environment["GO"] = str(go)
     chat.service.start(chat.command("one"))
     with chat.connect("/echo/ann") as ann, chat.connect("/echo/bob") as bob:
         assert "one moved=False value= x" == ask(ann, "x")
@@ -92,6 +94,7 @@ def test_what_a_handler_knows_and_leaves(chat: Chat) -> None:
 
         assert "two moved=True value=x y" == ask(ann, "y")
         assert 1012 == close_code(bob)
+        go.touch()
         assert eventually(lambda: not chat.service.draining)
         assert "one bob finally" in chat.service.stderr
         assert "ann finally" not in chat.service.stderr
