@@ -3,6 +3,7 @@
 
 import contextlib
 import os
+import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -13,7 +14,9 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, unix_connect
 
 from tests.process.chat import DEADLINE
+from tests.process.crowd import Crowd, Requests
 from tests.support import eventually
+from tests.tables import publish
 from upgrader.codes import Code
 from upgrader.protocol.channel import ParkedChannel
 from upgrader.systemd.fdstore import Stored, StoreName
@@ -255,3 +258,41 @@ def ask(client: ClientConnection, text: str) -> str:
 def frame(data: bytes, opcode: int = 1, *, fin: bool = True) -> bytes:
     """As a client sends it, masked with zeros."""
     return bytes([opcode | (0x80 if fin else 0), 0x80 | len(data)]) + bytes(4) + data
+
+
+@pytest.mark.parametrize(
+    ("clients", "lives", "restarts"),
+    [(100, 2, 1), pytest.param(2000, 10, 3, marks=pytest.mark.matrix)],
+)
+def test_a_crowd(chat: Chat, clients: int, lives: int, restarts: int) -> None:
+    """Nobody sees a close, and each word reaches each client once, in the order of its speaker."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    rounds = [chat.service.live] * lives + [chat.service.upgrade] * restarts
+    chat.options = (*chat.options, "--no-access-log")
+    chat.service.start(chat.command("0"))
+    figures = []
+    with (
+        Requests(chat.path) as requests,
+        Crowd(chat.path, clients, each_second=2000 / clients) as crowd,
+    ):
+        for number, how in enumerate(rounds, 1):
+            requests.pause = crowd.pause = 0.0
+            said = crowd.said
+            how(chat.command(str(number)))
+            assert eventually(lambda said=said: crowd.said > said + 5)
+            figures.append((how.__name__, crowd.pause, requests.pause))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert [] == crowd.faults[:5]
+    assert [] == requests.faults
+    assert crowd.said > 5 * len(rounds)
+    if clients > 100:
+        publish(
+            "chat",
+            ["upgrade", "messages waited", "requests waited"],
+            [
+                [how, f"{words * 1000:.0f} ms", f"{plain * 1000:.0f} ms"]
+                for how, words, plain in figures
+            ]
+            + [["words said, each heard by all", str(crowd.said), ""]],
+        )
