@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from upgrader.aio.acceptor import Acceptor
 from upgrader.aio.hosted_connection import ANEW, HostedConnection, Newcomer
-from upgrader.aio.replays import Arrival
+from upgrader.aio.replays import MovedAnew
 from upgrader.errors import UnreadableState
 from upgrader.instance.commit import Adopted
 from upgrader.instance.declarations import Protocols
@@ -70,7 +70,7 @@ class HostedListener:
         self.connections: list[HostedConnection] = []
         self._sweep_at = _SPARE
         self._waiting: dict[int, _Waiting] = {}  # by FD
-        self.arrivals: list[Arrival] = []  #: those without an end that have moved here
+        self.arrivals: list[MovedAnew] = []  #: those without an end that have moved here
         self._attaching: set[asyncio.Task[None]] = set()
         self._arriving: set[asyncio.Task[None]] = set()  # those of them that have moved here
         self._adopting: asyncio.Task[None] | None = None
@@ -92,7 +92,7 @@ class HostedListener:
         for item in adopted:
             protocol = None
             if item.state.session == ANEW:
-                self.arrivals.append(Arrival(item, self._adapter, self._let_in))
+                self.arrivals.append(MovedAnew(item, self._adapter, self._let_in))
                 continue
             if item.state.session:
                 try:

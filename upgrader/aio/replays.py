@@ -37,7 +37,7 @@ class Replayed(Value):
     seconds: float
 
 
-class Arrival:
+class MovedAnew:
     """A connection without an end that has moved here, and who makes its handler begin anew."""
 
     def __init__(self, adopted: Adopted, adapter: Adapter, let_in: LetIn) -> None:
@@ -49,7 +49,7 @@ class Arrival:
 class Replays:
     """Those of one instance."""
 
-    def __init__(self, arrivals: Sequence[Arrival], patience: float, spread: float) -> None:
+    def __init__(self, arrivals: Sequence[MovedAnew], patience: float, spread: float) -> None:
         """`patience`: seconds for each handler to begin; `spread`: seconds over which goodbyes are
         said."""
         self._patience = patience
@@ -57,7 +57,7 @@ class Replays:
         self._arrivals = arrivals
         self._spread = spread
         self._begun: list[_Beginning] = []
-        self._unasked: list[Arrival] = []
+        self._unasked: list[MovedAnew] = []
         self._goodbyes: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
 
@@ -102,7 +102,7 @@ class Replays:
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         return 2 * sum(each.failed for each in self._begun) > _JUDGED
 
-    async def _begin(self, arrival: Arrival) -> None:
+    async def _begin(self, arrival: MovedAnew) -> None:
         beginning = _Beginning(arrival)
         self._begun.append(beginning)
         try:
@@ -139,7 +139,7 @@ def _refuse_if_late(replay: Replay) -> None:
 class _Beginning(asyncio.Protocol):
     """Stands between the transport and the library until all handlers have begun, and keeps what comes."""
 
-    def __init__(self, arrival: Arrival) -> None:
+    def __init__(self, arrival: MovedAnew) -> None:
         self.replay: Replay | None = None
         self._arrival = arrival
         self._transport: asyncio.Transport | None = None
