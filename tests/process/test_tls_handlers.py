@@ -60,6 +60,8 @@ def test_handlers_go_on(board: TlsBoard) -> None:
             assert 0 == board.service.live(board.command(version)).left_behind
             client._call(client._object.write, b"gun\n")
             assert f"{version} {number} begun" == client.line()
+            late = board.service.describe()["late"]  # loaded since it was ready
+            assert [] == [name for name in late if "tls" in name or "cryptography" in name]
         assert "four 1 x" == other.ask("x")
         assert 2 <= client.require_no_nonce_twice()
         board.service.upgrade(board.command("five"))

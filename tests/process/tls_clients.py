@@ -182,9 +182,11 @@ class Recorded:
 class PythonTls:
     """Python's own, with what one context of it allows."""
 
-    def __init__(self, port: int, context: ssl.SSLContext) -> None:
+    def __init__(
+        self, port: int, context: ssl.SSLContext, session: ssl.SSLSession | None = None
+    ) -> None:
         sock = socket.create_connection(("127.0.0.1", port), DEADLINE)
-        self.sock = context.wrap_socket(sock)
+        self.sock = context.wrap_socket(sock, session=session)
         self._file = self.sock.makefile("rb")
 
     def ask(self, path: str = "/") -> str:

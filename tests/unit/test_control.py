@@ -293,7 +293,7 @@ def test_what_everybody_may_know() -> None:
     said = Description(
         "web", unit="web.service", pid=7, credentials="secret", late=["secret"], trials=[secret],
         held=[Connection("b", peer="secret", what="secret")], overrides={"secret": "secret"},
-        upgrade="secret", started=given, last=Last("id", reason="why"), interface=2,
+        upgrade="secret", started=given, last=Last("id", reason="why"), interface=2, loaded=Loaded(stayed={"secret": 1}),
         changed=[f"/{number}" for number in range(1000)],
     )  # fmt: skip
     told = public(said)

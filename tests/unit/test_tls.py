@@ -208,6 +208,23 @@ def test_with_and_without_tickets(tickets: int) -> None:
     assert b"x" == pair.data()
 
 
+def test_another_group_is_asked_for() -> None:
+    """A HelloRetryRequest: two ClientHellos, and one set of secrets."""
+    flights: list[bytes] = []
+    pair = Pair(
+        lambda server, client: server.set_ecdh_curve("secp384r1"),
+        meanwhile=lambda context, flight: flights.append(flight),
+    )
+    assert (
+        b"\x14\x03\x03\x00\x01\x01\x16" == flights[1][:7]
+    )  # change_cipher_spec, then the second one
+    pair.move()
+    pair.server.write(b"x")
+    assert b"x" == pair.data()
+    pair.send(b"y")
+    assert b"y" == pair.read()
+
+
 def test_a_key_log_of_an_admin_is_refused() -> None:
     """Not replaced."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -109,7 +109,9 @@ class Instance(BaseInstance):
                 "UPGRADER_TLS", f"move needs {error.name}, which is not installed here",
                 remedy="pip install 'upgrader[tls]'",
             ) from error  # fmt: skip
-        return TlsCrossing(TlsListener(context))
+        listener = TlsListener(context)
+        self._parts.report.tls_memory = listener.memory
+        return TlsCrossing(listener)
 
     async def serve(self, tasks: Sequence[Task] = ()) -> Ended:
         """Load, verify, tell PID 1 READY=1, and serve until this instance is stopped.

@@ -25,6 +25,12 @@ _BACKENDS = ("BACKEND", "KIND", "FD", "ADDRESS", "INODE", "CONNECTIONS")
 _OTHERS = ("BACKEND", "KIND", "FD", "WHAT", "SIZE", "VERIFIED")
 _PEERS = ("BACKEND", "PEER", "AGE", "DOES")
 
+#: By the memory in which secrets cross.
+_TLS = {
+    "secret": "open connections move, their secrets in memory of their own",
+    "ordinary": "open connections move, their secrets in memory that may be swapped out",
+}
+
 #: The name of a line, its text, and what that means.
 _Line = tuple[str, str, Tone]
 
@@ -126,6 +132,8 @@ def _lines(found: Overview, now: float) -> Iterator[_Line]:
         yield "kept by", f"systemd: {', '.join(found.parked)}", Tone.NONE
     if instance:
         yield from _states(instance)
+        if instance.tls_memory:
+            yield "TLS", _TLS.get(instance.tls_memory, instance.tls_memory), Tone.NONE
         yield "parameters", _parameters(instance), Tone.NONE
 
 

@@ -89,6 +89,7 @@ class Describer:
             refused=host.refusal or Refusal(),
             fingerprint=look.fingerprint,
             drains_until=round(host.drains_until, 3),
+            tls_memory=host.tls_memory,
             last_upgrade=host.progress.last_upgrade,
         )
 
@@ -162,7 +163,7 @@ def public(said: Description) -> Description:
         started=structs.replace(given, environment={}),
         interface=said.interface,
         last=said.last,
-        loaded=said.loaded,
+        loaded=structs.replace(said.loaded, stayed={}),  # nor why a connection stayed
         refused=said.refused,
         fingerprint=said.fingerprint,
         last_upgrade=said.last_upgrade,

@@ -51,6 +51,7 @@ class SelfReport:
         self.since = 0.0  #: seconds since the epoch at which it became the owner
         self.standing = Standing.SERVING
         self.gap: Gap | None = None  #: since the freeze, in which datagrams may have been dropped
+        self.tls_memory = ""  #: the kind in which the keys of TLS connections cross, if they do
         self.drains_until = 0.0  #: seconds since the epoch, once another instance owns everything
         self._configured = Parameters.from_environment(environment)
         self.parameters = self._configured

@@ -155,7 +155,8 @@ type Trial (
 # the last migration that was done or has failed, and was no preflight. drains_until: if another
 # instance has replaced it, when what is still open here is cut, in seconds since the epoch.
 # On status.sock, which takes calls of everybody, it is partial: without peers, variables, modules,
-# what was set at run time, and why a state cannot be saved
+# what was set at run time, and why a state cannot be saved. tls_memory is that in which the keys of TLS
+# connections cross: secret, ordinary (which may be swapped out), or empty if none do
 method Describe() -> (
   service: string,
   version: string,
@@ -190,7 +191,8 @@ method Describe() -> (
   fingerprint: string,
   last_upgrade: Migration,
   drains_until: float,
-  partial: bool
+  partial: bool,
+  tls_memory: string
 )
 
 # The migration under way, or the last one. With "more": now, and then once for each phase, until

@@ -176,7 +176,8 @@ class Description(msgspec.Struct, frozen=True):
     time; `fingerprint` names the files of the program as they are on disk now; `last_upgrade`: the
     last migration that was done or has failed, and was no preflight; `drains_until`: when it cuts what
     it still drains, in seconds since the epoch, 0 if it was not replaced; `partial`: it is only what
-    everybody may know."""
+    everybody may know; `tls_memory`: in which the keys of TLS connections cross, `secret` or
+    `ordinary` (which may be swapped out), empty if none do."""
 
     service: str
     version: str = ""
@@ -212,3 +213,4 @@ class Description(msgspec.Struct, frozen=True):
     last_upgrade: Migration = Migration()
     drains_until: float = 0.0
     partial: bool = False
+    tls_memory: str = ""

@@ -56,7 +56,7 @@ class TlsListener:
             # It is asked for one thing only, and need not be a class.
             context.sslobject_class = cast(Any, _SslObjects(context))
         self.context = context
-        kind()  # found before there is a pause
+        self.memory = kind()  #: in which secrets cross; found before there is a pause
         _, hard = resource.getrlimit(resource.RLIMIT_CORE)
         resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
 
