@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A program at a desk, without systemd: what its author sees."""
 
+import json
 import os
 import pty
+import select
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
-from tests.process.chat import DEADLINE
+from tests.process.chat import DEADLINE, Client
+from tests.support import eventually
 
 PROGRAM = Path(__file__).with_name("hosted.py")
 ENVIRONMENT = {
@@ -78,3 +81,22 @@ def test_an_address_in_use_is_one_line(tmp_path: Path) -> None:
     assert (
         f"asgi: listener 'http': cannot bind unix:{path}: Address already in use\n" == done.stderr
     )
+
+
+def test_a_child_ends_with_its_program(tmp_path: Path) -> None:
+    """There is no systemd to end it, and no next instance to have it."""
+    holder = Path(__file__).with_name("holder.py")
+    options = {
+        "face": "blocking",
+        "bind": f"unix:{tmp_path}/socket",
+        "backends": {"worker": ["child", [["sleep", "1000"]], {}]},
+    }
+    command = [sys.executable, str(holder), json.dumps(options)]
+    with subprocess.Popen(command, env=ENVIRONMENT) as process:
+        assert eventually((tmp_path / "socket").exists)
+        with Client(tmp_path / "socket") as client:
+            child = os.pidfd_open(int(client.ask("do worker pid").split()[0]))
+        with os.fdopen(child, "rb") as pidfd:
+            process.send_signal(signal.SIGINT)
+            assert 0 == process.wait(DEADLINE)
+            assert select.select([pidfd], [], [], DEADLINE)[0]

@@ -33,13 +33,13 @@ class EventFd(BackendKind, name="eventfd"):
         return os.eventfd(self._count, flags)
 
     def refuse(self, fd: int) -> str:
-        """Why it is no eventfd."""
+        """Say why it is no eventfd."""
         return "" if anonymous(fd) == "eventfd" else "it is no eventfd"
 
     def describe(self, fd: int) -> EventFdFacts:
-        """Which one it is, and its count, which is not read for that."""
+        """Say which one it is, and its count, which is not read for that."""
         return {"id": number(fd, "eventfd-id"), "count": number(fd, "eventfd-count", 16)}
 
     def show(self, fd: int) -> str:
-        """Its count."""
+        """Show its count."""
         return f"count {number(fd, 'eventfd-count', 16)}"

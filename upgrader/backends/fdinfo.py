@@ -33,7 +33,7 @@ def opened(fd: int) -> str:
 
 
 def anonymous(fd: int) -> str:
-    """Which anonymous inode it is, such as `eventfd`; nothing for any other FD."""
+    """Say which anonymous inode it is, such as `eventfd`; nothing for any other FD."""
     text = opened(fd)
     return text.removeprefix("anon_inode:").strip("[]") if text.startswith("anon_inode:") else ""
 

@@ -14,7 +14,7 @@ from upgrader.errors import DeclarationError
 
 
 class FileFacts(TypedDict):
-    """Which file it is, how it is open (`flags`, of F_GETFL), where (-1 if it only appends), and what
+    """Say which file it is, how it is open (`flags`, of F_GETFL), where (-1 if it only appends), and what
     it has locked, such as `OFDLCK WRITE 0 EOF`."""
 
     path: str
@@ -51,12 +51,12 @@ class OpenFile(BackendKind, name="file"):
         return os.open(self.path, self._flags | os.O_CLOEXEC, self._mode)
 
     def refuse(self, fd: int) -> str:
-        """Why it is no file at all."""
+        """Say why it is no file at all."""
         mode = os.fstat(fd).st_mode
         return "" if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else "it is no file"
 
     def stale(self, fd: int) -> str:
-        """Whether another file is at the path."""
+        """Say if another file is at the path."""
         try:
             there = os.stat(self.path)
         except OSError:  # removed: it may be one that shall have no name
@@ -65,7 +65,7 @@ class OpenFile(BackendKind, name="file"):
         return "" if same else f"another file is at {self.path} by now"
 
     def describe(self, fd: int) -> FileFacts:
-        """Which file it is, and how it is open. Raises OSError if a lock of it would be lost."""
+        """Say which file it is, and how it is open. Raises OSError if a lock of it would be lost."""
         found = os.fstat(fd)
         held = locks(fd)
         if lost := [lock for lock in held if lock.startswith("POSIX")]:
@@ -84,9 +84,9 @@ class OpenFile(BackendKind, name="file"):
         }
 
     def show(self, fd: int) -> str:
-        """Its path."""
+        """Show its path."""
         return self.path
 
     def file(self, mode: str = "r+") -> io.FileIO:
-        """A file object on the same open file, unbuffered: what is in a buffer does not move."""
+        """Make a file object on the same open file, unbuffered: what is in a buffer does not move."""
         return io.FileIO(os.dup(self.fileno()), mode)

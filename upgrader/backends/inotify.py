@@ -50,11 +50,11 @@ class Inotify(BackendKind, name="inotify"):
         return number
 
     def refuse(self, fd: int) -> str:
-        """Why it is no inotify instance."""
+        """Say why it is no inotify instance."""
         return "" if anonymous(fd) == "inotify" else "it is no inotify instance"
 
     def describe(self, fd: int) -> InotifyFacts:
-        """All watches."""
+        """Give all watches."""
         return {"watches": _watches(fd), "paths": dict(self.paths)}
 
     def verify(self, fd: int, said: Mapping[str, Any]) -> None:
@@ -69,7 +69,7 @@ class Inotify(BackendKind, name="inotify"):
         self.paths = dict(said["paths"])
 
     def show(self, fd: int) -> str:
-        """How many watches there are."""
+        """Count the watches."""
         return f"{len(_watches(fd))} watches"
 
 

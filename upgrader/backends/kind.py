@@ -80,8 +80,8 @@ class BackendKind(ABC):
 
     @abstractmethod
     def describe(self, fd: int) -> Mapping[str, Any]:
-        """The facts by which this FD is told from any other one, and what must move with it: names
-        with plain values, as msgpack has them. Nobody serves while this is asked for."""
+        """Give the facts by which this FD is told from any other one, and what must move with it:
+        names with plain values, as msgpack has them. Nobody serves while this is asked for."""
 
     @property
     def count(self) -> int:
@@ -93,17 +93,17 @@ class BackendKind(ABC):
         return [self.open()]
 
     def refuse(self, fd: int) -> str:
-        """Why an FD cannot be this backend as it is declared here, or nothing. Asked about whatever it
+        """Say why an FD cannot be this backend as it is declared here, or nothing. Asked about whatever it
         may become: what PID 1 has kept over a crash, nobody has described."""
         return ""
 
     def stale(self, fd: int) -> str:
-        """Why an FD is of no use any more, so that one is opened anew, or nothing: its device was
-        removed, say. Asked about what has moved or was kept."""
+        """Say why an FD is of no use any more, so that one is opened anew, or nothing: its device was
+        removed, perhaps. Asked about what has moved or was kept."""
         return ""
 
     def undo(self) -> None:  # noqa: B027 (most kinds need none)
-        """Take back what `open` has begun besides: this instance does not take over."""
+        """Take back what `open` has begun besides: this instance does not take over, or ends at a desk."""
 
     def verify(self, fd: int, said: Mapping[str, Any]) -> None:
         """Raise MismatchError unless an FD is what the instance before has described."""
@@ -124,12 +124,12 @@ class BackendKind(ABC):
         source if it serves on, and for the destination once it owns everything."""
 
     def size(self, fd: int) -> int:
-        """How many bytes are behind an FD, 0 where that makes no sense."""
+        """Count the bytes behind an FD, 0 where that makes no sense."""
         found = os.fstat(fd)
         return found.st_size if stat.S_ISREG(found.st_mode) else 0
 
     def show(self, fd: int) -> str:
-        """What it is, in a few words for people; here, the facts that are compared."""
+        """Say what it is, in a few words for people; here, the facts that are compared."""
         facts = {n: v for n, v in self.describe(fd).items() if n not in self.changing}
         return _show(facts, list(facts))
 

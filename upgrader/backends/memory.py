@@ -55,7 +55,7 @@ class Memory(BackendKind, name="memory"):
         return fd
 
     def refuse(self, fd: int) -> str:
-        """Why it is no memfd of that size whose size is sealed."""
+        """Say why it is no memfd of that size whose size is sealed."""
         try:
             seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
         except OSError:
@@ -68,7 +68,7 @@ class Memory(BackendKind, name="memory"):
         return ""
 
     def describe(self, fd: int) -> MemoryFacts:
-        """Which memfd it is, its size and its seals."""
+        """Say which memfd it is, its size and its seals."""
         found = os.fstat(fd)
         return {
             "device": found.st_dev,
@@ -78,7 +78,7 @@ class Memory(BackendKind, name="memory"):
         }
 
     def show(self, fd: int) -> str:
-        """Which seals it has."""
+        """Say which seals it has."""
         return f"sealed: {', '.join(seals_of(fd))}"
 
     def map(self) -> mmap.mmap:

@@ -51,7 +51,7 @@ class NetlinkSocket(SocketKind, name="netlink"):
             return sock.detach()
 
     def describe(self, fd: int) -> NetlinkFacts:
-        """Its port and its groups as well."""
+        """Give its port and its groups as well."""
         with borrowed(fd) as sock:
             bits = sock.getsockopt(_SOL_NETLINK, _MEMBERSHIPS, _MOST)
         groups = [

@@ -48,12 +48,12 @@ class Opaque(BackendKind, name="opaque"):
         return self._make()
 
     def refuse(self, fd: int) -> str:
-        """Why it cannot move."""
+        """Say why it cannot move."""
         sort = anonymous(fd)
         return next((why for word, why in _STAYS.items() if sort.startswith(word)), "")
 
     def describe(self, fd: int) -> OpaqueFacts:
-        """What any FD has."""
+        """Give what any FD has."""
         found = os.fstat(fd)
         return {
             "opened": opened(fd),
@@ -64,5 +64,5 @@ class Opaque(BackendKind, name="opaque"):
         }
 
     def show(self, fd: int) -> str:
-        """What /proc shows."""
+        """Show what /proc says."""
         return opened(fd)

@@ -34,7 +34,7 @@ class PidFdFacts(TypedDict):
 class Child(BackendKind, name="pidfd"):
     """A process that this service has started once, and that lives on in every later generation: in a
     live upgrade and by exec always, in a restart and after a crash if KillMode=process leaves it. If it
-    has ended by then, the next instance starts it anew.
+    has ended by then, the next instance starts it anew. Without systemd it ends with the program.
     """
 
     facts = PidFdFacts
@@ -57,7 +57,7 @@ class Child(BackendKind, name="pidfd"):
         return os.pidfd_open(self._process.pid)
 
     def refuse(self, fd: int) -> str:
-        """Why it is no pidfd."""
+        """Say why it is no pidfd."""
         try:
             number(fd, "Pid")
         except OSError:
@@ -65,11 +65,11 @@ class Child(BackendKind, name="pidfd"):
         return ""
 
     def stale(self, fd: int) -> str:
-        """Whether the process has ended."""
+        """Say if the process has ended."""
         return "it has ended" if _ended(fd) else ""
 
     def describe(self, fd: int) -> PidFdFacts:
-        """Which process it is."""
+        """Say which process it is."""
         return {"pid": number(fd, "Pid"), "inode": os.fstat(fd).st_ino}
 
     def verify(self, fd: int, said: Mapping[str, Any]) -> None:
@@ -85,7 +85,7 @@ class Child(BackendKind, name="pidfd"):
             self._process.wait()
 
     def show(self, fd: int) -> str:
-        """The command, and the number of the process."""
+        """Show the command, and the number of the process."""
         return f"process {number(fd, 'Pid')}: {' '.join(self._command)}"
 
     @property

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class PipeFacts(TypedDict):
-    """Which pipe it is, which end (`flags`, of F_GETFL), and how many bytes it holds at most."""
+    """Say which pipe it is, which end (`flags`, of F_GETFL), and how many bytes it holds at most."""
 
     device: int
     inode: int
@@ -55,11 +55,11 @@ class Pipe(BackendKind, name="pipe"):
         return [self.open()] if self.path else os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def refuse(self, fd: int) -> str:
-        """Why it is no pipe."""
+        """Say why it is no pipe."""
         return "" if stat.S_ISFIFO(os.fstat(fd).st_mode) else "it is no pipe"
 
     def describe(self, fd: int) -> PipeFacts:
-        """Which pipe and which end it is."""
+        """Say which pipe and which end it is."""
         found = os.fstat(fd)
         return {
             "device": found.st_dev,
@@ -69,5 +69,5 @@ class Pipe(BackendKind, name="pipe"):
         }
 
     def show(self, fd: int) -> str:
-        """The path of a FIFO."""
+        """Show the path of a FIFO."""
         return self.path or "both ends"

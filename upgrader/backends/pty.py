@@ -17,7 +17,8 @@ _SIZE = struct.Struct("HHHH")
 
 
 class PtyFacts(TypedDict):
-    """`index` is of one terminal of the devpts whose ptmx has the number `device`; `rows` and `columns` are its size."""
+    """`index` is of one terminal of the devpts whose ptmx has the number `device`; `rows` and `columns`
+    are its size."""
 
     device: int
     index: int
@@ -39,7 +40,7 @@ class Pty(BackendKind, name="pty"):
         return fd
 
     def refuse(self, fd: int) -> str:
-        """Why it is no master."""
+        """Say why it is no master."""
         try:
             _index(fd)
         except OSError:
@@ -47,14 +48,14 @@ class Pty(BackendKind, name="pty"):
         return ""
 
     def describe(self, fd: int) -> PtyFacts:
-        """Which terminal it is of."""
+        """Say which terminal it is of."""
         # Not asked of the terminal: to open and close that would hang it up.
         device = os.fstat(fd).st_dev
         rows, columns, _, _ = _SIZE.unpack(fcntl.ioctl(fd, termios.TIOCGWINSZ, bytes(_SIZE.size)))
         return {"device": device, "index": _index(fd), "rows": rows, "columns": columns}
 
     def show(self, fd: int) -> str:
-        """The name of the terminal."""
+        """Show the name of the terminal."""
         return f"/dev/pts/{_index(fd)}"
 
     def open_terminal(self) -> int:

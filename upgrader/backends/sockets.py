@@ -35,7 +35,7 @@ class SocketKind(BackendKind):
     family: ClassVar[int] = 0
 
     def refuse(self, fd: int) -> str:
-        """Why it is no socket of this family."""
+        """Say why it is no socket of this family."""
         if not stat.S_ISSOCK(os.fstat(fd).st_mode):
             return "it is no socket"
         with borrowed(fd) as sock:
@@ -46,7 +46,7 @@ class SocketKind(BackendKind):
         return ""
 
     def describe(self, fd: int) -> SocketFacts:
-        """Which socket it is, and where it is bound."""
+        """Say which socket it is, and where it is bound."""
         with borrowed(fd) as sock:
             return {
                 "inode": os.fstat(fd).st_ino,
@@ -57,12 +57,12 @@ class SocketKind(BackendKind):
             }
 
     def show(self, fd: int) -> str:
-        """Where it is bound."""
+        """Show where it is bound."""
         with borrowed(fd) as sock:
             return _show(sock.getsockname())
 
     def socket(self) -> socket.socket:
-        """A socket object of the same socket, on an FD of its own that is the caller's. Raises as
+        """Make a socket object of the same socket, on an FD of its own that is the caller's. Raises as
         `fileno`."""
         return socket.socket(fileno=os.dup(self.fileno()))
 

@@ -126,7 +126,7 @@ class Tap(BackendKind, name="tap"):
         return self._queues
 
     def open_all(self) -> Sequence[int]:
-        """All queues, and the settings of the device."""
+        """Open all queues, and make the settings of the device."""
         fds: list[int] = []
         try:
             for _ in range(self._queues):
@@ -146,7 +146,7 @@ class Tap(BackendKind, name="tap"):
         return fds
 
     def refuse(self, fd: int) -> str:
-        """Why it is no queue of this device."""
+        """Say why it is no queue of this device."""
         try:
             device, flags = _interface(fd)
         except OSError:
@@ -158,7 +158,7 @@ class Tap(BackendKind, name="tap"):
         return ""
 
     def stale(self, fd: int) -> str:
-        """Whether the device was removed."""
+        """Say if the device was removed."""
         try:
             _interface(fd)
         except OSError as error:
@@ -166,7 +166,7 @@ class Tap(BackendKind, name="tap"):
         return ""
 
     def describe(self, fd: int) -> TapFacts:
-        """All that the ioctls of the device read; raises OSError for a device that is gone."""
+        """Give all that the ioctls of the device read; raises OSError for a device that is gone."""
         device, flags = _interface(fd)
         return {
             "device": device,
@@ -182,11 +182,11 @@ class Tap(BackendKind, name="tap"):
         }
 
     def show(self, fd: int) -> str:
-        """The name of the device."""
+        """Show the name of the device."""
         return self.device if self._queues == 1 else f"{self.device}, {self._queues} queues"
 
     def adopt(self, said: Mapping[str, Any]) -> None:
-        """The offloads are what the program before has set."""
+        """Know the offloads as what the program before has set."""
         self._offloads = said["offloads"]
 
     def guard(self, fd: int, said: Mapping[str, Any]) -> None:
@@ -238,7 +238,7 @@ def _filter(fd: int) -> int:
 
 
 def _carrier(fd: int, device: str) -> int:
-    """Whether the device has a carrier, 0 or 1; -1 if it is in another network namespace than this
+    """Say if the device has a carrier, 0 or 1; -1 if it is in another network namespace than this
     process: a name means something in one only."""
     if _namespace(fd) not in (0, os.stat("/proc/self/ns/net").st_ino):
         return -1

@@ -46,10 +46,10 @@ class TimerFd(BackendKind, name="timerfd"):
         return fd
 
     def refuse(self, fd: int) -> str:
-        """Why it is no timer."""
+        """Say why it is no timer."""
         return "" if anonymous(fd) == "timerfd" else "it is no timerfd"
 
     def describe(self, fd: int) -> TimerFdFacts:
-        """How it is set."""
+        """Say how it is set."""
         interval, left = (texts(fd, name)[0] for name in ("it_interval", "it_value"))
         return {"clock": number(fd, "clockid"), "interval": interval, "left": left}

@@ -33,5 +33,5 @@ class UnixSocket(SocketKind, name="unix"):
             return sock.detach()
 
     def show(self, fd: int) -> str:
-        """The path that it was made for."""
+        """Show the path that it was made for."""
         return self._path

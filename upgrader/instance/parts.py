@@ -147,7 +147,7 @@ class InstanceParts:
             os._exit(self.source.exit_status)
         self.destination.abandon(error)
         for backend in self.declarations.backends.values():
-            if not self.report.since:
+            if not self.report.since or not self.report.supervised:  # nobody else ends a child
                 backend.undo()
             backend.close()
         share_again(self._private)
