@@ -16,10 +16,10 @@ import struct
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from upgrader.backends.kind import BackendKind
-from upgrader.errors import DeclarationError
+from upgrader.errors import DeclarationError, MismatchError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 
 def _request(direction: int, number: int, size: int) -> int:
@@ -35,8 +35,11 @@ _SET_LITTLE, _GET_LITTLE = _request(1, 220, 4), _request(2, 221, 4)
 _SET_CARRIER, _GET_NETNS = _request(1, 226, 4), _request(0, 227, 0)
 _GET_QUEUE_LENGTH, _SET_QUEUE_LENGTH = 0x8942, 0x8943  # SIOCGIFTXQLEN, SIOCSIFTXQLEN
 _ETHTOOL, _GET_LINK = 0x8946, 0x0A  # SIOCETHTOOL, ETHTOOL_GLINK
+_GET_CSUM, _GET_TSO = 0x16, 0x1E  # ETHTOOL_GTXCSUM, ETHTOOL_GTSO
+_GET_FLAGS, _UP = 0x8913, 0x0001  # SIOCGIFFLAGS, IFF_UP
 _IFREQ = struct.Struct("16sH22x")
 _NUMBER = struct.Struct("i")
+_CSUM, _TSO = 0x01, 0x02 | 0x04  # TUN_F_CSUM, TUN_F_TSO4 and 6
 _LONGEST = 15  # bytes of a name: IFNAMSIZ without its end
 
 _TUN, _TAP = 0x0001, 0x0002
@@ -49,7 +52,8 @@ class TapFacts(TypedDict):
     """What a queue belongs to, and how the device is set: `device` is its name; `netns` the inode of
     its network namespace; `flags` are IFF_*; `header` is the size of the vnet header in bytes, 0 for
     none; `sndbuf` in bytes; `filter`: how many instructions are attached; `offloads`: TUN_F_* as this
-    program has set them, because no kernel tells; `carrier`: -1 where it cannot be asked for."""
+    program has set them, because no kernel tells; `features`: what came of them, and `carrier`, as ethtool
+    shows them, -1 where it cannot be asked."""
 
     device: str
     netns: int
@@ -60,6 +64,7 @@ class TapFacts(TypedDict):
     sndbuf: int
     filter: int
     offloads: int
+    features: int
     carrier: int
 
 
@@ -69,7 +74,7 @@ class Tap(BackendKind, name="tap"):
 
     facts = TapFacts
     #: Settings of the device, which `guard` puts right; identity are name, namespace, flags, queue.
-    changing = frozenset({"header", "little_endian", "sndbuf", "filter", "offloads", "carrier"})
+    changing = frozenset(TapFacts.__annotations__) - {"device", "netns", "flags", "detached"}
 
     def __init__(
         self,
@@ -178,8 +183,19 @@ class Tap(BackendKind, name="tap"):
             "sndbuf": _number(fd, _GET_SNDBUF),
             "filter": _filter(fd) if flags & _TAP else 0,
             "offloads": self._offloads,
+            "features": _features(fd, device),
             "carrier": _carrier(fd, device),
         }
+
+    def verify(self, fd: int, said: Mapping[str, Any]) -> None:
+        """Raise MismatchError for another device or queue, or if this program reads another vnet header.
+        The namespace counts if both may ask for it."""
+        if self._header not in (0, said["header"]):
+            declared = f"declared with header={self._header}"
+            raise MismatchError(self._item, f"header={said['header']}", declared)
+        found = _namespace(fd)
+        known = found and said["netns"]
+        super().verify(fd, said if known else {**said, "netns": found})
 
     def show(self, fd: int) -> str:
         """Show the name of the device."""
@@ -196,8 +212,12 @@ class Tap(BackendKind, name="tap"):
             _set_if_other(fd, _GET_HEADER, _SET_HEADER, said["header"])
         _set_if_other(fd, _GET_LITTLE, _SET_LITTLE, said["little_endian"])
         _set_if_other(fd, _GET_SNDBUF, _SET_SNDBUF, said["sndbuf"])
-        if said["offloads"]:
-            fcntl.ioctl(fd, _SET_OFFLOAD, said["offloads"])
+        features = said["features"]
+        if _features(fd, said["device"]) not in (-1, features) and features >= 0:
+            # What the program has not said is guessed: no kernel tells more.
+            guessed = (_CSUM if features & 1 else 0) | (_TSO if features & 2 else 0)
+            fcntl.ioctl(fd, _SET_OFFLOAD, said["offloads"] or guessed)
+        # While it is down, or was, nobody has said what its carrier shall be.
         if said["carrier"] >= 0 and _carrier(fd, said["device"]) not in (-1, said["carrier"]):
             fcntl.ioctl(fd, _SET_CARRIER, _NUMBER.pack(said["carrier"]))
 
@@ -237,23 +257,39 @@ def _filter(fd: int) -> int:
     return 0
 
 
-def _carrier(fd: int, device: str) -> int:
-    """Say if the device has a carrier, 0 or 1; -1 if it is in another network namespace than this
-    process: a name means something in one only."""
+@contextlib.contextmanager
+def _asking(fd: int) -> Iterator[socket.socket]:
+    """A socket to ask for a device by its name; raises OSError if that is in another namespace."""
     if _namespace(fd) not in (0, os.stat("/proc/self/ns/net").st_ino):
-        return -1
-    with contextlib.suppress(OSError):
-        return _ethtool(device, _GET_LINK)
+        raise OSError(errno.ENODEV, "the device is in another network namespace")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        yield sock
+
+
+def _features(fd: int, device: str) -> int:
+    """Whether the device computes checksums (1) and cuts segments (2), for the program; -1 if that is not
+    known."""
+    with contextlib.suppress(OSError), _asking(fd) as sock:
+        return _ethtool(sock, device, _GET_CSUM) + 2 * _ethtool(sock, device, _GET_TSO)
     return -1
 
 
-def _ethtool(device: str, command: int) -> int:
+def _carrier(fd: int, device: str) -> int:
+    """Whether the device has a carrier, 0 or 1; -1 if that is not known: while it is down, and if it is in
+    another network namespace than this process, where its name means nothing."""
+    with contextlib.suppress(OSError), _asking(fd) as sock:
+        found = fcntl.ioctl(sock, _GET_FLAGS, _IFREQ.pack(os.fsencode(device), 0))
+        if _IFREQ.unpack(found)[1] & _UP:
+            return _ethtool(sock, device, _GET_LINK)
+    return -1
+
+
+def _ethtool(sock: socket.socket, device: str, command: int) -> int:
     import ctypes
 
     value = ctypes.create_string_buffer(struct.pack("II", command, 0), 8)
     request = struct.pack("16sP16x", os.fsencode(device), ctypes.addressof(value))
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        fcntl.ioctl(sock, _ETHTOOL, request)
+    fcntl.ioctl(sock, _ETHTOOL, request)
     return int(struct.unpack("II", value.raw)[1])
 
 
