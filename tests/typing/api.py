@@ -7,7 +7,7 @@ from typing import assert_type
 
 import upgrader
 import upgrader.aio
-from upgrader.backends import Memory
+from upgrader.backends import Memory, Tap
 
 
 @upgrader.state("counters", version=2, readable_from=1)
@@ -124,5 +124,10 @@ def blocking() -> None:
             else:
                 sock, _ = listener.accept()
                 sock.close()
+        uplink = instance.backend("uplink", Tap("tap0"))
+        for queue in instance.serve(uplink):
+            assert_type(queue, Tap)
+        for either in instance.serve(uplink, inbox):
+            assert_type(either.fileno(), int)
         with instance.turn():
             pass

@@ -6,7 +6,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, MutableMapping
 from types import TracebackType
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast, overload
 
 from upgrader.backends.kind import BackendKind
 from upgrader.blocking.handled_connection import BlockingConnection
@@ -19,6 +19,7 @@ from upgrader.instance.parts import InstanceParts
 from upgrader.instance.peers import Peers
 
 S = TypeVar("S")
+Readable = TypeVar("Readable", bound=DeclaredSocket | BackendKind)
 
 __all__ = ["Instance", "Peer"]
 
@@ -90,9 +91,13 @@ class Instance(BaseInstance):
         """All open connections that handlers of `connections` serve."""
         return Peers(self._runtime.served if self._runtime else [])
 
-    def serve(
-        self, *backends: DeclaredSocket | BackendKind
-    ) -> Iterator[DeclaredSocket | BackendKind]:
+    @overload
+    def serve(self) -> Iterator[DeclaredSocket]: ...
+
+    @overload
+    def serve(self, *backends: Readable) -> Iterator[Readable]: ...
+
+    def serve(self, *backends: Readable) -> Iterator[Any]:
         """Load, verify, tell PID 1 READY=1; then yield each of `backends` that has something to
         read, until this instance is stopped.
 
