@@ -242,7 +242,7 @@ class ClosesShort(Service):
 class FailsOnce(Service):
     def answer(self, session: Session, body: bytes) -> bytes:
         response = super().answer(session, body)
-        if self.fault(session.close and self.requests == 40):
+        if self.fault(session.close and self.requests >= 40):
             return self.spoil(response)
         return response
 
@@ -252,7 +252,7 @@ class FailsOnce(Service):
 
 class AnswersAnother(FailsOnce):
     def answer(self, session: Session, body: bytes) -> bytes:
-        wrong = self.fault(session.close and self.requests == 40)
+        wrong = self.fault(session.close and self.requests >= 40)
         return Service.answer(self, session, b"You asked for /else here.\n" if wrong else body)
 
 
@@ -268,7 +268,7 @@ class LacksCounter(FailsOnce):
 
 class NeverAnswers(Service):
     async def handle(self, session: Session, path: str) -> None:
-        if self.fault(session.close and self.requests == 40):
+        if self.fault(session.close and self.requests >= 40):
             session.close = False
         else:
             await super().handle(session, path)
