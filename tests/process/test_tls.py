@@ -65,7 +65,7 @@ SUITES = [
 ]
 
 
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("loop", ["asyncio", pytest.param("uvloop", marks=pytest.mark.matrix)])
 def test_openssl_with_key_updates(loop: str) -> None:
     """In each suite, with a KeyUpdate before the move, after it, and with small fragments: no new
     handshake, and every answer is right."""

@@ -201,8 +201,13 @@ def test_secrets_that_do_not_open_what_was_sealed() -> None:
 
 @pytest.mark.parametrize("tickets", [0, 2])
 def test_with_and_without_tickets(tickets: int) -> None:
-    """What is sealed right after the handshake counts."""
+    """What is sealed right after the handshake counts. Without any, the keys have not been tried, and the
+    connection stays until its first answer."""
     pair = Pair(lambda server, client: setattr(server, "num_tickets", tickets))
+    if not tickets:
+        assert "its keys have opened no record yet" == pair.server.why_it_stays
+        pair.server.write(b"first")
+        assert b"first" == pair.data()
     pair.move()
     pair.server.write(b"x")
     assert b"x" == pair.data()
@@ -439,6 +444,8 @@ def test_the_server_ends_it() -> None:
     for _ in range(2):
         with pytest.raises(ssl.SSLWantReadError):
             pair.server.unwrap()
+    with pytest.raises(ssl.SSLError):
+        pair.server.write(b"more")
     assert [(Content.ALERT, b"\1\0")] == [item for item in pair.arrive() if item[0] == 21]
     pair.send(b"late")
     pair.send(b"\1\0", Content.ALERT)

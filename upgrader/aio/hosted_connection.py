@@ -350,7 +350,7 @@ class HostedConnection:
         """With TLS, what is written and not sent may lie below, where nobody sees it."""
         current = self._now
         if self.tls and current is not None and current is not self._watch:
-            inner = self.protocol if current is self._gate else current
+            inner = self._gate.inner if self._gate and current is self._gate else current
             self._watch = _Watch(cast(asyncio.Protocol, inner))
             self.transport.set_protocol(self._watch)
 

@@ -89,6 +89,8 @@ class Moved(ssl.SSLObject):
     def write(self, data: Any) -> int:
         """As ssl.SSLObject's; raises SSLError once the connection has moved on."""
         self._require_whole()
+        if self._said_end:
+            raise ssl.SSLError("its end has been said")
         view = memoryview(data).cast("B")
         for start in range(0, view.nbytes, self._state.limit):
             self._renew_keys()
@@ -244,7 +246,7 @@ class Moved(ssl.SSLObject):
             self._handle(*self._client.open(record))
         except Refused as refused:
             self._fail(refused)
-        if self._client.count >= UPDATE_AT and not self._asked_update:
+        if self._client.count >= UPDATE_AT and not (self._asked_update or self._said_end):
             self._asked_update = True
             self._outgoing.write(self._seal(Content.HANDSHAKE, UPDATE_REQUESTED))
             self._server.update()

@@ -149,9 +149,11 @@ class Tapped(ssl.SSLObject):
     @property
     def why_it_stays(self) -> str:
         """Why it cannot move; empty if it can."""
-        if not self._why and super().pending():
+        if self._why:
+            return self._why
+        if super().pending():
             return "part of a record has not been read"
-        return self._why
+        return "" if self._server_proven else "its keys have opened no record yet"
 
     def snapshot(self) -> tuple[TlsState, TlsSecrets]:
         """All that goes on elsewhere; nothing changes, but nothing may be read or written after this
