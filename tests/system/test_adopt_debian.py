@@ -2,6 +2,7 @@
 """Debian 13's own units, unchanged, adopted under load: by what a person types, with Debian's hooks."""
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,8 +124,15 @@ def test_nginx_of_debian(nginx: Nginx) -> None:
         first = nginx.pid
         assert "loaded by live" in run(["sh", "-c", upgrade]).stdout
         assert eventually(lambda: nginx.pid != first)
+        shown = json.loads(run(["upgrader", "status", "--json", "nginx"]).stdout)["instance"]
     assert [] == seen.failures
     assert [_STREAM, _STREAM] == seen.streams
+    assert re.fullmatch(r"1\.\d+\.\d+", shown["version"])
+    assert [False, True] == [each["replaced"] for each in shown["programs"]]
+    assert nginx.pid == shown["programs"][0]["pid"]
+    assert shown["connections"] >= 2
+    checked = json.loads(run(["upgrader", "check", "--json", "nginx"]).stdout)
+    assert ["ExecStartPre="] == [each["what"].partition(" ")[0] for each in checked["findings"]]
 
     run(["upgrader", "adopt", "--undo", "nginx"])
     assert "nothing to undo" in run(["upgrader", "adopt", "--undo", "nginx"]).stdout

@@ -22,7 +22,14 @@ from upgrader.protocol.kinds import Standing
 from upgrader.protocol.parameters import Mode, Parameters
 from upgrader.protocol.phase import Phase
 from upgrader.protocol.status_text import Origin, Status
-from upgrader.protocol.varlink_types import Backend, Connection, Description, Migration, Trial
+from upgrader.protocol.varlink_types import (
+    Backend,
+    Connection,
+    Description,
+    Migration,
+    RunProgram,
+    Trial,
+)
 from upgrader.systemd.unit import BusUnreachable
 from upgrader.tool.adopt import AdoptObstacle, ObstacleKind, adoption
 from upgrader.tool.check import CheckReport
@@ -123,6 +130,18 @@ DRAINING = Overview(
     uses_upgrader=True, draining=(OLD,), last_upgrade=DONE,
 )  # fmt: skip
 FOREIGN = Overview("nginx.service", "active (running)", True, 900)
+RUNNER = Overview(
+    "nginx.service", "active (running)", True, 4711, STATUS,
+    instance(
+        service="nginx", version="1.26.3", states={}, trials=[],
+        programs=[RunProgram(4801, processes=5, memory=9_400_000), RunProgram(4720, replaced=True)],
+        backends=[
+            Backend("http", "listener", 9, "0.0.0.0:80", 90210,
+                    addresses=["0.0.0.0:80", "[::]:80"], connections=41),
+        ],
+    ),
+    uses_upgrader=True, last_upgrade=DONE,
+)  # fmt: skip
 NO_BUS = BusUnreachable("web.service", "No such file or directory")
 
 
@@ -137,7 +156,7 @@ def lists() -> Iterator[tuple[str, Screen, str]]:
 def states() -> Iterator[tuple[str, Screen, str]]:
     situations = {
         "all well": WELL, "held": HELD, "failed": DOWN, "draining": DRAINING, "other kinds": SWITCH,
-        "foreign": FOREIGN,
+        "foreign": FOREIGN, "a runner": RUNNER,
     }  # fmt: skip
     for there in _screens():
         for name, overview in situations.items():

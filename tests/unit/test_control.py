@@ -38,6 +38,7 @@ from upgrader.protocol.varlink_types import (
     Loaded,
     Migration,
     Refusal,
+    RunProgram,
     Started,
     Trial,
 )
@@ -645,7 +646,9 @@ def test_sockets_of_the_dead_are_removed(tmp_path: Path, path: Path) -> None:
     assert (False, True) == (dead.exists(), path.exists())
 
 
-STRUCTS = [Backend, Connection, Migration, Last, Loaded, Refusal, Started, Trial, Description]
+STRUCTS = [
+    Backend, Connection, Migration, Last, Loaded, Refusal, RunProgram, Started, Trial, Description,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("struct", STRUCTS)

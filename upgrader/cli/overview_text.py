@@ -117,6 +117,8 @@ def _lines(found: Overview, now: float) -> Iterator[_Line]:
         version = f"version {instance.version}" if instance.version else "version not said"
         process = f"process {instance.pid}, upgrader {instance.library}"
         yield "running", f"{version}, {process}", Tone.NONE
+        if instance.programs:
+            yield "program", _programs(instance), Tone.NONE
         yield _on_disk(instance)
         if found.stale:
             yield "stale", show_stale(found.unit, found.stale), Tone.NOTE
@@ -135,6 +137,17 @@ def _lines(found: Overview, now: float) -> Iterator[_Line]:
         if instance.tls_memory:
             yield "TLS", _TLS.get(instance.tls_memory, instance.tls_memory), Tone.NONE
         yield "parameters", _parameters(instance), Tone.NONE
+
+
+def _programs(instance: Description) -> str:
+    """Those of a runner: which one serves, and which are drained."""
+    words = []
+    for each in instance.programs:
+        size = f", {show_bytes(each.memory)}" if each.memory else ""
+        many = "1 process" if each.processes == 1 else f"{each.processes} processes"
+        does = "drains" if each.replaced else "serves"
+        words.append(f"process {each.pid} {does} ({many}{size})")
+    return "; ".join(words)
 
 
 def _on_disk(instance: Description) -> _Line:

@@ -51,8 +51,12 @@ class Describer:
         host = self._host
         look = host.watched.look()
         connections = list(host.connections_open())
+        counted = host.connections_of
         backends = [self._socket(name, connections) for name in sorted(host.declarations.sockets)]
         backends += [self._backend(each) for each in host.declarations.backends.values()]
+        programs = host.programs()
+        started = start_record.describe(host.declarations.activated, host.settings)
+        memory = sum(each.memory for each in programs if not each.replaced)
         return Description(
             service=host.service,
             version=host.version,
@@ -77,12 +81,12 @@ class Describer:
             },
             trials=[d.trial for d in host.declarations.states.values() if d.trial],
             backends=backends,
-            connections=len(connections),
+            connections=sum(b.connections for b in backends) if counted else len(connections),
             held=_held(connections),
             parameters=host.parameters.shown(),
             overrides=dict(host.overrides),
             migration=host.progress.now,
-            started=start_record.describe(host.declarations.activated, host.settings),
+            started=structs.replace(started, memory=started.memory + memory),
             interface=VERSION,
             last=host.progress.last,
             loaded=_loaded(host),
@@ -91,6 +95,7 @@ class Describer:
             drains_until=round(host.drains_until, 3),
             tls_memory=host.tls_memory,
             last_upgrade=host.progress.last_upgrade,
+            programs=programs,
         )
 
     def _late(self) -> list[str]:
@@ -129,7 +134,7 @@ class Describer:
             addresses=[each.address for each in identities],
             inodes=[each.inode for each in identities],
             transfer=self._host.parameters.transfers(name),
-            connections=len(own),
+            connections=self._host.connections_of(name) if self._host.connections_of else len(own),
             busy=sum(1 for each in own if each.waiting is None),
         )
 
@@ -168,6 +173,7 @@ def public(said: Description) -> Description:
         fingerprint=said.fingerprint,
         last_upgrade=said.last_upgrade,
         drains_until=said.drains_until,
+        programs=said.programs,
         partial=True,
     )
 

@@ -71,6 +71,10 @@ class SelfReport:
         self.supervised = self.notifier.connected  #: systemd started this process
         #: All open connections with their backend; called from any thread.
         self.connections_open: Callable[[], Sequence[tuple[str, Open]]] = lambda: ()
+        #: The programs of a runner, and how many connections a listener has that others accept from; called
+        #: from any thread.
+        self.programs: Callable[[], list[varlink_types.RunProgram]] = list
+        self.connections_of: Callable[[str], int] | None = None
         self._status = Status(0, Origin.COLD)
         self._upgrade = ""  # the id of the one that has brought this instance here
         self._stayed: Mapping[str, int] = {}  # how many were left behind, by the reason

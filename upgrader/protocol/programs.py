@@ -36,7 +36,7 @@ class Program:
     its configuration again, None if it knows none; `test`: arguments with which it only tests that;
     `background`: words with which it leaves the foreground, `foreground`: those that it needs to stay
     there. `exclusive`: what two of them cannot share; `binds`: it takes no listeners, and binds its own.
-    `adapter`: as of --adapter.
+    `adapter`: as of --adapter; `version`: arguments with which it tells its version, and ends.
     """
 
     passing: Passing = Passing.LISTEN_FDS
@@ -49,12 +49,16 @@ class Program:
     exclusive: str = ""
     binds: bool = False
     adapter: str = ""
+    version: tuple[str, ...] = ()
 
     @property
     def adoptable(self) -> bool:
         """Whether it can be the program of a runner."""
         return not (self.exclusive or self.binds)
 
+
+#: Programs of one unit that are drained at a time: of more, the oldest is ended.
+MOST_DRAINED = 2
 
 #: Of two that write the same files, or hold the same data in memory, one at most serves clients.
 _POSTGRESQL = Program(exclusive="its data directory and shared memory")
@@ -66,13 +70,13 @@ _APACHE = Program(binds=True)
 #: https://docs.gunicorn.org/en/stable/signals.html and .../deploy.html#systemd; of HAProxy: its
 #: management.txt, 3 and 4; of node: `server.listen({fd: 3})`, https://nodejs.org/api/net.html; of uvicorn: its --fd.
 PROGRAMS = {
-    "nginx": Program(Passing.NGINX, Readiness.LISTENING, signal.SIGQUIT, signal.SIGHUP, ("-t",)),
+    "nginx": Program(Passing.NGINX, Readiness.LISTENING, signal.SIGQUIT, signal.SIGHUP, ("-t",), version=("-v",)),
     "gunicorn": Program(
         reload=signal.SIGHUP, test=("--check-config",), background=("-D", "--daemon")
     ),
     "haproxy": Program(
         Passing.HAPROXY, Readiness.NOTIFY, signal.SIGUSR1, signal.SIGUSR2, ("-c",),
-        background=("-D", "-W"), foreground=("-Ws",),
+        background=("-D", "-W"), foreground=("-Ws",), version=("-v",),
     ),
     "node": Program(Passing.LISTEN_FDS, Readiness.LISTENING),
     "uvicorn": Program(Passing.NONE, Readiness.LISTENING),

@@ -136,6 +136,14 @@ type Started (
   cache: int
 )
 
+# A program of a runner: whether it drains, how many processes it has, and the bytes that are theirs
+type RunProgram (
+  pid: int,
+  replaced: bool,
+  processes: int,
+  memory: int
+)
+
 # What came of saving a state only to see whether it can be done: bytes, seconds, when (at, in
 # seconds since the epoch), and the problem, if there is one
 type Trial (
@@ -153,7 +161,8 @@ type Trial (
 # interface 1; an instance that does not say its interface has that. fingerprint names the files of
 # the program as they are on disk now; reread are files that a reload reads anew. last_upgrade is
 # the last migration that was done or has failed, and was no preflight. drains_until: if another
-# instance has replaced it, when what is still open here is cut, in seconds since the epoch.
+# instance has replaced it, when what is still open here is cut, in seconds since the epoch. programs
+# are those of a runner, the one that serves first.
 # On status.sock, which takes calls of everybody, it is partial: without peers, variables, modules,
 # what was set at run time, and why a state cannot be saved. tls_memory is that in which the keys of TLS
 # connections cross: secret, ordinary (which may be swapped out), or empty if none do
@@ -191,6 +200,7 @@ method Describe() -> (
   fingerprint: string,
   last_upgrade: Migration,
   drains_until: float,
+  programs: []RunProgram,
   partial: bool,
   tls_memory: string
 )

@@ -167,6 +167,16 @@ class Trial(msgspec.Struct, frozen=True):
     problem: str = ""
 
 
+class RunProgram(msgspec.Struct, frozen=True):
+    """A program of a runner. `replaced`: it drains; `processes`: of it and below it; `memory`: bytes that
+    are their own."""
+
+    pid: int
+    replaced: bool = False
+    processes: int = 1
+    memory: int = 0
+
+
 class Description(msgspec.Struct, frozen=True):
     """One instance. `since`: seconds since the epoch at which it began to serve; `can`: what it can
     reach, of `bus` (systemd) and `journal`, None if it does not say; `changed`: files of the program
@@ -175,8 +185,8 @@ class Description(msgspec.Struct, frozen=True):
     or its `preflight` (`rehearsal`, to takeovers of interface 1); `overrides`: what was set at run
     time; `fingerprint` names the files of the program as they are on disk now; `last_upgrade`: the
     last migration that was done or has failed, and was no preflight; `drains_until`: when it cuts what
-    it still drains, in seconds since the epoch, 0 if it was not replaced; `partial`: it is only what
-    everybody may know; `tls_memory`: in which the keys of TLS connections cross, `secret` or
+    it still drains, in seconds since the epoch, 0 if it was not replaced; `programs`: of a runner, the
+    one that serves first; `partial`: it is only what everybody may know; `tls_memory`: in which the keys of TLS connections cross, `secret` or
     `ordinary` (which may be swapped out), empty if none do."""
 
     service: str
@@ -212,5 +222,6 @@ class Description(msgspec.Struct, frozen=True):
     fingerprint: str = ""
     last_upgrade: Migration = Migration()
     drains_until: float = 0.0
+    programs: list[RunProgram] = []
     partial: bool = False
     tls_memory: str = ""

@@ -7,12 +7,12 @@ from dataclasses import field
 
 import upgrader
 from upgrader.instance.handles import Declared
+from upgrader.protocol.programs import MOST_DRAINED
 from upgrader.runner.adapter import Adapter
 from upgrader.runner.host import PROGRAM, Host, in_thread
 from upgrader.runner.processes import HARD, RunningProcess, age, end
 from upgrader.runner.shared_sockets import Paths
 
-MOST = 2  # programs that are drained at a time
 _log = logging.getLogger("upgrader")
 
 
@@ -41,7 +41,9 @@ class Draining:
         old = {name: each for name, each in self._host.programs().items() if name != own}
         youngest_first = sorted(old, key=lambda name: age(old[name]))
         self._drains = [
-            asyncio.ensure_future(self._drain(name, old[name], limit if place < MOST else 0))
+            asyncio.ensure_future(
+                self._drain(name, old[name], limit if place < MOST_DRAINED else 0)
+            )
             for place, name in enumerate(youngest_first)
         ]
 

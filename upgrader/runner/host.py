@@ -32,6 +32,9 @@ SHARED = "shared."
 STATE = "state"
 #: Settings with which a process cannot outlive the stop of its unit, and their harmless values.
 _BOUND_TO_A_START = {"PrivateTmp": False, "DynamicUser": False, "PrivatePIDs": "no"}
+#: A command in front of another one, with which that writes to FD 3.
+_TO_FD_3 = ("/bin/sh", "-c", 'exec "$@" </dev/null >&3 2>&3 3>&-', "sh")
+_PATIENCE = 5.0  # seconds for a command that only tells something
 
 
 class ProgramEnded(UpgradeError):
@@ -81,6 +84,10 @@ class Host:
     def sockets(self) -> list[Socket]:
         """The same, without their names."""
         return [sock for each in self._declared for sock in each.sockets]
+
+    def sockets_of(self, name: str) -> list[Socket]:
+        """Those of one listener; from any thread."""
+        return [sock for each in self._declared if each.name == name for sock in each.sockets]
 
     @property
     def is_live(self) -> bool:
@@ -188,6 +195,26 @@ class Host:
         limit = self.instance._parts.report.parameters.migration_timeout
         if not progress.now.phase.ended:
             await in_thread(progress.wait_decided, progress.last.id, limit)
+
+    async def output(self, words: Sequence[str], most: int) -> str:
+        """What a command writes, so many bytes at most; raises VerifyError if it takes long, and OSError."""
+        reading, writing = map(Fd, os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC))
+        with reading:
+            with writing:
+                os.set_blocking(writing.fileno(), True)
+                held = self.hold(StartOrder([*_TO_FD_3, *words], self._environment, [writing]))
+            try:
+                with contextlib.closing(held):
+                    held.release()
+                async with asyncio.timeout(_PATIENCE):
+                    await self.children.end_of(held.process.pid)
+            except TimeoutError:
+                raise VerifyError(f"{words[0]} has not ended within {_PATIENCE:g} s") from None
+            finally:
+                await in_thread(end, [held.process], ())
+            with contextlib.suppress(BlockingIOError):
+                return os.read(reading.fileno(), most).decode(errors="replace")
+        return ""
 
     async def lives(self, program: RunningProcess, work: Coroutine[Any, Any, None]) -> None:
         """Wait for some work on a program that this runner has started; cancel it and raise VerifyError if

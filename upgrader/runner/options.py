@@ -44,6 +44,7 @@ class RunnerOptions:
     pid_file: str
     test: Sequence[str]
     adapter: str
+    version_command: Sequence[str]
 
     @classmethod
     def parse(cls, arguments: Sequence[str]) -> Self:
@@ -71,6 +72,8 @@ class RunnerOptions:
             pid_file=given.pid_file,
             test=program.test,
             adapter=given.adapter or program.adapter,
+            version_command=tuple(given.version_command)
+            or ((words[0], *program.version) if program.version else ()),
         )
 
 
@@ -105,6 +108,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--adapter", default="", metavar="NAME",
         help="upgrader.programs.NAME, or a module of yours with a dot in its name: for a program that"
         " needs more than these options can say")  # fmt: skip
+    add("--version-command", metavar="COMMAND", type=shlex.split, default=[],
+        help="what tells the version of the program, for upgrader status (nginx, haproxy: -v)")  # fmt: skip
     add("--name", default="", metavar="NAME", help="the name of the service (that of the program)")
     add("program", nargs=argparse.REMAINDER, metavar="PROGRAM")
     return parser

@@ -24,6 +24,7 @@ from upgrader.runner.draining import Draining, ToldToDrain
 from upgrader.runner.host import Host, ProgramEnded, in_thread
 from upgrader.runner.options import RunnerOptions
 from upgrader.runner.processes import HARD, RunningProcess, end
+from upgrader.runner.program_report import ProgramReport
 from upgrader.runner.program_state import ProgramState
 from upgrader.runner.shared_sockets import Paths
 from upgrader.runner.start import ProgramStart
@@ -45,6 +46,7 @@ class Runner:
         self._paths = Paths(options.pid_file)
         self._start = ProgramStart(self._host, self._adapter, self._paths)
         self._state = ProgramState(self._host, self._adapter, self._start)
+        self._report = ProgramReport(self._host)
 
     async def run(self) -> None:
         """Start the program, look after it, and end or leave it; raises SystemExit."""
@@ -83,7 +85,7 @@ class Runner:
 
         Raises VerifyError, and nothing is left of it then.
         """
-        starting = asyncio.ensure_future(self._start.run())
+        starting = asyncio.gather(self._start.run(), self._report.learn_version())
         stopping = asyncio.ensure_future(self._stopping.wait())
         try:
             await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -94,7 +96,7 @@ class Runner:
         if starting.cancelled():
             why = "told to stop before the program was ready"
             raise VerifyError(why, code=Code.TAKEOVER_STOPPED)
-        self._program = self._state.program = starting.result()
+        self._program = self._state.program = starting.result()[0]
 
     # While it serves
 
@@ -104,6 +106,7 @@ class Runner:
         self._host.serves = True
         self._make_ordinary(self._program)
         await self._state.begin()
+        self._report.begin(self._program)
         self._draining.begin(self._program)
         try:
             status = await self._host.children.end_of(self._program.pid)

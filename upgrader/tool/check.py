@@ -3,7 +3,6 @@
 
 import contextlib
 import os
-import re
 import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from upgrader.systemd.unit import UNSET, Unit, as_text
 from upgrader.tool import hold, instance_client, unit_processes
 from upgrader.tool.attempt import Attempt
 from upgrader.tool.blockers import all_settings, not_ours, not_running
+from upgrader.tool.check_runner import about_runner
 from upgrader.tool.check_settings import about_settings
 from upgrader.tool.credentials import show_stale, stale_credentials
 from upgrader.tool.finding import Finding, Severity, edit
@@ -32,12 +32,11 @@ from upgrader.tool.preflight import objection
 from upgrader.tool.preflight import preflight as try_out
 from upgrader.tool.presence import Presence, look, says_so
 from upgrader.tool.systemd_client import Systemd
+from upgrader.tool.unit_sockets import CONTROL
 
 #: Programs that start another one, and wait for its end.
 _STARTERS = {"uv", "uvx", "conda", "mamba", "micromamba"}
 _NAMED = 5  # modules that are named one by one
-#: The sockets of the library itself, under the names at which they were bound.
-_CONTROL = re.compile(r"/\.(upgrader|status|draining-\d+)\.sock\.\d+$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +166,12 @@ def _findings(systemd: Systemd, unit: Unit, present: Presence, ours: bool) -> It
         yield from _about_states(systemd, unit, present.said)
         draining = instance_client.describe_draining(unit, user=systemd.user)
         group = as_text(values.get("ControlGroup", ""))
-        yield from _about_processes(unit, present.said, draining, group)
+        if present.said.programs:
+            others = (os.getpid(), unit.control_pid, *(each.pid for each in draining))
+            pids = systemd.processes(unit)
+            yield from about_runner(unit, present.said, values, pids, others, _python(unit))
+        else:
+            yield from _about_processes(unit, present.said, draining, group)
 
 
 def _about_command(unit: Unit, path: str) -> Iterator[Finding]:
@@ -200,7 +204,7 @@ def _about_instance(
             " not in upgrader history",
             "let it reach /run/systemd/journal/socket",
         )
-    if instance.late:
+    if instance.late and not instance.programs:
         named = ", ".join(instance.late[:_NAMED])
         more = f" and {len(instance.late) - _NAMED} more" if len(instance.late) > _NAMED else ""
         yield Finding(
@@ -272,7 +276,7 @@ def _about_processes(
         return
     for inode in sorted(own & there.keys() - declared):
         found = there[inode]
-        if _CONTROL.search(found.address):
+        if CONTROL.search(found.address):
             continue
         yield Finding(
             Severity.WARNING,

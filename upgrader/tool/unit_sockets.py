@@ -13,6 +13,8 @@ from pathlib import Path
 from upgrader.protocol.kinds import show_address
 from upgrader.tool import process_fd
 
+#: The sockets of the library itself, under the names at which they were bound.
+CONTROL = re.compile(r"/\.(upgrader|status|draining-\d+)\.sock\.\d+$")
 _SOCKET = re.compile(r"socket:\[(\d+)\]")
 _FAMILIES = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -45,7 +47,7 @@ class OpenSocket:
 
 
 def open_sockets(pids: Iterable[int]) -> tuple[OpenSocket, ...]:
-    """All of these processes, the oldest first; raises PermissionError for one that may not be
+    """All of these processes but ours, the oldest first; raises PermissionError for one that may not be
     looked at."""
     found: dict[int, OpenSocket] = {}
     seen: set[int] = set()
@@ -91,6 +93,8 @@ def _look(pid: int, number: int, inode: int) -> OpenSocket | None:
             return None
         removed = False
         if isinstance(name, str) and name.startswith("/"):
+            if CONTROL.search(name):
+                return None
             removed = not os.path.exists(f"/proc/{pid}/root{name}")
         return OpenSocket(inode, sock.type, _address(sock, name), frozenset((pid,)), removed)
 
