@@ -30,7 +30,7 @@ def options(found: Adoption) -> RunnerOptions:
 def parsed(line: str) -> RunnerOptions:
     words = shlex.split(line.replace("\\\n", ""))
     assert ["/usr/bin/python3", "-P", "-m", "upgrader.run"] == words[:4]
-    return RunnerOptions.parse(words[4:])
+    return RunnerOptions.parse(words[4:], {})
 
 
 def test_nginx() -> None:

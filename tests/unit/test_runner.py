@@ -12,7 +12,7 @@ from upgrader.errors import DeclarationError
 from upgrader.protocol.programs import Passing, Readiness, known, program_name
 from upgrader.runner.accepted import Accepted
 from upgrader.runner.after_stop import is_restarted
-from upgrader.runner.options import Listen, RunnerOptions
+from upgrader.runner.options import Listen, RunnerOptions, option_table
 from upgrader.runner.passing import Given, arguments, variables
 from upgrader.runner.processes import RunningProcess
 from upgrader.runner.shared_sockets import Paths, SocketSettings
@@ -25,7 +25,7 @@ def given(*names: str) -> list[Given]:
 
 def test_what_is_known_of_a_program() -> None:
     """nginx is drained by SIGQUIT and says nothing when it is ready."""
-    options = RunnerOptions.parse(["--listen", "http=:80", "--", "/usr/sbin/nginx", "-c", "x"])
+    options = RunnerOptions.parse(["--listen", "http=:80", "--", "/usr/sbin/nginx", "-c", "x"], {})
 
     assert ("/usr/sbin/nginx", "-c", "x") == options.program
     assert [Listen("http", ":80")] == [*options.listen]
@@ -38,7 +38,7 @@ def test_what_is_known_of_a_program() -> None:
 def test_options_come_before_what_is_known() -> None:
     """An admin knows better."""
     words = ["--pass=listen-fds", "--ready=after:500ms", "--drain-signal=term", "--drain-limit=2h"]
-    options = RunnerOptions.parse([*words, "--reload=/bin/x -y", "--", "nginx", "--check"])
+    options = RunnerOptions.parse([*words, "--reload=/bin/x -y", "--", "nginx", "--check"], {})
 
     assert (Passing.LISTEN_FDS, Readiness.AFTER, 0.5) == (
         options.passing, options.ready, options.ready_after,
@@ -48,6 +48,27 @@ def test_options_come_before_what_is_known() -> None:
     assert ("nginx", "--check") == options.program
 
 
+def test_options_as_variables_of_the_unit() -> None:
+    """Each has one; what the command line says comes first, and its listeners are all there are."""
+    given = {
+        "UPGRADER_RUN_LISTEN": "http=:80 https=:443",
+        "UPGRADER_RUN_DRAIN_LIMIT": "2h",
+        "UPGRADER_RUN_CHECK": "curl -f 'a b'",
+        "UPGRADER_RUN_READY": "",
+    }
+    options = RunnerOptions.parse(["--drain-limit=5s", "--", "nginx"], given)
+    listens = RunnerOptions.parse(["--listen", "a=:1", "nginx"], given)
+
+    assert ["http", "https"] == [each.name for each in options.listen]
+    assert (5.0, ("curl", "-f", "a b")) == (options.drain_limit, options.check)
+    assert ["a"] == [each.name for each in listens.listen]
+    assert 7200.0 == listens.drain_limit
+    for wrong in {"UPGRADER_RUN_READY": "soon"}, {"UPGRADER_RUN_REDY": "notify"}:
+        with pytest.raises(SystemExit):
+            RunnerOptions.parse(["nginx"], wrong)
+    assert "UPGRADER_RUN_VERSION_COMMAND" in [each.variable for each in option_table()]
+
+
 @pytest.mark.parametrize(
     "words",
     [[], ["--"], ["--ready=soon", "--", "x"], ["--ready=after", "--", "x"], ["--pass=x", "y"]],
@@ -55,7 +76,7 @@ def test_options_come_before_what_is_known() -> None:
 def test_a_command_line_that_makes_no_sense(words: list[str]) -> None:
     """It is refused as usual."""
     with pytest.raises(SystemExit) as refused:
-        RunnerOptions.parse(words)
+        RunnerOptions.parse(words, {})
     assert 2 == refused.value.code
 
 

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Any, NoReturn, Self
 
 from upgrader.errors import DeclarationError, ParameterError
-from upgrader.protocol.rendezvous import BUS, PREFLIGHT, PREFLIGHT_1
+from upgrader.protocol.rendezvous import BUS, PREFLIGHT, PREFLIGHT_1, RUNNER
 from upgrader.protocol.systemd_syntax import LONGEST, boolean, show_span, time_span
 from upgrader.protocol.values import Value
 
@@ -147,7 +147,8 @@ class Parameters(Value):
     def unknown(environment: Mapping[str, str]) -> list[str]:
         """Variables that look like ours and are not: a typing error worth a warning."""
         known = {*_VARIABLES, PREFLIGHT, PREFLIGHT_1, BUS, WEBSOCKETS}
-        return [v for v in environment if v.startswith("UPGRADER_") and v not in known]
+        ours = (v for v in environment if v.startswith("UPGRADER_") and not v.startswith(RUNNER))
+        return [v for v in ours if v not in known]
 
     def updated(self, values: Mapping[str, str], backends: Collection[str]) -> Self:
         """With some set by name; `backends` are those that there are. Raises ParameterError."""

@@ -23,6 +23,8 @@ EXECUTED = "UPGRADER_EXECUTED"
 EXECUTED_PASSED = "UPGRADER_EXECUTED_PASSED"
 #: Where PID 1 is asked, in place of its own sockets: `upgrader.testing` answers there.
 BUS = "UPGRADER_BUS"
+#: Before the name of an option of a runner, in capitals: the variable that says the same.
+RUNNER = "UPGRADER_RUN_"
 #: The socket of an instance, in the first RuntimeDirectory= of its unit.
 SOCKET = "upgrader.sock"
 #: Beside it, for everybody: what may be known of the instance, and no call that changes anything.

@@ -81,6 +81,6 @@ def _processes(pids: list[int]) -> list[RunningProcess]:
 def _drain_signal(unit: Unit) -> signal.Signals:
     """The one of the program that ExecStart= names."""
     try:
-        return RunnerOptions.parse(runner_arguments(unit)).drain
+        return RunnerOptions.parse(runner_arguments(unit), os.environ).drain
     except SystemExit:  # the line is made of variables, say
         return signal.SIGTERM

@@ -3,6 +3,7 @@
 
 import asyncio
 import logging
+import os
 from collections.abc import Sequence
 
 from upgrader.runner.options import RunnerOptions
@@ -17,5 +18,5 @@ def main(arguments: Sequence[str]) -> int:
         return end_left_over()
     from upgrader.runner.runner import Runner
 
-    asyncio.run(Runner(RunnerOptions.parse(arguments)).run())
+    asyncio.run(Runner(RunnerOptions.parse(arguments, os.environ)).run())
     return 0

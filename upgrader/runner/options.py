@@ -6,14 +6,16 @@ import os
 import re
 import shlex
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 from upgrader.protocol.programs import Passing, Readiness, known, signal_named
+from upgrader.protocol.rendezvous import RUNNER
 from upgrader.protocol.systemd_syntax import LONGEST, time_span
 
 _USAGE = "python -m upgrader.run [OPTIONS] -- PROGRAM [ARGUMENTS]"
+_LISTEN = "--listen"
 _DRAIN_LIMIT = 3600.0  # seconds
 
 
@@ -47,9 +49,11 @@ class RunnerOptions:
     version_command: Sequence[str]
 
     @classmethod
-    def parse(cls, arguments: Sequence[str]) -> Self:
-        """Read a command line; ends the process with a message and 2 for one that makes no sense."""
-        given = _parser().parse_args(arguments)
+    def parse(cls, arguments: Sequence[str], environment: Mapping[str, str]) -> Self:
+        """Read a command line, and the variables of what it does not say (see `option_table`); ends the
+        process with a message and 2 for what makes no sense."""
+        listens = bool(_parser().parse_args(arguments).listen)
+        given = _parser().parse_args([*_said(environment, listens), *arguments])
         words = given.program[1:] if given.program[:1] == ["--"] else given.program
         if not words:
             _parser().error("which program? It comes after --")
@@ -77,15 +81,57 @@ class RunnerOptions:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class OptionText:
+    """One option as people read it: its name, the variable of the unit that says the same, what its value
+    is called, and its help."""
+
+    name: str
+    variable: str
+    value: str
+    text: str
+
+
+def option_table() -> list[OptionText]:
+    """All options of a runner."""
+    return [
+        OptionText(
+            each.option_strings[0],
+            RUNNER + each.option_strings[0][2:].upper().replace("-", "_"),
+            str(each.metavar),
+            (each.help or "").replace("%%", "%"),
+        )
+        for each in _parser()._actions
+        if each.metavar and each.option_strings
+    ]
+
+
+def _said(environment: Mapping[str, str], listens: bool) -> Iterator[str]:
+    """The options that variables say, with which a command line begins; in one there are several listeners,
+    which those of a command line replace."""
+    table = option_table()
+    named = {each.variable for each in table}
+    for variable in environment:
+        if variable.startswith(RUNNER) and variable not in named:
+            _parser().error(f"there is no option for {variable}=")
+    for option in table:
+        text = environment.get(option.variable, "")
+        if option.name == _LISTEN:
+            yield from (f"{_LISTEN}={word}" for word in text.split() if not listens)
+        elif text:
+            yield f"{option.name}={text}"
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m upgrader.run",
         usage=_USAGE,
+        allow_abbrev=False,
         description="Run any program as a service whose upgrades nobody notices: it is given its"
         " listeners, which outlive it. For ExecStart= of a unit; see docs/programs.md.",
     )
     add = parser.add_argument
-    add("--listen", metavar="NAME[=ADDRESS]", type=_listen, action="append", default=[],
+    add(_LISTEN, metavar="NAME[=ADDRESS]", type=_listen, action="append", default=[],
         help="a listener: host:port, [v6]:port, :port or unix:/path; without an address that of the"
         " .socket unit with FileDescriptorName=NAME (may be repeated)")  # fmt: skip
     add("--pass", dest="passing", type=_word(Passing), metavar="HOW",

@@ -35,6 +35,8 @@ from upgrader.tool.unit_sockets import OpenSocket, open_sockets
 DROP_IN = "/etc/systemd/system/{unit}.d/60-upgrader-run.conf"
 #: Before the name of a unit: that of its trial, and of its directory in /run.
 TRIAL = "upgrader-trial-"
+#: What distributions install; packaging/lib/run.
+_PACKAGED = "/usr/lib/upgrader/run"
 _NAMES = {80: "http", 443: "https"}
 _STORED = 32  # listeners, programs and the image
 _LITTLE_TIME = 15_000_000  # microseconds: the drain, and SIGTERM before SIGKILL
@@ -142,6 +144,13 @@ class UnitFacts:
     activated: Mapping[str, str] = field(default_factory=dict)
     python: str = sys.executable
 
+    @property
+    def runner(self) -> tuple[str, ...]:
+        """How a runner is started: by the package's own file, if this is the package's library."""
+        if Path(_PACKAGED).exists() and __file__.startswith("/usr/lib/"):
+            return (_PACKAGED,)
+        return (self.python, "-P", "-m", "upgrader.run")
+
     def texts(self, name: str) -> tuple[str, ...]:
         """The command lines of one setting."""
         lines = commands(self.properties.get(f"{name}Ex", ()))
@@ -213,7 +222,7 @@ def adoption(known_facts: UnitFacts, options: Sequence[str] = ()) -> Adoption:
 
     def start(trial: str = "") -> str:
         listen = [word for each in listens for word in ("--listen", each.option(trial))]
-        mine = [known_facts.python, "-P", "-m", "upgrader.run", *listen, *chosen]
+        mine = [*known_facts.runner, *listen, *chosen]
         return f"ExecStart={prefix(line)}{quoted(mine)} \\\n    -- {quoted(words)}"
 
     left_alone = tuple(str(each) for each in known_facts.sockets if each.removed)
@@ -331,7 +340,7 @@ def _settings(known_facts: UnitFacts, found: FoundProgram, start: str) -> Iterat
     unit, properties = known_facts.unit, known_facts.properties
     before = prefix(unit.exec_start[-1])
     privileged = before.replace(":", "")
-    python = quoted([known_facts.python, "-P", "-m"])
+    runner = quoted(known_facts.runner)
 
     yield "# Written by `upgrader adopt`; to remove it: upgrader adopt --undo " + unit.id
     yield "[Unit]"
@@ -348,12 +357,12 @@ def _settings(known_facts: UnitFacts, found: FoundProgram, start: str) -> Iterat
     yield start
     yield "# Upgrades live if anything has changed that a start would read; else " + _reload(found)
     yield "ExecReload="
-    yield f"ExecReload={privileged}{python} upgrader.takeover"
+    yield f"ExecReload={privileged}{quoted([known_facts.python, '-P'])} -m upgrader.takeover"
     if known_facts.texts("ExecStop"):
         yield f"# The runner ends {found.name}, by {found.program.drain.name}."
         yield "ExecStop="
     yield "# Ends what is left of a stopped unit, and leaves alone what the next start goes on with."
-    yield f"ExecStopPost={privileged}{python} upgrader.run --after-stop"
+    yield f"ExecStopPost={privileged}{runner} --after-stop"
     yield f"# Only the runner signals {found.name}: the old one serves until the new one does."
     yield "KillMode=process"
     if set(unit.kill_signals) != {_SIGTERM}:
