@@ -3,6 +3,8 @@
 
 import json
 import re
+import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +14,10 @@ import pytest
 from tests.support import cannot_run, eventually
 from tests.system.packages import APT, QUIET
 from tests.system.programs import get, load
+from tests.tables import publish
 from upgrader.lab.private_systemd import PrivateSystemd, TreeError, suites
 
+ROOT = Path(__file__).resolve().parents[2]
 #: Besides what upgrader needs; dpkg-repack makes packages of what is installed.
 PACKAGES = (
     *suites.PACKAGES,
@@ -98,7 +102,7 @@ def nginx(debian: PrivateSystemd) -> Iterator[Nginx]:
 
 def documented() -> list[str]:
     """The commands of docs/programs.md, as written."""
-    page = (Path(__file__).parents[2] / "docs" / "programs.md").read_text()
+    page = (ROOT / "docs" / "programs.md").read_text()
     return (
         page.partition("## nginx on Debian")[2]
         .partition("```sh\n")[2]
@@ -163,27 +167,44 @@ def test_what_does_not_start_is_not_written(nginx: Nginx) -> None:
 
 @pytest.mark.matrix
 def test_nginx_with_debians_own_hooks(nginx: Nginx) -> None:
-    """A reinstallation and logrotate, both by the PID in the file of nginx: no client notices."""
+    """Each step under load with streams, the restart that adopts too; a reinstallation and logrotate are
+    Debian's own, by the PID in the file of nginx. By the package's own file for runners."""
     run = nginx.machine.run
-    run(["upgrader", "adopt", "--write", "nginx"])
-    run(["systemctl", "restart", "nginx"])
+    text = (ROOT / "packaging" / "lib" / "run").read_text().replace("@PYTHON@", "/usr/bin/python3")
+    nginx.machine.write("/usr/lib/upgrader/run", text, mode=0o755)
     run(["sh", "-c", "cd / && dpkg-repack nginx"])
-    first = nginx.pid
-    with load(nginx, streams=2) as seen:
-        run(
-            ["sh", "-c", f"{' '.join(APT)} install --reinstall /nginx_*.deb"],
-            env=QUIET,
-            timeout=120,
-        )
-        assert eventually(lambda: nginx.pid != first)
-        run(["sh", "-c", "rm -f /var/log/nginx/access.log.1*; : >>/var/log/nginx/access.log"])
-        run(["logrotate", "--force", "/etc/logrotate.d/nginx"])
-        get(nginx)
-        size = "stat -c %s /var/log/nginx/access.log"
-        assert eventually(lambda: int(run(["sh", "-c", size]).stdout) > 0)
-        second = nginx.pid
-        run(["upgrader", "upgrade", "--mode", "live", "nginx"])
-        assert eventually(lambda: nginx.pid != second)
-    assert [] == seen.failures
-    assert [_STREAM, _STREAM] == seen.streams
+    reinstall = f"{' '.join(APT)} install --reinstall /nginx_*.deb"
+    rotate = "rm -f /var/log/nginx/access.log.1* && logrotate --force /etc/logrotate.d/nginx"
+    steps = {
+        "`upgrader adopt --write nginx`": "upgrader adopt --write nginx",
+        "`systemctl restart nginx`, once": "systemctl restart nginx",
+        "`apt install --reinstall nginx`": reinstall,
+        "`logrotate --force /etc/logrotate.d/nginx`": rotate,
+        "`upgrader upgrade --mode live nginx`": "upgrader upgrade --mode live nginx",
+        "`systemctl restart nginx`": "systemctl restart nginx",
+    }
+    rows = []
+    for number, (step, command) in enumerate(steps.items()):
+        before = nginx.pid
+        with load(nginx, streams=2) as seen:
+            began = time.monotonic()
+            said = run(["sh", "-c", command], env=QUIET, timeout=120).stdout
+            took = time.monotonic() - began
+            replaced = number not in (0, 3)
+            assert not replaced or eventually(lambda before=before: nginx.pid != before)  # type: ignore[misc]
+        cut = sum(1 for each in seen.streams if each != _STREAM) + 2 - len(seen.streams)
+        rows.append(
+            (step, f"{took:.1f} s", str(seen.answers), str(len(seen.failures)), f"{seen.longest * 1000:.0f} ms",
+             str(cut))
+        )  # fmt: skip
+        if number == 0:
+            assert "\n    ExecStart=/usr/lib/upgrader/run --listen http=:80" in said
+        if number != 1:
+            assert ([], 0) == (seen.failures, cut), step
+    size = "stat -c %s /var/log/nginx/access.log"
+    assert eventually(lambda: int(run(["sh", "-c", size]).stdout) > 0)
     assert "active" == run(["systemctl", "is-active", "nginx"]).stdout.strip()
+    described = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.check_output(described, text=True).strip()
+    rows.append(("date and commit", f"{time.strftime('%Y-%m-%d')}, {commit}", "", "", "", ""))
+    publish("adopt", ("step", "took", "answers", "failed", "longest wait", "streams cut"), rows)
