@@ -157,12 +157,39 @@ def test_what_does_not_start_is_not_written(nginx: Nginx) -> None:
     assert 1 == done.returncode
     assert ["trial"] == [each["kind"] for each in json.loads(done.stdout)["refusals"]]
     assert [] == seen.failures
-    inside = Path(f"/proc/{nginx.machine.pid}/root")
-    assert not (inside / _DROP_IN.format("nginx.service").lstrip("/")).exists()
+    assert unwritten(nginx)
     assert (
         ""
         == nginx.machine.run(["systemctl", "list-units", "-q", "--all", "upgrader-trial*"]).stdout
     )
+
+
+def test_killed_in_the_trial(nginx: Nginx) -> None:
+    """Of the tool: the one that serves has not noticed, nothing was written, and the next one begins anew;
+    beside a living one there is none."""
+    run, pid = nginx.machine.run, nginx.pid
+    trial = "systemctl is-active upgrader-trial-nginx.service"
+    command = ["upgrader", "adopt", "--write", "nginx", "--", "--check", "sleep 600"]
+    checks = ["sh", "-c", "pgrep -f '^sleep 600'"]
+    with load(nginx) as seen:
+        for signal, left in ("TERM", "inactive"), ("KILL", "activating"):
+            with nginx.machine.popen(command) as adopting:
+                assert eventually(lambda: run(checks, check=False).returncode == 0)
+                assert 75 == run(["upgrader", "adopt", "--write", "nginx"], check=False).returncode
+                run(["sh", "-c", f"kill -{signal} $(pgrep -f 'upgrader adopt.*[s]leep')"])
+            adopting.wait()
+            assert left == run(["sh", "-c", trial], check=False).stdout.strip()
+        assert unwritten(nginx)
+        assert "tried behind a runner" in run(["upgrader", "adopt", "--write", "nginx"]).stdout
+    assert [] == seen.failures
+    assert pid == nginx.pid
+    assert "inactive" == run(["sh", "-c", trial], check=False).stdout.strip()
+
+
+def unwritten(nginx: Nginx) -> bool:
+    """Whether no drop-in was written."""
+    inside = Path(f"/proc/{nginx.machine.pid}/root")
+    return not (inside / _DROP_IN.format("nginx.service").lstrip("/")).exists()
 
 
 @pytest.mark.matrix
@@ -208,3 +235,111 @@ def test_nginx_with_debians_own_hooks(nginx: Nginx) -> None:
     commit = subprocess.check_output(described, text=True).strip()
     rows.append(("date and commit", f"{time.strftime('%Y-%m-%d')}, {commit}", "", "", "", ""))
     publish("adopt", ("step", "took", "answers", "failed", "longest wait", "streams cut"), rows)
+
+
+#: What is written where, of programs besides nginx; which units are started; where they answer.
+_OTHERS = {
+    "haproxy": (
+        {"/etc/haproxy/haproxy.cfg": """\
+global
+  stats socket /run/haproxy/admin.sock mode 660 level admin
+  user haproxy
+  group haproxy
+defaults
+  mode http
+  timeout connect 5s
+  timeout client 5s
+  timeout server 5s
+frontend http
+  bind 10.9.8.7:81
+  bind [::1]:81 v6only
+  http-request return status 200 content-type text/plain lf-string "%pid"
+"""},
+        ["haproxy"],
+        ["http://10.9.8.7:81/", "http://[::1]:81/"],
+    ),
+    "gunicorn": (
+        {
+            "/srv/app/app.py": """\
+import os
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [b"%d" % os.getppid()]
+""",
+            "/etc/systemd/system/gunicorn.socket": "[Socket]\nListenStream=/run/gunicorn.sock\n",
+            "/etc/systemd/system/gunicorn.service": """\
+[Unit]
+Requires=gunicorn.socket
+[Service]
+Type=notify
+NotifyAccess=main
+User=app
+StateDirectory=app
+WorkingDirectory=/srv/app
+ExecStart=/usr/bin/gunicorn --workers 2 app:app
+ExecReload=/bin/kill -s HUP $MAINPID
+KillMode=mixed
+TimeoutStopSec=5
+""",
+        },
+        ["gunicorn.socket", "gunicorn"],
+        ["--unix-socket /run/gunicorn.sock http://localhost/"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("unit", sorted(_OTHERS))
+def test_other_programs(debian: PrivateSystemd, unit: str) -> None:
+    """An address that only this machine has, sockets of its own, a .socket unit, a user of its own:
+    adopted, restarted, upgraded live, put back."""
+    files, units, urls = _OTHERS[unit]
+    run = debian.run
+    run(["sh", "-c", "ip address add 10.9.8.7/32 dev lo || :"])
+    for path, text in files.items():
+        debian.write(path, text)
+    run(["sh", "-c", "getent passwd app || useradd -r app"])
+    run(["systemctl", "daemon-reload"])
+    try:
+        run(["systemctl", "restart", *units])
+
+        def answers() -> set[str]:
+            fetched = [run(["sh", "-c", f"curl -sfg {url}"]).stdout for url in urls]
+            return {*fetched}
+
+        first = answers()
+        run(["upgrader", "adopt", "--write", unit])
+        assert first & answers()
+        run(["systemctl", "restart", unit])
+        second = answers()
+        assert "loaded by live" in run(["upgrader", "upgrade", "--mode", "live", unit]).stdout
+        assert eventually(lambda: not second & answers())
+        run(["upgrader", "adopt", "--undo", unit])
+        run(["systemctl", "restart", unit])
+        assert answers()
+    finally:
+        run(["systemctl", "stop", *units])
+
+
+@pytest.mark.matrix
+def test_where_systemd_cannot_be_asked(debian: PrivateSystemd) -> None:
+    """A dynamic user is turned away by dbus-daemon: told before anything is tried."""
+    text = "[Service]\nDynamicUser=yes\nExecStart=/usr/bin/python3 -m http.server 8082\n"
+    debian.write("/run/systemd/system/dynamic.service", text)
+    debian.run(["systemctl", "daemon-reload"])
+    debian.run(["systemctl", "start", "dynamic"])
+    refused = debian.run(["upgrader", "adopt", "--write", "--json", "dynamic"], check=False)
+    debian.run(["systemctl", "stop", "dynamic"])
+
+    assert ["bus"] == [each["kind"] for each in json.loads(refused.stdout)["refusals"]]
+
+
+@pytest.mark.matrix
+def test_what_is_exclusive_is_refused(debian: PrivateSystemd) -> None:
+    """By its word, and while it serves."""
+    debian.run(["systemctl", "start", "redis-server"])
+    refused = debian.run(["upgrader", "adopt", "--write", "--json", "redis-server"], check=False)
+    debian.run(["systemctl", "stop", "redis-server"])
+
+    assert 1 == refused.returncode
+    assert ["exclusive"] == [each["kind"] for each in json.loads(refused.stdout)["refusals"]]

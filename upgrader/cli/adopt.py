@@ -8,7 +8,7 @@ import click
 
 from upgrader.cli.group import cli
 from upgrader.cli.options import json_option, unit_argument
-from upgrader.cli.output import finish, give_up, screen, show_document, show_json
+from upgrader.cli.output import finish, give_up, say, screen, show_document, show_json
 from upgrader.cli.screen import Screen, Tone
 from upgrader.systemd.unit import UnitError
 from upgrader.tool.outcome import ExitCode, Outcome, Result, Verb
@@ -67,7 +67,7 @@ def adopt(
                 finish(_undone(*remove(systemd, unit)), as_json)
             found = plan(systemd, unit, options)
             if write and found.lines:
-                if not untried and (refusal := try_out(systemd, systemd.unit(unit), found)):
+                if not untried and (refusal := try_out(systemd, systemd.unit(unit), found, say)):
                     found = found.refused(refusal)
                 else:
                     put(systemd, found)

@@ -28,6 +28,7 @@ from upgrader.tool.adopt_command import (
     quoted,
     rewritten,
 )
+from upgrader.tool.live_mode import turned_away
 from upgrader.tool.presence import look
 from upgrader.tool.systemd_client import Systemd
 from upgrader.tool.unit_sockets import OpenSocket, open_sockets
@@ -59,6 +60,7 @@ class ObstacleKind(StrEnum):
     NO_LISTENER = "no-listener"
     DATAGRAMS = "datagrams"
     PRIVATE_PIDS = "private-pids"
+    BUS = "bus"  #: nothing inside the unit may ask systemd
     COMMAND = (
         "command"  #: its command line cannot be rewritten, or a file of an admin cannot be read
     )
@@ -172,6 +174,9 @@ def plan(systemd: Systemd, name: str, options: Sequence[str] = ()) -> Adoption:
         cause = "its program uses the upgrader library, and is upgraded without a runner"
         remedy = f"see: upgrader check {unit.id}"
         return _refused(unit, AdoptObstacle(ObstacleKind.USES_UPGRADER, cause, remedy))
+    if limits := turned_away(systemd, unit):
+        cause = limits[0].cause.replace("takeover has", "takeover and the runner have")
+        return _refused(unit, AdoptObstacle(ObstacleKind.BUS, cause, limits[0].remedy))
     return adoption(facts(systemd, unit), options)
 
 

@@ -8,6 +8,7 @@ sandbox. The addresses are the same as well, in a network namespace of its own; 
 """
 
 import contextlib
+import fcntl
 import os
 import shutil
 import stat
@@ -15,14 +16,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from upgrader.systemd.unit import Unit, UnitError, WaitTimeout
+from upgrader.systemd.unit import JobConflict, Unit, UnitError, WaitTimeout
 from upgrader.tool import failure_cause
 from upgrader.tool.adopt import TRIAL, Adoption, AdoptObstacle, ObstacleKind
+from upgrader.tool.outcome import Tell
+from upgrader.tool.presence import look
 from upgrader.tool.systemd_client import Systemd
 from upgrader.tool.unit_sockets import open_sockets
 
 _PLACE = Path("/run/systemd/system")
-_LONGEST = 90.0  # seconds for a start
+_LOCK = "/run/upgrader-adopt.lock"
+_LONGEST = 60  # seconds for a start, and then for a stop
 #: In the network namespace of the trial, and never in PID 1's, any address may be bound, and if PID 1
 #: passes listeners otherwise, any port by any user; Documentation/networking/ip-sysctl.rst of Linux.
 _SYSCTL = "ExecStartPre=+-/bin/sh -c 'test /proc/self/ns/net -ef /proc/1/ns/net || {}'"
@@ -32,8 +36,11 @@ _ANY_PORT = "echo 0 >/proc/sys/net/ipv4/ip_unprivileged_port_start"
 _RESET = ("ExecCondition", "ExecStartPre", "ExecStartPost", "ExecStopPost")
 
 
-def try_out(systemd: Systemd, unit: Unit, adoption: Adoption) -> AdoptObstacle | None:
-    """Why it does not work, or None if it does. Raises UnitError, OSError."""
+def try_out(systemd: Systemd, unit: Unit, adoption: Adoption, say: Tell) -> AdoptObstacle | None:
+    """Why it does not work, or None if it does; one trial at a time. Raises UnitError, OSError.
+
+    Whatever ends this process, the trial ends after two minutes, and the next one begins anew.
+    """
     for each in adoption.listens:
         path = each.address.removeprefix("unix:")
         if (
@@ -46,11 +53,17 @@ def try_out(systemd: Systemd, unit: Unit, adoption: Adoption) -> AdoptObstacle |
     name = TRIAL + unit.id
     place = _PLACE / name
     since = time.monotonic_ns() // 1000
-    with _unit_file(systemd, place, "\n".join(_lines(systemd, unit, adoption)) + "\n"):
+    say(f"{unit.id}: its program is started beside it, as {name}")
+    with (
+        _alone(unit),
+        _unit_file(systemd, place, "\n".join(_lines(systemd, unit, adoption)) + "\n"),
+    ):
         trial = systemd.unit(name)
+        if not trial.settled or trial.serves:  # somebody was killed in a trial
+            _stop(systemd, trial)
         try:
             job = systemd.start(trial)
-            result = systemd.wait_job(trial, job, min(_LONGEST, unit.timeout_start_usec / 1e6 + 5))
+            result = systemd.wait_job(trial, job, 2 * _LONGEST)
             if result == "done":
                 return _compare(systemd, systemd.unit(name), adoption)
         except WaitTimeout:
@@ -69,7 +82,12 @@ def try_out(systemd: Systemd, unit: Unit, adoption: Adoption) -> AdoptObstacle |
 
 
 def _compare(systemd: Systemd, trial: Unit, adoption: Adoption) -> AdoptObstacle | None:
-    """Whether the program has what the runner has, and no more."""
+    """Whether the program has what the runner has, and no more, and the runner can ask systemd."""
+    said = look(systemd, trial).said
+    if said and said.can is not None and "bus" not in said.can:
+        cause = "the runner of its trial could not ask systemd, which it has to"
+        remedy = "let it reach /run/dbus/system_bus_socket"
+        return AdoptObstacle(ObstacleKind.BUS, cause, remedy)
     sockets = open_sockets(systemd.processes(trial))
     for each in sockets:
         if each.pids == {trial.main_pid} and not each.removed:
@@ -102,6 +120,10 @@ def _lines(systemd: Systemd, unit: Unit, adoption: Adoption) -> Iterator[str]:
     yield "ExecStart="
     yield adoption.start
     yield "Restart=no"
+    yield "ExecStopPost="  # what the trial leaves, PID 1 ends
+    yield "KillMode=control-group"
+    yield f"TimeoutStartSec={_LONGEST}"
+    yield f"RuntimeMaxSec={_LONGEST}"
     yield "FileDescriptorStorePreserve=no"
     yield "RuntimeDirectory="
     yield f"RuntimeDirectory={TRIAL}{unit.id}"
@@ -152,6 +174,17 @@ def _private_run(unit: Unit, adoption: Adoption) -> Iterator[str]:
 
 
 @contextlib.contextmanager
+def _alone(unit: Unit) -> Iterator[None]:
+    """While no other process tries anything; raises JobConflict, OSError."""
+    with open(_LOCK, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise JobConflict(unit.id, "a unit is being tried for adoption") from None
+        yield
+
+
+@contextlib.contextmanager
 def _unit_file(systemd: Systemd, place: Path, text: str) -> Iterator[None]:
     """A unit below /run, gone again afterwards, whatever happens."""
     place.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -169,4 +202,4 @@ def _unit_file(systemd: Systemd, place: Path, text: str) -> Iterator[None]:
 
 def _stop(systemd: Systemd, trial: Unit) -> None:
     with contextlib.suppress(UnitError):
-        systemd.wait_job(trial, systemd.stop(trial), _LONGEST)
+        systemd.wait_job(trial, systemd.stop(trial, replaces=True), _LONGEST)

@@ -92,7 +92,8 @@ def _about_sockets(unit: Unit, pids: Sequence[int]) -> Iterator[Finding]:
                 Severity.WARNING,
                 f"its program has bound {each} itself: a new one beside it could not, and the upgrade"
                 " would fail",
-                f"have the runner hold it: --listen NAME={each.address} in ExecStart=, and a restart",
+                f"have the runner hold it: --listen NAME={each.address} in ExecStart=, and a stop and a"
+                " start",
             )
         elif each.pids == {unit.main_pid}:
             yield Finding(

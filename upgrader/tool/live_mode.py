@@ -45,11 +45,11 @@ def limits(systemd: Systemd, unit: Unit, found: Presence) -> tuple[Limit, ...]:
     if found.said is None:
         error = found.error or InstanceError("its instance cannot be asked")
         silent = [Limit(LimitKind.INSTANCE, error.message, error.remedy)] if found.ours else []
-        return (*live_limits(unit), *_turned_away(systemd, unit), *silent)
+        return (*live_limits(unit), *turned_away(systemd, unit), *silent)
     given = found.said.started
     passed = None if given.activated is None else tuple(given.activated)
     running = Running(passed, tuple(given.credentials), given.memory, given.cache)
-    forbidden = live_limits(unit, running, systemd.sockets(unit)) or _turned_away(systemd, unit)
+    forbidden = live_limits(unit, running, systemd.sockets(unit)) or turned_away(systemd, unit)
     if not forbidden and found.said.can is not None and "bus" not in found.said.can:
         return (Limit(LimitKind.BUS, _DEAF, _REACH.format(unit=unit.id)),)
     if not forbidden and found.said.parameters.get(MECHANISM) == Mechanism.FD_STORE:
@@ -57,8 +57,8 @@ def limits(systemd: Systemd, unit: Unit, found: Presence) -> tuple[Limit, ...]:
     return forbidden
 
 
-def _turned_away(systemd: Systemd, unit: Unit) -> tuple[Limit, ...]:
-    """Takeover asks PID 1 as the user of the service, and dbus-daemon takes no connection of a user
+def turned_away(systemd: Systemd, unit: Unit) -> tuple[Limit, ...]:
+    """Whether PID 1 cannot be asked from inside the unit, as takeover and runners do. Takeover asks PID 1 as the user of the service, and dbus-daemon takes no connection of a user
     that it cannot look up: PID 1, which would know a dynamic one, must not be asked by it."""
     if systemd.user or unit.uid not in DYNAMIC_USERS:
         return ()

@@ -216,9 +216,9 @@ class Systemd:
         """Queue a start job and return its id; raises JobConflict, never replaces another job."""
         return self._submit("StartUnit", "start", unit)
 
-    def stop(self, unit: Unit) -> int:
-        """Queue a stop job and return its id, as `start`."""
-        return self._submit("StopUnit", "stop", unit)
+    def stop(self, unit: Unit, *, replaces: bool = False) -> int:
+        """Queue a stop job and return its id, as `start`; if it `replaces`, in place of any other job."""
+        return self._submit("StopUnit", "stop", unit, "replace" if replaces else "fail")
 
     def restart(self, unit: Unit) -> int:
         """Queue a restart job and return its id, as `start`."""
@@ -281,10 +281,10 @@ class Systemd:
 
     # How it is asked
 
-    def _submit(self, method: str, operation: str, unit: Unit) -> int:
+    def _submit(self, method: str, operation: str, unit: Unit, mode: str = "fail") -> int:
         self.watch(unit)
         with translated(unit.id, f"{operation} it"):
-            path = as_text(self._call(method, b"ss", unit.id, "fail"))
+            path = as_text(self._call(method, b"ss", unit.id, mode))
         return int(path.rpartition("/")[2])
 
     def _call(self, method: str, signature: bytes, *values: object) -> Any:
