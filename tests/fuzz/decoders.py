@@ -50,6 +50,7 @@ from upgrader.instance.phases import News
 from upgrader.instance.self_report import SelfReport
 from upgrader.protocol import (
     channel,
+    connection_secrets,
     image,
     records,
     saved_state,
@@ -198,6 +199,12 @@ def _with_header(document: bytes) -> bytes:
         "!8sIIQ", image.MAGIC, image.FORMATS[-1], zlib.crc32(document), len(document)
     )
     return header + document
+
+
+def _secrets(data: bytes) -> None:
+    with Fd(os.memfd_create("fuzz", os.MFD_CLOEXEC)) as memfd:
+        os.write(memfd.fileno(), data)
+        connection_secrets.read(memfd)
 
 
 def _unseal(data: bytes) -> None:
@@ -661,6 +668,7 @@ def decoders(place: Path, stack: contextlib.ExitStack) -> list[Decoder]:
         Decoder("parked channel", _parked, (RefusedError, ChannelError), [parked], change_bytes),
         Decoder("image", _unseal, (ImageError,), [_with_header(document), _STREAMS["v1-image.bin"], _STREAMS["v1-image-tls.bin"]], change_bytes),
         Decoder("manifest", lambda data: _unseal(_with_header(data)), (ImageError,), [document], change_msgpack),
+        Decoder("secrets of connections", _secrets, (ImageError,), [b"UPGSECR\1\x81\x07\xc4\x01x"], change_bytes),
         Decoder("facts of a backend", _facts, (RefusedError,), [facts], change_msgpack),
         Decoder("dump of a manifest", _dumped(own("dump")), (UpgradeError,), [document], change_msgpack),
         Decoder("ledger", _ledger, (ProtocolError,), [b"\0\0\0\1\0"], change_bytes),

@@ -59,7 +59,7 @@ async def chat(websocket: WebSocket, name: str) -> None:
 
 
 @app.get("/plain")
-def plain() -> str:
+async def plain() -> str:
     return VERSION
 
 
@@ -106,3 +106,22 @@ async def in_replay(websocket: WebSocket, how: str) -> None:
         raise RuntimeError("no")
     while True:
         await websocket.send_text(f"{VERSION} {await websocket.receive_text()}")
+
+
+@app.websocket("/news")
+async def news(websocket: WebSocket) -> None:
+    """Passes on what a broker publishes, from the beginning of the handler on."""
+    reader, writer = await asyncio.open_unix_connection(os.environ["BROKER"])
+    await websocket.accept()
+
+    async def pass_on() -> None:
+        async for line in reader:
+            await websocket.send_text(line.decode().strip())
+
+    passing = asyncio.create_task(pass_on())
+    try:
+        while True:
+            await websocket.receive_text()
+    except WebSocketDisconnect:
+        passing.cancel()
+        writer.close()

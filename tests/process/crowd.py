@@ -53,7 +53,10 @@ class Crowd:
         async with contextlib.AsyncExitStack() as stack:
             for number in range(self._count):
                 client = unix_connect(
-                    str(self._path), f"ws://x/ws/{number}", ping_interval=2, ping_timeout=DEADLINE
+                    str(self._path),
+                    f"ws://x/ws/{number}",
+                    ping_interval=max(2, self._count / 100),
+                    ping_timeout=DEADLINE,
                 )
                 self._clients.append(await stack.enter_async_context(client))
             hearing = [asyncio.create_task(self._hear(n)) for n in range(self._count)]
@@ -138,6 +141,50 @@ class Requests(threading.Thread):
 
     def __enter__(self) -> "Requests":
         self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self.join()
+
+
+class Broker(threading.Thread):
+    """Publishes 1, 2, 3, ... to whoever is connected, as a broker with publish and subscribe; `first` has
+    the first number that each subscriber was sent."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.first: list[int] = []
+        self._path = path
+        self._over = threading.Event()
+        self._ready = threading.Event()
+
+    def run(self) -> None:
+        asyncio.run(self._publish())
+
+    async def _publish(self) -> None:
+        subscribers: list[asyncio.StreamWriter] = []
+
+        async def subscribed(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self.first.append(number + 1)
+            subscribers.append(writer)
+
+        number = 0
+        server = await asyncio.start_unix_server(subscribed, self._path)
+        self._ready.set()
+        while not self._over.is_set():
+            number += 1
+            for writer in subscribers:
+                if not writer.is_closing():
+                    writer.write(b"%d\n" % number)
+            await asyncio.sleep(0.002)
+        server.close()
+        for writer in subscribers:
+            writer.transport.abort()
+
+    def __enter__(self) -> "Broker":
+        self.start()
+        assert self._ready.wait(DEADLINE)
         return self
 
     def __exit__(self, *_: object) -> None:

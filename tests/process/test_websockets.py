@@ -5,6 +5,7 @@ import contextlib
 import os
 import resource
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, unix_connect
 
 from tests.process.chat import DEADLINE
-from tests.process.crowd import Crowd, Requests
+from tests.process.crowd import Broker, Crowd, Requests
 from tests.support import eventually
 from tests.tables import publish
 from upgrader.codes import Code
@@ -296,3 +297,46 @@ def test_a_crowd(chat: Chat, clients: int, lives: int, restarts: int) -> None:
             ]
             + [["words said, each heard by all", str(crowd.said), ""]],
         )
+
+
+def test_what_a_broker_publishes_in_the_gap(chat: Chat, tmp_path: Path) -> None:
+    """It is lost, no more and no less: from the freeze to the subscription of the new handler. What the
+    old one had in hand is counted and told."""
+    chat.service.environment["BROKER"] = str(tmp_path / "broker")
+    with Broker(tmp_path / "broker") as broker:
+        chat.service.start(chat.command("one"))
+        with chat.connect("/news") as news, hearing(news) as heard:
+            assert eventually(lambda: heard)
+            for version, how in ("two", chat.service.live), ("three", chat.service.upgrade):
+                begin, subscribed = len(heard) - 1, len(broker.first)
+                assert 0 == how(chat.command(version)).left_behind, chat.service.stderr
+                assert eventually(lambda old=subscribed: len(broker.first) > old)
+                assert eventually(lambda: heard[-1] > broker.first[-1])
+                now = heard[begin:]
+                before = max(number for number in now if number < broker.first[-1])
+                lost = set(range(now[0], now[-1])) - set(now)
+                assert lost == set(range(before + 1, broker.first[-1]))
+                assert now == sorted(set(now))
+                if how == chat.service.live:
+                    assert eventually(lambda: not chat.service.draining)
+                    told = "in hand, and lost: 1 message to 1 connection that had moved"
+                    assert told in chat.service.stderr
+
+
+@contextlib.contextmanager
+def hearing(client: ClientConnection) -> Iterator[list[int]]:
+    """The numbers that a client is told, as they come."""
+    heard: list[int] = []
+
+    def hear() -> None:
+        with contextlib.suppress(ConnectionClosed):
+            for message in client:
+                heard.append(int(message))
+
+    thread = threading.Thread(target=hear)
+    thread.start()
+    try:
+        yield heard
+    finally:
+        client.close()
+        thread.join()

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from upgrader.instance.interfaces import Open
     from upgrader.instance.live_source import MigrationRequest
     from upgrader.instance.turns import Settled
-    from upgrader.protocol import image, switchover
+    from upgrader.protocol import image, switchover, wording
 else:
     two_waits = later("upgrader.aio.two_waits")
     replays = later("upgrader.aio.replays")
@@ -54,6 +54,7 @@ else:
     unit_signals = later("upgrader.instance.unit_signals")
     image = later("upgrader.protocol.image")
     switchover = later("upgrader.protocol.switchover")
+    wording = later("upgrader.protocol.wording")
 
 #: What `serve` runs beside the connections: a coroutine function that gets each declared state by the
 #: annotation of a parameter.
@@ -414,12 +415,10 @@ class AsyncioRuntime:
         counts = [hosting.in_hand() for hosting in self.hostings.values()]
         messages, connections = (sum(each) for each in zip((0, 0), *counts, strict=True))
         if messages:
-            report = self._parts.report
-            message = (
-                f"generation {report.generation}: {messages} messages for {connections} connections"
-                " that had moved were in hand, and are lost"
-            )
-            report.tell(Priority.WARNING, "source", "replay", JournalOutcome.DONE, message)
+            _log.warning(
+                "in hand, and lost: %s to %s that had moved",
+                wording.counted(messages, "message"), wording.counted(connections, "connection"),
+            )  # fmt: skip
 
     async def _come_to_rest(self, channel: socket.socket) -> None:
         """Have everything wait for the freeze, or be told that the destination has ended or is
