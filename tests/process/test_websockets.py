@@ -282,7 +282,8 @@ def test_a_crowd(chat: Chat, clients: int, lives: int, restarts: int) -> None:
             said = crowd.said
             how(chat.command(str(number)))
             assert eventually(lambda said=said: crowd.said > said + 5)
-            figures.append((how.__name__, crowd.pause, requests.pause))
+            mode = "live" if how == chat.service.live else "restart"
+            figures.append((mode, crowd.pause, requests.pause))
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert [] == crowd.faults[:5]
     assert [] == requests.faults
@@ -293,7 +294,7 @@ def test_a_crowd(chat: Chat, clients: int, lives: int, restarts: int) -> None:
             ["upgrade", "messages waited", "requests waited"],
             [
                 [how, f"{words * 1000:.0f} ms", f"{plain * 1000:.0f} ms"]
-                for how, words, plain in figures
+                for mode, words, plain in figures
             ]
             + [["words said, each heard by all", str(crowd.said), ""]],
         )

@@ -225,6 +225,33 @@ def test_a_restart(host_machine: PrivateSystemd, install: Install) -> None:
     assert "WebSocket /ws" in service.messages()
 
 
+def test_websockets_that_move(host_machine: PrivateSystemd, install: Install) -> None:
+    """Live and over a restart; a stop closes them with 1012. PID 1 keeps nothing of their handshakes
+    once the new instance serves."""
+    service = install(
+        host_machine, "moving", "webapp", *asgi(host_machine, "moving", "--websockets move")
+    )
+    with websocket(service) as opened:
+        opened.send("one")
+        assert "0 one" == opened.recv(SETTLE)
+        upgrade(service, 1)
+        opened.send("two")
+        assert "1 two" == opened.recv(SETTLE)
+        service.environment(ROUND="2")
+        service.restart()
+        opened.send("three")
+        assert "2 three" == opened.recv(SETTLE)
+        assert eventually(lambda: "goes on with 1 connections" in service.messages())
+        stored = service.machine.run(
+            ["systemctl", "show", "-P", "NFileDescriptorStore", service.unit]
+        )
+        assert "1" == stored.stdout.strip()  # the listener
+        service.machine.run(["systemctl", "stop", service.unit])
+        with pytest.raises(ConnectionClosed) as closed:
+            opened.recv(SETTLE)
+        assert 1012 == closed.value.rcvd.code
+
+
 @pytest.mark.parametrize("identifier", ["", "shop"], ids=["none", "set"])
 def test_p12_all_lines_of_a_unit_have_one_identifier(
     host_machine: PrivateSystemd, install: Install, identifier: str
