@@ -93,6 +93,8 @@ async def in_replay(websocket: WebSocket, how: str) -> None:
     first = not websocket.scope["extensions"].get("upgrader", {}).get("moved")
     if not first and how == "raises":
         raise RuntimeError("no")
+    if not first and how == "dies":
+        os._exit(1)
     if not first and how == "hangs":
         await asyncio.sleep(60)
     if not first and how == "refuses":

@@ -194,6 +194,25 @@ def test_an_upgrade_that_fails_replays_nothing(chat: Chat) -> None:
         assert "one moved=False value= y" == ask(ann, "y")
 
 
+def test_an_instance_that_dies_while_handlers_begin(chat: Chat) -> None:
+    """A crash, as at any other time: connections end, the listener and the service go on, and nothing
+    of a handshake is left with PID 1."""
+    chat.service.start(chat.command("one"))
+    with chat.connect("/echo/ann") as ann, chat.connect("/in-replay/dies") as bob:
+        assert "one x" == ask(bob, "x")
+        with contextlib.suppress(ServiceError):  # it may die before anybody is told that it serves
+            chat.service.live(chat.command("two"))
+        assert chat.service.process is not None
+        chat.service.process.wait(DEADLINE)
+        chat.service.start(chat.command("three"))
+        assert close_code(ann) in (0, 1012)
+        with chat.connect("/echo/cid") as cid:
+            assert "three moved=False value= x" == ask(cid, "x")
+        chat.service.live(chat.command("four"))
+        left = [name for name, _ in chat.service.store if "secrets" in name]
+        assert [] == left
+
+
 def test_who_cannot_take_them(chat: Chat) -> None:
     """Without `move` in the new version they end in the old one, as without it here; after a restart
     they are closed with 1012."""
