@@ -15,6 +15,9 @@ from upgrader.lab.virtual_machine import GUEST, PREFIX, connect_interface
 
 QEMU = "/usr/bin/qemu-system-x86_64"
 BOOT = 120.0  # seconds, on a busy machine
+#: Pings that may be lost in one upgrade: one or two are, a busy machine loses more; a guest that has
+#: become deaf loses a hundred in a second.
+LOST = 10
 
 
 class Machine(Service):

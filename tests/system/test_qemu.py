@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support import eventually
-from tests.system.guests import QEMU, Machine, needs_qemu
+from tests.system.guests import LOST, QEMU, Machine, needs_qemu
 from tests.system.serving import hook
 from tests.system.tool import upgrade
 from upgrader.lab.private_systemd import PrivateSystemd
@@ -37,7 +37,7 @@ def guest(host_machine: PrivateSystemd) -> Iterator[Machine]:
 
 
 def test_a_machine_goes_on(guest: Machine) -> None:
-    """Upgraded live, its guest counts on, and at most two pings are lost; a package that replaces QEMU
+    """Upgraded live, its guest counts on, and few pings are lost; a package that replaces QEMU
     has it upgraded by the hook. An upgrade to a QEMU that cannot load it is refused in QEMU's own words:
     nothing is left of that, and no ping is lost after it."""
     with pinging(guest.machine) as pings:
@@ -45,8 +45,8 @@ def test_a_machine_goes_on(guest: Machine) -> None:
         done = upgrade(guest, "--mode", "live")
         assert 0 == done["exit_code"], done
         assert guest.counts()
-    assert len(pings.lost()) <= 2, pings.lost()
-    assert pings.longest_gap < 0.5
+    assert len(pings.lost()) <= LOST, pings.lost()
+    assert pings.longest_gap < 1
 
     guest.machine.run(["sh", "-c", REPLACE])
     (before,) = guest.qemus()
@@ -68,4 +68,4 @@ def test_a_machine_goes_on(guest: Machine) -> None:
     assert "load of migration failed" in refused["cause"], refused
     assert before == guest.qemus()
     assert [] == pings.lost(since=at)
-    assert len(pings.lost()) <= 2
+    assert len(pings.lost()) <= LOST

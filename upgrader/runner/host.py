@@ -14,6 +14,7 @@ from upgrader.aio.instance import Instance
 from upgrader.codes import Code
 from upgrader.errors import BusError, DeclarationError, UpgradeError, VerifyError
 from upgrader.protocol.fd import Fd
+from upgrader.protocol.parameters import Mode
 from upgrader.runner.children import Children
 from upgrader.runner.notifications import Notifications, relayed
 from upgrader.runner.options import RunnerOptions
@@ -105,9 +106,12 @@ class Host:
         return all(self.properties.get(n) in (None, "", v) for n, v in _BOUND_TO_A_START.items())
 
     @property
-    def is_stopping(self) -> bool:
-        """Whether this process was told to end."""
-        return self.instance._runtime._stop.is_set()
+    def leaves_program(self) -> bool:
+        """Whether this process ends, or becomes another one, and its program serves on meanwhile."""
+        migration = self.instance._parts.report.progress.now
+        if migration.mode == Mode.EXEC and not migration.phase.ended:
+            return True
+        return self.instance._runtime._stop.is_set() and self.may_be_left
 
     # What PID 1 keeps
 

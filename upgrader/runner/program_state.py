@@ -48,7 +48,7 @@ class ProgramState:
                 return  # there is nothing to save
             if not self._host.instance._parts.source.held:
                 await self._adapter.quiesce(self.program)
-            elif self._host.is_stopping and self._host.may_be_left:
+            elif self._host.leaves_program:
                 return  # it serves on, and the next runner asks it
             else:
                 self._at_rest = True

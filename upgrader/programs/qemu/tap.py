@@ -17,7 +17,7 @@ from upgrader.protocol.fd import Fd
 
 _HEADER = 10  # bytes: with any, the device has headers; how large they are, its guest decides
 _FIRST = -20  # nice(2)
-_LOOK = 0.001  # seconds between two looks: a packet that comes in between may be lost
+_LOOK = 0.0005  # seconds between two looks: a packet that comes in between may be lost
 
 
 def open_tap(interface: str) -> Fd:
