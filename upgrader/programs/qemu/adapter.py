@@ -51,6 +51,9 @@ class QemuAdapter(Adapter):
         self._machine = Machine.read(host.options.program)
         self._shared: dict[str, Fd] = {}
         self._mark = ""  # the token of the QEMU that is being started
+        # The session with one that waits for its state: nobody waits for another one in the pause.
+        self._open: dict[int, Monitor] = {}  # by its PID
+        self._sessions = contextlib.AsyncExitStack()
 
     @property
     def is_private(self) -> bool:
@@ -153,8 +156,13 @@ class QemuAdapter(Adapter):
 
     async def ready(self, program: RunningProcess, start: StartRequest) -> None:
         """Return once it answers."""
-        async with Monitor.open(self._path(self._mark), _ANSWERS) as monitor:
-            await monitor.status()
+        opened = Monitor.open(self._path(self._mark), _ANSWERS)
+        monitor = await self._sessions.enter_async_context(opened)
+        await monitor.status()
+        if start.incoming:
+            self._open[program.pid] = monitor
+        else:
+            await self._close()
 
     async def quiesce(self, program: RunningProcess) -> None:
         """Find out whether its machine can be saved; nothing of it needs to come to rest."""
@@ -182,6 +190,7 @@ class QemuAdapter(Adapter):
         async with self._monitor(program) as monitor:
             await monitor.resume(note.status if note else "running")
         self._note(moving=False)
+        await self._close()
 
     def restore(self) -> None:
         """Set back what a QEMU that was refused has changed of the interfaces."""
@@ -215,7 +224,14 @@ class QemuAdapter(Adapter):
         return note
 
     def _monitor(self, program: RunningProcess) -> AbstractAsyncContextManager[Monitor]:
+        if monitor := self._open.get(program.pid):
+            return contextlib.nullcontext(monitor)
         return Monitor.open(self._path(_token_of(program)), _ASKED)
+
+    async def _close(self) -> None:
+        """End sessions: another runner may ask from now on."""
+        self._open.clear()
+        await self._sessions.aclose()
 
     def _remove_old_sockets(self) -> None:
         """Of QEMUs that have ended."""
