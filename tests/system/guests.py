@@ -73,7 +73,12 @@ class Machine(Service):
             self.inside(f"/var/lib/upgrader/hold/{self.unit}").unlink()
         with contextlib.suppress(FileNotFoundError):
             self.console.unlink()
-        self.machine.run(["rm", "-r", "/srv/guest", f"/etc/upgrader/machines/{self.name}.conf"])
+        places = (
+            "/srv/guest",
+            f"/var/lib/vm/{self.name}",
+            f"/etc/upgrader/machines/{self.name}.conf",
+        )
+        self.machine.run(["rm", "-rf", *places])
 
     def said(self) -> str:
         """All that its guest has said."""

@@ -251,7 +251,10 @@ class QemuAdapter(Adapter):
         directory = environment.get("STATE_DIRECTORY", "").partition(":")[0]
         path = Path(directory, _PINNED)
         if directory and path.exists():
-            return versioned(self._machine.binary, path.read_text().strip())
+            try:
+                return versioned(self._machine.binary, path.read_text().strip())
+            except VerifyError as error:
+                raise VerifyError(str(error), remedy=f"for a new machine, remove {path}") from error
         kind = versioned(self._machine.binary, self._machine.type)
         if directory:
             path.write_text(f"{kind}\n")
