@@ -172,8 +172,14 @@ def test_a_copied_random_gets_nothing() -> None:
         with pytest.raises(ssl.SSLError):  # wants more, or is no ClientHello
             attacks[-1].do_handshake()
 
+    def attack(context: ssl.SSLContext, flight: bytes) -> None:
+        hellos.append(flight)
+        copy(context, flight)
+        with open(context.keylog_filename, "a") as log:  # as one that is not tapped would
+            log.write(f"SERVER_TRAFFIC_SECRET_0 {hellos[0][11:43].hex()} {'00' * 48}\n")
+
     hellos: list[bytes] = []
-    pair = Pair(meanwhile=lambda context, flight: (hellos.append(flight), copy(context, flight)))
+    pair = Pair(meanwhile=attack)
     copy(pair.context, hellos[0])
     attacked = [each for each in attacks if getattr(each, "_hello", None) == pair.server._hello]
     assert 2 <= len(attacked)
