@@ -186,8 +186,8 @@ class Description(msgspec.Struct, frozen=True):
     time; `fingerprint` names the files of the program as they are on disk now; `last_upgrade`: the
     last migration that was done or has failed, and was no preflight; `drains_until`: when it cuts what
     it still drains, in seconds since the epoch, 0 if it was not replaced; `programs`: of a runner, the
-    one that serves first; `partial`: it is only what everybody may know; `tls_memory`: in which the keys of TLS connections cross, `secret` or
-    `ordinary` (which may be swapped out), empty if none do."""
+    one that serves first; `partial`: it is only what everybody may know; `tls_memory`: in which the keys
+    of TLS connections cross, `secret` or `ordinary` (which may be swapped out), empty if none do."""
 
     service: str
     version: str = ""
