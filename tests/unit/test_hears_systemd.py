@@ -12,5 +12,5 @@ def test_u10_systemd_is_asked_again() -> None:
     report.ask_settings = lambda: answers.pop(0)
     report.settings = report.ask_settings()
 
-    assert [False, True, True] == [report.hears_systemd for _ in range(3)]
+    assert [False, True, True] == [report.hears_systemd() for _ in range(3)]
     assert not answers

@@ -114,6 +114,7 @@ PROGRAM = {
     "instance.connection",
     "instance.control",
     "instance.declarations",
+    "instance.handled",
     "instance.handles",
     "instance.destination_side",
     "instance.fork_guard",

@@ -14,7 +14,8 @@ from typing import Any
 
 from upgrader.aio.safe_points import SafePoints
 from upgrader.errors import DeclarationError, Retired
-from upgrader.instance.connection import HIGH_WATER, ConnectionStream, show_peer
+from upgrader.instance.connection import HIGH_WATER, ConnectionStream
+from upgrader.instance.handled import Handled
 from upgrader.instance.inbox import Frame
 from upgrader.protocol.kinds import Waiting
 
@@ -25,7 +26,7 @@ _HANDSHAKE = 60.0  # seconds; asyncio has the same
 _log = logging.getLogger("upgrader")
 
 
-class HandledConnection:
+class HandledConnection(Handled):
     """A connection between its handler and its socket."""
 
     def __init__(
@@ -39,10 +40,7 @@ class HandledConnection:
         adopted: bool,
     ) -> None:
         """`session`: the state that goes with it; `on_end` is called once it is closed."""
-        self.listener = listener
-        self.stream = stream
-        self.session = session
-        self.adopted = adopted
+        super().__init__(listener, stream, session, adopted=adopted)
         self._safe_points = safe_points
         self._on_end = on_end
         # asyncio gets the number: looked up as an object, a new socket is formatted into an error
@@ -61,16 +59,6 @@ class HandledConnection:
         self._ending = False
         self._high_water = HIGH_WATER
         self._mark(stream.waiting if stream.waiting is Waiting.CLOSING else None)
-
-    @property
-    def address(self) -> str:
-        """The other end's address, as people write it."""
-        return show_peer(self.stream.sock)
-
-    @property
-    def unsent(self) -> int:
-        """Bytes written and not sent."""
-        return len(self.stream.unsent)
 
     # For its handler
 

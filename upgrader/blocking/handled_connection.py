@@ -6,8 +6,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from upgrader.errors import Retired
-from upgrader.instance.connection import ConnectionStream, show_peer
+from upgrader.instance.connection import ConnectionStream
 from upgrader.instance.declarations import Connections
+from upgrader.instance.handled import Handled
 from upgrader.instance.inbox import Frame
 from upgrader.protocol.kinds import Waiting
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from upgrader.blocking.runtime import BlockingRuntime
 
 
-class BlockingConnection:
+class BlockingConnection(Handled):
     """A connection between its handler and its socket."""
 
     def __init__(
@@ -23,26 +24,9 @@ class BlockingConnection:
         *, adopted: bool,
     ) -> None:  # fmt: skip
         """`session`: the state that goes with it."""
+        super().__init__(declared.listener.name, stream, session, adopted=adopted)
         self.declared = declared
-        self.stream = stream
-        self.session = session
-        self.adopted = adopted
         self._runtime = runtime
-
-    @property
-    def listener(self) -> str:
-        """The name of its listener."""
-        return self.declared.listener.name
-
-    @property
-    def address(self) -> str:
-        """The other end's address, as people write it."""
-        return show_peer(self.stream.sock)
-
-    @property
-    def unsent(self) -> int:
-        """Bytes written and not sent."""
-        return len(self.stream.unsent)
 
     def message(self, frame: Frame, limit: int) -> bytes | None:
         """The next whole message that is here; None while other adopted connections have not been

@@ -67,7 +67,7 @@ class Describer:
             library=self._library,
             since=round(host.since, 3),
             credentials=os.environ.get("CREDENTIALS_DIRECTORY", ""),
-            can=[*(["bus"] * host.hears_systemd), *(["journal"] * journal.reachable())],
+            can=[*(["bus"] * host.hears_systemd()), *(["journal"] * journal.reachable())],
             changed=look.changed,
             reread=look.reread,
             late=self._late(),

@@ -104,10 +104,9 @@ class SelfReport:
                     self._remember(self._progress)
             return self._progress
 
-    @property
     def hears_systemd(self) -> bool:
-        """Whether PID 1 can be asked, as far as that was tried: at the start of this process, when PID 1
-        may have been executing itself anew, and else now."""
+        """Whether PID 1 can be asked. One that did not answer at the start of this process, when it may
+        have been executing itself anew, is asked once more, for seconds at most."""
         if self.ask_settings and self.settings and not self.settings.heard:
             self.settings = self.ask_settings()
         return self.settings is None or self.settings.heard

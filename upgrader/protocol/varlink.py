@@ -23,7 +23,23 @@ DEPTH = 16
 #: Largest number taken (RFC 7493, 2.2); as seconds, a time that every function of the clock takes.
 LARGEST = 1 << 53
 
-DESCRIPTION = """\
+#: What a destination says of itself before anything is disturbed.
+_OFFER = """\
+  stream: int,
+  streams: ?[]int,
+  image: int,
+  images: ?[]int,
+  states: [string]int,
+  sessions: ?[string]int,
+  backends: []string,
+  kinds: ?[]string,
+  backend_kinds: ?[string]string,
+  kind_versions: ?[string]int,
+  withheld: ?[]string,
+  tls: ?[string]string,
+  upgrade: ?string"""
+
+DESCRIPTION = f"""\
 # One running instance of a service that is upgraded in place
 interface io.upgrader.Instance
 
@@ -259,19 +275,7 @@ method Revoke(pid: int, why: string, code: ?string) -> ()
 # serves on. After the answer their FDs come, in the order of backends, of kept and of others (a name for
 # each FD), and then the process may have FDs of its own kept until the upgrade is decided
 method Lend(
-  stream: int,
-  streams: ?[]int,
-  image: int,
-  images: ?[]int,
-  states: [string]int,
-  sessions: ?[string]int,
-  backends: []string,
-  kinds: ?[]string,
-  backend_kinds: ?[string]string,
-  kind_versions: ?[string]int,
-  withheld: ?[]string,
-  tls: ?[string]string,
-  upgrade: ?string
+{_OFFER}
 ) -> (backends: []string, kept: ?[]string, others: ?[]string)
 
 # For the registered process only, with "upgrade": the connection becomes the migration channel, of
@@ -282,19 +286,7 @@ method Lend(
 # sockets, and kind_versions the newest facts that it can read of each; tls has the
 # listeners whose TLS connections it takes, and what decides there which certificates of clients are trusted
 method Migrate(
-  stream: int,
-  streams: ?[]int,
-  image: int,
-  images: ?[]int,
-  states: [string]int,
-  sessions: ?[string]int,
-  backends: []string,
-  kinds: ?[]string,
-  backend_kinds: ?[string]string,
-  kind_versions: ?[string]int,
-  withheld: ?[]string,
-  tls: ?[string]string,
-  upgrade: ?string
+{_OFFER}
 ) -> (generation: int, stream: int)
 
 error Busy(holder: string)

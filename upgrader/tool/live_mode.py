@@ -152,7 +152,10 @@ def _judge(attempt: Attempt, verdict: Verdict) -> Outcome:
     if after.origin not in _KEPT:
         cause = f"the new version crashed after it had taken over: {after}"
         return attempt.failed(Result.WITHOUT_IMAGE, cause, see, after=after)
-    return attempt.done(f"upgraded in {attempt.took}: {after}", after, after.pause)
+    done = f"upgraded in {attempt.took}"
+    if after.origin is Origin.RESTART:
+        done = "a restart came in between, and has upgraded it"
+    return attempt.done(f"{done}: {after}", after, after.pause)
 
 
 def _refused(attempt: Attempt, verdict: Verdict) -> Outcome:

@@ -187,7 +187,8 @@ def _upgrade(systemd: Systemd, name: str, wish: Wish, progress: Tell, begin: flo
     if obstacle is not None:
         return _nothing_done(unit, before, obstacle)
     if before and not wish.dry_run and not outdated and _is_newer(unit, before, wish.asked or 0.0):
-        done = f"already upgraded since this was asked for: {before}"
+        by = "a restart" if before.origin is Origin.RESTART else "another upgrade"
+        done = f"{by} came first, after this was asked for, and has upgraded it: {before}"
         return Outcome.done(Verb.UPGRADE, unit.id, done, after=before)
     if wish.if_changed and not outdated and not any(changes(systemd, unit, found.said)):
         done = f"nothing has changed since it was started: {before}"
