@@ -349,7 +349,7 @@ def test_a_timeout_of_the_caller(service: Service) -> None:
     done = upgrade(service, "--timeout", "200ms")
 
     assert done.returncode == 3
-    assert "not ready after 0.2s (--timeout)" in done.stderr
+    assert "not ready after 200ms (--timeout)" in done.stderr
     assert shown(service, "Job") not in ("", "0")
 
 

@@ -58,11 +58,11 @@ def test_a_damaged_hold_still_holds(state: Path, data: bytes) -> None:
 
 
 def test_a_hold_that_cannot_be_written_says_so(state: Path) -> None:
-    """The error names the unit and what to do meanwhile."""
+    """The error names the unit, and what is in the way."""
     state.parent.mkdir(parents=True)
     state.write_text("in the way")
 
-    with pytest.raises(HoldError, match=r"web\.service.*do not let anything restart it"):
+    with pytest.raises(HoldError, match=r"web\.service.*something else is in the way"):
         hold.place(Hold.now("web.service", "cause"), user=True)
     with pytest.raises(HoldError, match="cannot be released"):
         hold.lift("web.service", user=True)

@@ -145,6 +145,7 @@ def test_silent_sockets_are_asked_at_once(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.setattr(instance_client, "_PATIENCE", PATIENCE)
     (tmp_path / "web").mkdir()
+    (tmp_path / "web" / SOCKET).touch()
     web = unit(names=(own_unit(),), main_pid=os.getpid())
     with contextlib.ExitStack() as stack:
         for number in range(60):

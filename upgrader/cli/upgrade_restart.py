@@ -219,6 +219,8 @@ def hold_(unit: str, why: str, as_json: bool, user: bool) -> None:
     """
     from upgrader.tool.hold_and_release import put
 
+    if not why.strip():
+        raise click.UsageError("--why: say why, for whoever comes next")
     finish(put(unit, why, user=user), as_json)
 
 

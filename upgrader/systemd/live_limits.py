@@ -61,7 +61,7 @@ class Limit(Value):
     setting: str = ""
 
     def __str__(self) -> str:
-        return f"{self.cause} ({self.remedy})"
+        return f"{self.cause} ({self.remedy})" if self.remedy else self.cause
 
 
 class Running(Value):

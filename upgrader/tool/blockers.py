@@ -27,6 +27,11 @@ class Obstacle:
 
 def not_running(systemd: Systemd, unit: Unit) -> Obstacle | None:
     """The obstacle that there is no instance to upgrade."""
+    if unit.serves and unit.load_state == "not-found":
+        return Obstacle(
+            "its unit file is gone, so systemd could not start it again",
+            f"put the file back, then: systemctl daemon-reload; or: systemctl stop {unit.id}",
+        )
     if unit.serves:
         return None
     if unit.load_state != "loaded":

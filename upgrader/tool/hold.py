@@ -63,8 +63,8 @@ class Hold(msgspec.Struct, frozen=True):
         return cls(unit, round(time.time(), 3), cause, fingerprint, kind)
 
     def __str__(self) -> str:
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since))
-        return f"held {_BY.get(self.kind, '')}since {when}: {self.cause}"
+        when = time.strftime(" since %Y-%m-%d %H:%M:%S", time.localtime(self.since))
+        return f"held{_BY.get(self.kind, '')}{when if self.since else ''}: {self.cause}"
 
     def is_over(self, began: float, fingerprint: str) -> bool:
         """Whether it is not true any more.
@@ -78,7 +78,7 @@ class Hold(msgspec.Struct, frozen=True):
         return replaced or began > self.since
 
 
-_BY = {HoldKind.ADMIN: "by an admin "}
+_BY = {HoldKind.ADMIN: " by an admin"}
 
 
 def directory(*, user: bool = False) -> Path:
@@ -163,8 +163,7 @@ def place(hold: Hold, *, user: bool = False) -> None:
                 raise
     except OSError as error:
         raise HoldError(
-            f"no hold could be put on {hold.unit}: {error}",
-            remedy="until a good version is back, do not let anything restart it",
+            f"no hold could be put on {hold.unit}: {error}", remedy=_remedy(error, place)
         ) from error
 
 
@@ -191,7 +190,14 @@ def _remove(unit: str, user: bool) -> None:
     except FileNotFoundError:
         pass
     except OSError as error:
+        path = directory(user=user) / unit
         raise HoldError(
-            f"the hold on {unit} cannot be released: {error.strerror}",
-            remedy="run the command as root, with sudo for instance",
+            f"the hold on {unit} cannot be released: {path}: {error.strerror}",
+            remedy=_remedy(error, path),
         ) from error
+
+
+def _remedy(error: OSError, path: Path) -> str:
+    if isinstance(error, PermissionError):
+        return "run the command as root, with sudo for instance"
+    return f"look at {path}: something else is in the way there"

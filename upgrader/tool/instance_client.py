@@ -21,13 +21,20 @@ import msgspec
 from upgrader.codes import Code
 from upgrader.errors import UpgradeError
 from upgrader.protocol.phase import Phase
-from upgrader.protocol.rendezvous import DRAINING, SOCKET, STATUS_SOCKET, socket_name
+from upgrader.protocol.rendezvous import (
+    DRAINING,
+    SOCKET,
+    STATUS_SOCKET,
+    socket_name,
+    socket_path,
+)
 from upgrader.protocol.status_text import Origin, Status
 from upgrader.protocol.systemd_syntax import LONGEST
 from upgrader.protocol.varlink import INTERFACE, VarlinkError
 from upgrader.protocol.varlink_client import call, watch
 from upgrader.protocol.varlink_types import Description, Last, Migration, Trial
 from upgrader.systemd.cgroup import unit_of
+from upgrader.systemd.main_command import given_environment
 from upgrader.systemd.unit import Unit
 from upgrader.tool.at_once import at_once
 from upgrader.tool.systemd_client import Systemd
@@ -256,12 +263,36 @@ def phases(unit: Unit, *, timeout: float | None = None, user: bool = False) -> I
             yield _typed(answer.get("migration"), Migration)
 
 
+def has_moved(unit: Unit, *, user: bool = False) -> bool:
+    """Whether RuntimeDirectory= names another directory first than when the main process was started,
+    so that takeover would look for its socket elsewhere."""
+    return _directory(unit, user) != _declared(unit, user)
+
+
 def _directory(unit: Unit, user: bool) -> Path | None:
-    """Where the unit's sockets are: the first of RuntimeDirectory=; None if it has none."""
-    if not unit.runtime_directories:
+    """Where the unit's sockets are: the first of RuntimeDirectory=, or what that was when the main
+    process was started; None if it had none."""
+    declared = _declared(unit, user)
+    if not unit.main_pid or (declared and (declared / SOCKET).exists()):
+        return declared
+    try:
+        given = socket_path(given_environment(unit.main_pid))
+    except OSError:  # another user's process, or it has ended
+        return declared
+    if given is None:
         return None
-    base = os.environ.get("XDG_RUNTIME_DIR", f"/run/user/{os.geteuid()}") if user else "/run"
-    return Path(base, unit.runtime_directories[0])
+    # It may say anything: no other directory than one of a service is looked into.
+    below = ".." not in given and given.startswith(f"{_base(user)}/")
+    return Path(given).parent if below else declared
+
+
+def _declared(unit: Unit, user: bool) -> Path | None:
+    names = unit.runtime_directories
+    return Path(_base(user), names[0]) if names else None
+
+
+def _base(user: bool) -> str:
+    return os.environ.get("XDG_RUNTIME_DIR", f"/run/user/{os.geteuid()}") if user else "/run"
 
 
 def _place(unit: Unit, user: bool) -> str:

@@ -33,6 +33,7 @@ from upgrader.tool.verdict import Verdict, decide
 #: Where everything crossed; the others lost at least the connections.
 _KEPT = (Origin.LIVE, Origin.RESTART)
 
+_MOVED = "RuntimeDirectory= has changed since it was started, and its socket is in the old one"
 _DEAF = "its instance cannot ask systemd, which a live upgrade has to"
 _REACH = (
     "let it reach /run/dbus/system_bus_socket (InaccessiblePaths=, RootDirectory= and the like), or"
@@ -46,6 +47,9 @@ def limits(systemd: Systemd, unit: Unit, found: Presence) -> tuple[Limit, ...]:
         error = found.error or InstanceError("its instance cannot be asked")
         silent = [Limit(LimitKind.INSTANCE, error.message, error.remedy)] if found.ours else []
         return (*live_limits(unit), *turned_away(systemd, unit), *silent)
+    if instance_client.has_moved(unit, user=systemd.user):
+        remedy = RESTART.format(unit=unit.id)
+        return (Limit(LimitKind.RUNTIME_DIRECTORY, _MOVED, remedy),)
     given = found.said.started
     passed = None if given.activated is None else tuple(given.activated)
     running = Running(passed, tuple(given.credentials), given.memory, given.cache)
@@ -118,7 +122,7 @@ def await_reload(attempt: Attempt, job: int) -> Outcome:
         now = attempt.systemd.unit(unit.id)
         return attempt.failed(
             Result.UNDECIDED if now.serves else Result.NOT_SERVING,
-            f"not done after {error.seconds:g}s (--timeout), it is {now.active_state}",
+            f"not done after {show_duration(error.seconds)} (--timeout), it is {now.active_state}",
             f"the reload goes on in systemd; see: systemctl status {unit.id}",
         )
     except UnitError as error:

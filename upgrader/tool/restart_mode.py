@@ -12,6 +12,7 @@ from dataclasses import replace
 from upgrader.codes import Code
 from upgrader.protocol.status_text import Origin, Status
 from upgrader.protocol.varlink_types import Description
+from upgrader.protocol.wording import show_duration
 from upgrader.systemd.fdstore import Stored, StoreName
 from upgrader.systemd.unit import Unit, UnitError, WaitTimeout
 from upgrader.tool import failure_cause, instance_client
@@ -194,6 +195,6 @@ def _overdue(attempt: Attempt, error: WaitTimeout) -> Outcome:
     untouched = now.serves and now.invocation_id == unit.invocation_id
     return attempt.failed(
         Result.OLD_SERVES if untouched else Result.NOT_SERVING,
-        f"not ready after {error.seconds:g}s (--timeout), it is {now.active_state}",
+        f"not ready after {show_duration(error.seconds)} (--timeout), it is {now.active_state}",
         f"the restart goes on in systemd; see: systemctl status {unit.id}",
     )

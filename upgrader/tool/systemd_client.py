@@ -20,6 +20,7 @@ from upgrader.systemd.unit import (
     BusUnreachable,
     Change,
     FdStoreContents,
+    InvalidUnitName,
     Job,
     MissingPackage,
     NoSuchUnit,
@@ -88,10 +89,17 @@ class Systemd:
     def unit(self, name: str) -> Unit:
         """Read a unit, through its aliases; raises NoSuchUnit."""
         name = unit_name(name)
+        if "@." in name:
+            running = name.replace("@.", "@*.")
+            raise InvalidUnitName(
+                name,
+                "this is a template",
+                remedy=f"name an instance of it; all that run: '{running}'",
+            )
         with translated(name, "read this unit"):
             path = as_text(self._call("LoadUnit", b"s", name))
         unit = self._read(name, path)
-        if unit.load_state == "not-found":
+        if unit.load_state == "not-found" and not unit.serves:
             raise NoSuchUnit(name, self.similar(name))
         return unit
 
@@ -101,15 +109,19 @@ class Systemd:
             return self._get_all(unit.path)
 
     def services(self) -> tuple[str, ...]:
-        """The names of all service units in memory, by name."""
+        """The names of all service units in memory, by name; also of those that run on without a file."""
         with translated("", "list units"):
             rows = self._call("ListUnitsByPatterns", b"asas", [], ["*.service"])
-        return tuple(sorted(as_text(row[0]) for row in rows if as_text(row[2]) == "loaded"))
+        there = [row for row in rows if as_text(row[2]) == "loaded" or as_text(row[3]) == "active"]
+        return tuple(sorted(as_text(row[0]) for row in there))
 
     def keeps(self, name: str) -> bool:
-        """Whether a unit in memory has an FD store, which every service of this library needs."""
+        """Whether a unit in memory has an FD store, which every service of this library needs, or nobody
+        knows, because its file is gone."""
         with translated(name, "read this unit"):
             path = as_text(self._call("LoadUnit", b"s", name))
+            if as_text(self._get(path, _PID1 + b".Unit", "LoadState")) == "not-found":
+                return True
             return bool(self._get(path, _PID1 + b".Service", "FileDescriptorStoreMax"))
 
     def similar(self, name: str) -> tuple[str, ...]:

@@ -128,8 +128,7 @@ def expand(
             return tuple(each.unit for each in known if each.serves or each.parked)
         for name in names:
             if not _PATTERN.intersection(name):
-                systemd.unit(name)
-                found[name] = None
+                found[systemd.unit(name).id] = None
                 continue
             pattern = name if name.endswith(".service") else f"{name}.service"
             matching = systemd.running(pattern)
@@ -327,8 +326,11 @@ def settle(systemd: Systemd, outcome: Outcome) -> Outcome:
             failed = _fingerprint(systemd, outcome.unit)
             hold.place(Hold.now(outcome.unit, outcome.cause, failed), user=user)
     except HoldError as error:
-        remedy = "\n".join(filter(None, (outcome.remedy, f"warning: {error}")))
-        return replace(outcome, remedy=remedy, warnings=(*outcome.warnings, str(error)))
+        warning = str(error)
+        if outcome.result is not Result.DONE:
+            warning += "; until a good version is back, do not let anything restart it"
+        remedy = "\n".join(filter(None, (outcome.remedy, f"warning: {warning}")))
+        return replace(outcome, remedy=remedy, warnings=(*outcome.warnings, warning))
     return outcome
 
 
