@@ -70,7 +70,7 @@ class HostedListener:
         self.connections: list[HostedConnection] = []
         self._sweep_at = _SPARE
         self._waiting: dict[int, _Waiting] = {}  # by FD
-        self.arrivals: list[MovedAnew] = []  #: those without an end that have moved here
+        self._arrivals: list[MovedAnew] = []  # those without an end that have moved here
         self._attaching: set[asyncio.Task[None]] = set()
         self._arriving: set[asyncio.Task[None]] = set()  # those of them that have moved here
         self._adopting: asyncio.Task[None] | None = None
@@ -92,7 +92,7 @@ class HostedListener:
         for item in adopted:
             protocol = None
             if item.state.session == ANEW:
-                self.arrivals.append(MovedAnew(item, self._adapter, self._let_in))
+                self._arrivals.append(MovedAnew(item, self._adapter, self._let_in))
                 continue
             if item.state.session:
                 try:
@@ -101,6 +101,11 @@ class HostedListener:
                     why = f"{self._adapter.speaks}: {type(error).__name__}: {error}"
                     raise UnreadableState(f"a connection of {self._name!r}", why) from error
             self._waiting[item.fileno()] = _Waiting(item, protocol)
+
+    def take_arrivals(self) -> list[MovedAnew]:
+        """Those without an end that have moved here; nothing of their handshakes is kept here."""
+        arrivals, self._arrivals = self._arrivals, []
+        return arrivals
 
     def open(self) -> None:
         """Serve: what has moved here, and whoever comes."""

@@ -72,16 +72,21 @@ class Replays:
         if waiting := self._undecided():
             await asyncio.wait(waiting)
         seconds = time.monotonic() - began
-        moved = [each for each in self._begun if not each.failed]
-        for number, each in enumerate(moved):
+        moved, refused = 0, []
+        begun, self._begun = self._begun, []  # nothing of theirs is kept, nor of their handshakes
+        for each in begun:
+            if each.failed:
+                refused.append(each)
+                continue
             each.let_in()
-            if number % _BATCH == _BATCH - 1:
+            moved += 1
+            if moved % _BATCH == 0:
                 await asyncio.sleep(0)
-        refused = [each for each in self._begun if each.failed]
-        count = len(refused) + len(self._unasked)
-        if count:
+        refused += [_Beginning(each) for each in self._unasked]
+        self._arrivals, self._unasked = (), []
+        if refused:
             self._goodbyes = self._loop.create_task(self._say_goodbyes(refused))
-        return Replayed(len(self._arrivals) - count, count, round(seconds, 6))
+        return Replayed(moved, len(refused), round(seconds, 6))
 
     async def end(self) -> None:
         """This instance ends: say all goodbyes at once."""
@@ -114,10 +119,9 @@ class Replays:
             self._loop.call_later(self._patience, _refuse_if_late, replay)
         await beginning.connect(self._loop)
 
-    async def _say_goodbyes(self, refused: Sequence[_Beginning]) -> None:
+    async def _say_goodbyes(self, left: list[_Beginning]) -> None:
         """One after the other: clients that are all told at once all dial again at once."""
         began = time.monotonic()
-        left: list[_Beginning] = [*refused, *(_Beginning(each) for each in self._unasked)]
         total = len(left)
         while left:
             passed = time.monotonic() - began

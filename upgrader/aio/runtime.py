@@ -281,7 +281,7 @@ class AsyncioRuntime:
                 "%d handlers of adopted connections have not come to their first wait within"
                 " downtime-limit: the others go on without them", late,
             )  # fmt: skip
-        arrivals = [each for hosting in self.hostings.values() for each in hosting.arrivals]
+        arrivals = [each for hosting in self.hostings.values() for each in hosting.take_arrivals()]
         if arrivals:  # in a task: this instance can be asked meanwhile
             parameters = self._parts.report.parameters
             self._replays = replays.Replays(
