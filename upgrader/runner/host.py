@@ -4,6 +4,7 @@ and keeps for it, and commands."""
 
 import asyncio
 import contextlib
+import fcntl
 import os
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,8 @@ from upgrader.systemd.own_unit import TIMEOUT
 PROGRAM = "program."
 SHARED = "shared."
 STATE = "state"
+#: What is set on a state once all of it is there. It may be emptied still.
+WHOLE = fcntl.F_SEAL_GROW
 #: Settings with which a process cannot outlive the stop of its unit, and their harmless values.
 _BOUND_TO_A_START = {"PrivateTmp": False, "DynamicUser": False, "PrivatePIDs": "no"}
 #: A command in front of another one, with which that writes to FD 3.
@@ -133,7 +136,7 @@ class Host:
     def state(self) -> Fd | None:
         """What a program has saved, if no other one may have gone on from it."""
         for item in self.instance.passed:
-            if item.name == STATE and os.fstat(item.fd.fileno()).st_size:
+            if item.name == STATE and _is_whole(item.fd):
                 return item.fd
         return None
 
@@ -244,6 +247,12 @@ class Host:
         if self.serves and (lines := relayed(fields)):
             with contextlib.suppress(UpgradeError):
                 self.instance._parts.report.notifier.send(*lines)
+
+
+def _is_whole(state: Fd) -> bool:
+    """Whether a program has saved all of it, and nobody has gone on from it."""
+    seals = fcntl.fcntl(state.fileno(), fcntl.F_GET_SEALS)
+    return bool(seals & WHOLE and os.fstat(state.fileno()).st_size)
 
 
 async def in_thread(call: Callable[..., object], *values: Any) -> None:

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The state of a program on its way to the next one, which an adapter saves and loads.
 
-It is a file in memory that PID 1 keeps. One that is empty is spent: whoever serves has gone on from it,
-or has not needed it. So that is decided by one system call, whoever dies in between.
+It is a file in memory that PID 1 keeps, sealed once it is whole. One that is empty is spent: whoever serves
+has gone on from it, or has not needed it. So each is decided by one system call, whoever dies in between.
 """
 
 import asyncio
+import fcntl
 import os
 from collections.abc import Coroutine, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from upgrader.aio.instance import Instance
 from upgrader.errors import UpgradeError, VerifyError
 from upgrader.protocol.fd import Fd
 from upgrader.runner.adapter import Adapter
-from upgrader.runner.host import PROGRAM, STATE, Host, in_thread
+from upgrader.runner.host import PROGRAM, STATE, WHOLE, Host, in_thread
 from upgrader.runner.processes import RunningProcess, age
 from upgrader.runner.start import ProgramStart
 
@@ -66,11 +67,14 @@ class ProgramState:
                 await self._resume(self.program)
 
     async def _save(self, program: RunningProcess) -> None:
-        with Fd(os.memfd_create(f"upgrader-{STATE}")) as state:
+        name, flags = f"upgrader-{STATE}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+        with Fd(os.memfd_create(name, flags)) as state:
+            # PID 1 has it before the program stops: nobody waits for PID 1 then.
+            await in_thread(self._host.instance.keep, STATE, state)
             await self._adapter.save(program, state)
             if not os.fstat(state.fileno()).st_size:
                 raise VerifyError(f"{program} has saved nothing")
-            await in_thread(self._host.instance.keep, STATE, state)
+            fcntl.fcntl(state.fileno(), fcntl.F_ADD_SEALS, WHOLE)
 
     # Of the program that is to serve
 
