@@ -282,9 +282,9 @@ class Control:
             return
         self._answered(client, call, self._reply(client.caller, call))
 
-    def _reply(self, caller: Caller, call: Call, by: _Answer = answer) -> Reply:
+    def _reply(self, caller: Caller, call: Call, by: _Answer | None = None) -> Reply:
         try:
-            return Reply(by(self._answers, self._version, caller, call))
+            return Reply((by or answer)(self._answers, self._version, caller, call))
         except VarlinkError as error:
             return Reply(error.parameters, error.name)
         except Exception as error:
