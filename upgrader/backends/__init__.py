@@ -11,6 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from upgrader.backends.eventfd import EventFd
     from upgrader.backends.file import OpenFile
+    from upgrader.backends.fuse import Fuse
     from upgrader.backends.inotify import Inotify
     from upgrader.backends.kind import BackendKind
     from upgrader.backends.memory import Memory
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _PLACES = {
     "eventfd": ("EventFd",),
     "file": ("OpenFile",),
+    "fuse": ("Fuse",),
     "inotify": ("Inotify",),
     "kind": ("BackendKind",),
     "memory": ("Memory",),
@@ -45,6 +47,7 @@ __all__ = [
     "BackendKind",
     "Child",
     "EventFd",
+    "Fuse",
     "Inotify",
     "Memory",
     "NetlinkSocket",
