@@ -24,7 +24,11 @@ from upgrader.systemd.fdstore import Stored, StoreName
 from upgrader.testing import Service, ServiceError
 
 HERE = Path(__file__).parent
-IMPLEMENTATIONS = ["websockets", "websockets-sansio", "wsproto"]
+#: The default of uvicorn, and the others.
+IMPLEMENTATIONS = [
+    "websockets-sansio",
+    *(pytest.param(each, marks=pytest.mark.matrix) for each in ("websockets", "wsproto")),
+]
 
 
 class Chat:
@@ -60,8 +64,18 @@ def chat(tmp_path: Path) -> Iterator[Chat]:
         yield chat
 
 
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-@pytest.mark.parametrize("ws", IMPLEMENTATIONS)
+@pytest.mark.parametrize(
+    ("ws", "loop"),
+    [
+        ("websockets", "asyncio"),
+        ("websockets-sansio", "uvloop"),
+        ("wsproto", "asyncio"),
+        *(
+            pytest.param(*each, marks=pytest.mark.matrix)
+            for each in (("websockets", "uvloop"), ("wsproto", "uvloop"))
+        ),
+    ],
+)
 def test_a_chat_goes_on(chat: Chat, ws: str, loop: str) -> None:
     """Live and over a restart, with compression: each message reaches each client once."""
     options = ("--ws", ws, "--loop", loop)
