@@ -433,3 +433,51 @@ def test_what_a_check_refuses_answers_nobody(service: RunnerService) -> None:
     assert {first} == set(seen)
     service.live(service.command(*good))
     assert first != another(service, first)
+
+
+def test_datagrams(service: RunnerService, tmp_path: Path) -> None:
+    """The socket outlives programs, in a live upgrade and a restart; each datagram is answered once."""
+    address = str(tmp_path / "datagrams")
+    options = ("--datagrams", f"jobs=unix:{address}")
+    seen: list[int] = []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
+        client.settimeout(SETTLE)
+        client.bind(str(tmp_path / "client"))
+
+        def ask() -> int:
+            client.sendto(b"%d" % len(seen), address)
+            number, pid = map(int, client.recv(100).split())
+            assert number == len(seen)
+            seen.append(pid)
+            return pid
+
+        service.start(service.command(*options))
+        first = ask()
+        service.live(service.command(*options))
+        assert eventually(lambda: ask() != first)
+        assert eventually(lambda: not runs(first))
+        second = ask()
+        service.restart(service.command(*options))
+        assert eventually(lambda: ask() not in (first, second))
+
+
+def test_two_programs_are_drained_at_a_time(service: RunnerService) -> None:
+    """With a third one, the oldest is ended; the others end after what they are at."""
+    service.start(service.command())
+    streams: list[tuple[int, Client]] = []
+    try:
+        for _ in range(3):
+            client = service.connect()
+            streams.append((int(client.ask("who")), client))
+            assert "begun" == client.ask("begin")
+            service.live(service.command())
+            another(service, streams[-1][0])
+        assert eventually(lambda: not runs(streams[0][0]))
+        assert "" == streams[0][1].line()
+        for pid, client in streams[1:]:
+            assert runs(pid)
+            assert "ended" == client.ask("end")
+            assert eventually(lambda pid=pid: not runs(pid))  # type: ignore[misc]
+    finally:
+        for _, client in streams:
+            client.__exit__()

@@ -73,19 +73,31 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     writer.close()
 
 
+def echo(sock: socket.socket) -> None:
+    with contextlib.suppress(BlockingIOError):  # the other one was quicker
+        data, sender = sock.recvfrom(100)
+        sock.sendto(data + b" %d" % os.getpid(), sender)
+
+
 async def main() -> None:
     assert os.environ["LISTEN_PID"] == str(os.getpid())
     sockets = [socket.socket(fileno=3 + number) for number in range(COUNT)]
+    datagrams = [sock for sock in sockets if sock.type == socket.SOCK_DGRAM]
+    sockets = [sock for sock in sockets if sock.type == socket.SOCK_STREAM]
     servers = [await asyncio.start_server(answer, sock=sock.dup()) for sock in sockets]
     if FLAW == "blocking":
         sockets[0].setblocking(True)
     over = asyncio.Event()
     loop = asyncio.get_running_loop()
+    for each in datagrams:
+        loop.add_reader(each, echo, each)
     loop.add_signal_handler(signal.SIGTERM, over.set)
     loop.add_signal_handler(signal.SIGHUP, notify, "STATUS=reloaded")
     if FLAW != "hang":
         notify("READY=1\nSTATUS=serving")
     await over.wait()
+    for each in datagrams:
+        loop.remove_reader(each)
     for server in servers:
         server.close()
     await asyncio.sleep(0.05)  # what was accepted last has got its task by then

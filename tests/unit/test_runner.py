@@ -92,6 +92,7 @@ def test_a_command_line_that_makes_no_sense(words: list[str]) -> None:
                 "SERVER_STARTER_GENERATION": "1",
             },
         ),
+        (Passing.PHP_FPM, {"FPM_SOCKETS": "127.0.0.1:80=3,127.0.0.1:80=4"}),
         (Passing.NONE, {}),
     ],
 )

@@ -14,6 +14,7 @@ class Passing(StrEnum):
     """How a program learns which of its FDs are listeners. `{fd:NAME}` works beside each of them."""
 
     LISTEN_FDS = "listen-fds"  #: LISTEN_FDS=, from FD 3 on; sd_listen_fds(3)
+    PHP_FPM = "php-fpm"  #: FPM_SOCKETS=, as PHP-FPM hands them to itself at a reload
     NGINX = "nginx"  #: NGINX=, as nginx hands them to the binary that it upgrades itself to
     SERVER_STARTER = "server-starter"  #: SERVER_STARTER_PORT=; start_server(1) of Server::Starter
     HAPROXY = "haproxy"  #: -x, as an old HAProxy hands them to a new one
@@ -37,6 +38,7 @@ class Program:
     `background`: words with which it leaves the foreground, `foreground`: those that it needs to stay
     there. `exclusive`: what two of them cannot share; `binds`: it takes no listeners, and binds its own.
     `adapter`: as of --adapter; `version`: arguments with which it tells its version, and ends.
+    `blocking`: it waits in accept(2), so O_NONBLOCK must be off.
     """
 
     passing: Passing = Passing.LISTEN_FDS
@@ -50,6 +52,7 @@ class Program:
     binds: bool = False
     adapter: str = ""
     version: tuple[str, ...] = ()
+    blocking: bool = False
 
     @property
     def adoptable(self) -> bool:
@@ -68,7 +71,8 @@ _DBUS = Program(exclusive="the connections of its clients, and the names that th
 _APACHE = Program(binds=True)
 #: By the name of the binary. Of nginx: https://nginx.org/en/docs/control.html; of gunicorn:
 #: https://docs.gunicorn.org/en/stable/signals.html and .../deploy.html#systemd; of HAProxy: its
-#: management.txt, 3 and 4; of node: `server.listen({fd: 3})`, https://nodejs.org/api/net.html; of uvicorn: its --fd.
+#: management.txt, 3 and 4; of node: `server.listen({fd: 3})`, https://nodejs.org/api/net.html; of uvicorn: its --fd; of PHP-FPM: php-fpm(8), "SIGNAL", and FPM_SOCKETS in its
+#: sapi/fpm/fpm/fpm_sockets.c.
 PROGRAMS = {
     "nginx": Program(Passing.NGINX, Readiness.LISTENING, signal.SIGQUIT, signal.SIGHUP, ("-t",), version=("-v",)),
     "gunicorn": Program(
@@ -79,6 +83,10 @@ PROGRAMS = {
         background=("-D", "-W"), foreground=("-Ws",), version=("-v",),
     ),
     "node": Program(Passing.LISTEN_FDS, Readiness.LISTENING),
+    "php-fpm": Program(
+        Passing.PHP_FPM, Readiness.NOTIFY, signal.SIGQUIT, signal.SIGUSR2, ("-t",),
+        background=("-D", "--daemonize"), foreground=("--nodaemonize",), blocking=True,
+    ),
     "uvicorn": Program(Passing.NONE, Readiness.LISTENING),
     "apache2": _APACHE,
     "apache2ctl": _APACHE,
@@ -134,14 +142,17 @@ def signal_named(text: str) -> signal.Signals:
 def _read(table: dict[str, Any]) -> Program:
     unknown = table.keys() - {
         "pass", "ready", "drain-signal", "reload", "test", "background", "foreground", "exclusive",
-        "binds", "adapter",
+        "binds", "adapter", "blocking",
     }  # fmt: skip
     if unknown:
         raise ValueError(f"there is no {', '.join(sorted(unknown))}")
     exclusive, binds = table.get("exclusive", ""), table.get("binds", False)
-    adapter = table.get("adapter", "")
-    if not (isinstance(exclusive, str) and isinstance(adapter, str) and isinstance(binds, bool)):
-        raise ValueError("exclusive is a text, adapter as well, and binds is true or false")
+    adapter, blocking = table.get("adapter", ""), table.get("blocking", False)
+    texts, flags = (exclusive, adapter), (binds, blocking)
+    if not all(isinstance(t, str) for t in texts) or not all(isinstance(f, bool) for f in flags):
+        raise ValueError(
+            "exclusive is a text, adapter as well; binds and blocking are true or false"
+        )
     return Program(
         Passing(table.get("pass", Passing.LISTEN_FDS)),
         Readiness(table.get("ready", Readiness.NOTIFY)),
@@ -153,6 +164,7 @@ def _read(table: dict[str, Any]) -> Program:
         exclusive,
         binds,
         adapter,
+        blocking=blocking,
     )
 
 

@@ -97,7 +97,7 @@ class Adapter:
                 return True
             case Passing.NONE:
                 return any("{fd:" in word for word in words)
-            case Passing.NGINX | Passing.HAPROXY:
+            case Passing.NGINX | Passing.HAPROXY | Passing.PHP_FPM:
                 return False
 
     def shared(self, known: Mapping[str, Fd]) -> Mapping[str, Fd]:

@@ -18,7 +18,7 @@ from upgrader.protocol.fd import Fd
 from upgrader.protocol.parameters import Mode
 from upgrader.runner.children import Children
 from upgrader.runner.notifications import Notifications, relayed
-from upgrader.runner.options import RunnerOptions
+from upgrader.runner.options import Listen, RunnerOptions
 from upgrader.runner.passing import Given
 from upgrader.runner.processes import RunningProcess, end
 from upgrader.runner.spawn import Held, StartOrder, soft_limits
@@ -70,11 +70,15 @@ class Host:
         self.notified = asyncio.Event()
         self.notifications = Notifications(self._hear)
         asyncio.get_running_loop().add_reader(self.notifications, self.notifications.receive)
-        names = [(each.name, each.address) for each in self.options.listen]
-        names = names or [(name, None) for name in _passed_names(self.given)]
-        if needs_listener and not names:
+        listen = self.options.listen or [Listen(name, None) for name in _passed_names(self.given)]
+        if needs_listener and not listen:
             raise DeclarationError("--listen", "the program is given no listener")
-        self._declared = [instance.listener(name, bind=address) for name, address in names]
+        self._declared = [
+            (instance.datagrams if each.datagrams else instance.listener)(
+                each.name, bind=each.address
+            )
+            for each in listen
+        ]
         with contextlib.suppress(BusError), Bus(TIMEOUT) as bus:
             self.properties = bus.properties(instance._parts.report.unit)
 

@@ -15,23 +15,25 @@ from upgrader.protocol.rendezvous import RUNNER
 from upgrader.protocol.systemd_syntax import LONGEST, time_span
 
 _USAGE = "python -m upgrader.run [OPTIONS] -- PROGRAM [ARGUMENTS]"
+_DATAGRAMS = "--datagrams"
 _LISTEN = "--listen"
 _DRAIN_LIMIT = 3600.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """One listener: its name, and where to bind it unless a `.socket` unit passes it."""
+    """One listener, or datagram socket: its name, and where to bind it unless a `.socket` unit passes it."""
 
     name: str
     address: str | None
+    datagrams: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class RunnerOptions:
     """What a runner is told. `ready_after` and `drain_limit` are in seconds; `reload` is a signal, a
     command, or None; `test`: arguments with which the program only tests its configuration; `adapter`:
-    see `adapters`, empty for the one of most programs."""
+    see `adapters`, empty for the one of most programs; `blocking`: its listeners must be."""
 
     program: Sequence[str]
     name: str
@@ -47,6 +49,7 @@ class RunnerOptions:
     test: Sequence[str]
     adapter: str
     version_command: Sequence[str]
+    blocking: bool
 
     @classmethod
     def parse(cls, arguments: Sequence[str], environment: Mapping[str, str]) -> Self:
@@ -78,6 +81,7 @@ class RunnerOptions:
             adapter=given.adapter or program.adapter,
             version_command=tuple(given.version_command)
             or ((words[0], *program.version) if program.version else ()),
+            blocking=program.blocking,
         )
 
 
@@ -116,8 +120,8 @@ def _said(environment: Mapping[str, str], listens: bool) -> Iterator[str]:
             _parser().error(f"there is no option for {variable}=")
     for option in table:
         text = environment.get(option.variable, "")
-        if option.name == _LISTEN:
-            yield from (f"{_LISTEN}={word}" for word in text.split() if not listens)
+        if option.name in (_LISTEN, _DATAGRAMS):
+            yield from (f"{option.name}={word}" for word in text.split() if not listens)
         elif text:
             yield f"{option.name}={text}"
 
@@ -134,6 +138,8 @@ def _parser() -> argparse.ArgumentParser:
     add(_LISTEN, metavar="NAME[=ADDRESS]", type=_listen, action="append", default=[],
         help="a listener: host:port, [v6]:port, :port or unix:/path; without an address that of the"
         " .socket unit with FileDescriptorName=NAME (may be repeated)")  # fmt: skip
+    add(_DATAGRAMS, dest="listen", metavar="NAME[=ADDRESS]", type=_datagrams, action="append",
+        help="a datagram socket, likewise")  # fmt: skip
     add("--pass", dest="passing", type=_word(Passing), metavar="HOW",
         help=f"how the program is given its listeners: {', '.join(Passing)}; {{fd:NAME}} in its"
         " arguments is the number of an FD in any case")  # fmt: skip
@@ -168,6 +174,11 @@ def _word(kind: type[Passing]) -> type[Passing]:
 def _listen(text: str) -> Listen:
     name, equals, address = text.partition("=")
     return Listen(name, address if equals else None)
+
+
+def _datagrams(text: str) -> Listen:
+    listen = _listen(text)
+    return Listen(listen.name, listen.address, datagrams=True)
 
 
 def _ready(text: str) -> tuple[Readiness, float]:

@@ -33,6 +33,13 @@ def variables(passing: Passing, given: Sequence[Given]) -> dict[str, str]:
         case Passing.LISTEN_FDS:
             names = ":".join(each.name for each in given)
             return {"LISTEN_FDS": str(len(given)), "LISTEN_FDNAMES": names}
+        case Passing.PHP_FPM:
+            pairs = zip(given, numbers, strict=True)
+            # fpm_sockets.c has no brackets around an IPv6 address.
+            keys = [
+                (show_address(g.address).replace("[", "").replace("]", ""), n) for g, n in pairs
+            ]
+            return {"FPM_SOCKETS": ",".join(f"{key}={number}" for key, number in keys)}
         case Passing.NGINX:
             return {"NGINX": "".join(f"{number};" for number in numbers)}
         case Passing.SERVER_STARTER:

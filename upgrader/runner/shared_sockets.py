@@ -46,6 +46,19 @@ class SocketSettings:
                 remedy="restart the unit instead",
             )
 
+    def require_blocking(self, *, beside: bool) -> None:
+        """Turn O_NONBLOCK off, for a program that waits in accept(2); raises VerifyError if another one
+        may serve `beside` it, which does not."""
+        if self._blocking:
+            return
+        if beside:
+            raise VerifyError(
+                "the program waits in accept(2), and the one that serves its listeners does not",
+                remedy="stop and start the unit instead",
+            )
+        os.set_blocking(self._sock.fileno(), True)
+        self._blocking = True
+
     def restore(self, *, options: bool) -> None:
         """Put back the backlog and O_NONBLOCK, and with `options` all that is known."""
         with contextlib.suppress(OSError):

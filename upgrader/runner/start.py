@@ -60,6 +60,8 @@ class ProgramStart:
             await self._try(ends=True)
         start = self._what(host.listeners)
         settings = record(host.sockets)
+        for each in settings if host.options.blocking else ():
+            each.require_blocking(beside=self._is_beside)
         async with adapter.starting(start) as order:
             program = await self._start(order, start, settings)
         for each in settings:
