@@ -6,6 +6,9 @@ import contextlib
 import os
 import shutil
 import socket
+import struct
+import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -92,6 +95,18 @@ def configure_nginx(service: Service, version: int) -> None:
     service.machine.write(f"/run/{service.name}/stream", "x" * STREAM)
 
 
+PHP_FPM = """\
+[global]
+error_log = /srv/{name}/log
+[www]
+listen = 127.0.0.1:{port}
+user = nobody
+group = nogroup
+pm = static
+pm.max_children = 4
+"""
+#: The binaries of the distribution.
+BINARIES = {"gunicorn": "gunicorn", "haproxy": "haproxy", "node": "node", "php-fpm": "php-fpm8.2"}
 #: For each program: what is written where, with its version, and its command line.
 OTHERS = {
     "gunicorn": (
@@ -126,6 +141,33 @@ process.on("SIGTERM", () => server.close());
 """,
         "{node} /srv/{name}/app.js",
     ),
+    "go": (
+        "main.go",
+        """\
+package main
+
+import ("context"; "fmt"; "net"; "net/http"; "os"; "os/signal"; "syscall")
+
+func main() {{
+	listener, _ := net.FileListener(os.NewFile(3, "http"))
+	http.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {{
+		fmt.Fprintf(w, "%d {version}", os.Getpid())
+	}})
+	server := &http.Server{{}}
+	go server.Serve(listener)
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, syscall.SIGTERM)
+	<-stop
+	server.Shutdown(context.Background())
+}}
+""",
+        "/srv/{name}/main",
+    ),
+    "php-fpm": (
+        "index.php",
+        "<?php echo getmypid() . ' {version}';",
+        "{php-fpm} --nodaemonize --fpm-config /srv/{name}/fpm.conf",
+    ),
     "uvicorn": (
         "app.py",
         """\
@@ -148,11 +190,16 @@ def other(machine: PrivateSystemd, install: Install, kind: str) -> Service:
     service.stop()
     machine.run(["mkdir", "-p", f"/srv/{service.name}"])
     write_version(service, kind, 1)
-    places = {} if kind == "uvicorn" else {kind: needs(kind)}
+    places = {kind: needs(BINARIES[kind])} if kind in BINARIES else {}
+    if kind == "php-fpm":
+        text = PHP_FPM.format(name=service.name, port=service.port)
+        machine.write(f"/srv/{service.name}/fpm.conf", text)
     places |= {"name": service.name, "python_bin": os.path.dirname(machine.python[0])}
     # Bytecode is told by the second, and two versions come in one.
     more = ["Environment=PYTHONDONTWRITEBYTECODE=1"]
-    service.configure(*runner_unit(service, program=OTHERS[kind][2].format(**places), more=more))
+    options = ["--ready", "listening"] if kind == "go" else []
+    program = OTHERS[kind][2].format(**places)
+    service.configure(*runner_unit(service, *options, program=program, more=more))
     return service
 
 
@@ -160,7 +207,49 @@ def write_version(service: Service, kind: str, number: int) -> None:
     """Have the next start answer with another version."""
     file, text, _ = OTHERS[kind]
     content = text.format(port=service.port, version=number)
-    service.machine.write(f"/srv/{service.name}/{file}", content)
+    if kind != "go":
+        service.machine.write(f"/srv/{service.name}/{file}", content)
+        return
+    with tempfile.TemporaryDirectory() as place:
+        source, built = Path(place, file), Path(place, "main")
+        source.write_text(content)
+        environment = {**os.environ, "GOCACHE": f"{place}/cache", "GO111MODULE": "off"}
+        go = [needs("go"), "build", "-o", str(built), str(source)]
+        subprocess.run(go, check=True, env=environment)
+        service.machine.copy_in(built, f"/srv/{service.name}/new")
+    service.machine.run(["chmod", "755", f"/srv/{service.name}/new"])
+    service.machine.run(["mv", f"/srv/{service.name}/new", f"/srv/{service.name}/main"])
+
+
+def fastcgi(service: Service) -> bytes:
+    """What PHP-FPM answers to one request; raises OSError or ValueError.
+
+    https://fastcgi-archives.github.io/FastCGI_Specification.html, 3.3 and 5.
+    """
+
+    def record(kind: int, content: bytes) -> bytes:
+        return struct.pack("!BBHHBx", 1, kind, 1, len(content), 0) + content
+
+    variables = {
+        b"SCRIPT_FILENAME": f"/srv/{service.name}/index.php".encode(),
+        b"REQUEST_METHOD": b"GET",
+    }
+    pairs = b"".join(bytes([len(n), len(v)]) + n + v for n, v in variables.items())
+    begin = struct.pack("!HB5x", 1, 0)  # a responder, and one request
+    with network_of(service.machine):
+        sock = socket.create_connection(("127.0.0.1", service.port), SETTLE)
+    with sock:
+        sock.sendall(record(1, begin) + record(4, pairs) + record(4, b"") + record(5, b""))
+        data = b"".join(iter(lambda: sock.recv(65536), b""))
+    body = b""
+    while len(data) >= 8:
+        _, kind, _, length, padding = struct.unpack("!BBHHBx", data[:8])
+        if kind == 6:
+            body += data[8 : 8 + length]
+        data = data[8 + length + padding :]
+    if not (answer := body.partition(b"\r\n\r\n")[2]):
+        raise ValueError(f"answered {body[:200]!r}")
+    return answer
 
 
 class Addressed(Protocol):
@@ -174,6 +263,8 @@ class Addressed(Protocol):
 
 def get(service: Addressed, path: str = "/") -> bytes:
     """The body of an answer on a new connection; raises OSError or ValueError."""
+    if isinstance(service, Service) and "php-fpm" in service.name:
+        return fastcgi(service)
     with network_of(service.machine):
         sock = socket.create_connection(("127.0.0.1", service.port), SETTLE)
     with sock:
