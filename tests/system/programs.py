@@ -112,7 +112,7 @@ OTHERS = {
     "gunicorn": (
         "app.py",
         GUNICORN,
-        "{gunicorn} --workers 2 --chdir /srv/{name} app:app",
+        "{gunicorn} --preload --workers 2 --chdir /srv/{name} app:app",
     ),
     "haproxy": (
         "haproxy.cfg",

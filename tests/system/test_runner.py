@@ -175,7 +175,7 @@ def test_a_configuration_that_does_not_parse(
     before = masters(service)
     service.machine.write(f"/etc/{service.name}.conf", "nonsense;")
     with load(service) as seen:
-        assert "verify-failed" == upgrade(service, "--mode", "live")["code"]
+        assert "ended-early" == upgrade(service, "--mode", "live")["code"]
     assert [] == seen.failures
     assert before == masters(service)
     assert 2 == service.stored

@@ -28,7 +28,8 @@ DIFFERS = {
 def test_a_program_inherits_what_pid_1_would_give_it(
     host_machine: PrivateSystemd, install: Install
 ) -> None:
-    """Variables, limits, signals, oom_score_adj, session and all else: by a start and a live upgrade."""
+    """Variables, limits, signals, oom_score_adj, session and all else: by a start, in
+    mode exec and in a live upgrade."""
     # Python ignores two signals itself, so a shell looks before; by itself, as it blocks some in a fork.
     program, python = "/opt/inherits", " ".join(host_machine.python)
     text = f"""\
@@ -44,12 +45,12 @@ exec {python} /opt/upgrader-tests/facts.py $1
         f"ExecStart={program} /srv/plain",
     )  # fmt: skip
     service.stop()
-    for name in ("started", "live"):
+    for name in ("started", "exec", "live"):
         service.configure(*runner_unit(service, program=f"{program} /srv/{name}", more=SETTINGS))
         if name == "started":
             service.start()
         else:
-            assert 0 == upgrade(service, "--mode", "live")["exit_code"], service.messages()
+            assert 0 == upgrade(service, "--mode", name)["exit_code"], service.messages()
     assert eventually(lambda: 1 == len(masters(service)))
     (pid,) = masters(service)
     assert eventually(
@@ -57,7 +58,7 @@ exec {python} /opt/upgrader-tests/facts.py $1
     )
     expected = found(service, "plain")
     assert len(expected) > 40
-    for name in ("started", "live"):
+    for name in ("started", "exec", "live"):
         given = found(service, name)
         differs = {
             key: (expected.get(key), given.get(key))

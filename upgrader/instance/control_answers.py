@@ -458,13 +458,18 @@ class Negotiation:
 
     def _command(self, words: Sequence[str]) -> MainCommand:
         """What is executed: these words, or else what ExecStart= says now."""
-        given = {**os.environ, "NOTIFY_SOCKET": self._host.notify_socket}
+        given, at_start = (
+            {**os.environ, "NOTIFY_SOCKET": self._host.notify_socket},
+            given_environment(),
+        )
+        if "LC_CTYPE" not in at_start:  # Python adds it to its own
+            given.pop("LC_CTYPE", None)
         if words:
             path = words[0] if "/" in words[0] else shutil.which(words[0])
             return MainCommand(path or words[0], words, given)
         with Bus(_BUS) as bus:
             unit = Unit.from_properties("", bus.properties(self._host.unit))
-        return main_process(unit, given, int(own_number(os.environ)), given_environment())
+        return main_process(unit, given, int(own_number(os.environ)), at_start)
 
     def crosses(self, backend: str) -> bool:
         """Whether both sides want the connections of a backend to move."""

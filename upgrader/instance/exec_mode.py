@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from upgrader.codes import Code
 from upgrader.errors import ChannelError, NotifyError, UpgradeError
 from upgrader.instance import save
+from upgrader.instance.process import given_limits
 from upgrader.protocol import image
 from upgrader.protocol.channel import ParkedChannel
 from upgrader.protocol.fd import Fd
@@ -92,7 +93,8 @@ def become(
             UPGRADE: execution.upgrade,
         }
         _flush()
-        os.execve(execution.command.path, list(execution.command.arguments), environment)
+        with given_limits():
+            os.execve(execution.command.path, list(execution.command.arguments), environment)
     except (UpgradeError, OSError) as error:
         # PID 1's copy must not be loaded one day: what was in it goes on here.
         for _, fd in also:

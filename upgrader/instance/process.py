@@ -22,6 +22,7 @@ else:
     bus = later("upgrader.systemd.bus")
 
 _BUS = 2.0  # seconds for PID 1 to answer
+_given: dict[int, int] = {}  # soft limits that were raised here, as they were
 _TABLE = 1 << 14  # FDs, at 8 bytes of the kernel's memory each
 
 
@@ -91,6 +92,21 @@ def free_numbers() -> int:
         return 0
 
 
+@contextlib.contextmanager
+def given_limits() -> Iterator[None]:
+    """Have the soft limits that this process was started with, for an execve(2)."""
+    now = {number: resource.getrlimit(number) for number in _given}
+    for number, (_, hard) in now.items():
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(number, (_given[number], hard))
+    try:
+        yield
+    finally:
+        for number, limits in now.items():
+            with contextlib.suppress(OSError, ValueError):
+                resource.setrlimit(number, limits)
+
+
 def make_room_for_fds() -> None:
     """As many FDs as this process may have, and the kernel's table of the first 16,384 at once; call
     it before there is a second thread.
@@ -100,7 +116,8 @@ def make_room_for_fds() -> None:
     expand_fdtable() in its fs/file.c.
     """
     # The kernel counts FDs in flight per user against the sender's soft limit (ETOOMANYREFS).
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _given.setdefault(resource.RLIMIT_NOFILE, soft)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
