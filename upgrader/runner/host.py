@@ -27,9 +27,11 @@ from upgrader.systemd.fdstore import StoreName
 from upgrader.systemd.listen_fds import forget
 from upgrader.systemd.main_command import given_environment
 from upgrader.systemd.own_unit import TIMEOUT
+from upgrader.systemd.process_start import process_started
 
 #: What is kept with PID 1: a program, by its PID; what programs share, by its name; a state.
 PROGRAM = "program."
+TRIAL = "trial."  #: likewise, of a check and of a program that is only tried
 SHARED = "shared."
 STATE = "state"
 #: What is set on a state once all of it is there. It may be emptied still.
@@ -126,7 +128,7 @@ class Host:
         """All processes that PID 1 keeps, those of earlier runners as well, by the name of that."""
         found = {}
         for item in self.instance.passed:
-            if item.name.startswith(PROGRAM):
+            if item.name.startswith((PROGRAM, TRIAL)):
                 with contextlib.suppress(OSError):
                     found[item.name] = RunningProcess(item.fd.duplicate())
         return found
@@ -155,7 +157,7 @@ class Host:
         """Have PID 1 give up all that it keeps for programs: the unit has ended."""
         names = [item.name for item in self.instance.passed]
         for name in names:
-            if name == STATE or name.startswith((PROGRAM, SHARED)):
+            if name == STATE or name.startswith((PROGRAM, TRIAL, SHARED)):
                 self.instance.forget(name)
 
     # Processes
@@ -184,7 +186,7 @@ class Host:
     async def run(self, words: Sequence[str], **variables: str) -> None:
         """Run a command to its end, with further variables; raises VerifyError unless that is 0."""
         held = self.hold(StartOrder(words, {**self._environment, **variables}))
-        name, serves = f"{PROGRAM}{held.process.pid}", self.serves
+        name, serves = f"{TRIAL}{held.process.pid}", self.serves
         try:
             with contextlib.closing(held):
                 if not serves:  # should this process be killed, it must not run on
@@ -200,11 +202,17 @@ class Host:
         if status != 0:
             raise VerifyError(str(ProgramEnded(words[0], status)))
 
-    async def decided(self) -> None:
-        """Return once the upgrade under way, if there is one, has come to its end."""
+    async def succeeded(self, began: float) -> None:
+        """Return once the upgrade under way has come to its end, if there is a program with the listeners
+        that was started after this one, which `began` then (see `process_started`)."""
         progress = self.instance._parts.report.progress
         limit = self.instance._parts.report.parameters.migration_timeout
-        if not progress.now.phase.ended:
+        younger = False
+        for name, process in self.programs().items():
+            if name.startswith(PROGRAM) and not process.ended:
+                with contextlib.suppress(OSError):
+                    younger |= process_started(process.pid) > began
+        if younger and not progress.now.phase.ended:
             await in_thread(progress.wait_decided, progress.last.id, limit)
 
     async def output(self, words: Sequence[str], most: int) -> str:

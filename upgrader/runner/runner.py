@@ -115,8 +115,8 @@ class Runner:
         # What it has left behind would serve beside the next one.
         left = RunningProcess.of(os.getpid()).tree()[1:]
         await in_thread(end, left, HARD)
-        # Whoever is about to take over serves sooner than one that is started again.
-        await self._host.decided()
+        # One that has the listeners already serves sooner than one that is started again.
+        await self._host.succeeded(self._start.began)
         if status == 0 and self._adapter.may_end:
             await in_thread(self._host.forget_all)
             logging.shutdown()

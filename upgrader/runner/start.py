@@ -13,13 +13,14 @@ from upgrader.errors import VerifyError
 from upgrader.protocol.rendezvous import PREFLIGHT, PREFLIGHT_1
 from upgrader.runner.accepted import Accepted
 from upgrader.runner.adapter import Adapter, StartRequest
-from upgrader.runner.host import PROGRAM, Host, in_thread
+from upgrader.runner.host import PROGRAM, TRIAL, Host, in_thread
 from upgrader.runner.passing import Given
 from upgrader.runner.private_listeners import private_listeners
 from upgrader.runner.processes import HARD, RunningProcess, end
 from upgrader.runner.shared_sockets import Paths, SocketSettings, record
 from upgrader.runner.spawn import StartOrder
 from upgrader.systemd.listen_fds import Passed
+from upgrader.systemd.process_start import process_started
 
 #: What is done with a program that was refused: nobody is told before it is gone.
 REFUSED = 2.0  # seconds for its drain signal
@@ -30,6 +31,7 @@ class ProgramStart:
     """The start of the program of one runner."""
 
     def __init__(self, host: Host, adapter: Adapter, paths: Paths) -> None:
+        self.began = 0.0  #: when the program was started, as of `process_started`
         self.incoming = False  #: it waits for another program's state
         self.settings: list[SocketSettings] = []  #: of the listeners, as the program wants them
         self._host = host
@@ -83,11 +85,13 @@ class ProgramStart:
             each.restore(options=True)
         self._paths.restore()
         if not self._host.is_live:  # else the one that serves gives it up
-            await in_thread(self._host.instance.forget, f"{PROGRAM}{program.pid}")
+            for kept in (PROGRAM, TRIAL):
+                await in_thread(self._host.instance.forget, f"{kept}{program.pid}")
 
     def end_refused(self, items: Sequence[Passed]) -> None:
         """In a thread: end what a new runner has started, which has not taken over and may be gone."""
-        started = [RunningProcess(i.fd.duplicate()) for i in items if i.name.startswith(PROGRAM)]
+        kept = [item.fd for item in items if item.name.startswith((PROGRAM, TRIAL))]
+        started = [RunningProcess(fd.duplicate()) for fd in kept]
         end(started, ((self._host.options.drain, REFUSED), *HARD))
         self._adapter.restore()
         for each in self.settings:
@@ -128,13 +132,15 @@ class ProgramStart:
         host.notified.clear()
         held = host.hold(order, notifies=True)
         program = held.process
+        self.began = process_started(program.pid)
         host.notifications.program = program.pid
         accepted = Accepted(program, start.listeners)
         beside = self._is_beside and not start.private
         watching = asyncio.ensure_future(accepted.watch()) if beside else None
         try:
             with contextlib.closing(held):
-                host.instance.keep(f"{PROGRAM}{program.pid}", program.pidfd)
+                kept = TRIAL if start.private else PROGRAM
+                host.instance.keep(f"{kept}{program.pid}", program.pidfd)
                 held.release()
             for wait in (adapter.ready, adapter.check):
                 await host.lives(program, wait(program, start))
