@@ -147,8 +147,8 @@ def _parser() -> argparse.ArgumentParser:
         help="when it is ready: notify (it sends READY=1), listening (it waits for its listeners in"
         " epoll), or after:SPAN")  # fmt: skip
     add("--check", metavar="COMMAND", type=shlex.split, default=[],
-        help="run when it is ready, with its PID in $MAINPID; the program is taken if that ends"
-        " with 0")  # fmt: skip
+        help="run when it is ready, with its PID in $MAINPID and an address for {address:NAME}; the"
+        " program is taken if that ends with 0")  # fmt: skip
     add("--drain-signal", type=_signal, metavar="SIGNAL",
         help="the signal at which it ends after what it is at (SIGTERM; nginx: SIGQUIT)")  # fmt: skip
     add("--drain-limit", type=_span, default=_DRAIN_LIMIT, metavar="SPAN",
