@@ -95,3 +95,14 @@ def test_freezing(ends: tuple[ConnectionStream, socket.socket], waiting: Waiting
     again = ConnectionStream(stream.sock, moved)
     assert (b"half", stream.unsent) == (again.inbox.buffer, again.unsent)
     assert (waiting, identify(stream.sock)) == (again.waiting, again.identity)
+
+
+def test_the_peer_of_a_connection_that_its_loop_has_just_closed() -> None:
+    """It is asked for in another thread, to describe the instance."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        ours.close()
+
+        assert "gone peer" == show_peer(ours)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            identify(ours)

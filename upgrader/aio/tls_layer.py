@@ -13,6 +13,7 @@ import socket
 from typing import Any, cast
 
 from upgrader.errors import ImageError
+from upgrader.protocol.identity import borrowed
 from upgrader.protocol.tls_state import TlsSecrets, TlsState
 from upgrader.tls.listener import Arrival, TlsListener
 from upgrader.tls.moved import Moved
@@ -128,8 +129,5 @@ def _send_at_once(raw: asyncio.Transport, record: bytes) -> None:
     sock = raw.get_extra_info("socket")
     if raw.get_write_buffer_size() or sock is None:
         return
-    with contextlib.suppress(OSError), socket.socket(fileno=sock.fileno()) as borrowed:
-        try:
-            borrowed.send(record, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-        finally:
-            borrowed.detach()
+    with contextlib.suppress(OSError), borrowed(sock) as own:
+        own.send(record, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)

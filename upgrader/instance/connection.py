@@ -144,12 +144,7 @@ def accept(listener: socket.socket) -> socket.socket | None:
 def show_peer(owner: identities.HasFileno) -> str:
     """The address of the other end, for people."""
     try:
-        borrowed = socket.socket(fileno=owner.fileno())
+        with identities.borrowed(owner) as sock:
+            return show_address(sock.getpeername()) or "unix peer"
     except OSError:
         return "gone peer"
-    try:
-        return show_address(borrowed.getpeername()) or "unix peer"
-    except OSError:
-        return "gone peer"
-    finally:
-        borrowed.detach()

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Say what an FD is."""
 
+import contextlib
+import errno
 import os
 import socket
 import stat
+from collections.abc import Iterator
 from enum import IntEnum
 from typing import Protocol
 
@@ -51,11 +54,21 @@ def identify(owner: HasFileno) -> Identity:
         return Identity(status.st_ino, file_type)
     if isinstance(owner, socket.socket):
         return _identify_socket(owner, status.st_ino)
-    borrowed = socket.socket(fileno=owner.fileno())
+    with borrowed(owner) as sock:
+        return _identify_socket(sock, status.st_ino)
+
+
+@contextlib.contextmanager
+def borrowed(owner: HasFileno) -> Iterator[socket.socket]:
+    """A socket whose owner keeps it, from any thread; raises OSError for a closed one."""
+    number = owner.fileno()
+    if number < 0:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    sock = socket.socket(fileno=number)
     try:
-        return _identify_socket(borrowed, status.st_ino)
+        yield sock
     finally:
-        borrowed.detach()
+        sock.detach()
 
 
 def is_socket(sock: socket.socket, said: Identity) -> bool:
