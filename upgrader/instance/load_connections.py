@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 #: Loads what goes with a connection, by its place in the manifest.
 _Load = Callable[[int, "ConnectionState"], object]
-_SIGN_OF_LIFE = 64  # connections between two, which take less than a millisecond
+_SIGN_OF_LIFE = 0.02  # seconds between two; a state may take its time to be made
 
 
 class ConnectionLoader:
@@ -62,7 +62,8 @@ class ConnectionLoader:
         MismatchError for one that is another, and IncompatibleState or UnreadableState for a state
         that cannot be read."""
         loads: dict[str, _Load | None] = {}
-        adopt, fstat, now = self.adopted.append, os.fstat, time.monotonic()
+        adopt, fstat, clock = self.adopted.append, os.fstat, time.monotonic
+        now = told = clock()
         for place, (entry, fd) in enumerate(zip(self._manifest.entries, fds, strict=False)):
             connection = entry.connection
             if connection is None:
@@ -80,7 +81,8 @@ class ConnectionLoader:
                 adopt(Adopted(listener, fd, said, connection, session, now, tls))
             else:
                 self._leave(listener, fd)
-            if place % _SIGN_OF_LIFE == 0:
+            if clock() > told + _SIGN_OF_LIFE:
+                told = clock()
                 self._progress(place)
 
     def _leave(self, listener: str, fd: Fd) -> None:
