@@ -8,11 +8,11 @@ import os
 from collections.abc import AsyncIterator, Mapping
 
 from upgrader.errors import VerifyError
-from upgrader.programs import Adapter, RunningProcess, StartOrder, StartRequest
+from upgrader.programs import ProgramAdapter, RunningProcess, StartOrder, StartRequest
 from upgrader.protocol.fd import Fd
 
 
-class Counting(Adapter):
+class Counting(ProgramAdapter):
     """Talks to its program at a socket beside the runner's."""
 
     stateful = True

@@ -4,9 +4,9 @@
 A module here, or one of yours, has a class ADAPTER: `python -m upgrader.run --adapter NAME`.
 """
 
-from upgrader.runner.adapter import Adapter, AdapterHost, StartRequest
+from upgrader.runner.adapter import AdapterHost, ProgramAdapter, StartRequest
 from upgrader.runner.passing import Given
 from upgrader.runner.processes import RunningProcess
 from upgrader.runner.spawn import StartOrder
 
-__all__ = ["Adapter", "AdapterHost", "Given", "RunningProcess", "StartOrder", "StartRequest"]
+__all__ = ["AdapterHost", "Given", "ProgramAdapter", "RunningProcess", "StartOrder", "StartRequest"]

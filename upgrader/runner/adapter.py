@@ -31,7 +31,7 @@ class StartRequest:
     """What a program is to be started with.
 
     `words` and `environment`: as PID 1 would start it; `listeners`: with their addresses; `shared`: what
-    `Adapter.shared` has said, by name; `incoming`: another program's state will come to `load`, so it
+    `ProgramAdapter.shared` has said, by name; `incoming`: another program's state will come to `load`, so it
     must not begin on its own; `private`: nothing that it does may be noticed, since it ends before
     anybody is its client: its listeners are its own, and `shared` is another program's.
     """
@@ -58,7 +58,7 @@ class AdapterHost(Protocol):
         """Run a command to its end, with further variables; raises VerifyError unless that is 0."""
 
 
-class Adapter:
+class ProgramAdapter:
     """One kind of program. Each method is called on the runner's loop; what it raises refuses what is
     under way. Say VerifyError for what an admin should read.
 

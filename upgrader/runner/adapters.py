@@ -4,20 +4,20 @@
 import importlib
 
 from upgrader.errors import DeclarationError
-from upgrader.runner.adapter import Adapter, AdapterHost
+from upgrader.runner.adapter import AdapterHost, ProgramAdapter
 
 
-def adapter_for(host: AdapterHost) -> Adapter:
+def adapter_for(host: AdapterHost) -> ProgramAdapter:
     """That of a program: `NAME` is `upgrader.programs.NAME`, and a name with a dot a module of its own;
     its class is called ADAPTER. Raises DeclarationError."""
     name = host.options.adapter
     if not name:
-        return Adapter(host)
+        return ProgramAdapter(host)
     module = name if "." in name else f"upgrader.programs.{name}"
     try:
         made = importlib.import_module(module).ADAPTER(host)
     except (ImportError, AttributeError) as error:
         raise DeclarationError(f"--adapter {name}", str(error)) from error
-    if not isinstance(made, Adapter):
-        raise DeclarationError(f"--adapter {name}", f"{module}.ADAPTER is no Adapter")
+    if not isinstance(made, ProgramAdapter):
+        raise DeclarationError(f"--adapter {name}", f"{module}.ADAPTER is no ProgramAdapter")
     return made

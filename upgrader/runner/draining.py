@@ -8,7 +8,7 @@ from dataclasses import field
 import upgrader
 from upgrader.instance.handles import Declared
 from upgrader.protocol.programs import MOST_DRAINED
-from upgrader.runner.adapter import Adapter
+from upgrader.runner.adapter import ProgramAdapter
 from upgrader.runner.host import PROGRAM, Host, in_thread
 from upgrader.runner.processes import HARD, RunningProcess, age, end
 from upgrader.runner.shared_sockets import Paths
@@ -27,7 +27,7 @@ class Draining:
     """All that is drained beside one program."""
 
     def __init__(
-        self, host: Host, adapter: Adapter, paths: Paths, told: Declared[ToldToDrain]
+        self, host: Host, adapter: ProgramAdapter, paths: Paths, told: Declared[ToldToDrain]
     ) -> None:
         self._host = host
         self._adapter = adapter

@@ -14,7 +14,7 @@ from typing import Any
 from upgrader.aio.instance import Instance
 from upgrader.errors import UpgradeError, VerifyError
 from upgrader.protocol.fd import Fd
-from upgrader.runner.adapter import Adapter
+from upgrader.runner.adapter import ProgramAdapter
 from upgrader.runner.host import PROGRAM, STATE, WHOLE, Host, in_thread
 from upgrader.runner.processes import RunningProcess, age
 from upgrader.runner.start import ProgramStart
@@ -23,7 +23,7 @@ from upgrader.runner.start import ProgramStart
 class ProgramState:
     """That of one runner's program, as its source and as its destination."""
 
-    def __init__(self, host: Host, adapter: Adapter, start: ProgramStart) -> None:
+    def __init__(self, host: Host, adapter: ProgramAdapter, start: ProgramStart) -> None:
         self._start = start
         self.program: RunningProcess | None = None  #: the one of this runner, once it is ready
         self._host = host

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from upgrader.errors import VerifyError
 from upgrader.protocol.rendezvous import PREFLIGHT, PREFLIGHT_1
 from upgrader.runner.accepted import Accepted
-from upgrader.runner.adapter import Adapter, StartRequest
+from upgrader.runner.adapter import ProgramAdapter, StartRequest
 from upgrader.runner.host import PROGRAM, TRIAL, Host, in_thread
 from upgrader.runner.passing import Given
 from upgrader.runner.private_listeners import private_listeners
@@ -30,7 +30,7 @@ _log = logging.getLogger("upgrader")
 class ProgramStart:
     """The start of the program of one runner."""
 
-    def __init__(self, host: Host, adapter: Adapter, paths: Paths) -> None:
+    def __init__(self, host: Host, adapter: ProgramAdapter, paths: Paths) -> None:
         self.began = 0.0  #: when the program was started, as of `process_started`
         self.incoming = False  #: it waits for another program's state
         self.settings: list[SocketSettings] = []  #: of the listeners, as the program wants them

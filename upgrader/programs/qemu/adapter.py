@@ -20,7 +20,7 @@ from msgspec import structs
 
 from upgrader.backends.tap import TapFacts
 from upgrader.errors import VerifyError
-from upgrader.programs import Adapter, AdapterHost, RunningProcess, StartOrder, StartRequest
+from upgrader.programs import AdapterHost, ProgramAdapter, RunningProcess, StartOrder, StartRequest
 from upgrader.programs.qemu import shared, tap
 from upgrader.programs.qemu.machine import Machine, Placing, difference, token
 from upgrader.programs.qemu.monitor import SAVABLE, Monitor, QemuError
@@ -38,7 +38,7 @@ _PINNED = "machine-type"  # in StateDirectory=
 _log = logging.getLogger("upgrader")
 
 
-class QemuAdapter(Adapter):
+class QemuAdapter(ProgramAdapter):
     """One machine."""
 
     stateful = True
