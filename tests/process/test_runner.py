@@ -238,7 +238,9 @@ def test_signals_are_as_systemd_leaves_them(service: RunnerService, tmp_path: Pa
     signals = dict(line.split(":\t") for line in found.read_text().splitlines())
     found.unlink()
 
-    assert 1 << signal.SIGPIPE - 1 == int(signals["SigIgn"], 16)
+    # Signals 32 and 33 are glibc's own; make ignores one in what it starts, such as these tests.
+    of_glibc = 0b11 << 32 - 1
+    assert 1 << signal.SIGPIPE - 1 == int(signals["SigIgn"], 16) & ~of_glibc
     assert 0 == int(signals["SigBlk"], 16)
 
 
