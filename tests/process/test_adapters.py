@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A program whose state an adapter saves and loads: each number is given once, whatever happens."""
 
+import fcntl
 import os
 import signal
 import socket
@@ -50,6 +51,12 @@ class CountingService(Service):
             number, pid = sock.makefile().readline().split()
         self.numbers.append(int(number))
         return int(pid)
+
+    @property
+    def saved(self) -> bool:
+        """Whether the state of a program is whole: its file is sealed then."""
+        files = [fd.fileno() for name, fd in self.store if name.endswith(".state")]
+        return any(fcntl.fcntl(each, fcntl.F_GET_SEALS) & fcntl.F_SEAL_GROW for each in files)
 
     def log(self) -> list[list[str]]:
         """What the programs have written to the file that they share."""
@@ -184,7 +191,7 @@ def test_the_old_program_dies_when_it_has_saved(service: CountingService) -> Non
     first = service.ask()
     service.environment["FLAW"] = "slow"
     upgrade = service.begin_live(service.command())
-    assert eventually(lambda: any(name.endswith(".state") for name, _ in service.store))
+    assert eventually(lambda: service.saved)
     os.kill(first, signal.SIGKILL)
     upgrade.wait()
     assert first != service.ask()
