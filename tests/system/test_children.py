@@ -66,7 +66,7 @@ def test_p10_many_upgrades_with_pools(host_machine: Machine, install: Install) -
             client.ask("pids")
             seen = [upgraded(service, client, generation) for generation in range(2, 32)]
             fds, memory = [each[0] for each in seen], [each[1] for each in seen]
-            assert max(fds[5:]) <= max(fds[:5])
+            assert min(fds[-5:]) <= min(fds[:5]), fds  # somebody may be asking in between
             assert max(memory[5:]) <= 1.1 * max(memory[:5])
             stops_at_once(service)
         figures = [f"{values[0]} to {values[-1]}" for values in (fds, memory)]
