@@ -50,21 +50,6 @@ class TlsStream(ConnectionStream):
         moved.send_alert = self._outgoing.write
         self._advance()
 
-    def receive(self) -> None:
-        """Take what has come, and open it."""
-        try:
-            data = self.sock.recv(HIGH_WATER)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError:
-            self.lose()
-            return
-        if data:
-            self._incoming.write(data)
-            self._advance()
-        else:
-            self._mark_ended()
-
     def queue(self, data: bytes) -> None:
         """Seal data, send what goes out at once, keep the rest; raises ConnectionResetError if it is
         lost."""
@@ -100,6 +85,10 @@ class TlsStream(ConnectionStream):
         """It has moved: nothing is sealed here any more."""
         if self._crossing and self.ready:
             self.ssl_object.give_up()
+
+    def _came(self, data: bytes) -> None:
+        self._incoming.write(data)
+        self._advance()
 
     def _advance(self) -> None:
         """Open what has come, and send what that asks for."""

@@ -62,8 +62,10 @@ class ConnectionStream:
         except OSError:
             self.lose()
             return
-        self.inbox.buffer += data
-        self.eof = not data
+        if data:
+            self._came(data)
+        else:
+            self._mark_ended()
 
     def queue(self, data: bytes) -> None:
         """Send what goes out at once, keep the rest; raises ConnectionResetError if it is lost."""
@@ -113,6 +115,10 @@ class ConnectionStream:
         """The peer is gone: nothing more comes and nothing more goes."""
         self._mark_lost()
         self.unsent.clear()
+
+    def _came(self, data: bytes) -> None:
+        self.inbox.buffer += data
+        self.eof = False
 
     def _mark_ended(self) -> None:
         self.eof = True

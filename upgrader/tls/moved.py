@@ -21,6 +21,7 @@ from upgrader.tls.wire import (
     Content,
     length_of,
     take,
+    whole,
 )
 
 #: Records under one key after which it is changed, and those after which it is used no more:
@@ -114,9 +115,7 @@ class Moved(ssl.SSLObject):
 
     def pending(self) -> int:
         """Bytes that a read may give at once; as `Tapped.pending`."""
-        length = length_of(self._held)
-        whole = len(self._held) if length and len(self._held) >= length else 0
-        return len(self._plain) + whole
+        return len(self._plain) + whole(self._held)
 
     # What programs ask
 

@@ -16,6 +16,7 @@ from upgrader.tls.key_log import KeyLog, traffic_secrets
 from upgrader.tls.keys import SUITES, Direction, Refused
 from upgrader.tls.wire import (
     HEADER,
+    KINDS,
     MAX_OLD_RECORD,
     UPDATE,
     UPDATE_REQUESTED,
@@ -23,6 +24,7 @@ from upgrader.tls.wire import (
     Content,
     length_of,
     take,
+    whole,
 )
 
 _STRANGE = "a record of it cannot be explained"
@@ -140,9 +142,7 @@ class Tapped(ssl.SSLObject):
     def pending(self) -> int:
         """Bytes that a read may give at once. uvloop goes on reading while there are any, so whole
         records that OpenSSL has not got are counted."""
-        length = length_of(self._held)
-        whole = len(self._held) if length and len(self._held) >= length else 0
-        return super().pending() + whole
+        return super().pending() + whole(self._held)
 
     # What a migration asks
 
@@ -220,7 +220,7 @@ class Tapped(ssl.SSLObject):
         if not self._held:
             return b""
         if self._watched and (
-            self._held[0] not in (20, 21, 22, 23) or length_of(self._held) > HEADER + MAX_OLD_RECORD
+            self._held[0] not in KINDS or length_of(self._held) > HEADER + MAX_OLD_RECORD
         ):
             self._unwatch(_STRANGE)
         if self._watched:

@@ -28,6 +28,9 @@ class Content(IntEnum):
     DATA = 23
 
 
+KINDS = frozenset(map(int, Content))
+
+
 class Alert(IntEnum):
     """Why a connection ends: section B.2."""
 
@@ -37,7 +40,6 @@ class Alert(IntEnum):
     RECORD_OVERFLOW = 22
     ILLEGAL_PARAMETER = 47
     DECODE_ERROR = 50
-    INTERNAL_ERROR = 80
     USER_CANCELED = 90
 
 
@@ -56,11 +58,17 @@ def length_of(buffer: bytes | bytearray) -> int:
     return HEADER + int.from_bytes(buffer[3:HEADER], "big") if len(buffer) >= HEADER else 0
 
 
+def whole(buffer: bytes | bytearray) -> int:
+    """All bytes of a buffer, if its first record is all there; else 0."""
+    length = length_of(buffer)
+    return len(buffer) if length and len(buffer) >= length else 0
+
+
 def take(buffer: bytearray) -> bytes:
     """Take the first record out of a buffer; empty if it is not all there."""
-    length = length_of(buffer)
-    if not length or len(buffer) < length:
+    if not whole(buffer):
         return b""
+    length = length_of(buffer)
     record = bytes(buffer[:length])
     del buffer[:length]
     return record
