@@ -80,10 +80,7 @@ class ProgramStart:
         # An orphan of the program is this process's child by now.
         below = [program, *RunningProcess.of(os.getpid()).tree()[1:]]
         await in_thread(end, below, ((self._host.options.drain, REFUSED), *HARD))
-        await in_thread(self._adapter.restore)
-        for each in self.settings if settings is None else settings:
-            each.restore(options=True)
-        self._paths.restore()
+        await in_thread(self._put_back, self.settings if settings is None else settings)
         if not self._host.is_live:  # else the one that serves gives it up
             for kept in (PROGRAM, TRIAL):
                 await in_thread(self._host.instance.forget, f"{kept}{program.pid}")
@@ -93,8 +90,12 @@ class ProgramStart:
         kept = [item.fd for item in items if item.name.startswith((PROGRAM, TRIAL))]
         started = [RunningProcess(fd.duplicate()) for fd in kept]
         end(started, ((self._host.options.drain, REFUSED), *HARD))
+        self._put_back(self.settings)
+
+    def _put_back(self, settings: Sequence[SocketSettings]) -> None:
+        """In a thread: undo what a program that was refused has changed."""
         self._adapter.restore()
-        for each in self.settings:
+        for each in settings:
             each.restore(options=True)
         self._paths.restore()
 
