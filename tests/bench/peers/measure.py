@@ -184,8 +184,8 @@ def _places(machine: PrivateSystemd) -> dict[str, str]:
 
 def _install(machine: PrivateSystemd, server: Server, version: str) -> None:
     """Have the next start be of that version."""
-    if version == "broken" and "python" not in "".join(server.unit) and "go" not in server.needs:
-        version = '"; nonsense'  # ends the text that it is in
+    if version == "broken":
+        version = server.broken
     for name, text in server.files.items():
         mode = 0o755 if name == "reload" else 0o644
         machine.write(f"{DIR}/{name}", text.replace("@VERSION@", version), mode=mode)

@@ -25,6 +25,7 @@ _OURS = [
     "RuntimeDirectory=bench",
     "RuntimeDirectoryPreserve=restart",
 ]
+_NONSENSE = '"; nonsense'  # ends the text that it is in
 _ASGI = "--lifespan off --no-access-log web:asgi"
 _HAPROXY = "haproxy -D -f {dir}/haproxy.cfg -p /run/bench-haproxy.pid"
 
@@ -156,7 +157,8 @@ class Server:
     """One way to replace a server.
 
     `unit`: lines of [Service]; `socket`: it has a `.socket` unit; `files`: in {dir}, with @VERSION@
-    in them; `bad`: which bad versions it can be given; `needs`: programs of the distribution.
+    in them; `bad`: which bad versions it can be given; `broken`: what stands for @VERSION@ in one that
+    cannot start; `needs`: programs of the distribution.
     """
 
     title: str
@@ -165,6 +167,7 @@ class Server:
     upgrade: tuple[str, ...] = RELOAD
     socket: bool = False
     bad: tuple[str, ...] = ("broken", "hanging")
+    broken: str = "broken"
     needs: tuple[str, ...] = ()
     ours: bool = False
 
@@ -211,6 +214,7 @@ SERVERS: Mapping[str, Server] = {
         ),
         {"nginx.conf": NGINX, "reload": NGINX_RELOAD},
         bad=("broken",),
+        broken=_NONSENSE,
         needs=("nginx",),
     ),
     "haproxy": Server(
@@ -223,6 +227,7 @@ SERVERS: Mapping[str, Server] = {
         ),
         {"haproxy.cfg": HAPROXY},
         bad=("broken",),
+        broken=_NONSENSE,
         needs=("haproxy",),
     ),
     "gunicorn": Server(
