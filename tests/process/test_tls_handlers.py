@@ -213,6 +213,8 @@ class Talker:
                     self.versions.append(version.decode())
         finally:
             writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
 
     async def _line(self, reader: asyncio.StreamReader) -> bytes:
         async with asyncio.timeout(DEADLINE):
