@@ -147,6 +147,20 @@ def test_takeover_is_told_to_stop_after_the_commit(service: Service) -> None:
         assert alone(service)
 
 
+def test_the_last_words_of_takeover_are_the_unit_s(service: Service) -> None:
+    """Also if takeover has ended long before journald gets to them, and cannot look up whose they are."""
+    assert socket_there(service)
+    service.configure(*live(service.machine, "faulty"), "ExecStart=", "ExecStart=/no-such-program")
+    journald = ["systemctl", "kill", "systemd-journald.service", "--signal"]
+    service.machine.run([*journald, "STOP"])
+    try:
+        assert not reload(service)
+    finally:
+        service.machine.run([*journald, "CONT"])
+
+    assert "not upgraded, the running instance serves on" in service.messages()
+
+
 def test_the_source_dies_before_its_image_is_out(service: Service) -> None:
     """Connections are lost with it, as in any crash; the listener is not, and nothing hangs."""
     with crowd(service) as clients:
@@ -186,7 +200,11 @@ def test_the_source_dies_after_the_commit(any_machine: PrivateSystemd, install: 
         upgrade.go()
         clients.is_served_by(2)
         service.environment()
+        # PID 1 learns of its death first; else nothing of all this is noticed.
+        upgrade.signal("STOP", upgrade.takeover)
         upgrade.signal("KILL", upgrade.source)
+        service.until(MainPID="0")
+        upgrade.signal("CONT", upgrade.takeover)
 
         assert not upgrade.wait()
         is_back(service, clients)

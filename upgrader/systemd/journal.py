@@ -75,6 +75,10 @@ def report(
         "UPGRADER_OUTCOME": outcome,
         **{f"UPGRADER_{name}": value for name, value in (details or {}).items()},
     }
+    if unit:
+        # journald looks up the unit of a sender when it gets to the entry, and finds none for one that
+        # has ended. Of root, `journalctl -u` takes this word as well.
+        fields["OBJECT_SYSTEMD_UNIT"] = unit
     if identifier:
         fields["SYSLOG_IDENTIFIER"] = identifier
     if not _send(fields):
