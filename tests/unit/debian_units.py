@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from upgrader.systemd.unit import Unit
-from upgrader.tool.adopt import UnitFacts
+from upgrader.tool.adopt_facts import UnitFacts
 from upgrader.tool.unit_sockets import OpenSocket
 
 RECORDED = json.loads(Path(__file__).with_name("recorded").joinpath("units.json").read_text())

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from upgrader.systemd.unit import unit_name
-from upgrader.tool.adopt import DROP_IN, Adoption
+from upgrader.tool.adopt import Adoption
+from upgrader.tool.adopt_drop_in import DROP_IN
 from upgrader.tool.systemd_client import Systemd
 
 
