@@ -30,6 +30,15 @@ for word; do
 done
 exec {QEMU} "$@"
 """
+#: Such a one, which has closed all that it holds some time before it says why, and ends.
+SLOW = ANOTHER.replace(
+    f'exec {QEMU} "$@"',
+    f"""said=$({QEMU} "$@" 2>&1)
+status=$?
+sleep 0.2
+echo "$said" >&2
+exit $status""",
+)
 
 
 class MachineService(Service):
@@ -123,10 +132,10 @@ def machine(tmp_path: Path) -> Iterator[MachineService]:
             service.stop(for_good=True)
 
 
-def another_type(tmp_path: Path) -> str:
+def another_type(directory: Path, text: str = ANOTHER) -> str:
     """A QEMU with another machine."""
-    path = tmp_path / QEMU
-    path.write_text(ANOTHER)
+    path = directory / QEMU
+    path.write_text(text)
     path.chmod(0o755)
     return str(path)
 
@@ -134,6 +143,8 @@ def another_type(tmp_path: Path) -> str:
 def test_the_life_of_a_machine(machine: MachineService, tmp_path: Path) -> None:
     """Live upgrades, those that are refused, a restart, a crash of its runner: its guest notices none.
     A stop is the end of it."""
+    slow = tmp_path / "slow"
+    slow.mkdir()
     machine.start(machine.command())
     assert eventually(lambda: machine.console.exists() and machine.numbers() != [], BOOT)
 
@@ -151,6 +162,7 @@ def test_the_life_of_a_machine(machine: MachineService, tmp_path: Path) -> None:
         (machine.command("-device", "virtio-rng-pci"), "now -device virtio-rng-pci"),
         (machine.command(binary="/nowhere/qemu"), "no such program"),
         (machine.command(binary=another_type(tmp_path)), "Machine type received is"),
+        (machine.command(binary=another_type(slow, SLOW)), "Machine type received is"),
         (machine.command(binary="/bin/false"), "has ended with status 1"),
     ):
         before = machine.qemus()

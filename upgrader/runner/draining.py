@@ -57,26 +57,9 @@ class Draining:
         if process.pid not in told and not process.ended:
             told.append(process.pid)
             self._adapter.drain(process)
-        if not await _ended(process, limit):
+        if not await process.ends(limit):
             _log.warning("%s has not ended within %.0f s after it was replaced", process, limit)
             await in_thread(end, [process], HARD)
         self._paths.restore()
         told[:] = [pid for pid in told if pid != process.pid]
         await in_thread(self._host.instance.forget, name)
-
-
-async def _ended(process: RunningProcess, seconds: float) -> bool:
-    """Whether a process ends in time."""
-    loop = asyncio.get_running_loop()
-    event = asyncio.Event()
-    if process.ended:
-        return True
-    loop.add_reader(process, event.set)
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        return False
-    finally:
-        loop.remove_reader(process)
-    return True

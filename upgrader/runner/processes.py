@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Processes held by pidfd, which no other process can be taken for."""
 
+import asyncio
 import contextlib
 import os
 import select
@@ -36,6 +37,21 @@ class RunningProcess:
     def ended(self) -> bool:
         """Whether it has ended."""
         return self.pid < 0 or bool(select.select([self.pidfd], [], [], 0)[0])
+
+    async def ends(self, seconds: float) -> bool:
+        """Whether it ends in time; one task at a time may wait for that."""
+        loop, event = asyncio.get_running_loop(), asyncio.Event()
+        if self.ended:
+            return True
+        loop.add_reader(self, event.set)
+        try:
+            async with asyncio.timeout(seconds):
+                await event.wait()
+        except TimeoutError:
+            return False
+        finally:
+            loop.remove_reader(self)
+        return True
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal; nothing happens if it has ended."""

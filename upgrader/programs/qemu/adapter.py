@@ -12,7 +12,6 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from upgrader.errors import VerifyError
 from upgrader.programs import AdapterHost, ProgramAdapter, RunningProcess, StartOrder, StartRequest
 from upgrader.programs.qemu import shared, tap
 from upgrader.programs.qemu.machine import Machine, Placing, difference, token
-from upgrader.programs.qemu.monitor import SAVABLE, Monitor, QemuError
+from upgrader.programs.qemu.monitor import SAVABLE, Monitor, QemuEnded, QemuError
 from upgrader.programs.qemu.shared import Note
 from upgrader.programs.qemu.versions import versioned
 from upgrader.protocol.fd import Fd
@@ -33,6 +32,7 @@ from upgrader.systemd.listen_fds import FIRST
 _SOCKET = "qemu-{}.sock"
 _ANSWERS = 30.0  # seconds for a QEMU to start
 _ASKED = 5.0  # seconds for one that runs
+_LAST_WORDS = 1.0  # seconds for one that ends to say why: the old one may stand still meanwhile
 _TRIED = "try{}-{}"  # the interfaces of a QEMU that is only tried: their place, and our PID
 _PINNED = "machine-type"  # in StateDirectory=
 _log = logging.getLogger("upgrader")
@@ -157,8 +157,9 @@ class QemuAdapter(ProgramAdapter):
     async def ready(self, program: RunningProcess, start: StartRequest) -> None:
         """Return once it answers."""
         opened = Monitor.open(self._path(self._mark), _ANSWERS)
-        monitor = await self._sessions.enter_async_context(opened)
-        await monitor.status()
+        async with _to_its_end(program):
+            monitor = await self._sessions.enter_async_context(opened)
+            await monitor.status()
         if start.incoming:
             self._open[program.pid] = monitor
         else:
@@ -223,10 +224,17 @@ class QemuAdapter(ProgramAdapter):
             shared.write_note(fd, note)
         return note
 
-    def _monitor(self, program: RunningProcess) -> AbstractAsyncContextManager[Monitor]:
-        if monitor := self._open.get(program.pid):
-            return contextlib.nullcontext(monitor)
-        return Monitor.open(self._path(_token_of(program)), _ASKED)
+    @contextlib.asynccontextmanager
+    async def _monitor(self, program: RunningProcess) -> AsyncIterator[Monitor]:
+        if not (monitor := self._open.get(program.pid)):
+            async with (
+                _to_its_end(program),
+                Monitor.open(self._path(_token_of(program)), _ASKED) as opened,
+            ):
+                yield opened
+            return
+        async with _to_its_end(program):
+            yield monitor
 
     async def _close(self) -> None:
         """End sessions: another runner may ask from now on."""
@@ -259,6 +267,16 @@ class QemuAdapter(ProgramAdapter):
         if directory:
             path.write_text(f"{kind}\n")
         return kind
+
+
+@contextlib.asynccontextmanager
+async def _to_its_end(program: RunningProcess) -> AsyncIterator[None]:
+    """Say that a QEMU has ended only once it has, and has said why."""
+    try:
+        yield
+    except QemuEnded:
+        await program.ends(_LAST_WORDS)
+        raise
 
 
 def _token_of(program: RunningProcess) -> str:

@@ -47,6 +47,10 @@ class QemuError(UpgradeError):
     """A QEMU has not done what it was asked for."""
 
 
+class QemuEnded(QemuError):
+    """A QEMU has closed its session: it ends, and says why at its own pace."""
+
+
 class Monitor:
     """A QMP session. Only one is served at a time: others wait for its end."""
 
@@ -58,13 +62,15 @@ class Monitor:
     @contextlib.asynccontextmanager
     async def open(cls, path: Path, limit: float) -> AsyncIterator["Monitor"]:
         """Ask the QEMU that listens at a path; raises QemuError if it does not answer within `limit`
-        seconds."""
+        seconds, QemuEnded if it listens no more."""
         client = QMPClient("upgrader")
         try:
             async with asyncio.timeout(limit):
                 await client.connect(str(path))
-        except (ConnectError, TimeoutError, OSError) as error:
-            raise QemuError(f"QEMU does not answer at {path}: {_show(error)}") from error
+        except TimeoutError as error:
+            raise QemuError(f"QEMU does not answer at {path} within {limit:g} s") from error
+        except (ConnectError, OSError) as error:
+            raise QemuEnded(f"QEMU does not answer at {path}: {_show(error)}") from error
         try:
             yield cls(client, path)
         finally:
@@ -72,7 +78,7 @@ class Monitor:
                 await client.disconnect()
 
     async def ask(self, command: str, **arguments: Any) -> Any:
-        """Execute one command; raises QemuError, with QEMU's own words."""
+        """Execute one command; raises QemuError, with QEMU's own words, or QemuEnded."""
         wanted = {name.replace("_", "-"): value for name, value in arguments.items()}
         try:
             async with asyncio.timeout(_PATIENCE):
@@ -82,7 +88,7 @@ class Monitor:
         except ExecuteError as error:
             raise QemuError(f"QEMU refuses {command}: {error}") from error
         except (ExecInterruptedError, QMPError, OSError) as error:
-            raise QemuError(f"QEMU has ended at {command}") from error
+            raise QemuEnded(f"QEMU has ended at {command}") from error
 
     async def status(self) -> str:
         """What the machine is doing: RunState of the QMP reference."""
@@ -164,7 +170,7 @@ class Monitor:
             await asyncio.wait((pump,))
 
     async def _end_of_migration(self, events: EventListener) -> str:
-        """How it has ended, as MigrationStatus of the QMP reference; raises QemuError if QEMU has."""
+        """How it has ended, as MigrationStatus of the QMP reference; raises QemuEnded if QEMU has."""
         ended = asyncio.ensure_future(self._client.runstate_changed())
         try:
             async with asyncio.timeout(_PATIENCE):
@@ -173,7 +179,7 @@ class Monitor:
                     try:
                         await asyncio.wait((said, ended), return_when=asyncio.FIRST_COMPLETED)
                         if not said.done():
-                            raise QemuError("QEMU has ended while a state was moved")
+                            raise QemuEnded("QEMU has ended while a state was moved")
                         told: Any = said.result()["data"]
                     finally:
                         said.cancel()
