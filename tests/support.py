@@ -33,6 +33,12 @@ def eventually(condition: Callable[[], bool], seconds: float = SETTLE) -> bool:
     return True
 
 
+def php_fpm() -> str:
+    """The path of PHP-FPM, whose name has a version in Debian; empty if there is none."""
+    found = [*Path("/usr/sbin").glob("php-fpm*"), *Path("/usr/bin").glob("php-fpm*")]
+    return str(found[0]) if found else ""
+
+
 def is_abandoned(cgroup: Path) -> bool:
     """Whether nobody will remove `cgroup`: a living keeper holds a lock on it."""
     try:

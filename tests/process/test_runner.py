@@ -8,69 +8,18 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.process.runner_service import UNAWARE, Client, RunnerService, runs
 from tests.support import SETTLE, eventually
 from upgrader.codes import Code
 from upgrader.protocol.status_text import Origin
 from upgrader.runner.processes import parent
 from upgrader.testing import Service, ServiceError
-from upgrader.testing.pid1_bus import Typed
-
-UNAWARE = str(Path(__file__).with_name("unaware.py"))
-
-
-class RunnerService(Service):
-    """A unit with KillMode=process, whose program listens at a path."""
-
-    def __init__(self, directory: Path) -> None:
-        super().__init__()
-        self.path = directory / "listener"
-        self.version = 0
-
-    def _properties(self) -> Mapping[str, Typed]:
-        return {**super()._properties(), "KillMode": ("s", "process")}
-
-    def command(self, *options: str) -> list[str]:
-        self.version += 1
-        listen = ("--listen", f"main=unix:{self.path}")
-        program = (sys.executable, UNAWARE, str(self.version))
-        return [sys.executable, "-m", "upgrader.run", *listen, *options, "--", *program]
-
-    def connect(self) -> "Client":
-        return Client(self.path)
-
-
-class Client:
-    """A client of the program."""
-
-    def __init__(self, path: Path) -> None:
-        self._sock = socket.socket(socket.AF_UNIX)
-        self._sock.settimeout(SETTLE)
-        try:
-            self._sock.connect(str(path))
-        except OSError:
-            self._sock.close()
-            raise
-        self._file = self._sock.makefile("r")
-
-    def ask(self, text: str) -> str:
-        self._sock.sendall(text.encode() + b"\n")
-        return self.line()
-
-    def line(self) -> str:
-        return self._file.readline().rstrip("\n")
-
-    def __enter__(self) -> "Client":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-        self._sock.close()
 
 
 def who(service: RunnerService) -> int:
@@ -98,14 +47,6 @@ def refuses(service: RunnerService) -> bool:
     except OSError:
         return True
     return False
-
-
-def runs(pid: int) -> bool:
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-    return text.rpartition(")")[2].split()[0] not in "ZX"
 
 
 def kept(service: Service) -> list[str]:

@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import socket
-import struct
 import subprocess
 import tempfile
 import threading
@@ -16,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from tests.support import SETTLE, cannot_run
+from tests import fastcgi
+from tests.support import SETTLE, cannot_run, php_fpm
 from tests.system.reloading import processes
 from tests.system.serving import Install, Service, network_of
 from upgrader.lab.private_systemd import PrivateSystemd
@@ -51,7 +51,9 @@ def app(environ, start_response):
 def needs(program: str) -> str:
     """The path of a program of the distribution."""
     path = shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin")
-    if path is None:
+    if program == "php-fpm":
+        path = php_fpm()
+    if not path:
         cannot_run(f"{program} is not installed: packaging/bootstrap test")
     return path
 
@@ -106,7 +108,7 @@ pm = static
 pm.max_children = 4
 """
 #: The binaries of the distribution.
-BINARIES = {"gunicorn": "gunicorn", "haproxy": "haproxy", "node": "node", "php-fpm": "php-fpm8.2"}
+BINARIES = {"gunicorn": "gunicorn", "haproxy": "haproxy", "node": "node", "php-fpm": "php-fpm"}
 #: For each program: what is written where, with its version, and its command line.
 OTHERS = {
     "gunicorn": (
@@ -221,37 +223,6 @@ def write_version(service: Service, kind: str, number: int) -> None:
     service.machine.run(["mv", f"/srv/{service.name}/new", f"/srv/{service.name}/main"])
 
 
-def fastcgi(service: Service) -> bytes:
-    """What PHP-FPM answers to one request; raises OSError or ValueError.
-
-    https://fastcgi-archives.github.io/FastCGI_Specification.html, 3.3 and 5.
-    """
-
-    def record(kind: int, content: bytes) -> bytes:
-        return struct.pack("!BBHHBx", 1, kind, 1, len(content), 0) + content
-
-    variables = {
-        b"SCRIPT_FILENAME": f"/srv/{service.name}/index.php".encode(),
-        b"REQUEST_METHOD": b"GET",
-    }
-    pairs = b"".join(bytes([len(n), len(v)]) + n + v for n, v in variables.items())
-    begin = struct.pack("!HB5x", 1, 0)  # a responder, and one request
-    with network_of(service.machine):
-        sock = socket.create_connection(("127.0.0.1", service.port), SETTLE)
-    with sock:
-        sock.sendall(record(1, begin) + record(4, pairs) + record(4, b"") + record(5, b""))
-        data = b"".join(iter(lambda: sock.recv(65536), b""))
-    body = b""
-    while len(data) >= 8:
-        _, kind, _, length, padding = struct.unpack("!BBHHBx", data[:8])
-        if kind == 6:
-            body += data[8 : 8 + length]
-        data = data[8 + length + padding :]
-    if not (answer := body.partition(b"\r\n\r\n")[2]):
-        raise ValueError(f"answered {body[:200]!r}")
-    return answer
-
-
 class Addressed(Protocol):
     """Whatever answers at a port inside a machine."""
 
@@ -264,7 +235,11 @@ class Addressed(Protocol):
 def get(service: Addressed, path: str = "/") -> bytes:
     """The body of an answer on a new connection; raises OSError or ValueError."""
     if isinstance(service, Service) and "php-fpm" in service.name:
-        return fastcgi(service)
+        with network_of(service.machine):
+            sock = socket.create_connection(("127.0.0.1", service.port), SETTLE)
+        with sock:
+            sock.sendall(fastcgi.request(f"/srv/{service.name}/index.php"))
+            return fastcgi.answer(b"".join(iter(lambda: sock.recv(65536), b"")))
     with network_of(service.machine):
         sock = socket.create_connection(("127.0.0.1", service.port), SETTLE)
     with sock:

@@ -29,8 +29,8 @@ from upgrader.protocol.programs import known
 
 pytestmark = pytest.mark.matrix
 UPGRADES, RESTARTS = 10, 5
-#: Those that, told to end, close what they have just accepted and not read yet.
-CLOSING = ("php-fpm", "uvicorn")
+#: One that, told to end, closes what it has just accepted and not read yet.
+CLOSING = ("uvicorn",)
 Made = tuple[Service, Callable[[int], None]]
 
 

@@ -4,17 +4,19 @@
 import os
 import signal
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests.support import SETTLE, eventually
 from upgrader.errors import DeclarationError
 from upgrader.protocol.programs import Passing, Readiness, known, program_name
 from upgrader.runner.accepted import Accepted
 from upgrader.runner.after_stop import is_restarted
 from upgrader.runner.options import Listen, RunnerOptions, option_table
 from upgrader.runner.passing import Given, arguments, variables
-from upgrader.runner.processes import RunningProcess
+from upgrader.runner.processes import RunningProcess, end
 from upgrader.runner.shared_sockets import Paths, SocketSettings
 from upgrader.systemd.own_unit import StopReason
 
@@ -235,3 +237,15 @@ def test_clients_before_the_commit_are_counted(
                     accepted.look()
             assert number == accepted.count
         process.pidfd.close()
+
+
+def test_what_is_stopped_sees_the_signal_that_ends_it() -> None:
+    """It is waited for otherwise, as long as it may take to drain."""
+    with subprocess.Popen(["sleep", "600"]) as started:
+        process = RunningProcess.of(started.pid)
+        process.send(signal.SIGSTOP)
+        assert eventually(lambda: process.stopped)
+
+        end([process], ((signal.SIGTERM, 600.0),))
+
+        assert -signal.SIGTERM == started.wait(SETTLE)

@@ -85,7 +85,7 @@ PROGRAMS = {
     "node": Program(Passing.LISTEN_FDS, Readiness.LISTENING),
     "php-fpm": Program(
         Passing.PHP_FPM, Readiness.NOTIFY, signal.SIGQUIT, signal.SIGUSR2, ("-t",),
-        background=("-D", "--daemonize"), foreground=("--nodaemonize",), blocking=True,
+        background=("-D", "--daemonize"), foreground=("--nodaemonize",), adapter="php_fpm", blocking=True,
     ),
     "uvicorn": Program(Passing.NONE, Readiness.LISTENING),
     "apache2": _APACHE,

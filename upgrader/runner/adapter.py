@@ -170,6 +170,10 @@ class ProgramAdapter:
         that is refused gets the drain signal."""
         program.send(self.host.options.drain)
 
+    async def while_draining(self, program: RunningProcess) -> None:
+        """Do what else it needs after `drain`; cancelled once it has ended, or when the next runner calls
+        this. What it raises is told in the journal."""
+
     def stop(self, program: RunningProcess) -> None:
-        """Have it end because the unit is stopped, within `drain-timeout`."""
+        """Have it end because the unit is stopped, within `drain-timeout`; `while_draining` is next."""
         self.drain(program)

@@ -2,7 +2,9 @@
 """Draining the programs of earlier runners, once the one of this runner serves."""
 
 import asyncio
+import contextlib
 import logging
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import field
 
 import upgrader
@@ -57,9 +59,31 @@ class Draining:
         if process.pid not in told and not process.ended:
             told.append(process.pid)
             self._adapter.drain(process)
-        if not await process.ends(limit):
+        async with draining(self._adapter, [process]):
+            ended = await process.ends(limit)
+        if not ended:
             _log.warning("%s has not ended within %.0f s after it was replaced", process, limit)
             await in_thread(end, [process], HARD)
         self._paths.restore()
         told[:] = [pid for pid in told if pid != process.pid]
         await in_thread(self._host.instance.forget, name)
+
+
+@contextlib.asynccontextmanager
+async def draining(
+    adapter: ProgramAdapter, processes: Sequence[RunningProcess]
+) -> AsyncIterator[None]:
+    """Have the adapter do what programs need that were told to drain, as long as somebody waits for them."""
+    doing = [asyncio.ensure_future(_helped(adapter, each)) for each in processes]
+    try:
+        yield
+    finally:
+        for each in doing:
+            each.cancel()
+
+
+async def _helped(adapter: ProgramAdapter, process: RunningProcess) -> None:
+    try:
+        await adapter.while_draining(process)
+    except Exception as error:
+        _log.warning("%s is drained without its adapter: %s", process, error)

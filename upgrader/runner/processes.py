@@ -58,16 +58,27 @@ class RunningProcess:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd.fileno(), number)
 
+    @property
+    def stopped(self) -> bool:
+        """Whether it is stopped by a signal; proc_pid_stat(5)."""
+        return _stat(self.pid)[:1] == ["T"]
+
+    def children(self) -> "list[RunningProcess]":
+        """The processes right below it."""
+        found = []
+        for pid in _children(self.pid):
+            with contextlib.suppress(OSError):
+                child = RunningProcess.of(pid)
+                # Its parent lives, so it was no other process that had this number.
+                if not self.ended:
+                    found.append(child)
+        return found
+
     def tree(self) -> "list[RunningProcess]":
         """This process and all below it, in the order of their ancestry."""
         found = [self]
         for process in found:
-            for pid in _children(process.pid):
-                with contextlib.suppress(OSError):
-                    child = RunningProcess.of(pid)
-                    # Its parent lives, so it was no other process that had this number.
-                    if not process.ended:
-                        found.append(child)
+            found += process.children()
         return found
 
     def __str__(self) -> str:
@@ -80,7 +91,8 @@ def end(
     """End processes and all below them: each signal, and so many seconds for it; then SIGKILL. None:
     they were told already.
 
-    A signal goes to the processes themselves: how those below them end is their business.
+    A signal goes to the processes themselves: how those below them end is their business. One that is
+    stopped goes on, to see it.
     """
     living = [each for each in processes if not each.ended]
     below = [child for each in living for child in each.tree()[1:]]
@@ -88,6 +100,7 @@ def end(
         if number:
             for each in living:
                 each.send(number)
+                each.send(signal.SIGCONT)
         deadline = time.monotonic() + seconds
         while (living := [each for each in living if not each.ended]) and _wait(living, deadline):
             pass
@@ -116,11 +129,17 @@ def members(directory: str) -> Iterator[int]:
 
 def parent(pid: int) -> int:
     """The parent of a process, 0 if it is not there."""
+    stat = _stat(pid)
+    return int(stat[1]) if stat else 0
+
+
+def _stat(pid: int) -> list[str]:
+    """What proc_pid_stat(5) has of a process from its state on; empty if it is not there."""
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
-            return int(file.read().rpartition(")")[2].split()[1])
+            return file.read().rpartition(")")[2].split()
     except OSError:
-        return 0
+        return []
 
 
 def _wait(processes: Sequence[RunningProcess], deadline: float) -> bool:

@@ -20,7 +20,7 @@ import upgrader
 from upgrader.codes import Code
 from upgrader.errors import VerifyError
 from upgrader.runner.adapters import adapter_for
-from upgrader.runner.draining import Draining, ToldToDrain
+from upgrader.runner.draining import Draining, ToldToDrain, draining
 from upgrader.runner.host import Host, ProgramEnded, in_thread
 from upgrader.runner.options import RunnerOptions
 from upgrader.runner.processes import HARD, RunningProcess, end
@@ -160,7 +160,8 @@ class Runner:
         for each in left:
             self._adapter.stop(each)
         patience = max(self._instance._runtime.deadline - time.monotonic() - HARD[0][1], 1.0)
-        await in_thread(end, left, ((None, patience), *HARD))
+        async with draining(self._adapter, left):
+            await in_thread(end, left, ((None, patience), *HARD))
         if ended is upgrader.Ended.STOPPED:
             self._paths.forget()
             await in_thread(self._host.forget_all)
