@@ -4,7 +4,6 @@
 import contextlib
 import os
 import resource
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,49 +11,23 @@ from pathlib import Path
 
 import pytest
 from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import ClientConnection, unix_connect
+from websockets.sync.client import ClientConnection
 
 from tests.process.chat import DEADLINE
 from tests.process.crowd import Broker, Crowd, Requests
+from tests.process.websocket_service import LIBRARY, Chat, ask, close_code, frame
 from tests.support import eventually
 from tests.tables import publish
 from upgrader.codes import Code
 from upgrader.protocol.channel import ParkedChannel
 from upgrader.systemd.fdstore import Stored, StoreName
-from upgrader.testing import Service, ServiceError
+from upgrader.testing import ServiceError
 
-HERE = Path(__file__).parent
 #: The default of uvicorn, and the others.
 IMPLEMENTATIONS = [
     "websockets-sansio",
-    *(pytest.param(each, marks=pytest.mark.matrix) for each in ("websockets", "wsproto")),
+    *(pytest.param(each, marks=pytest.mark.matrix) for each in ("websockets", "wsproto", LIBRARY)),
 ]
-
-
-class Chat:
-    """One service, and clients of it."""
-
-    def __init__(self, directory: Path, *options: str) -> None:
-        self.path = directory / "socket"
-        self.options = options
-        self.service = Service(
-            environment={"PYTHONPATH": str(HERE), "PYTHONWARNINGS": "ignore"}, timeout=DEADLINE
-        )
-
-    def command(self, version: str, *options: str) -> list[str]:
-        run = [sys.executable, "-m", "upgrader.asgi", "chat_app:app", "--uds", str(self.path)]
-        return ["env", f"VERSION={version}", *run, *self.options, *options]
-
-    @contextlib.contextmanager
-    def connect(self, path: str, **options: object) -> Iterator[ClientConnection]:
-        over = False
-        try:
-            with unix_connect(str(self.path), f"ws://x{path}", **options) as client:
-                yield client
-                over = True
-        except ConnectionClosed:  # which may have been what the test is about
-            if not over:
-                raise
 
 
 @pytest.fixture
@@ -70,6 +43,7 @@ def chat(tmp_path: Path) -> Iterator[Chat]:
         ("websockets", "asyncio"),
         ("websockets-sansio", "uvloop"),
         ("wsproto", "asyncio"),
+        (LIBRARY, "uvloop"),
         *(
             pytest.param(*each, marks=pytest.mark.matrix)
             for each in (("websockets", "uvloop"), ("wsproto", "uvloop"))
@@ -123,7 +97,7 @@ def test_what_a_handler_knows_and_leaves(chat: Chat) -> None:
 HOW = ["raises", "hangs", "refuses", "differs", "raises-later"]
 
 
-@pytest.mark.parametrize("ws", IMPLEMENTATIONS)
+@pytest.mark.parametrize("ws", [*IMPLEMENTATIONS[:-1], LIBRARY])
 def test_a_handler_that_does_not_begin(chat: Chat, ws: str) -> None:
     """Its client is closed with 1012, and everybody else goes on, what they send meanwhile included;
     nobody waits longer than a handler may take."""
@@ -196,13 +170,14 @@ def test_a_close_is_not_undone(chat: Chat, ws: str) -> None:
         assert 4000 == close_code(bob)
 
 
-def test_an_upgrade_that_fails_replays_nothing(chat: Chat) -> None:
+@pytest.mark.parametrize("ws", ["websockets-sansio", LIBRARY])
+def test_an_upgrade_that_fails_replays_nothing(chat: Chat, ws: str) -> None:
     """The handlers that there are go on, also with what was sent meanwhile."""
-    chat.service.start(chat.command("one"))
+    chat.service.start(chat.command("one", "--ws", ws))
     with chat.connect("/echo/ann") as ann:
         assert "one moved=False value= x" == ask(ann, "x")
         with pytest.raises(ServiceError) as failed:
-            chat.service.live(chat.command("bad"))
+            chat.service.live(chat.command("bad", "--ws", ws))
         assert Code.VERIFY_FAILED is failed.value.code
         assert "/echo/ann" not in chat.service.stderr
         assert "one moved=False value= y" == ask(ann, "y")
@@ -227,19 +202,20 @@ def test_an_instance_that_dies_while_handlers_begin(chat: Chat) -> None:
         assert [] == left
 
 
-def test_who_cannot_take_them(chat: Chat) -> None:
+@pytest.mark.parametrize("ws", ["websockets-sansio", LIBRARY])
+def test_who_cannot_take_them(chat: Chat, ws: str) -> None:
     """Without `move` in the new version they end in the old one, as without it here; after a restart
     they are closed with 1012."""
     chat.service.environment["UPGRADER_WEBSOCKET_TIMEOUT"] = "0"
     chat.service.environment["UPGRADER_WEBSOCKET_SPREAD"] = "0"
-    chat.service.start(chat.command("one"))
+    chat.service.start(chat.command("one", "--ws", ws))
     for how in chat.service.live, chat.service.upgrade:
         with chat.connect("/echo/ann") as ann:
             assert "moved=False" in ask(ann, "x")
-            how(chat.command("two", "--websockets", "close"))
+            how(chat.command("two", "--ws", ws, "--websockets", "close"))
             assert 1012 == close_code(ann)
         if how == chat.service.live:
-            chat.service.live(chat.command("three"))
+            chat.service.live(chat.command("three", "--ws", ws))
 
 
 def test_handshakes_are_secrets(chat: Chat) -> None:
@@ -272,26 +248,6 @@ def test_handshakes_are_secrets(chat: Chat) -> None:
         assert 0 == os.fstat(secrets.fileno()).st_size
         assert "upgrader-listener-http" in [name for name, _ in chat.service.store]
         assert 1 == len(chat.service.store)
-
-
-def close_code(client: ClientConnection) -> int:
-    """With which the server closes, whatever it has sent before."""
-    try:
-        while client.recv(DEADLINE):
-            pass
-    except ConnectionClosed as closed:
-        return closed.rcvd.code if closed.rcvd else 0
-    return 0
-
-
-def ask(client: ClientConnection, text: str) -> str:
-    client.send(text)
-    return str(client.recv(DEADLINE))
-
-
-def frame(data: bytes, opcode: int = 1, *, fin: bool = True) -> bytes:
-    """As a client sends it, masked with zeros."""
-    return bytes([opcode | (0x80 if fin else 0), 0x80 | len(data)]) + bytes(4) + data
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,7 @@ class Crossing:
         self._traffic = traffic
         self._head = b""
         self._barred = before is not None
+        self._opened = False  # the request has come whole
         self._transport: Any = None
         if before:
             self.decided = asyncio.get_running_loop().create_future()
@@ -85,11 +86,15 @@ class Crossing:
         return _FirstAnswer(self)
 
     def came(self, data: bytes) -> None:
-        """Note what the client has sent; the library's first bytes are the head of the request."""
-        if self.request:
+        """Note what the client has sent: the head of its request, then frames."""
+        if self._opened:
             self.frames.feed(data)
-        else:
-            self.request = bytes(data)
+        elif len(self.request) < _MAX_HEAD:  # else it never moves
+            head, end, rest = (self.request + data).partition(_END_OF_HEAD)
+            self.request = head + end
+            self._opened = bool(end)
+            if rest:
+                self.frames.feed(rest)
 
     def write(self, data: bytes) -> None:
         """Look at what the library writes: the head of its answer is the first of it."""
@@ -123,20 +128,27 @@ class Crossing:
         else:
             self._transport.close()
 
+    def write_eof(self) -> None:
+        """The library writes no more: as `close`."""
+        if self._barred:
+            self.refuse()
+        else:
+            self._transport.write_eof()
+
     # The application's side
 
     def receiver(
-        self, receive: Callable[[], Awaitable[Any]], is_message: Callable[[Any], bool]
+        self, receive: Callable[..., Awaitable[Any]], is_message: Callable[[Any], bool]
     ) -> Any:
-        """Wrap what the handler receives with."""
+        """Wrap what the handler receives with, or waits for its client with."""
         traffic = self._traffic
 
-        async def received() -> Any:
+        async def received(*options: Any) -> Any:
             self.receiving += 1
             if self.decided:
                 self._look()
             try:
-                message = await receive()
+                message = await receive(*options)
             except BaseException:
                 if self.gone:
                     await self._for_ever()
@@ -151,22 +163,32 @@ class Crossing:
 
         return received
 
-    def sender(self, send: Callable[[Any], Awaitable[Any]]) -> Any:
+    def sender(self, send: Callable[..., Awaitable[Any]]) -> Any:
         """Wrap what the handler sends with."""
         traffic = self._traffic
 
-        async def sent(message: Any) -> None:
+        async def sent(*message: Any) -> None:
             if self.gone:
-                traffic.in_hand[id(self)] = traffic.in_hand.get(id(self), 0) + 1
+                self.lose()
                 await self._for_ever()
             self.sending += 1
             try:
-                await send(message)
+                await send(*message)
             finally:
                 self.sending -= 1
             traffic.last = time.monotonic()
 
         return sent
+
+    async def still_here(self) -> None:
+        """Return unless it has moved: then its handler does nothing any more."""
+        if self.gone:
+            await self._for_ever()
+
+    def lose(self) -> None:
+        """Count a message that somebody wanted to send after it had moved."""
+        lost = self._traffic.in_hand
+        lost[id(self)] = lost.get(id(self), 0) + 1
 
     # The source
 
@@ -177,6 +199,7 @@ class Crossing:
         frames = self.frames
         return (
             self.answered
+            and self._opened
             and bool(self.receiving)
             and not (self.sending or self.refused or frames.closing)
             and frames.messages == self.delivered
@@ -255,6 +278,9 @@ class _FirstAnswer:
 
     def abort(self) -> None:
         self._crossing.close()
+
+    def write_eof(self) -> None:
+        self._crossing.write_eof()
 
     def is_closing(self) -> bool:
         return self._crossing.refused or bool(self._crossing._transport.is_closing())

@@ -16,15 +16,14 @@ from types import TracebackType
 from typing import Any, Self
 
 import h11
-import msgspec
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from upgrader.aio.adapter import Adapter as BaseAdapter
 from upgrader.aio.instance import attached
 from upgrader.errors import UpgradeError
 from upgrader.integrations import uvicorn_websockets
-from upgrader.integrations.crossing import Crossing, Handshake, Traffic
+from upgrader.integrations.crossing import Crossing
+from upgrader.integrations.websocket_adapter import WebSocketAdapter, opened_with
 
 try:
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -42,7 +41,7 @@ class StartupError(UpgradeError):
     """The application did not start; it has said why itself."""
 
 
-class Adapter(BaseAdapter):
+class Adapter(WebSocketAdapter):
     """Serves the application of a `uvicorn.Config`, whose HTTP protocol is h11 or httptools.
 
     `async with` runs the application's lifespan: its start-up comes before anything is disturbed.
@@ -51,14 +50,13 @@ class Adapter(BaseAdapter):
 
     speaks = "http/1.1"
     announces_end = True
-    says_goodbye = True
 
     def __init__(self, config: uvicorn.Config, *, move_websockets: bool = False) -> None:
         """`move_websockets`: their handlers are begun anew in the new instance; see
         docs/websockets.md for what an application promises then."""
+        super().__init__()
         if not config.loaded:
             config.load()
-        self._traffic = Traffic()
         if move_websockets:
             self.version = self.REPLAYS
             config.ws_protocol_class = uvicorn_websockets.movable(
@@ -195,14 +193,6 @@ class Adapter(BaseAdapter):
         """A WebSocket, unless it is being closed."""
         return uvicorn_websockets.is_movable(protocol) and not protocol.stays
 
-    def secret(self, protocol: Any) -> bytes:
-        """Its opening handshake, and what its handler has left."""
-        return msgspec.msgpack.encode(protocol.crossing.handshake())
-
-    def unfinished(self, protocol: Any) -> bytes:
-        """The beginning of the next message."""
-        return bytes(protocol.crossing.frames.rest or b"")
-
     def let_go(self, protocol: Any) -> None:
         """Its handler stays where it is, for ever."""
         if uvicorn_websockets.is_movable(protocol):
@@ -210,7 +200,7 @@ class Adapter(BaseAdapter):
 
     def replay(self, secret: bytes) -> Crossing:
         """A WebSocket whose client has opened it elsewhere."""
-        before = msgspec.msgpack.decode(secret, type=Handshake)
+        before = opened_with(secret)
         protocol: Any = self._config.ws_protocol_class
         if not (isinstance(protocol, type) and issubclass(protocol, uvicorn_websockets.Movable)):
             raise UpgradeError("this instance has no WebSockets that can move")
@@ -222,16 +212,6 @@ class Adapter(BaseAdapter):
         )
         crossing: Crossing = made.crossing
         return crossing
-
-    @property
-    def last_said(self) -> float:
-        """On any WebSocket."""
-        return self._traffic.last
-
-    def in_hand(self) -> tuple[int, int]:
-        """On WebSockets."""
-        counts = self._traffic.in_hand.values()
-        return sum(counts), len(counts)
 
     def finish(self, protocol: Any) -> None:
         """This answer says `Connection: close`, and so does every later one of this process. One whose
