@@ -21,7 +21,7 @@ from upgrader.aio import Adapter
 from upgrader.aio.hosted_connection import HostedConnection
 from upgrader.aio.hosted_listener import HostedListener
 from upgrader.aio.tls_layer import TlsCrossing
-from upgrader.instance.commit import Adopted
+from upgrader.instance.adopted import Adopted
 from upgrader.instance.declarations import Bound, Protocols
 from upgrader.instance.save import Frozen
 from upgrader.integrations import aiohttp as our_aiohttp

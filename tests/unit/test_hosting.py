@@ -28,7 +28,7 @@ from tests.unit.hosting import (
 from upgrader.aio import Adapter
 from upgrader.aio.hosted_listener import Goodbyes, end_all
 from upgrader.errors import UnreadableState
-from upgrader.instance.commit import Adopted
+from upgrader.instance.adopted import Adopted
 from upgrader.protocol.connection_state import ConnectionState
 from upgrader.protocol.fd import Fd
 from upgrader.protocol.identity import identify

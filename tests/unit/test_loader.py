@@ -20,8 +20,10 @@ from upgrader.errors import (
     UnclaimedError,
     UnsavableState,
 )
-from upgrader.instance.commit import Adopted, LoadedInstance
+from upgrader.instance.adopted import Adopted
+from upgrader.instance.commit import LoadedInstance
 from upgrader.instance.declarations import Bound, Connections, Declarations
+from upgrader.instance.freeze import freeze_again
 from upgrader.instance.load import Loader
 from upgrader.instance.save import Frozen, Readers, build, insurance
 from upgrader.protocol import channel, records
@@ -434,6 +436,10 @@ def test_p6_connections_take_renamed_fields_down_with_them(
         Session3: [Session3(1), Session3(2)],
     }[session]
     assert expected == [adopted.session for adopted in loaded.adopted]
+    # Nobody has heard them: they go on as this version saves them, with or without being saved anew.
+    again = [freeze_again(adopted) for adopted in loaded.adopted]
+    assert list(map(encode, expected)) == [each.state.session for each in again]
+    assert {session is Session3} == {adopted.as_it_came for adopted in loaded.adopted}
     assert Counters(5) == bench.declarations.states["counters"].value
     name = ["state 'session' of connections of 'door': name"] if session is Session else []
     assert ("state 'counters': seen", *name) == loaded.status.dropped

@@ -18,7 +18,6 @@ from upgrader.aio.peer import Peer
 from upgrader.aio.safe_points import SafePoints
 from upgrader.aio.unheard import Unheard
 from upgrader.aio.waiting import first, until_deadline
-from upgrader.instance.commit import Adopted
 from upgrader.instance.connection import ConnectionStream
 from upgrader.instance.declarations import Connections
 from upgrader.protocol.kinds import Waiting
@@ -27,6 +26,7 @@ from upgrader.protocol.later import later
 if TYPE_CHECKING:
     from upgrader.aio.tls_layer import TlsCrossing
     from upgrader.instance import freeze, save
+    from upgrader.instance.adopted import Adopted
     from upgrader.instance.interfaces import Open
     from upgrader.protocol import image
 else:
@@ -189,19 +189,20 @@ class HandledListener:
             return frozen, [
                 image.LeftBehind(self._name, each.address, why) for each in self._served
             ]
-        freeze_one = freeze.freeze
+        # Looked up once: there may be thousands.
+        freeze_one, freeze_again, stays = freeze.freeze, freeze.freeze_again, image.LeftBehind
         for connection in self._served:
             if connection.stream.lost:
                 continue
             item = freeze_one(self._name, connection.stream, connection.session)
-            if isinstance(item, image.LeftBehind):
+            if isinstance(item, stays):
                 left.append(item)
             else:
                 frozen.append(item)
                 self._moving.append(connection)
         for adopted in self._unheard.all:
-            item = freeze.freeze_again(adopted)
-            if isinstance(item, image.LeftBehind):
+            item = freeze_again(adopted)
+            if isinstance(item, stays):
                 left.append(item)
             else:
                 frozen.append(item)
@@ -222,6 +223,7 @@ class HandledListener:
             connection.stream.sock.close()
         for adopted in self._moving_unheard:
             adopted.close()
+        self._unheard.end()
 
     def finish(self) -> None:
         """What is left ends here, each connection after what its handler is at."""

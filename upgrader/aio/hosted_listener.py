@@ -17,7 +17,6 @@ from upgrader.aio.acceptor import Acceptor
 from upgrader.aio.hosted_connection import ANEW, HostedConnection, Newcomer
 from upgrader.aio.replays import MovedAnew
 from upgrader.errors import UnreadableState
-from upgrader.instance.commit import Adopted
 from upgrader.instance.declarations import Protocols
 from upgrader.instance.save import Frozen
 from upgrader.protocol.identity import Identity, identify
@@ -25,6 +24,7 @@ from upgrader.protocol.image import LeftBehind
 
 if TYPE_CHECKING:  # loaded where TLS connections move
     from upgrader.aio.tls_layer import TlsCrossing
+    from upgrader.instance.adopted import Adopted
     from upgrader.tls.moved import Moved
 
 _BATCH = 20  # connections adopted in one go; clients that have sent something come first

@@ -12,11 +12,13 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from upgrader.aio.adapter import Adapter, Replay
-from upgrader.instance.commit import Adopted
 from upgrader.protocol.values import Value
+
+if TYPE_CHECKING:
+    from upgrader.instance.adopted import Adopted
 
 _JUDGED = 50  # of the first so many, more than half have to go on; else the others are not asked
 _BATCH = 20  # clients that are let in at one go
@@ -25,7 +27,7 @@ _LOOK = 0.02  # seconds
 _log = logging.getLogger("upgrader")
 
 #: What becomes of a connection that goes on: its transport, its library's protocol, and what was read.
-LetIn = Callable[[Adopted, asyncio.Transport, asyncio.Protocol], object]
+LetIn = Callable[["Adopted", asyncio.Transport, asyncio.Protocol], object]
 
 
 class Replayed(Value):

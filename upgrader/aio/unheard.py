@@ -16,7 +16,7 @@ from upgrader.protocol.kinds import Waiting
 if TYPE_CHECKING:
     import asyncio
 
-    from upgrader.instance.commit import Adopted
+    from upgrader.instance.adopted import Adopted
 
 _BATCH = 256  # of them between two looks at everybody else, for less than a millisecond
 
@@ -43,7 +43,7 @@ class Unheard:
         state = adopted.state
         if state.waiting is not Waiting.MESSAGE or state.unread or state.unsent:
             return False
-        number = adopted.fileno()
+        number = adopted.fd.fileno()
         self._all[number] = adopted
         self._unwatched.add(number)
         return True
@@ -70,9 +70,16 @@ class Unheard:
     def forget(self, moved: Sequence[Adopted]) -> None:
         """These are another instance's; none is closed here."""
         self.hold()
-        for adopted in moved:
+        # Not one by one: the next instance needs the CPU now.
+        if len(moved) == len(self._all):
+            self._all.clear()
+            self._unwatched.clear()
+        for adopted in moved if self._all else ():
             self._drop(adopted.fileno())
-        if self._epoll and not self._all:
+
+    def end(self) -> None:
+        """Listen to none any more; with thousands, the kernel takes milliseconds for that."""
+        if self._epoll:
             self._epoll.close()
             self._epoll = None
 
@@ -82,7 +89,8 @@ class Unheard:
             self._drop(adopted.fileno())
             with contextlib.suppress(OSError), adopted.take() as sock:
                 sock.shutdown(socket.SHUT_RDWR)
-        self.forget([])
+        self.hold()
+        self.end()
 
     def _watch(self) -> None:
         """Watch all of them, between other work."""

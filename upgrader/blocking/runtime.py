@@ -25,7 +25,7 @@ from upgrader.blocking.handled_connection import BlockingConnection
 from upgrader.blocking.loop_signals import LoopSignals
 from upgrader.blocking.two_waits import WaitForWork
 from upgrader.errors import BusyWork
-from upgrader.instance.commit import Adopted, LoadedInstance
+from upgrader.instance.commit import LoadedInstance
 from upgrader.instance.connection import HIGH_WATER, ConnectionStream, accept
 from upgrader.instance.declarations import Bound, Connections
 from upgrader.instance.destination_side import refused_by_check
@@ -38,6 +38,7 @@ from upgrader.protocol.later import later
 if TYPE_CHECKING:
     from upgrader.blocking import draining
     from upgrader.instance import author_calls, freeze, save
+    from upgrader.instance.adopted import Adopted
     from upgrader.instance.author_calls import AuthorRound
     from upgrader.instance.exec_mode import Execution
     from upgrader.instance.interfaces import Open

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from upgrader.backends.listener import Address, bind, listen_again, release
 from upgrader.errors import BindError, NotifyError
@@ -24,16 +24,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from upgrader.instance import image_in_fd_store
+    from upgrader.instance.adopted import Adopted
     from upgrader.instance.declared_backend import DeclaredBackend
     from upgrader.instance.gap import Gap
     from upgrader.instance.image_in_fd_store import SpreadImage
     from upgrader.instance.live_destination import LiveDestination
     from upgrader.protocol import connection_secrets
     from upgrader.protocol.channel import ParkedChannel
-    from upgrader.protocol.connection_state import ConnectionState
     from upgrader.protocol.fd import Fd
-    from upgrader.protocol.identity import HasFileno, Identity
-    from upgrader.protocol.kinds import Waiting
+    from upgrader.protocol.identity import HasFileno
     from upgrader.systemd.notify import Notifier
 else:
     image_in_fd_store = later("upgrader.instance.image_in_fd_store")
@@ -44,54 +43,6 @@ _FACTS = 1000
 _LARGEST_DATAGRAM = 1 << 20  # bytes; UNIX ones are bounded by the sender's buffer only
 
 _log = logging.getLogger("upgrader")
-
-
-class Adopted:
-    """One connection that has moved here, with what moved along. Owns its FD until `take`.
-
-    `tls`: the TLS of it (a `tls.moved.Moved`), if it has any.
-    """
-
-    __slots__ = ("_fd", "identity", "listener", "secret", "session", "since", "state", "tls")
-
-    what = ""  # only its handler knows
-
-    def __init__(
-        self,
-        listener: str,
-        fd: Fd,
-        identity: Identity,
-        state: ConnectionState,
-        session: object | None,
-        since: float = 0.0,
-        tls: Any = None,
-    ) -> None:
-        """`since`: of `time.monotonic`, for people."""
-        self.listener = listener
-        self.identity = identity
-        self.state = state
-        self.session = session
-        self.secret = b""  #: what was in no image
-        self.since = since
-        self.tls = tls
-        self._fd = fd
-
-    @property
-    def waiting(self) -> Waiting | None:
-        """Its safe point."""
-        return self.state.waiting
-
-    def fileno(self) -> int:
-        """The number of its FD, -1 once it is taken."""
-        return self._fd.fileno()
-
-    def take(self) -> socket.socket:
-        """Its socket, which the caller owns: after the commit, as before it nothing may touch it."""
-        return self._fd.socket()
-
-    def close(self) -> None:
-        """Close it, unless it is taken."""
-        self._fd.close()
 
 
 class Rebinding:

@@ -100,6 +100,7 @@ class Control:
         self._thread: threading.Thread | None = None
         self._opening = threading.Lock()  # an instance may end as soon as it is ready
         self._closed = False
+        self._watched = False  # somebody may want news
 
     def _listen(self, place: Path | str) -> None:
         if isinstance(place, str):
@@ -138,7 +139,8 @@ class Control:
 
     def announce(self, news: News) -> None:
         """Tell those who have asked for it that a migration has gone on; from any thread."""
-        self._later(lambda: self._tell_watchers(news))
+        if self._watched:  # else the thread would take its turn of the interpreter in the pause
+            self._later(lambda: self._tell_watchers(news))
 
     def close(self) -> None:
         """Tell the last news, and stop answering; a path goes only if no other instance has it."""
@@ -266,6 +268,7 @@ class Control:
             self._answered(client, call, self._reply(client.caller, call, answer_reader))
             return
         if call.method == f"{INTERFACE}.QueryMigration" and call.more and not call.oneway:
+            self._watched = True  # before it is asked how things stand: nothing new is missed
             news = self._answers.query()
             client.watching = client.waits = True
             client.seen = news.number
@@ -318,6 +321,7 @@ class Control:
                 self._answer_all(client)
             except Exception as error:
                 self._fail(client, error)
+        self._watched = any(c.watching for c in self._clients.values())
 
     def _give_away(self, client: "_Client", call: Call, reply: Reply) -> None:
         self._selector.unregister(client.sock)

@@ -14,7 +14,7 @@ from upgrader.protocol.kinds import Waiting
 from upgrader.protocol.state import encode
 
 if TYPE_CHECKING:
-    from upgrader.instance.commit import Adopted
+    from upgrader.instance.adopted import Adopted
     from upgrader.instance.connection import ConnectionStream
 
 
@@ -37,9 +37,11 @@ def freeze(listener: str, stream: ConnectionStream, session: object | None) -> F
 
 def freeze_again(adopted: Adopted) -> Frozen | LeftBehind:
     """The same for one that nothing has been done for since it has moved here."""
+    if adopted.as_it_came:  # no handler has run: nobody has seen its session
+        return Frozen(adopted.listener, adopted.fd, adopted.identity, adopted.state)
     try:
         saved = encode(adopted.session)
     except UnsavableState as error:
         return LeftBehind(adopted.listener, show_peer(adopted), str(error))
     state = ConnectionState(adopted.state.waiting, session=saved)
-    return Frozen(adopted.listener, adopted, adopted.identity, state)
+    return Frozen(adopted.listener, adopted.fd, adopted.identity, state)

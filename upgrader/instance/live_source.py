@@ -87,9 +87,10 @@ class Built:
 
     def forget_secrets(self) -> None:
         """Close the memory in which secrets have crossed: nobody reads it here."""
-        for entry, fd in zip(self.manifest.entries, self.fds, strict=True):
-            if entry.kind == Kind.SECRETS and isinstance(fd, Fd):
-                fd.close()
+        if self.manifest.tls:
+            for entry, fd in zip(self.manifest.entries, self.fds, strict=True):
+                if entry.kind == Kind.SECRETS and isinstance(fd, Fd):
+                    fd.close()
 
 
 class Steps(Protocol):

@@ -175,7 +175,9 @@ class Loader:
     ) -> dict[str, tuple[image.ManifestEntry, socket.socket]]:
         manifest = image.unseal(stream.image)
         self._declarations.generation = manifest.generation + 1
-        self._check(manifest, stream)
+        # Thousands of them may be connections, which are loaded apart.
+        single = [(i, e) for i, e in enumerate(manifest.entries) if e.connection is None]
+        self._check(manifest, stream, [entry for _, entry in single])
         self._loaded.overrides = manifest.parameters or {}
         self._load_states(manifest)
         if self._unpassed:
@@ -189,9 +191,10 @@ class Loader:
             load_tls.take(manifest, stream.fds, self._declarations) if manifest.tls else {},
         )  # fmt: skip
         self._opened += stream.fds
-        for index, (entry, fd) in enumerate(zip(manifest.entries, stream.fds, strict=False)):
-            if entry.connection is not None or entry.kind == Kind.SECRETS:
+        for index, entry in single:
+            if index >= len(stream.fds) or entry.kind == Kind.SECRETS:
                 continue
+            fd = stream.fds[index]
             if entry.kind == Kind.PASSED:
                 if identity.identify(fd) != entry.identity:
                     raise MismatchError(str(entry), entry.identity, identity.identify(fd))
@@ -251,8 +254,11 @@ class Loader:
         )
         return bound
 
-    def _check(self, manifest: image.Manifest, stream: ReceivedImage) -> None:
-        """Raise for a manifest that does not fit the stream or the declarations."""
+    def _check(
+        self, manifest: image.Manifest, stream: ReceivedImage, single: list[image.ManifestEntry]
+    ) -> None:
+        """Raise for a manifest that does not fit the stream or the declarations. `single`: the
+        entries that are no connections."""
         if manifest.generation != stream.generation:
             raise ImageError("image", f"generation {manifest.generation}, not {stream.generation}")
         if manifest.service != self._declarations.service:
@@ -262,7 +268,6 @@ class Loader:
         if len(manifest.entries) != stream.announced:
             raise ImageError("image", f"{len(manifest.entries)} entries, {stream.announced} FDs")
         _check_unique([f"state {saved.name!r}" for saved in manifest.states])
-        single = [entry for entry in manifest.entries if entry.connection is None]
         moved = {e.backend: e for e in manifest.entries if e.connection is not None}
         own = [e for e in single if e.kind not in (Kind.PASSED, Kind.SECRETS)]
         _check_unique([str(entry) for entry in own if not entry.is_declared_by_kind])

@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from stat import S_ISSOCK
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from upgrader.errors import MismatchError, UnreadableState
-from upgrader.instance.commit import Adopted
+from upgrader.instance.adopted import Adopted
 from upgrader.protocol import image
 from upgrader.protocol.identity import identify
 from upgrader.protocol.kinds import Waiting
@@ -32,6 +33,16 @@ if TYPE_CHECKING:
 #: Loads what goes with a connection, by its place in the manifest.
 _Load = Callable[[int, "ConnectionState"], object]
 _SIGN_OF_LIFE = 0.02  # seconds between two; a state may take its time to be made
+
+
+@dataclass(frozen=True, slots=True)
+class _Loading:
+    """How the connections of one listener are loaded. `decode`: the quick way for most of them, by what
+    came of the session; `load` says why if that raises. `as_it_comes`: as of `Adopted`."""
+
+    load: _Load
+    decode: Callable[[bytes], object] | None = None
+    as_it_comes: bool = False
 
 
 class ConnectionLoader:
@@ -61,8 +72,8 @@ class ConnectionLoader:
         """Load all that have come: `fds` are those of the manifest's entries, in its order. Raises
         MismatchError for one that is another, and IncompatibleState or UnreadableState for a state
         that cannot be read."""
-        loads: dict[str, _Load | None] = {}
-        adopt, fstat, clock = self.adopted.append, os.fstat, time.monotonic
+        known: dict[str, _Loading | None] = {}
+        adopt, fstat, clock, over_tls = self.adopted.append, os.fstat, time.monotonic, self._tls
         now = told = clock()
         for place, (entry, fd) in enumerate(zip(self._manifest.entries, fds, strict=False)):
             connection = entry.connection
@@ -73,12 +84,18 @@ class ConnectionLoader:
             found = fstat(fd.fileno())
             if found.st_ino != said.inode or not S_ISSOCK(found.st_mode):
                 raise MismatchError(str(entry), said, identify(fd))
-            if listener not in loads:
-                loads[listener] = self._prepare(listener)
-            if load_session := loads[listener]:
-                session = load_session(place, connection)
-                tls = self._tls.get(place)
-                adopt(Adopted(listener, fd, said, connection, session, now, tls))
+            if listener not in known:
+                known[listener] = self._prepare(listener)
+            if loading := known[listener]:
+                as_it_came, decode, load = loading.as_it_comes, loading.decode, loading.load
+                try:
+                    session = decode(connection.session) if decode else load(place, connection)
+                except Exception:  # whatever the author's __post_init__ raises, too
+                    if decode is None:
+                        raise
+                    session, as_it_came = load(place, connection), False
+                tls = over_tls.get(place) if over_tls else None
+                adopt(Adopted(listener, fd, said, connection, session, now, tls, as_it_came))
             else:
                 self._leave(listener, fd)
             if clock() > told + _SIGN_OF_LIFE:
@@ -91,18 +108,18 @@ class ConnectionLoader:
             # The source had it on: no more could be drained there.
             self.withheld.append(image.LeftBehind(listener, "connection", "backend-transfer=no"))
 
-    def _prepare(self, listener: str) -> _Load | None:
+    def _prepare(self, listener: str) -> _Loading | None:
         """How the connections of a listener are loaded; None if they do not come in."""
         if listener in self._declarations.dropped or not self._parameters.transfers(listener):
             return None
         header = self._manifest.sessions.get(listener)
         if protocols := self._declarations.protocols.get(listener):
-            return _checked(protocols, header)
+            return _Loading(_checked(protocols, header))
         cls = self._declarations.connections[listener].session
         if cls is None:
-            return lambda place, connection: None
+            return _Loading(lambda place, connection: None, as_it_comes=header is None)
         if header is None:  # as a new field would: the source had none
-            return lambda place, connection: cls()
+            return _Loading(lambda place, connection: cls())
         item = f"state {header.name!r} of connections of {listener!r}"
         earlier = self._manifest.earlier or {}
 
@@ -117,16 +134,9 @@ class ConnectionLoader:
             return session
 
         decode: Callable[[bytes], object] | None = decoder(cls, header)
-        if decode is None:
-            return load_session
-
-        def decode_session(place: int, connection: ConnectionState) -> object:
-            try:
-                return decode(connection.session)
-            except Exception:  # whatever the author's __post_init__ raises, too
-                return load_session(place, connection)
-
-        return decode_session
+        # What an author's own code makes of a session may be another one each time.
+        as_it_comes = decode is not None and not hasattr(cls, "__post_init__")
+        return _Loading(load_session, decode, as_it_comes)
 
 
 def _checked(protocols: Protocols, found: SavedState | None) -> _Load:

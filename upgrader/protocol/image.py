@@ -124,6 +124,9 @@ class ManifestOverTls(Manifest, frozen=True):
     tls: dict[int, TlsState] | msgspec.UnsetType = msgspec.UNSET
 
 
+_DECODER = msgspec.msgpack.Decoder(Manifest)  # made before clients wait
+
+
 def seal(manifest: Manifest) -> Fd:
     """Write a manifest into a new sealed memfd.
 
@@ -201,8 +204,8 @@ def unseal(memfd: Fd) -> Manifest:
         if zlib.crc32(document) != checksum:
             raise ImageError("image", "checksum does not match")
         try:
-            manifest = msgspec.msgpack.decode(document, type=Manifest)
-            if any(entry.kind == Kind.SECRETS for entry in manifest.entries):
+            manifest = _DECODER.decode(document)
+            if Kind.SECRETS in {entry.kind for entry in manifest.entries}:
                 return msgspec.msgpack.decode(document, type=ManifestOverTls)
             return manifest
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:

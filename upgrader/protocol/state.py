@@ -225,11 +225,16 @@ def encode(value: object | None) -> bytes:
     """The fields of a state; nothing for None. Raises UnsavableState like `save`."""
     if value is None:
         return b""
-    describe(type(value))
+    _described(type(value))
     try:
         return _encoder()(value)
     except Exception:
         return save(value).data  # which says why not
+
+
+_described: Callable[[type], StateVersions] = functools.cache(
+    describe
+)  # thousands may be of one class, and clients wait
 
 
 @functools.cache
