@@ -9,7 +9,7 @@ import pytest
 from tests.support import eventually
 from tests.system.guests import LOST, QEMU, Machine, needs_qemu
 from tests.system.serving import hook
-from tests.system.tool import upgrade
+from tests.system.tool import upgrade, upgrader
 from upgrader.lab.private_systemd import PrivateSystemd
 from upgrader.lab.virtual_machine import pinging
 
@@ -38,12 +38,14 @@ def guest(host_machine: PrivateSystemd) -> Iterator[Machine]:
 
 def test_a_machine_goes_on(guest: Machine) -> None:
     """Upgraded live, its guest counts on, and few pings are lost; a package that replaces QEMU
-    has it upgraded by the hook. An upgrade to a QEMU that cannot load it is refused in QEMU's own words:
-    nothing is left of that, and no ping is lost after it."""
+    has it upgraded by the hook. An upgrade to a QEMU that cannot load it is refused in QEMU's own words, by
+    a preflight that nobody needs to ask for, before a restart as well: nothing is left of that, and no
+    ping is lost after it."""
     with pinging(guest.machine) as pings:
         assert guest.counts()
-        done = upgrade(guest, "--mode", "live")
-        assert 0 == done["exit_code"], done
+        done = upgrader(guest.machine, "upgrade", guest.unit, "--mode", "live")
+        assert 0 == done.returncode, done
+        assert "preflight passed in " in done.stderr
         assert guest.counts()
     assert len(pings.lost()) <= LOST, pings.lost()
     assert pings.longest_gap < 1
@@ -60,12 +62,14 @@ def test_a_machine_goes_on(guest: Machine) -> None:
     guest.machine.run(["chmod", "755", "/srv/guest/qemu"])
     guest.describe(binary="/srv/guest/qemu")
     before = guest.qemus()
-    with pinging(guest.machine) as pings:
-        refused = upgrade(guest, "--mode", "live")
-        at = time.monotonic()
-        assert guest.counts()
-    assert 0 != refused["exit_code"]
-    assert "load of migration failed" in refused["cause"], refused
-    assert before == guest.qemus()
-    assert [] == pings.lost(since=at)
-    assert len(pings.lost()) <= LOST
+    for options in ((), ("--mode", "restart"), ("--no-preflight",)):
+        with pinging(guest.machine) as pings:
+            refused = upgrade(guest, *options)
+            at = time.monotonic()
+            assert guest.counts()
+        assert 0 != refused["exit_code"]
+        assert "load of migration failed" in refused["cause"], refused
+        assert refused["cause"].startswith("preflight: ") is ("--no-preflight" not in options)
+        assert before == guest.qemus()
+        assert [] == pings.lost(since=at)
+        assert len(pings.lost()) <= LOST

@@ -134,7 +134,7 @@ RUNNER = Overview(
     "nginx.service", "active (running)", True, 4711, STATUS,
     instance(
         service="nginx", version="1.26.3", states={}, trials=[],
-        programs=[RunProgram(4801, processes=5, memory=9_400_000), RunProgram(4720, replaced=True)],
+        programs=[RunProgram(4801, processes=5, memory=9_400_000, offers=["cpr-exec"]), RunProgram(4720, replaced=True)],
         backends=[
             Backend("http", "listener", 9, "0.0.0.0:80", 90210,
                     addresses=["0.0.0.0:80", "[::]:80"], connections=41),

@@ -146,7 +146,8 @@ def _programs(instance: Description) -> str:
         size = f", {show_bytes(each.memory)}" if each.memory else ""
         many = "1 process" if each.processes == 1 else f"{each.processes} processes"
         does = "drains" if each.replaced else "serves"
-        words.append(f"process {each.pid} {does} ({many}{size})")
+        offers = f", offers {', '.join(map(plain, each.offers))}" if each.offers else ""
+        words.append(f"process {each.pid} {does} ({many}{size}{offers})")
     return "; ".join(words)
 
 

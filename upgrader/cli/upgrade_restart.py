@@ -66,10 +66,11 @@ from upgrader.tool.outcome import ExitCode, Result, Verb
     help="Set a parameter for this upgrade only, as `upgrader set` does; can be repeated.",
 )
 @click.option(
-    "--preflight",
-    is_flag=True,
-    help="In live mode, first start the version on disk, have it load and check everything, and end"
-    " it; if that fails, nothing is upgraded.",
+    "--preflight/--no-preflight",
+    default=None,
+    help="First start the version on disk beside the running one, have it load and check everything,"
+    " and end it; if that fails, nothing is upgraded. Needs a unit that can be upgraded live. The"
+    " default is what the service wants: virtual machines do.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @timeout_option
@@ -84,7 +85,7 @@ def upgrade(
     exec_command: str | None,
     wait: bool,
     assignments: Sequence[str],
-    preflight: bool,
+    preflight: bool | None,
     dry_run: bool,
     timeout: float | None,
     as_json: bool,

@@ -96,6 +96,7 @@ class Describer:
             tls_memory=host.tls_memory,
             last_upgrade=host.progress.last_upgrade,
             programs=programs,
+            preflight_first=host.preflight_first,
         )
 
     def _late(self) -> list[str]:
@@ -175,6 +176,7 @@ def public(said: Description) -> Description:
         drains_until=said.drains_until,
         programs=said.programs,
         partial=True,
+        preflight_first=said.preflight_first,
     )
 
 

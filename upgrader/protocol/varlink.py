@@ -152,12 +152,14 @@ type Started (
   cache: int
 )
 
-# A program of a runner: whether it drains, how many processes it has, and the bytes that are theirs
+# A program of a runner: whether it drains, how many processes it has, the bytes that are theirs, and
+# what it could do, as its adapter has found
 type RunProgram (
   pid: int,
   replaced: bool,
   processes: int,
-  memory: int
+  memory: int,
+  offers: []string
 )
 
 # What came of saving a state only to see whether it can be done: bytes, seconds, when (at, in
@@ -181,7 +183,8 @@ type Trial (
 # are those of a runner, the one that serves first.
 # On status.sock, which takes calls of everybody, it is partial: without peers, variables, modules,
 # what was set at run time, and why a state cannot be saved. tls_memory is that in which the keys of TLS
-# connections cross: secret, ordinary (which may be swapped out), or empty if none do
+# connections cross: secret, ordinary (which may be swapped out), or empty if none do. preflight_first:
+# an upgrade begins with a preflight, unless whoever asks for it says otherwise
 method Describe() -> (
   service: string,
   version: string,
@@ -218,7 +221,8 @@ method Describe() -> (
   drains_until: float,
   programs: []RunProgram,
   partial: bool,
-  tls_memory: string
+  tls_memory: string,
+  preflight_first: bool
 )
 
 # The migration under way, or the last one. With "more": now, and then once for each phase, until

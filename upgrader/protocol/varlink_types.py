@@ -169,12 +169,13 @@ class Trial(msgspec.Struct, frozen=True):
 
 class RunProgram(msgspec.Struct, frozen=True):
     """A program of a runner. `replaced`: it drains; `processes`: of it and below it; `memory`: bytes that
-    are their own."""
+    are their own; `offers`: what its adapter has found that the program could do."""
 
     pid: int
     replaced: bool = False
     processes: int = 1
     memory: int = 0
+    offers: list[str] = []
 
 
 class Description(msgspec.Struct, frozen=True):
@@ -187,7 +188,8 @@ class Description(msgspec.Struct, frozen=True):
     last migration that was done or has failed, and was no preflight; `drains_until`: when it cuts what
     it still drains, in seconds since the epoch, 0 if it was not replaced; `programs`: of a runner, the
     one that serves first; `partial`: it is only what everybody may know; `tls_memory`: in which the keys
-    of TLS connections cross, `secret` or `ordinary` (which may be swapped out), empty if none do."""
+    of TLS connections cross, `secret` or `ordinary` (which may be swapped out), empty if none do;
+    `preflight_first`: an upgrade begins with a preflight, unless its wish says otherwise."""
 
     service: str
     version: str = ""
@@ -225,3 +227,4 @@ class Description(msgspec.Struct, frozen=True):
     programs: list[RunProgram] = []
     partial: bool = False
     tls_memory: str = ""
+    preflight_first: bool = False

@@ -84,8 +84,14 @@ class ProgramAdapter:
     #: shut down from within. Of others, a runner fails then, and Restart= starts both again.
     may_end = False
 
+    #: Whether an upgrade begins with a preflight unless its wish says otherwise: programs that may not
+    #: load what another one has saved, and should be asked before the one that serves has stopped.
+    preflight_first = False
+
     def __init__(self, host: AdapterHost) -> None:
         self.host = host
+        #: What the program that was started last could do, for `upgrader status`; it decides nothing.
+        self.offers: Sequence[str] = ()
 
     @property
     def is_private(self) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Collection
 
 from upgrader.errors import VerifyError
 from upgrader.protocol.varlink_types import RunProgram
+from upgrader.runner.adapter import ProgramAdapter
 from upgrader.runner.connections import count
 from upgrader.runner.host import Host
 from upgrader.runner.processes import RunningProcess, members
@@ -23,8 +24,9 @@ _OUTPUT = 4096  # bytes of what a command says that are read
 class ProgramReport:
     """That of one runner."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, adapter: ProgramAdapter) -> None:
         self._host = host
+        self._adapter = adapter
         self._pids: tuple[int, ...] = ()  # the one that serves, and those that are drained
         self._version = ""
 
@@ -35,6 +37,7 @@ class ProgramReport:
         report = self._host.instance._parts.report
         report.version = self._version
         report.programs = self.programs
+        report.preflight_first = self._adapter.preflight_first
         report.connections_of = self.connections
 
     async def learn_version(self) -> None:
@@ -56,6 +59,7 @@ class ProgramReport:
                 replaced=(pid,) != serving,
                 processes=len(tree := _tree(pid)),
                 memory=sum(map(_memory, tree)),
+                offers=[*self._adapter.offers] if (pid,) == serving else [],
             )
             for pid in self._pids
             if pid in here

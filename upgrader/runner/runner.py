@@ -46,7 +46,7 @@ class Runner:
         self._paths = Paths(options.pid_file)
         self._start = ProgramStart(self._host, self._adapter, self._paths)
         self._state = ProgramState(self._host, self._adapter, self._start)
-        self._report = ProgramReport(self._host)
+        self._report = ProgramReport(self._host, self._adapter)
 
     async def run(self) -> None:
         """Start the program, look after it, and end or leave it; raises SystemExit."""

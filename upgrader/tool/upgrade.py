@@ -59,7 +59,8 @@ class Wish:
     Without a `mode` it is the one that the instance has as its parameter; AUTO is live, or restart
     where something forbids live, which the outcome then says among its warnings. In mode exec,
     `command` is executed instead of what ExecStart= says. An upgrade that is under way is refused,
-    or followed with `wait`. With `preflight`, a live one is tried first; with `if_changed`, nothing
+    or followed with `wait`. With `preflight`, the new version is tried first, before any
+    mode, if the unit can be upgraded live; without one or the other, if the instance wants that. With `if_changed`, nothing
     is done if nothing has changed since the service was started; with `dry_run`, nothing is done but
     to find out what would be. `timeout` in seconds bounds the wait for the new instance;
     without it, systemd's own TimeoutStopSec= and TimeoutStartSec= do. When it is over, systemd's job
@@ -72,7 +73,7 @@ class Wish:
     mode: Mode | None = None
     command: Sequence[str] = ()
     wait: bool = False
-    preflight: bool = False
+    preflight: bool | None = None
     if_changed: bool = False
     dry_run: bool = False
     timeout: float | None = None
@@ -193,15 +194,24 @@ def _upgrade(systemd: Systemd, name: str, wish: Wish, progress: Tell, begin: flo
         done = f"nothing has changed since it was started: {before}"
         return Outcome.done(Verb.UPGRADE, unit.id, done, before=before, after=before)
     mode = wish.mode or _usual_mode(found.said)
-    if not root and (not_allowed := for_root_only(mode, found.said, preflight=wish.preflight)):
+    if not root and (
+        not_allowed := for_root_only(mode, found.said, preflight=bool(wish.preflight))
+    ):
         return _denied(unit, not_allowed)
+    tries = wish.preflight
+    if tries is None:
+        tries = root and found.said is not None and found.said.preflight_first
     warnings: tuple[str, ...] = ()
+    forbidden = limits(systemd, unit, found) if tries or mode in (Mode.AUTO, Mode.LIVE) else ()
+    if tries and forbidden:
+        warnings = (f"no preflight, which is a part of a live upgrade: {forbidden[0]}",)
+        tries = False
     if mode in (Mode.AUTO, Mode.LIVE):
-        if forbidden := limits(systemd, unit, found):
+        if forbidden:
             first = forbidden[0]
             if mode is Mode.LIVE:
                 return _nothing_done(unit, before, Obstacle(first.cause, first.remedy))
-            warnings = (f"not live but by a restart: {first}",)
+            warnings += (f"not live but by a restart: {first}",)
         mode = Mode.RESTART if forbidden else Mode.LIVE
     if not root and mode is Mode.RESTART is not wish.mode:
         return _denied(unit, restart_by_name(unit, *warnings))
@@ -213,9 +223,6 @@ def _upgrade(systemd: Systemd, name: str, wish: Wish, progress: Tell, begin: flo
         warnings += kept_only_while(systemd, unit)
     elif found.said and (stale := stale_credentials(systemd, unit, found.said)):
         warnings += (show_stale(unit.id, stale),)
-    if wish.preflight and mode is not Mode.LIVE:
-        warnings += (f"no preflight: it is part of a live upgrade, and this one is by {mode}",)
-        wish = replace(wish, preflight=False)
     if wish.dry_run and mode is Mode.RESTART:
         warnings += draining(unit, user=systemd.user)
     for warning in warnings:
@@ -223,7 +230,8 @@ def _upgrade(systemd: Systemd, name: str, wish: Wish, progress: Tell, begin: flo
     runs = before or "an instance that cannot be asked"
     if wish.dry_run:
         reload_first = ", after a daemon-reload" if unit.need_daemon_reload else ""
-        done = f"would be upgraded in mode {mode}{reload_first}; it runs {runs}"
+        tried_first = ", after a preflight" if tries else ""
+        done = f"would be upgraded in mode {mode}{reload_first}{tried_first}; it runs {runs}"
         return Outcome.done(
             Verb.UPGRADE, unit.id, done, warnings=warnings, before=before, changed=True
         )
@@ -232,7 +240,7 @@ def _upgrade(systemd: Systemd, name: str, wish: Wish, progress: Tell, begin: flo
         systemd, unit, found.said, mode, uuid.uuid4().hex if root else "", wish.timeout, progress,
         begun=begin, output=OutputFiles.of(unit.main_pid),
     )  # fmt: skip
-    outcome = _try_first(attempt) if wish.preflight else None
+    outcome = _try_first(attempt) if tries else None
     if outcome is None and mode is Mode.EXEC:
         outcome = execute(attempt, wish.command)
     elif outcome is None:

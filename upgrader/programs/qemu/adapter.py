@@ -23,6 +23,7 @@ from upgrader.programs import AdapterHost, ProgramAdapter, RunningProcess, Start
 from upgrader.programs.qemu import shared, tap
 from upgrader.programs.qemu.machine import Machine, Placing, difference, token
 from upgrader.programs.qemu.monitor import SAVABLE, Monitor, QemuEnded, QemuError
+from upgrader.programs.qemu.offers import offers
 from upgrader.programs.qemu.shared import Note
 from upgrader.programs.qemu.versions import versioned
 from upgrader.protocol.fd import Fd
@@ -44,6 +45,7 @@ class QemuAdapter(ProgramAdapter):
     stateful = True
     needs_listener = False
     may_end = True
+    preflight_first = True
 
     def __init__(self, host: AdapterHost) -> None:
         """Raises DeclarationError for a machine that could not move."""
@@ -160,6 +162,8 @@ class QemuAdapter(ProgramAdapter):
         async with _to_its_end(program):
             monitor = await self._sessions.enter_async_context(opened)
             await monitor.status()
+            if not start.private:
+                self.offers = await offers(monitor)
         if start.incoming:
             self._open[program.pid] = monitor
         else:
