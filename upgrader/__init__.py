@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from upgrader.instance.inbox import Frame, MessageTooLong
     from upgrader.instance.peers import Peers
     from upgrader.protocol.state import convert, convert_back, since, state
+    from upgrader.protocol.table import Table
 
 __version__ = VERSION
 
@@ -50,6 +51,7 @@ _PLACES = {
     "instance.base": ("Ended",),
     "instance.peers": ("Peers",),
     "protocol.state": ("convert", "convert_back", "since", "state"),
+    "protocol.table": ("Table",),
 }
 
 __all__ = [
@@ -66,6 +68,7 @@ __all__ = [
     "Peer",
     "Peers",
     "Retired",
+    "Table",
     "UnclaimedError",
     "UpgradeError",
     "VerifyError",

@@ -2,6 +2,7 @@
 """Services as authors write them, for `mypy --strict`; never run. Each `ignore` is a mistake found."""
 
 import asyncio
+import dataclasses
 import ssl
 from typing import assert_type
 
@@ -27,6 +28,13 @@ def from_1(fields: dict[str, object]) -> dict[str, object]:
     return fields
 
 
+@upgrader.state("rooms")
+class Rooms:
+    names: upgrader.Table[str, int] = dataclasses.field(default_factory=upgrader.Table)
+
+
+assert_type(Rooms().names["a"], int)
+Rooms().names["a"] = "b"  # type: ignore[assignment]
 Counters(requests=1, streamed=2)
 Counters(request=1)  # type: ignore[call-arg]
 Counters(requests="1")  # type: ignore[arg-type]

@@ -43,6 +43,7 @@ PUBLIC = [
     "Peer",
     "Peers",
     "Retired",
+    "Table",
     "UnclaimedError",
     "UpgradeError",
     "VerifyError",

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from upgrader.backends.listener import Address
     from upgrader.instance import declared_backend
     from upgrader.instance.declared_backend import DeclaredBackend
-    from upgrader.protocol import saved_state, state_trial, varlink_types
+    from upgrader.protocol import saved_state, state_trial, table, varlink_types
     from upgrader.protocol.identity import HasFileno
     from upgrader.protocol.saved_state import SavedState
     from upgrader.protocol.varlink_types import Trial
@@ -41,6 +41,7 @@ else:
     datagrams = later("upgrader.backends.datagrams")
     saved_state = later("upgrader.protocol.saved_state")
     state_trial = later("upgrader.protocol.state_trial")
+    table = later("upgrader.protocol.table")
     varlink_types = later("upgrader.protocol.varlink_types")
 
 T = TypeVar("T")
@@ -65,7 +66,7 @@ class DeclaredState(Generic[T]):
         self.cls = cls
         self.description = describe(cls)
         try:
-            self.description.check_fields()
+            self._tables = self.description.tables
         except NameError as error:
             raise _unreadable(self.description.item, error) from error
         self.trial: Trial | None = None  #: the last one
@@ -92,6 +93,8 @@ class DeclaredState(Generic[T]):
             except TypeError as error:
                 why = f"every field needs a default: {error}"
                 raise DeclarationError(self.description.item, why) from error
+        if self._tables:
+            table.make(value, self._tables)
         self._value = value
 
     def try_saving(self) -> Trial:
@@ -303,6 +306,9 @@ class Declarations:
         self._check_new(f"connections of {name!r}", name, self.connections | self.protocols)
         if connections.session is not None:
             declared: DeclaredState[Any] = DeclaredState(connections.session)
+            if declared.description.tables:
+                why = "a Table is a field of a state of the service, not of each connection's"
+                raise DeclarationError(declared.description.item, why, remedy="use a dict there")
             declared.fill(None)
             try:
                 save(declared.value)

@@ -36,13 +36,14 @@ from upgrader.protocol.values import Value
 if TYPE_CHECKING:
     import msgspec
 
-    from upgrader.protocol import saved_state, state_shape, state_trial
+    from upgrader.protocol import saved_state, state_shape, state_trial, table
     from upgrader.protocol.saved_state import SavedState
 else:
     msgspec = later("msgspec")
     saved_state = later("upgrader.protocol.saved_state")
     state_shape = later("upgrader.protocol.state_shape")
     state_trial = later("upgrader.protocol.state_trial")
+    table = later("upgrader.protocol.table")
 
 T = TypeVar("T")
 Converter = Callable[[dict[str, Any]], dict[str, Any]]
@@ -83,15 +84,15 @@ class StateVersions(Value):
         an annotation names is not defined."""
         return state_shape.Shape(self.cls, self.item)
 
-    def check_fields(self) -> None:
-        """Raise for a field that can never be saved, and as long as a class is not defined, as
-        `shape` does. Of plain fields none is: those cost a start nothing."""
+    @functools.cached_property
+    def tables(self) -> tuple[str, ...]:
+        """The fields that are a `Table`. Raises as `shape` for a field that can never be saved. If all
+        fields are plain, that costs a start nothing."""
         try:
-            hints = get_type_hints(self.cls)
+            hints = get_type_hints(self.cls, include_extras=True)
         except TypeError:  # what stands there is no type: in `shape`, it gets a message
             hints = {"": None}
-        if not all(map(_is_plain, hints.values())):
-            self.shape  # noqa: B018
+        return () if all(map(_is_plain, hints.values())) else self.shape.tables
 
     def check_readable(self, version: int, readable_from: int) -> None:
         """Raise IncompatibleState unless this program can read what `version` has saved."""
@@ -148,7 +149,7 @@ def state(
                 raise DeclarationError(f"state {name!r}", what)
         description = StateVersions(made, name, version, oldest, {}, {}, {})
         with contextlib.suppress(NameError):  # defined further down: `Declared` asks again
-            description.check_fields()
+            description.tables  # noqa: B018
         made.__upgrader__ = description  # type: ignore[attr-defined]
         return made
 
@@ -293,6 +294,8 @@ def load(cls: type[T], saved: SavedState) -> tuple[T, tuple[str, ...]]:
         if version < d.version:
             data = _to_version(d, version, data)
         value = msgspec.msgpack.decode(data, type=cls)
+        if d.tables:
+            table.make(value, d.tables)
         if data is saved.data and saved.shape == d.shape.mark:
             return value, ()
         found = d.shape.compare(data)
@@ -326,9 +329,12 @@ def decoder(cls: type[T], header: SavedState) -> Callable[[bytes], T] | None:
 
 
 def retire(value: object) -> None:
-    """Make a state read-only: setting a field raises Retired from now on."""
+    """Make a state read-only: setting a field, or a key of a table in it, raises Retired from now on."""
     cls = type(value)
-    retired = describe(cls).retired
+    description = describe(cls)
+    for each in table.tables_of(value, description.tables).values() if description.tables else ():
+        table.retire(each)
+    retired = description.retired
     if not retired:  # only now: a method in Python makes every write ten times slower
         cls.__setattr__ = _refusing(cls.__setattr__, retired)  # type: ignore[method-assign]
     retired[id(value)] = value

@@ -20,6 +20,8 @@ from msgspec import inspect
 
 from upgrader.errors import DeclarationError
 from upgrader.protocol.kinds import SINCE
+from upgrader.protocol.table import MARK
+from upgrader.protocol.table_types import find_changeable
 
 #: One of each kind of value that comes out of msgpack: what is none of them is never loaded.
 _LOADABLE: tuple[Any, ...] = (
@@ -34,6 +36,7 @@ _LOADABLE: tuple[Any, ...] = (
     datetime(2000, 1, 1, tzinfo=UTC),
 )
 _REMEDY = "keep it beside the state, and make it anew in each instance"
+_FROZEN = "declare the class frozen, and use tuples and frozensets in it; or use a dict"
 _LONGEST = 200  # characters of a path that are shown
 _NAMED = 20  # fields that are named in a message before only their number is
 
@@ -98,9 +101,11 @@ class Shape:
             info = inspect.type_info(cls)
         except (TypeError, ValueError) as error:
             raise DeclarationError(item, _blame(cls), remedy=_REMEDY) from error
-        root = _Builder(item).node(info, None)
+        builder = _Builder(item)
+        root = builder.node(info, None)
         assert isinstance(root, _Record)
         self._root = root
+        self.tables = tuple(builder.tables)  #: the fields that are a `Table`
         #: The same for two classes with the same fields at every depth.
         self.mark = zlib.crc32("\n".join(sorted(_lines(root))).encode())
 
@@ -136,6 +141,7 @@ def name_some(paths: Iterable[str]) -> str:
 class _Builder:
     def __init__(self, item: str) -> None:
         self._item = item
+        self.tables: list[str] = []
         self._known: dict[int, _Record] = {}  # a class may hold itself
         self._alive: list[inspect.Type] = []  # so that no id is used twice
 
@@ -144,7 +150,9 @@ class _Builder:
         match info:
             case inspect.CustomType(cls):
                 self._check(cls, path)
-            case inspect.Metadata(type=inner):
+            case inspect.Metadata(type=inner, extra=extra):
+                if extra and MARK in extra:
+                    self._add_table(inner, path)
                 return self.node(inner, path)
             case inspect.DictType(key_type=key, value_type=value):
                 self.node(key, (path, "[key]"))
@@ -163,6 +171,19 @@ class _Builder:
             case inspect.DataclassType() | inspect.StructType() | inspect.TypedDictType():
                 return self._record(info, path)
         return None
+
+    def _add_table(self, info: inspect.Type, path: Path) -> None:
+        assert isinstance(info, inspect.DictType)
+        assert path
+        before, name = path
+        if before or name.startswith("["):
+            why = f"{_show(path)} is a Table, and only a field of the state itself can be one"
+            raise DeclarationError(self._item, why, remedy="use a dict there")
+        why = find_changeable(info.key_type, f"{name}[key]")
+        why = why or find_changeable(info.value_type, f"{name}[...]")
+        if why:
+            raise DeclarationError(self._item, why, remedy=_FROZEN)
+        self.tables.append(name)
 
     def _record(
         self,
