@@ -52,7 +52,7 @@ with upgrader.attach("modem") as instance:
 def test_the_kind_of_a_third_party_moves(tmp_path: Path) -> None:
     """The ten lines of docs/backends.md, in a package of their own: the same line in every mode."""
     (tmp_path / "acme").mkdir()
-    (_, kind, _) = blocks(ROOT / "docs" / "backends.md", "python")
+    (_, _, kind, _) = blocks(ROOT / "docs" / "backends.md", "python")
     (tmp_path / "acme" / "serial.py").write_text(kind)
     (tmp_path / "modem.py").write_text(SERIAL)
     near, far = os.openpty()

@@ -21,6 +21,7 @@ from xml.etree import ElementTree
 import msgspec
 
 import upgrader
+from tests.fuzz.disk_decoders import disk_decoders
 from tests.fuzz.fuzz import Decoder
 from tests.fuzz.mutations import change_bytes, change_json, change_msgpack, change_text
 from tests.fuzz.tls_decoders import tls_decoders
@@ -707,5 +708,6 @@ def decoders(place: Path, stack: contextlib.ExitStack) -> list[Decoder]:
         Decoder("address", _address, (DeclarationError,), addresses, change_text),
         Decoder("D-Bus body", _wire, (), [*_bodies()], change_bytes),
         *tls_decoders(),
+        *disk_decoders(),
         Decoder("cgroup", lambda data: unit_of(data.decode(errors="replace")), (), [group], change_text),
     ]  # fmt: skip
