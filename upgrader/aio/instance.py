@@ -38,7 +38,7 @@ class Instance(BaseInstance):
     @property
     def peers(self) -> Peers[Peer[Any]]:
         """All open connections that handlers of `connections` serve."""
-        return Peers([each for handled in self._runtime.handled.values() for each in handled.peers])
+        return Peers(self._runtime.connections.peers)
 
     def connections(
         self,
