@@ -13,35 +13,35 @@ from upgrader.instance.inbox import Frame
 from upgrader.protocol.kinds import Waiting
 
 if TYPE_CHECKING:
-    from upgrader.blocking.runtime import BlockingRuntime
+    from upgrader.blocking.all_connections import ServedConnections
 
 
 class BlockingConnection(Handled):
     """A connection between its handler and its socket."""
 
     def __init__(
-        self, runtime: BlockingRuntime, declared: Connections, stream: ConnectionStream, session: Any,
+        self, served: ServedConnections, declared: Connections, stream: ConnectionStream, session: Any,
         *, adopted: bool,
     ) -> None:  # fmt: skip
         """`session`: the state that goes with it."""
         super().__init__(declared.listener.name, stream, session, adopted=adopted)
         self.declared = declared
-        self._runtime = runtime
+        self._all = served
 
     def message(self, frame: Frame, limit: int) -> bytes | None:
         """The next whole message that is here; None while other adopted connections have not been
         given to their handlers yet."""
-        if self._runtime.beginning:
+        if self._all.beginning:
             return None
         return self.stream.inbox.take_message(frame, limit)
 
     def queue(self, data: bytes) -> None:
         """Queue data; raises ConnectionResetError when the peer is gone, Retired after a migration."""
-        if self._runtime.frozen:
+        if self._all.frozen:
             raise Retired(self.address)
         self.stream.queue(data)
         if self.stream.unsent:
-            self._runtime.watch(self)  # it may not be the one whose handler runs
+            self._all.watch(self)  # it may not be the one whose handler runs
 
     def close(self) -> None:
         """Close the connection once this call of the handler is over and all is sent."""

@@ -89,7 +89,7 @@ class Instance(BaseInstance):
     @property
     def peers(self) -> Peers[Peer[Any]]:
         """All open connections that handlers of `connections` serve."""
-        return Peers(self._runtime.served if self._runtime else [])
+        return Peers(self._runtime.connections.served if self._runtime else [])
 
     @overload
     def serve(self) -> Iterator[DeclaredSocket]: ...

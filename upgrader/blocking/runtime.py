@@ -21,35 +21,29 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from upgrader.backends.kind import BackendKind
+from upgrader.blocking.all_connections import ServedConnections
 from upgrader.blocking.handled_connection import BlockingConnection
 from upgrader.blocking.loop_signals import LoopSignals
 from upgrader.blocking.two_waits import WaitForWork
 from upgrader.errors import BusyWork
 from upgrader.instance.commit import LoadedInstance
-from upgrader.instance.connection import HIGH_WATER, ConnectionStream, accept
 from upgrader.instance.declarations import Bound, Connections
 from upgrader.instance.destination_side import refused_by_check
 from upgrader.instance.handles import DeclaredSocket
 from upgrader.instance.parts import InstanceParts
 from upgrader.instance.turns import PAUSES, Settled
-from upgrader.protocol.kinds import Waiting
 from upgrader.protocol.later import later
 
 if TYPE_CHECKING:
     from upgrader.blocking import draining
-    from upgrader.instance import author_calls, freeze, save
-    from upgrader.instance.adopted import Adopted
+    from upgrader.instance import author_calls, save
     from upgrader.instance.author_calls import AuthorRound
     from upgrader.instance.exec_mode import Execution
-    from upgrader.instance.interfaces import Open
     from upgrader.instance.live_source import LiveSource, MigrationRequest
     from upgrader.protocol import image, switchover
 else:
     draining = later("upgrader.blocking.draining")
     author_calls = later("upgrader.instance.author_calls")
-    freeze = later("upgrader.instance.freeze")
-    save = later("upgrader.instance.save")
-    image = later("upgrader.protocol.image")
     switchover = later("upgrader.protocol.switchover")
 
 _GRACE = 1.0  # seconds for what a replaced instance does at its end, however late it is
@@ -68,17 +62,11 @@ class BlockingRuntime:
     ) -> None:
         """`backends`: which the program reads itself, and as what; `others`: those that are no sockets;
         `make_peer`: what handlers get."""
-        self.frozen = False  #: nothing here touches what has moved any more
-        self.beginning = True  #: not every handler of an adopted connection has been called yet
         self._parts = parts
         self._declarations = parts.declarations
         self._backends = backends
         self._others = others
-        self._make_peer = make_peer
         self._stopped = threading.Event()
-        self._served: dict[int, tuple[BlockingConnection, Any]] = {}  # with its peer, by FD
-        self._staying: list[BlockingConnection] = []
-        self._arguments: dict[str, dict[str, Any]] = {}
         self._requests: deque[MigrationRequest | Execution] = deque()
         self._request: MigrationRequest | Execution | None = None  # the one that is waited for
         self._wait: WaitForWork | None = None  # of the request, or of a restart
@@ -91,10 +79,11 @@ class BlockingRuntime:
         self._signals = LoopSignals(parts, self._stopped, self._wake_up, self._want_reload)
         self._trusted = float("inf")  # when it is; of `time.monotonic`
         self._selector = selectors.DefaultSelector()
+        self.connections = ServedConnections(parts, self._selector, make_peer)
         self._wake, self._waker = socket.socketpair()
         self._waker.setblocking(False)
         self._selector.register(self._wake, selectors.EVENT_READ)
-        parts.report.connections_open = self._connections_open
+        parts.report.connections_open = self.connections.all_open
 
     def __enter__(self) -> Self:
         return self
@@ -109,11 +98,6 @@ class BlockingRuntime:
         self._waker.close()
         self._wake.close()
 
-    @property
-    def served(self) -> list[tuple[BlockingConnection, Any]]:
-        """All open connections, and how their handlers see them."""
-        return list(self._served.values())
-
     def serve(self) -> Iterator[DeclaredSocket | BackendKind]:
         """Load, serve and end; see `Instance.serve`."""
         parts = self._parts
@@ -127,15 +111,12 @@ class BlockingRuntime:
             parts.open(self._signals.heed_later)
             self._trusted = time.monotonic() + parts.report.parameters.insurance
             yield from self._turns()
-            if not self.frozen:
+            if not self.connections.frozen:
                 self._retire()
-            if self.frozen and self._declarations.farewells:
+            if self.connections.frozen and self._declarations.farewells:
                 self._say_farewell()
         finally:
             self._signals.restore()
-
-    def _connections_open(self) -> Sequence[tuple[str, Open]]:
-        return [(each.listener, each.stream) for each, _ in self.served]
 
     # The beginning
 
@@ -171,44 +152,7 @@ class BlockingRuntime:
         for other in self._others:
             for number in other.fds:
                 self._selector.register(number, selectors.EVENT_READ, other)
-        self._arguments = {
-            name: self._declarations.values(connections.handler, skip=1)
-            for name, connections in self._declarations.connections.items()
-        }
-        for adopted in loaded.adopted:
-            self._adopt(adopted)
-        self.beginning = False
-        for connection, _ in self.served:
-            if connection.stream.inbox.buffer:
-                self._handle(connection)
-        for connections in self._declarations.connections.values():
-            listener = connections.listener
-            while listener.backlog:
-                self._open(connections, listener.backlog.popleft())
-            for sock in listener.sockets:
-                self._selector.register(sock, selectors.EVENT_READ, connections)
-
-    def _adopt(self, adopted: Adopted) -> None:
-        declared = self._declarations.connections[adopted.listener]
-        stream = ConnectionStream(adopted.take(), adopted.state, adopted.identity)
-        lazy = declared.lazy and adopted.state.waiting is Waiting.MESSAGE
-        connection = BlockingConnection(self, declared, stream, adopted.session, adopted=True)
-        self._add(connection, called=not lazy)
-
-    def _open(self, declared: Connections, sock: socket.socket) -> None:
-        session = declared.session() if declared.session else None
-        self._add(
-            BlockingConnection(self, declared, ConnectionStream(sock), session, adopted=False)
-        )
-
-    def _add(self, connection: BlockingConnection, *, called: bool = True) -> None:
-        sock = connection.stream.sock
-        self._served[sock.fileno()] = connection, self._make_peer(connection)
-        self._selector.register(sock, selectors.EVENT_READ, connection)
-        if called:
-            self._handle(connection)
-        else:
-            self.watch(connection)
+        self.connections.begin(loaded)
 
     # One turn after the other
 
@@ -228,9 +172,9 @@ class BlockingRuntime:
                     case BackendKind() as other:
                         yield other
                     case Connections() as connections:
-                        self._accept(connections, key.fileobj)
+                        self.connections.accept(connections, key.fileobj)
                     case BlockingConnection() as connection:
-                        self._serve(connection, events)
+                        self.connections.serve(connection, events)
                     case _ if key.fileobj is self._channel:
                         self._hear()
                     case _:
@@ -279,61 +223,6 @@ class BlockingRuntime:
         with contextlib.suppress(OSError):
             self._waker.send(b"\0")
 
-    def _accept(self, connections: Connections, listening: Any) -> None:
-        try:
-            sock = accept(listening)
-        except OSError as error:
-            _log.error("%s: cannot accept: %s", connections.listener.name, error)
-            time.sleep(0.1)  # out of FDs or memory: the backlog holds them meanwhile
-            return
-        if sock is not None:
-            self._open(connections, sock)
-
-    def _serve(self, connection: BlockingConnection, events: int) -> None:
-        if events & selectors.EVENT_WRITE:
-            connection.stream.flush()
-        if events & selectors.EVENT_READ:
-            connection.stream.receive()
-        self._handle(connection)
-
-    def _handle(self, connection: BlockingConnection) -> None:
-        """Call the handler unless it must wait, then see what the connection waits for."""
-        stream = connection.stream
-        if stream.waiting is not Waiting.CLOSING and len(stream.unsent) <= HIGH_WATER:
-            stream.waiting = None
-            _, peer = self._served[stream.sock.fileno()]
-            try:
-                connection.declared.handler(peer, **self._arguments[connection.listener])
-            except ConnectionError as error:
-                _log.debug("%s: %s", connection.address, error)
-                stream.lose()
-            except Exception:
-                _log.exception("handler of %s failed", connection.address)
-                connection.close()
-            if stream.waiting is None:
-                stream.waiting = Waiting.CLOSING if stream.eof else Waiting.MESSAGE
-        if stream.lost or (stream.waiting is Waiting.CLOSING and not stream.unsent):
-            self._forget(connection)
-            return
-        self.watch(connection)
-
-    def watch(self, connection: BlockingConnection) -> None:
-        """See to it that the loop wakes up for what the connection waits for."""
-        stream = connection.stream
-        known = self._served.get(stream.sock.fileno())
-        if known is None or known[0] is not connection:
-            return
-        wanted = selectors.EVENT_WRITE if stream.unsent else 0
-        if stream.waiting is Waiting.MESSAGE and len(stream.unsent) <= HIGH_WATER:
-            wanted |= selectors.EVENT_READ
-        if self._selector.get_key(stream.sock).events != wanted:
-            self._selector.modify(stream.sock, wanted, connection)
-
-    def _forget(self, connection: BlockingConnection) -> None:
-        del self._served[connection.stream.sock.fileno()]
-        self._selector.unregister(connection.stream.sock)
-        connection.stream.close(shared=connection.adopted)
-
     # The end
 
     def _migrate(self, request: MigrationRequest | Execution) -> bool:
@@ -370,18 +259,10 @@ class BlockingRuntime:
             retired = migration.state is switchover.Source.RETIRED
             return retired and unsent and not self._stopped.is_set()
 
-        staying = [connection.stream for connection in self._staying]
-        draining.drain(staying, self._deadline, self._wake, goes_on)
+        draining.drain(self.connections.staying, self._deadline, self._wake, goes_on)
         if migration.state is switchover.Source.RETIRED:
             stopped = self._stopped.is_set()
             migration.side.feed(switchover.Event.STOP if stopped else switchover.Event.DRAINED)
-
-    def _has_unsent(self) -> bool:
-        """Whether something is to be sent on a connection that does not move."""
-        return any(
-            each.stream.unsent and not self._parts.answering.crosses(each.listener)
-            for each, _ in self._served.values()
-        )
 
     def _try_to_migrate(self) -> bool:
         """Go on with the migration that is wanted, if it is time; True if this instance is over. If
@@ -416,7 +297,7 @@ class BlockingRuntime:
             self._wait = WaitForWork(
                 self._parts, self._wake_up, self._quiesce, self._calls.resumed,
                 until=until, pauses=chain(PAUSES, repeat(PAUSES[-1])), deadline=deadline, stops=True,
-                unsent=self._has_unsent,
+                unsent=self.connections.has_unsent,
             )  # fmt: skip
         if not self._wait.over():
             return False
@@ -463,19 +344,19 @@ class BlockingRuntime:
             if self._round:
                 self._round.log("a restart")
             cut = list(self._parts.turns.running.values())
-            self.frozen = source.frozen = source.park(*self._taken(), cut)
+            self.connections.frozen = source.frozen = source.park(*self.connections.freeze(), cut)
         else:
             source.leave()
             self._parts.turns.close()
             self._parts.turns.wait_idle(deadline - time.monotonic())
-        if self.frozen:
+        if self.connections.frozen:
             # Nobody serves before this process is gone: what is sent still, the kernel has room for.
-            deadline, rest = time.monotonic(), self._staying
+            deadline, rest = time.monotonic(), self.connections.staying
         else:
             self._parts.turns.open()
             source.leave()
-            rest = [connection for connection, _ in self._served.values()]
-        draining.drain([connection.stream for connection in rest], deadline, self._wake)
+            rest = self.connections.streams
+        draining.drain(rest, deadline, self._wake)
 
     @functools.cached_property
     def _calls(self) -> author_calls.AuthorCalls:
@@ -495,27 +376,7 @@ class BlockingRuntime:
             raise BusyWork(busy)
         if self._round:
             self._round.require()
-        return self._taken()
-
-    def _taken(self) -> tuple[list[save.Frozen], list[image.LeftBehind]]:
-        frozen: list[save.Frozen] = []
-        left: list[image.LeftBehind] = []
-        self._staying = []
-        for connection, _ in self._served.values():
-            if connection.stream.lost:
-                continue
-            item: save.Frozen | image.LeftBehind
-            if self._parts.answering.crosses(connection.listener):
-                item = freeze.freeze(connection.listener, connection.stream, connection.session)
-            else:
-                why = "backend-transfer=no"
-                item = image.LeftBehind(connection.listener, connection.address, why)
-            if isinstance(item, save.Frozen):
-                frozen.append(item)
-            else:
-                left.append(item)
-                self._staying.append(connection)
-        return frozen, left
+        return self.connections.freeze()
 
     def resume(self) -> None:
         """As if nothing had happened."""
@@ -525,12 +386,10 @@ class BlockingRuntime:
 
     def give_up(self) -> None:
         """Nothing that has moved is touched any more; the rest is drained."""
-        self.frozen = True
+        self.connections.frozen = True
 
     def let_go(self) -> None:
         """Close our copies of what has moved."""
-        for connection, _ in self._served.values():
-            if connection not in self._staying:
-                connection.stream.sock.close()
+        self.connections.close_copies()
         for bound in self._declarations.sockets.values():
             bound.close()
