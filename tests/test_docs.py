@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.pages import PAGES, ROOT, blocks
-from upgrader.protocol import varlink
+from upgrader.protocol import varlink, varlink_interface
 from upgrader.testing import Service
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -132,7 +132,7 @@ def test_a_command_of_the_documentation_exists(command: str) -> None:
     elif words[0] == "varlinkctl":
         interface, _, method = words[3].rpartition(".")
         assert varlink.INTERFACE == interface
-        assert f"method {method}(" in varlink.DESCRIPTION
+        assert f"method {method}(" in varlink_interface.DESCRIPTION
     elif words[0] == "apt-get":
         assert words[1] == "install"
         assert set(map(package, words[2:])) <= known_packages()

@@ -12,10 +12,13 @@ from tests.system.reloading import live, reload, socket_there
 from tests.system.serving import Install, Service
 from tests.system.tool import NOBODY
 from upgrader.lab.private_systemd import PrivateSystemd
-from upgrader.protocol import varlink
+from upgrader.protocol import varlink, varlink_interface
 
 INSTANCE = varlink.INTERFACE
-DESCRIPTIONS = {INSTANCE: varlink.DESCRIPTION, varlink.SERVICE: varlink.SERVICE_DESCRIPTION}
+DESCRIPTIONS = {
+    INSTANCE: varlink_interface.DESCRIPTION,
+    varlink.SERVICE: varlink_interface.SERVICE_DESCRIPTION,
+}
 
 
 @pytest.fixture(scope="module")

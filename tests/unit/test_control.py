@@ -24,7 +24,7 @@ from upgrader.instance.control_listener import Caller, remove_dead
 from upgrader.instance.control_socket import Control
 from upgrader.instance.phases import News, Phases
 from upgrader.instance.self_description import public
-from upgrader.protocol import varlink
+from upgrader.protocol import varlink, varlink_interface
 from upgrader.protocol.phase import Phase
 from upgrader.protocol.rendezvous import socket_name
 from upgrader.protocol.varlink import INTERFACE, VarlinkError
@@ -659,7 +659,7 @@ def test_the_interface_has_the_fields_of_the_values(struct: type[msgspec.Struct]
         r"method Describe\(\) -> \(\n(.*?)\n\)"
         if struct is Description
         else rf"type {struct.__name__} \(\n(.*?)\n\)",
-        varlink.DESCRIPTION,
+        varlink_interface.DESCRIPTION,
         re.DOTALL,
     )
     assert match is not None

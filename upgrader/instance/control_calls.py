@@ -11,7 +11,7 @@ import msgspec
 from upgrader.codes import Code
 from upgrader.instance.control_listener import Caller
 from upgrader.instance.phases import News
-from upgrader.protocol import varlink
+from upgrader.protocol import varlink, varlink_interface
 from upgrader.protocol.varlink import INTERFACE, SERVICE, VarlinkError
 from upgrader.protocol.varlink_messages import Call
 
@@ -186,7 +186,10 @@ def _upgrade(call: Call) -> str:
 def _description(interface: object) -> str:
     if not isinstance(interface, str):
         raise varlink.invalid("interface")
-    known = {INTERFACE: varlink.DESCRIPTION, SERVICE: varlink.SERVICE_DESCRIPTION}
+    known = {
+        INTERFACE: varlink_interface.DESCRIPTION,
+        SERVICE: varlink_interface.SERVICE_DESCRIPTION,
+    }
     if interface not in known:
         raise VarlinkError(f"{SERVICE}.InterfaceNotFound", {"interface": interface})
     return known[interface]
