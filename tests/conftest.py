@@ -10,12 +10,11 @@ import stat
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.isolation import OWN
-from tests.support import cannot_run, eventually, is_abandoned
+from tests.support import cannot_run, descendants, eventually, is_abandoned
 from upgrader.lab.private_systemd import PrivateSystemd, PrivateSystemdError, TreeError
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -155,27 +154,6 @@ def _open_fds() -> Counter[tuple[int, int, str]]:
     return found
 
 
-def _descendants() -> dict[int, str]:
-    """Live processes that were started by this one, however indirectly: PID to command line.
-
-    What a machine runs is left out: it goes with the machine, and its keeper is in the list.
-    """
-    found: dict[int, str] = {}
-    open_ends = [os.getpid()]
-    while open_ends:
-        pid = open_ends.pop()
-        with contextlib.suppress(OSError):
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-            line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").strip()
-            if state not in ("Z", "X") and pid != os.getpid():
-                found[pid] = line.decode(errors="replace")
-            if b"private_systemd.keeper" not in line:
-                for task in os.listdir(f"/proc/{pid}/task"):
-                    listed = Path(f"/proc/{pid}/task/{task}/children").read_text().split()
-                    open_ends += [int(entry) for entry in listed]
-    return found
-
-
 @pytest.fixture(autouse=True)
 def no_leaked_fds() -> Iterator[None]:
     """A test closes what it opens."""
@@ -191,13 +169,13 @@ def no_leaked_fds() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def no_leaked_processes() -> Iterator[None]:
     """A test ends what it starts."""
-    before = _descendants()
+    before = descendants()
     yield
     left: dict[int, str] = {}
 
     def settled() -> bool:
         left.clear()
-        left.update({pid: line for pid, line in _descendants().items() if pid not in before})
+        left.update({pid: line for pid, line in descendants().items() if pid not in before})
         return not left
 
     # What is about to end gets the time to; nobody but its starter could wait for it.

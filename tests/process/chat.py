@@ -6,11 +6,11 @@ import os
 import socket
 import sys
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import pytest
 
+from tests.support import Closing
 from upgrader.protocol.status_text import Status
 from upgrader.testing import Service, ServiceError
 
@@ -18,7 +18,7 @@ PROGRAM = Path(__file__).with_name("program.py")
 DEADLINE = 30.0
 
 
-class Client:
+class Client(Closing):
     """A connection that waits for at most DEADLINE."""
 
     def __init__(self, path: Path) -> None:
@@ -57,17 +57,6 @@ class Client:
     def close(self) -> None:
         self._file.close()
         self.sock.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class Chat:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A unit with a runner, in a test: how it is started, its clients, and whether a process runs."""
+"""A unit with a runner, in a test: how it is started, and its clients."""
 
 import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.support import SETTLE
+from tests.support import SETTLE, Closing
 from upgrader.testing import Service
 from upgrader.testing.pid1_bus import Typed
 
@@ -34,7 +34,7 @@ class RunnerService(Service):
         return Client(self.path)
 
 
-class Client:
+class Client(Closing):
     """A client of the program."""
 
     def __init__(self, path: Path) -> None:
@@ -54,17 +54,6 @@ class Client:
     def line(self) -> str:
         return self._file.readline().rstrip("\n")
 
-    def __enter__(self) -> "Client":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._file.close()
         self._sock.close()
-
-
-def runs(pid: int) -> bool:
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-    return text.rpartition(")")[2].split()[0] not in "ZX"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import SETTLE, eventually
+from tests.support import SETTLE, descendants, eventually, runs
 from upgrader.codes import Code
 from upgrader.testing import Service, ServiceError
 from upgrader.testing.pid1_bus import Typed
@@ -74,7 +74,7 @@ def service(tmp_path: Path) -> Iterator[CountingService]:
         yield service
         if service.process:
             service.stop(for_good=True)
-        assert not [pid for pid in processes() if runs(pid)]
+        assert not programs()
         assert service.all_once(), service.numbers
 
 
@@ -95,16 +95,9 @@ def asked_all_the_time(service: CountingService, do: Callable[[], object]) -> No
         client.join(SETTLE)
 
 
-def processes() -> list[int]:
-    return [int(place.name) for place in Path("/proc").iterdir() if place.name.isdecimal()]
-
-
-def runs(pid: int) -> bool:
-    """Whether it is a program that has not ended."""
-    try:
-        return PROGRAM.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:2]
-    except OSError:
-        return False
+def programs() -> list[int]:
+    """Those that this test has started, and that have not ended."""
+    return [pid for pid, line in descendants().items() if PROGRAM in line.split()[:2]]
 
 
 @pytest.mark.parametrize("how", ["live", "restart"])
@@ -173,7 +166,7 @@ def test_a_program_that_cannot_load(
         service.stop() if how == "restart" else service.kill()
         with pytest.raises(ServiceError, match=why):
             service.start(service.command())
-    assert [first] == [pid for pid in processes() if runs(pid)]
+    assert [first] == programs()
     assert first == service.ask()
     del service.environment["FLAW"]
     if how == "live":
@@ -218,5 +211,5 @@ def test_a_preflight_of_a_state(service: CountingService) -> None:
     service.environment["UPGRADER_PREFLIGHT"] = "1"
     with pytest.raises(ServiceError, match="preflight passed"):
         service.live(service.command())
-    assert [first] == [pid for pid in processes() if runs(pid)]
+    assert [first] == programs()
     assert first == service.ask()

@@ -11,19 +11,11 @@ from pathlib import Path
 import pytest
 
 from tests.process.chat import Client
-from tests.support import eventually
+from tests.support import eventually, runs
 from upgrader.testing import Service
 
 PROGRAM = Path(__file__).parents[1] / "system" / "services" / "pooled.py"
 METHODS = pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
-
-
-def runs(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
 
 
 COMMAND = [sys.executable, str(PROGRAM)]

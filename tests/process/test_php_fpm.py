@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.fastcgi import ask
-from tests.process.runner_service import RunnerService, runs
-from tests.support import SETTLE, cannot_run, eventually, php_fpm
+from tests.process.runner_service import RunnerService
+from tests.support import SETTLE, cannot_run, eventually, php_fpm, runs
 
 _CONFIGURATION = """\
 [global]

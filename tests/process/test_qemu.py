@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import SETTLE, cannot_run, eventually
+from tests.support import SETTLE, cannot_run, eventually, runs
 from upgrader.codes import Code
 from upgrader.lab.guest import NoGuestError, guest
 from upgrader.programs.qemu import Monitor, QemuError
@@ -107,14 +107,6 @@ class MachineService(Service):
         """The processes that PID 1 keeps and that run still."""
         kept = [name for name, _ in self.store if ".program." in name]
         return [pid for pid in (int(n.rpartition(".")[2]) for n in kept) if runs(pid)]
-
-
-def runs(pid: int) -> bool:
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-    return text.rpartition(")")[2].split()[0] not in "ZX"
 
 
 @pytest.fixture

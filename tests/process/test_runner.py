@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.process.runner_service import UNAWARE, Client, RunnerService, runs
-from tests.support import SETTLE, eventually
+from tests.process.runner_service import UNAWARE, Client, RunnerService
+from tests.support import SETTLE, eventually, runs
 from upgrader.codes import Code
 from upgrader.protocol.status_text import Origin
 from upgrader.runner.processes import parent

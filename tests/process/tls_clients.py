@@ -8,10 +8,10 @@ import ssl
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from tests.process.chat import DEADLINE
+from tests.support import Closing
 from upgrader.tls.keys import SUITES, Direction, Refused
 from upgrader.tls.wire import KEY_UPDATE, Content, take
 
@@ -25,7 +25,7 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-class OpenSsl:
+class OpenSsl(Closing):
     """`openssl s_client`, which updates its keys if it is told to."""
 
     def __init__(self, port: int, *options: str) -> None:
@@ -83,19 +83,8 @@ class OpenSsl:
         with contextlib.suppress(OSError):
             self._process.communicate(timeout=DEADLINE)
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class Recorded:
+class Recorded(Closing):
     """Python's own, line by line; everything that it has been sent is kept, and can be searched."""
 
     def __init__(self, port: int, keys: Path) -> None:
@@ -167,19 +156,8 @@ class Recorded:
     def close(self) -> None:
         self._sock.close()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class PythonTls:
+class PythonTls(Closing):
     """Python's own, with what one context of it allows."""
 
     def __init__(
@@ -202,14 +180,3 @@ class PythonTls:
     def close(self) -> None:
         self._file.close()
         self.sock.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -5,14 +5,11 @@ import asyncio
 import contextlib
 import os
 import socket
-import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
-from pathlib import Path
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
-import uvloop
 
 from tests.unit.hosting import (
     GET,
@@ -25,15 +22,8 @@ from tests.unit.hosting import (
     turns,
     until,
 )
-from upgrader.aio import Adapter
 from upgrader.aio.hosted_listener import Goodbyes, end_all
-from upgrader.errors import UnreadableState
-from upgrader.instance.adopted import Adopted
-from upgrader.protocol.connection_state import ConnectionState
-from upgrader.protocol.fd import Fd
-from upgrader.protocol.identity import identify
 from upgrader.protocol.image import LeftBehind
-from upgrader.protocol.kinds import Waiting
 
 
 class Scene:
@@ -58,11 +48,6 @@ class Scene:
 
 
 Play = Callable[[Scene], Coroutine[Any, Any, None]]
-
-
-@pytest.fixture(params=["asyncio", "uvloop"])
-def loop_factory(request: pytest.FixtureRequest) -> Callable[[], asyncio.AbstractEventLoop]:
-    return uvloop.new_event_loop if request.param == "uvloop" else asyncio.new_event_loop
 
 
 @pytest.fixture(params=["h11", "httptools", "aiohttp"])
@@ -506,221 +491,3 @@ def test_a_backend_that_is_switched_off(play: Callable[[Play], None], *, for_goo
         assert [True, True] == [await idle.at_end(), await slow.at_end()]
 
     play(story)
-
-
-CERTIFICATE = Path(__file__).with_name("tls.pem")
-
-
-@contextlib.asynccontextmanager
-async def over_tls(application: Application) -> AsyncIterator[tuple[Side, Callable[[], Any]]]:
-    """An instance that speaks TLS, and a function that connects to it."""
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(CERTIFICATE)
-    context = ssl.create_default_context(cafile=CERTIFICATE)
-    context.check_hostname = False
-    async with contextlib.AsyncExitStack() as stack:
-        adapter = await stack.enter_async_context(adapter_of("h11", application))
-        sock = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-        sock.setblocking(False)
-        side = Side(adapter, sock, server)
-        side.hosting.open()
-
-        async def connect() -> Client:
-            address = sock.getsockname()
-            opened = await asyncio.open_connection(*address, ssl=context, limit=2 * LARGE)
-            stack.callback(opened[1].close)
-            return Client(*opened)
-
-        yield side, connect
-        side.hosting.hold(for_good=True)
-        await side.hosting.cut()
-
-
-def test_tls(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
-    """The listener moves; open connections cannot, and end in the source after what they are at."""
-
-    async def story() -> None:
-        application = Application("A")
-        async with over_tls(application) as (side, connect):
-            clients = [await connect() for _ in range(2)]
-            assert ["A", "A"] == [await client.ask() for client in clients]
-            clients[1].send(GET.replace(b"/ ", b"/slow "))
-            await application.asked.wait()
-
-            frozen, left = await side.collect()
-
-            assert [] == frozen
-            assert ["the keys of TLS cannot move"] * 2 == [item.why for item in left]
-            side.hosting.resume()
-            assert "A" == await clients[0].ask()
-            side.hosting.hold(for_good=True)
-            deadline = time.monotonic() + SECONDS
-            settling = asyncio.create_task(side.hosting.settle(deadline, for_good=True))
-            assert await clients[0].at_end()
-            application.go.set()
-            head, body = await clients[1].receive()
-            assert b"A" == body
-            assert b"connection: close" in head
-            assert await clients[1].at_end()
-            await settling
-            assert 2 == len(side.hosting.freeze()[1])
-
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(story())
-
-
-def test_a_tls_handshake_under_way(
-    loop_factory: Callable[[], asyncio.AbstractEventLoop],
-) -> None:
-    """Who was about to connect in the instant of a commit is waited for, and has an answer."""
-
-    async def story() -> None:
-        async with over_tls(Application("A")) as (side, _):
-            reader, writer = await asyncio.open_connection(*side.listener.socket.getsockname())
-            await until(lambda: side.hosting.freeze() != ([], []))
-            frozen, left = await side.collect()
-            assert ([], 1) == (frozen, len(left))
-            side.hosting.let_go()
-            side.hosting.close_copies()
-            side.hosting.finish(replaced=True)
-            assert 1 == len(side.hosting.drain())
-            await writer.start_tls(
-                ssl.create_default_context(cafile=CERTIFICATE), server_hostname="localhost"
-            )
-            client = Client(reader, writer)
-            client.send(GET)
-            head, body = await client.receive()
-            assert b"A" == body
-            assert b"connection: close" in head
-            assert await client.at_end()
-            await side.drained()
-            writer.close()
-
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(story())
-
-
-def test_a_slow_reader_of_tls(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
-    """What lies below TLS and is not sent holds the drain, although nobody sees it there."""
-
-    async def story() -> None:
-        application = Application("A")
-        async with over_tls(application) as (side, connect):
-            client = await connect()
-            transport = client.writer.transport
-            transport.pause_reading()
-            client.send(GET.replace(b"/ ", b"/large "))
-            await application.answered.wait()
-            side.hosting.hold(for_good=False)
-            side.hosting.finish()
-            for _ in range(5):
-                await turns()
-                assert 1 == len(side.hosting.drain())
-            transport.resume_reading()
-            assert LARGE == len((await client.receive())[1])
-            await side.drained()
-
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(story())
-
-
-# Adapters that misbehave
-
-
-class Echo(asyncio.Protocol):
-    def __init__(self) -> None:
-        self.transport: Any = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        self.transport.write(data)
-
-
-class EchoAdapter(Adapter):
-    speaks = "echo"
-
-    def factory(self) -> asyncio.BaseProtocol:
-        return Echo()
-
-    def idle(self, protocol: Any) -> bool:
-        return True
-
-
-class Failing(EchoAdapter):
-    def idle(self, protocol: Any) -> bool:
-        raise ValueError("as told")
-
-
-class Vetoing(EchoAdapter):
-    def save(self, protocol: Any) -> bytes | None:
-        return None
-
-
-class Refusing(EchoAdapter):
-    def load(self, saved: bytes) -> asyncio.BaseProtocol:
-        raise ValueError("as told")
-
-
-@pytest.mark.parametrize(
-    ("adapter", "why"), [(Failing(), "it is busy"), (Vetoing(), "its adapter holds it back")]
-)
-def test_an_adapter_that_says_no(adapter: Adapter, why: str) -> None:
-    """Its connections stay, with the reason, and can still be served."""
-
-    async def story() -> None:
-        with socket.create_server(("127.0.0.1", 0)) as sock:
-            sock.setblocking(False)
-            side = Side(adapter, sock)
-            side.hosting.open()
-            reader, writer = await asyncio.open_connection(*sock.getsockname())
-            writer.write(b"one")
-            assert b"one" == await reader.readexactly(3)
-            frozen, left = await side.collect()
-            assert ([], [why]) == (frozen, [item.why for item in left])
-            side.hosting.resume()
-            writer.write(b"two")
-            assert b"two" == await reader.readexactly(3)
-            side.hosting.hold(for_good=False)
-            await side.hosting.cut()
-            writer.close()
-
-    asyncio.run(story())
-
-
-class Broken(EchoAdapter):
-    def factory(self) -> asyncio.BaseProtocol:
-        raise ValueError("as told")
-
-
-def test_an_adapter_that_makes_no_protocol(caplog: pytest.LogCaptureFixture) -> None:
-    """Its clients are not left waiting, and the log says why."""
-
-    async def story() -> None:
-        with socket.create_server(("127.0.0.1", 0)) as sock:
-            sock.setblocking(False)
-            side = Side(Broken(), sock)
-            side.hosting.open()
-            client = Client(*await asyncio.open_connection(*sock.getsockname()))
-            assert await client.at_end()
-            client.writer.close()
-            side.hosting.hold(for_good=True)
-
-    asyncio.run(story())
-    assert "adapter of echo failed" in caplog.text
-
-
-def test_a_loader_that_refuses() -> None:
-    """Before the Ack, so that the source can resume; what was saved as nothing cannot fail."""
-
-    async def story() -> None:
-        ours, theirs = socket.socketpair()
-        with ours, Fd(theirs.detach()) as fd:
-            side = Side(Refusing(), ours)
-            state = ConnectionState(Waiting.MESSAGE, b"", b"", b"saved")
-            adopted = Adopted("http", fd, identify(fd), state, None)
-            with pytest.raises(UnreadableState, match="echo: ValueError: as told"):
-                side.hosting.prepare([adopted])
-
-    asyncio.run(story())
