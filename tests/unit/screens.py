@@ -30,7 +30,6 @@ from upgrader.protocol.varlink_types import (
     RunProgram,
     Trial,
 )
-from upgrader.systemd.unit import BusUnreachable
 from upgrader.tool.adopt import AdoptObstacle, ObstacleKind, adoption
 from upgrader.tool.check import CheckReport
 from upgrader.tool.finding import Finding, Severity
@@ -38,6 +37,7 @@ from upgrader.tool.history import HistoryEvent, upgrades
 from upgrader.tool.hold import Hold, HoldKind
 from upgrader.tool.outcome import Outcome, Result, Verb
 from upgrader.tool.overview import Overview
+from upgrader.tool.unit_errors import BusUnreachable
 
 SCREENS = Path(__file__).with_name("screens")
 WIDTHS = (60, 80, 120)

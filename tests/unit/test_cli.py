@@ -13,8 +13,8 @@ import pytest
 import upgrader.tool.upgrade
 from upgrader import cli
 from upgrader.protocol.status_text import Origin, Status
-from upgrader.systemd.unit import InvalidUnitName, MissingPackage, NoSuchUnit, unit_name
 from upgrader.tool.outcome import ExitCode, Outcome, Result, Verb
+from upgrader.tool.unit_errors import InvalidUnitName, MissingPackage, NoSuchUnit, unit_name
 from upgrader.tool.upgrade import Wish
 
 ROOT = Path(__file__).resolve().parents[2]

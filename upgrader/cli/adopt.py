@@ -10,9 +10,9 @@ from upgrader.cli.group import cli
 from upgrader.cli.options import json_option, unit_argument
 from upgrader.cli.output import finish, give_up, say, screen, show_document, show_json
 from upgrader.cli.screen import Screen, Tone
-from upgrader.systemd.unit import UnitError
 from upgrader.tool.outcome import ExitCode, Outcome, Result, Verb
 from upgrader.tool.systemd_client import Systemd
+from upgrader.tool.unit_errors import UnitError
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,10 +15,10 @@ from upgrader.cli.output import finish, give_up, screen, show_document, show_jso
 from upgrader.cli.screen import Cell, Screen, Tone
 from upgrader.errors import UpgradeError
 from upgrader.protocol.wording import counted, show_bytes, show_duration
-from upgrader.systemd.unit import UnitError
 from upgrader.tool.history import PastResult, PastUpgrade, encode, read, upgrades
 from upgrader.tool.outcome import ExitCode, Outcome, Result, Verb
 from upgrader.tool.systemd_client import Systemd
+from upgrader.tool.unit_errors import UnitError
 
 if TYPE_CHECKING:
     from upgrader.tool.dump_image import Dump

@@ -20,11 +20,11 @@ from upgrader.cli.output import (
     show_json,
 )
 from upgrader.cli.overview_text import listed, shown, watched
-from upgrader.systemd.unit import UnitError
 from upgrader.tool.outcome import ExitCode, Verb
 from upgrader.tool.overview import follow, read, read_all
 from upgrader.tool.prometheus import metrics
 from upgrader.tool.systemd_client import Systemd
+from upgrader.tool.unit_errors import UnitError
 
 
 @cli.command("list", short_help="List the units that use upgrader.")

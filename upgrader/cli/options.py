@@ -9,8 +9,8 @@ from click.shell_completion import CompletionItem
 
 from upgrader.protocol.parameters import SETTABLE
 from upgrader.protocol.systemd_syntax import time_span
-from upgrader.systemd.unit import UnitError
 from upgrader.tool.systemd_client import Systemd
+from upgrader.tool.unit_errors import UnitError
 
 
 class TimeSpan(click.ParamType):  # type: ignore[type-arg]  # a generic from click 8.2 on

@@ -17,9 +17,9 @@ import click
 
 from upgrader.cli.screen import Screen, Tone
 from upgrader.errors import UpgradeError
-from upgrader.systemd.unit import UnitError
 from upgrader.tool.outcome import ExitCode, Outcome, Result, Tell, Verb
 from upgrader.tool.plain_text import plain, plain_json
+from upgrader.tool.unit_errors import UnitError
 
 
 class OutputError(UpgradeError):

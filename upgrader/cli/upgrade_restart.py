@@ -21,8 +21,8 @@ from upgrader.cli.options import (
 )
 from upgrader.cli.output import finish, give_up, progress_to, report_json, say, tell
 from upgrader.protocol.parameters import Mode
-from upgrader.systemd.unit import UnitError
 from upgrader.tool.outcome import ExitCode, Result, Verb
+from upgrader.tool.unit_errors import UnitError
 
 
 @cli.command(short_help="Upgrade units to the version now on disk.")

@@ -21,7 +21,7 @@ from upgrader.hooks import policy
 from upgrader.hooks.policy import Policy, Rule
 from upgrader.hooks.queue import AskedBy, QueueTurn, Requests, TurnTaken
 from upgrader.protocol.parameters import Mode
-from upgrader.systemd.unit import NoSuchUnit, Unit, unit_name
+from upgrader.systemd.unit import Unit
 from upgrader.tool import hold, overview
 from upgrader.tool.hold import Hold, HoldKind
 from upgrader.tool.outcome import Outcome, Result
@@ -29,6 +29,7 @@ from upgrader.tool.plain_text import plain
 from upgrader.tool.presence import NOTIFY, Presence, look, look_at_all
 from upgrader.tool.start_failed import has_failed, start_again
 from upgrader.tool.systemd_client import Systemd
+from upgrader.tool.unit_errors import NoSuchUnit, unit_name
 from upgrader.tool.upgrade import Wish, settle, upgrade
 
 #: Seconds in which a unit is upgraded once, and after them once more, however many ask for it. A

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from upgrader.systemd.unit import AccessDenied, Unit, as_text, commands
+from upgrader.systemd.unit import Unit, as_text, commands
 from upgrader.tool.systemd_client import Systemd
+from upgrader.tool.unit_errors import AccessDenied
 from upgrader.tool.unit_sockets import OpenSocket, open_sockets
 
 #: What distributions install; packaging/lib/run.

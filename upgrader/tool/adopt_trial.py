@@ -16,12 +16,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from upgrader.systemd.unit import JobConflict, Unit, UnitError, WaitTimeout
+from upgrader.systemd.unit import Unit
 from upgrader.tool import failure_cause
 from upgrader.tool.adopt import TRIAL, Adoption, AdoptObstacle, ObstacleKind
 from upgrader.tool.outcome import Tell
 from upgrader.tool.presence import look
 from upgrader.tool.systemd_client import Systemd
+from upgrader.tool.unit_errors import JobConflict, UnitError, WaitTimeout
 from upgrader.tool.unit_sockets import open_sockets
 
 _PLACE = Path("/run/systemd/system")

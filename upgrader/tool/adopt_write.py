@@ -5,10 +5,10 @@ import contextlib
 import os
 from pathlib import Path
 
-from upgrader.systemd.unit import unit_name
 from upgrader.tool.adopt import Adoption
 from upgrader.tool.adopt_drop_in import DROP_IN
 from upgrader.tool.systemd_client import Systemd
+from upgrader.tool.unit_errors import unit_name
 
 
 def write(systemd: Systemd, adoption: Adoption) -> None:

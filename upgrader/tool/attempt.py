@@ -10,11 +10,12 @@ from upgrader.protocol.parameters import Mode
 from upgrader.protocol.status_text import Status
 from upgrader.protocol.varlink_types import Description
 from upgrader.protocol.wording import counted, show_duration
-from upgrader.systemd.unit import Unit, UnitError
+from upgrader.systemd.unit import Unit
 from upgrader.tool.instance_client import status
 from upgrader.tool.outcome import Outcome, Result, Tell, Verb
 from upgrader.tool.output_files import OutputFiles
 from upgrader.tool.systemd_client import Systemd
+from upgrader.tool.unit_errors import UnitError
 
 _PHASES = {
     "deactivating": "the old instance stops",

@@ -6,14 +6,14 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from upgrader.systemd.unit import (
+from upgrader.systemd.unit import as_text
+from upgrader.tool.unit_errors import (
     AccessDenied,
     BusUnreachable,
     JobConflict,
     JobRefused,
     NoSuchUnit,
     UnitError,
-    as_text,
 )
 
 

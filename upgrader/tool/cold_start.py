@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from upgrader.protocol.parameters import Mode
-from upgrader.systemd.unit import JobConflict, Unit, UnitError, unit_name
+from upgrader.systemd.unit import Unit
 from upgrader.tool import failure_cause, instance_client
 from upgrader.tool.attempt import Attempt
 from upgrader.tool.blockers import not_ours, not_running, parked_image, what_to_do
@@ -19,6 +19,7 @@ from upgrader.tool.outcome import Outcome, Result, Tell, Verb
 from upgrader.tool.presence import look
 from upgrader.tool.startable import drop_in, startable
 from upgrader.tool.systemd_client import Systemd
+from upgrader.tool.unit_errors import JobConflict, UnitError, unit_name
 from upgrader.tool.upgrade import refuse_if_busy, settle
 
 #: Read by an instance when it starts: a generation, or "all" where PID 1 cannot name it.

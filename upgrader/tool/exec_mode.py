@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from upgrader.codes import Code
 from upgrader.protocol.status_text import Origin
 from upgrader.protocol.varlink_types import Description
-from upgrader.systemd.unit import JobConflict, Unit, WaitTimeout
+from upgrader.systemd.unit import Unit
 from upgrader.tool import failure_cause, instance_client
 from upgrader.tool.attempt import Attempt
 from upgrader.tool.blockers import what_to_do
 from upgrader.tool.instance_client import SILENT, InstanceError
 from upgrader.tool.outcome import Outcome, Result
+from upgrader.tool.unit_errors import JobConflict, WaitTimeout
 
 _AGAIN = 0.05
 #: Seconds that a socket may be waited for, at most: its milliseconds are a C int.

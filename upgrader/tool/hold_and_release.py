@@ -3,12 +3,12 @@
 
 from collections.abc import Callable
 
-from upgrader.systemd.unit import NoSuchUnit, UnitError, unit_name
 from upgrader.tool import hold
 from upgrader.tool.hold import Hold, HoldError, HoldKind
 from upgrader.tool.outcome import Outcome, Result, Verb
 from upgrader.tool.presence import look
 from upgrader.tool.systemd_client import Systemd
+from upgrader.tool.unit_errors import NoSuchUnit, UnitError, unit_name
 
 
 def put(name: str, why: str, *, user: bool = False) -> Outcome:

@@ -19,7 +19,7 @@ from upgrader.systemd.live_limits import (
     Running,
     live_limits,
 )
-from upgrader.systemd.unit import Unit, UnitError, WaitTimeout
+from upgrader.systemd.unit import Unit
 from upgrader.tool import failure_cause, instance_client
 from upgrader.tool.attempt import Attempt
 from upgrader.tool.blockers import what_to_do
@@ -28,6 +28,7 @@ from upgrader.tool.instance_client import InstanceError
 from upgrader.tool.outcome import Outcome, Result, Verb
 from upgrader.tool.presence import Presence
 from upgrader.tool.systemd_client import Systemd
+from upgrader.tool.unit_errors import UnitError, WaitTimeout
 from upgrader.tool.verdict import Verdict, decide
 
 #: Where everything crossed; the others lost at least the connections.

@@ -14,7 +14,7 @@ from upgrader.protocol.parameters import Mode
 from upgrader.protocol.phase import Phase
 from upgrader.protocol.status_text import Status
 from upgrader.protocol.varlink_types import Migration
-from upgrader.systemd.unit import (
+from upgrader.tool.unit_errors import (
     AccessDenied,
     BusUnreachable,
     InvalidUnitName,

@@ -14,7 +14,7 @@ import msgspec
 from upgrader.protocol.status_text import Status
 from upgrader.protocol.varlink_types import Description, Migration
 from upgrader.systemd.fdstore import StoreName
-from upgrader.systemd.unit import AccessDenied, NoSuchUnit, Unit, UnitError, WaitTimeout, unit_name
+from upgrader.systemd.unit import Unit
 from upgrader.tool import counts, hold, instance_client
 from upgrader.tool.counts import Counts
 from upgrader.tool.credentials import stale_credentials
@@ -22,6 +22,7 @@ from upgrader.tool.hold import Hold
 from upgrader.tool.instance_client import describe_draining
 from upgrader.tool.presence import Presence, look, look_at_all, says_so
 from upgrader.tool.systemd_client import Systemd
+from upgrader.tool.unit_errors import AccessDenied, NoSuchUnit, UnitError, WaitTimeout, unit_name
 
 #: What `active` is of a unit that does not exist any more.
 GONE = "not-found"

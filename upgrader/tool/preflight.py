@@ -4,11 +4,11 @@ and goes away again. Clients see what they see of an upgrade that fails: a pause
 
 from upgrader.codes import Code
 from upgrader.protocol.phase import Decision
-from upgrader.systemd.unit import UnitError
 from upgrader.tool import instance_client
 from upgrader.tool.attempt import Attempt
 from upgrader.tool.instance_client import InstanceError
 from upgrader.tool.live_mode import explain, settled
+from upgrader.tool.unit_errors import UnitError
 from upgrader.tool.verdict import Verdict, decide
 
 

@@ -13,11 +13,12 @@ from functools import partial
 from upgrader.protocol.varlink_types import Description
 from upgrader.systemd.fdstore import StoreName
 from upgrader.systemd.live_limits import is_runner
-from upgrader.systemd.unit import AccessDenied, Unit
+from upgrader.systemd.unit import Unit
 from upgrader.tool import instance_client
 from upgrader.tool.at_once import at_once
 from upgrader.tool.instance_client import DENIED, LEFT, NOBODY, SILENT, InstanceError
 from upgrader.tool.systemd_client import Systemd
+from upgrader.tool.unit_errors import AccessDenied
 
 #: Seconds that an instance may take from READY=1 to its socket, and the next one to take the place of
 #: one that it has replaced.

@@ -14,7 +14,7 @@ from upgrader.protocol.status_text import Origin, Status
 from upgrader.protocol.varlink_types import Description
 from upgrader.protocol.wording import show_duration
 from upgrader.systemd.fdstore import Stored, StoreName
-from upgrader.systemd.unit import Unit, UnitError, WaitTimeout
+from upgrader.systemd.unit import Unit
 from upgrader.tool import failure_cause, instance_client
 from upgrader.tool.attempt import Attempt
 from upgrader.tool.before_restart import await_drains, settle
@@ -22,6 +22,7 @@ from upgrader.tool.blockers import Obstacle, of_generation, parked_image, what_t
 from upgrader.tool.instance_client import InstanceError
 from upgrader.tool.outcome import Outcome, Result
 from upgrader.tool.startable import startable
+from upgrader.tool.unit_errors import UnitError, WaitTimeout
 from upgrader.tool.verdict import INTRODUCTION
 
 #: Seconds that a new instance may take from its READY=1 to its first word, at most.

@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from upgrader.systemd.unit import Unit, UnitError, unit_name
+from upgrader.systemd.unit import Unit
 from upgrader.tool import instance_client
 from upgrader.tool.instance_client import DENIED, LEFT, NOBODY, InstanceError
 from upgrader.tool.outcome import Outcome, Result, Verb
 from upgrader.tool.systemd_client import Systemd
+from upgrader.tool.unit_errors import UnitError, unit_name
 
 _SOCKET = 5.0  # seconds in which a new instance should have its socket
 

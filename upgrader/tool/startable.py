@@ -10,8 +10,9 @@ import contextlib
 import os
 from collections.abc import Iterator
 
-from upgrader.systemd.unit import AccessDenied, JobRefused, Unit
+from upgrader.systemd.unit import Unit
 from upgrader.tool.systemd_client import Systemd
+from upgrader.tool.unit_errors import AccessDenied, JobRefused
 
 #: Exists only while a unit is started, where PID 1 takes no reference to it.
 DROP_IN = "90-upgrader-start.conf"

@@ -17,20 +17,22 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from upgrader.systemd.unit import (
-    BusUnreachable,
     Change,
     FdStoreContents,
-    InvalidUnitName,
     Job,
-    MissingPackage,
-    NoSuchUnit,
     SocketUnit,
     Unit,
-    WaitTimeout,
     as_text,
-    unit_name,
 )
 from upgrader.tool.bus_errors import bus_errors, translated
+from upgrader.tool.unit_errors import (
+    BusUnreachable,
+    InvalidUnitName,
+    MissingPackage,
+    NoSuchUnit,
+    WaitTimeout,
+    unit_name,
+)
 
 if TYPE_CHECKING:
     from pystemd.dbuslib import DBus, DbusMessage

@@ -17,15 +17,7 @@ from upgrader.protocol.status_text import Origin, Status
 from upgrader.protocol.varlink_types import Description
 from upgrader.protocol.wording import show_duration
 from upgrader.systemd.process_start import process_started
-from upgrader.systemd.unit import (
-    Job,
-    JobConflict,
-    NoMatchingUnit,
-    NoSuchUnit,
-    Unit,
-    UnitError,
-    unit_name,
-)
+from upgrader.systemd.unit import Job, Unit
 from upgrader.tool import counts, hold, instance_client, overview
 from upgrader.tool.attempt import Attempt
 from upgrader.tool.before_restart import draining
@@ -42,6 +34,7 @@ from upgrader.tool.presence import look
 from upgrader.tool.restart_mode import await_restart, restart
 from upgrader.tool.start_failed import is_kept, start_again
 from upgrader.tool.systemd_client import Systemd
+from upgrader.tool.unit_errors import JobConflict, NoMatchingUnit, NoSuchUnit, UnitError, unit_name
 from upgrader.tool.without_root import (
     for_root_only,
     may_reload_files,

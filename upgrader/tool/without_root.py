@@ -10,9 +10,10 @@ import os
 
 from upgrader.protocol.parameters import Mode
 from upgrader.protocol.varlink_types import Description
-from upgrader.systemd.unit import AccessDenied, Unit
+from upgrader.systemd.unit import Unit
 from upgrader.tool.blockers import Obstacle
 from upgrader.tool.systemd_client import Systemd
+from upgrader.tool.unit_errors import AccessDenied
 
 _ROOT = "run the command as root, with sudo for instance"
 

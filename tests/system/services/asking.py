@@ -7,8 +7,9 @@ import sys
 from collections.abc import Callable
 
 from upgrader.systemd.bus import Bus
-from upgrader.systemd.unit import BusUnreachable, JobRefused, SocketUnit, Unit, WaitTimeout
+from upgrader.systemd.unit import SocketUnit, Unit
 from upgrader.tool.systemd_client import Systemd
+from upgrader.tool.unit_errors import BusUnreachable, JobRefused, WaitTimeout
 
 Answer = dict[str, object]
 
