@@ -7,13 +7,12 @@ PID 1 says is the control process of this unit; root may do both. Nobody else of
 
 import contextlib
 import os
-import shutil
 import socket
 import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import msgspec
@@ -21,16 +20,17 @@ import msgspec
 from upgrader.codes import Code
 from upgrader.errors import BusyWork, ChannelError, ParameterError, UpgradeError
 from upgrader.instance import lent_sockets
+from upgrader.instance.announced import Announced
 from upgrader.instance.callers import is_of_unit, require_root, require_takeover
 from upgrader.instance.control_listener import Caller
-from upgrader.instance.exec_mode import Execution
+from upgrader.instance.exec_mode import Execution, command
 from upgrader.instance.guard import Guard
 from upgrader.instance.interfaces import Keeper
 from upgrader.instance.lender import Lender
 from upgrader.instance.live_source import MigrationRequest, Successor
 from upgrader.instance.offer import Offer
 from upgrader.instance.phases import News
-from upgrader.instance.self_description import Describer, public
+from upgrader.instance.self_description import Describer
 from upgrader.instance.self_report import SelfReport
 from upgrader.instance.turns import Settled
 from upgrader.protocol import channel, records
@@ -39,18 +39,9 @@ from upgrader.protocol.parameters import FD_STORE_ONLY, Mechanism
 from upgrader.protocol.phase import Decision, Phase
 from upgrader.protocol.varlink import INTERFACE, VarlinkError, invalid, refused
 from upgrader.protocol.varlink_types import Last, Refusal
-from upgrader.systemd.bus import Bus
 from upgrader.systemd.cgroup import unit_of
-from upgrader.systemd.listen_fds import own_number
-from upgrader.systemd.main_command import MainCommand, given_environment, main_process
-from upgrader.systemd.unit import Unit
 
-_FRESH = 0.05  # seconds: however many ask, looking at the files of the program costs little
 _GO = 10.0  # seconds that a destination may take between its negotiation and Go
-_BUS = 1.0
-_PREFLIGHT = 10.0  # seconds in which the reload must begin that is to be a preflight
-_ANNOUNCED = 60.0  # seconds in which a restart must come that was announced
-_TRIAL = 1.0  # seconds up to which a trial of the states is worth its time
 _DECIDED = 5.0  # seconds that Cancel and Withdraw wait for the decision
 _REMEMBERED = 16  # upgrades that were withdrawn before they began
 _PHASES = {Code.CANCELLED: Phase.CANCELLED, Code.PREFLIGHT_PASSED: Phase.PREFLIGHT}
@@ -79,15 +70,12 @@ class Negotiation:
         self._lender = Lender(host.declarations, keeper)
         self._guard = Guard(())  # of what is lent
         self._on_settle = on_settle
-        self._expected = ""  # the id of the upgrade that the next reload is
+        self._announced = Announced()
         self._withdrawn: deque[str] = deque(maxlen=_REMEMBERED)
-        self._preflight_until = 0.0  # of `time.monotonic`
-        self._restart_until = 0.0
         self._preflight = False  # the migration under way, or the last one, is only a preflight
         self._lock = threading.Lock()
         self._successor: Successor | None = None
         self._since = 0.0
-        self._told_to_all: tuple[float, int, dict[str, Any]] = (0.0, -1, {})
         self._migrating = False
         self._channel: socket.socket | None = None
         self._called_off: tuple[Code, str] | None = None
@@ -95,20 +83,12 @@ class Negotiation:
 
     def describe(self) -> dict[str, Any]:
         """All there is to know."""
-        told: dict[str, Any] = msgspec.to_builtins(
-            self._describer.describe(self._expected, self._preflight_due)
-        )
+        told: dict[str, Any] = msgspec.to_builtins(self._describer.describe(self._announced))
         return told
 
     def describe_to_all(self) -> dict[str, Any]:
         """What everybody may know; of several who ask in no time, all are told the same."""
-        now, news = time.monotonic(), self._host.progress.news.number
-        since, known, told = self._told_to_all
-        if known != news or now - since > _FRESH:
-            whole = self._describer.describe(self._expected, self._preflight_due)
-            told = msgspec.to_builtins(public(whole))
-            self._told_to_all = now, news, told
-        return told
+        return self._describer.describe_to_all(self._announced)
 
     def query(self) -> News:
         """The migration under way, or the last one."""
@@ -151,29 +131,20 @@ class Negotiation:
     def expect(self, caller: Caller, upgrade: str) -> None:
         """An operator has asked for an upgrade, not for a reload."""
         require_root(caller)
-        self._expected = upgrade or uuid.uuid4().hex
-        self._preflight_until = 0.0
+        self._announced.upgrade(upgrade)
 
     def announce(self) -> str:
         """The next reload is an upgrade that this instance wants itself; returns its id."""
-        self._expected = uuid.uuid4().hex
-        self._preflight_until = 0.0
-        return self._expected
+        return self._announced.upgrade()
 
     def take_back(self, upgrade: str) -> None:
         """No reload comes for this id."""
-        if self._expected == upgrade:
-            self._expected = ""
+        self._announced.take_back(upgrade)
 
     def preflight(self, caller: Caller, upgrade: str) -> None:
         """An operator wants to know whether the new version would take over."""
         require_root(caller)
-        self._expected = upgrade or uuid.uuid4().hex
-        self._preflight_until = time.monotonic() + _PREFLIGHT
-
-    @property
-    def _preflight_due(self) -> bool:
-        return time.monotonic() < self._preflight_until
+        self._announced.preflight(upgrade)
 
     def withdraw(self, caller: Caller, upgrade: str) -> dict[str, Any]:
         """Call off an upgrade that nobody waits for any more, unless it is too late, and say how it is
@@ -188,8 +159,7 @@ class Negotiation:
             progress = self._host.progress
             if progress.last.id != upgrade:
                 self._withdrawn.append(upgrade)
-                if self._expected == upgrade:
-                    self._expected, self._preflight_until = "", 0.0
+                self._announced.take_back(upgrade)
                 gone = Last(
                     upgrade, "source", Decision.ABORTED, Code.TAKEOVER_GONE, _NEVER_REGISTERED,
                     source=self._host.generation, destination=self._host.generation + 1,
@@ -216,13 +186,13 @@ class Negotiation:
                 channel.require_room()
         except ChannelError as error:
             raise refused(str(error), Code.SOURCE_FAILED) from error
-        self._restart_until = time.monotonic() + _ANNOUNCED
+        self._announced.restart()
         return {"cut": settled.cut}
 
     @property
     def restart_announced(self) -> bool:
         """Whether a restart is about to come, as far as its caller has said."""
-        return time.monotonic() < self._restart_until
+        return self._announced.restart_due
 
     def reload(self, caller: Caller) -> None:
         """Run what the author wants at a reload, and wait for it."""
@@ -243,7 +213,7 @@ class Negotiation:
             raise refused("UPGRADER=off: it is a plain service, and can only be restarted")
         if self._host.parameters.mechanism is Mechanism.FD_STORE:
             raise refused(FD_STORE_ONLY, Code.LIMIT)
-        problem = self._unsavable()
+        problem = self._host.unsavable()
         self._lender.wait_clean()
         with self._lock:
             if upgrade in self._withdrawn:
@@ -267,10 +237,9 @@ class Negotiation:
             self._lender.begin()
             self._since = time.monotonic()
             self._called_off = None
-            self._preflight, self._preflight_until = self._preflight_due, 0.0
+            expected, self._preflight = self._announced.begin()
             # A takeover of interface 1 does not say for which upgrade it was started.
-            upgrade = upgrade or self._expected or uuid.uuid4().hex
-            self._expected = ""
+            upgrade = upgrade or expected
             host = self._host
             host.progress.begin(
                 "live", host.generation, destination=host.generation + 1, pid=pid, upgrade=upgrade,
@@ -280,15 +249,6 @@ class Negotiation:
                 self._successor = None
                 self._abort(Code.SOURCE_FAILED, problem)
                 raise refused(problem, Code.SOURCE_FAILED)
-
-    def _unsavable(self) -> str:
-        """What this instance could not give away now; nothing if a trial is too costly, because the
-        freeze will tell."""
-        declared = self._host.declarations.states.values()
-        if sum(each.trial.seconds for each in declared if each.trial) > _TRIAL:
-            return ""
-        problems = [each for each in self._host.try_states() if each.problem]
-        return "; ".join(f"state {p.name!r} cannot be saved: {p.problem}" for p in problems)
 
     def revoke(self, caller: Caller, pid: int, why: str, code: Code) -> None:
         """Call off the upgrade of a process, and wait until nothing is left of it; raises Busy until
@@ -433,11 +393,13 @@ class Negotiation:
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise invalid("command")
         try:
-            execution = Execution(self._command(words), upgrade)
+            execution = Execution(
+                command(words, self._host.unit, self._host.notify_socket), upgrade
+            )
             execution.check()
         except (UpgradeError, OSError) as error:
             raise refused(str(error)) from error
-        if problem := self._unsavable():
+        if problem := self._host.unsavable():
             raise refused(problem, Code.SOURCE_FAILED)
         with self._lock:
             if self._successor and self._successor.alive:
@@ -455,21 +417,6 @@ class Negotiation:
         host.progress.enter(Phase.COLLECTING)
         self._on_request(execution)
         raise VarlinkError(f"{INTERFACE}.ExecFailed", {"why": execution.failed.result()})
-
-    def _command(self, words: Sequence[str]) -> MainCommand:
-        """What is executed: these words, or else what ExecStart= says now."""
-        given, at_start = (
-            {**os.environ, "NOTIFY_SOCKET": self._host.notify_socket},
-            given_environment(),
-        )
-        if "LC_CTYPE" not in at_start:  # Python adds it to its own
-            given.pop("LC_CTYPE", None)
-        if words:
-            path = words[0] if "/" in words[0] else shutil.which(words[0])
-            return MainCommand(path or words[0], words, given)
-        with Bus(_BUS) as bus:
-            unit = Unit.from_properties("", bus.properties(self._host.unit))
-        return main_process(unit, given, int(own_number(os.environ)), at_start)
 
     def crosses(self, backend: str) -> bool:
         """Whether both sides want the connections of a backend to move."""

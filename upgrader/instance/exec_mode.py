@@ -8,6 +8,7 @@ restart, so that a version which fails after the execve(2) loses nothing if Rest
 import json
 import logging
 import os
+import shutil
 import socket
 import sys
 from collections.abc import MutableMapping, Sequence
@@ -23,10 +24,13 @@ from upgrader.protocol.channel import ParkedChannel
 from upgrader.protocol.fd import Fd
 from upgrader.protocol.identity import HasFileno
 from upgrader.protocol.rendezvous import EXECUTED, EXECUTED_PASSED, UPGRADE
+from upgrader.systemd.bus import Bus
 from upgrader.systemd.fdstore import FdStore, StoreName
-from upgrader.systemd.listen_fds import Passed
-from upgrader.systemd.main_command import MainCommand
+from upgrader.systemd.listen_fds import Passed, own_number
+from upgrader.systemd.main_command import MainCommand, given_environment, main_process
+from upgrader.systemd.unit import Unit
 
+_BUS = 1.0  # seconds for each answer of PID 1
 _log = logging.getLogger("upgrader")
 
 
@@ -50,6 +54,20 @@ class Execution:
             raise ExecutionError(f"{path}: there is no such file")
         if not os.access(path, os.X_OK):
             raise ExecutionError(f"{path}: not executable for this user")
+
+
+def command(words: Sequence[str], unit: str, notify_socket: str) -> MainCommand:
+    """What is executed: these words, or else what ExecStart= of the unit says now. Raises OSError,
+    UpgradeError."""
+    given, at_start = {**os.environ, "NOTIFY_SOCKET": notify_socket}, given_environment()
+    if "LC_CTYPE" not in at_start:  # Python adds it to its own
+        given.pop("LC_CTYPE", None)
+    if words:
+        path = words[0] if "/" in words[0] else shutil.which(words[0])
+        return MainCommand(path or words[0], words, given)
+    with Bus(_BUS) as bus:
+        now = Unit.from_properties("", bus.properties(unit))
+    return main_process(now, given, int(own_number(os.environ)), at_start)
 
 
 def become(

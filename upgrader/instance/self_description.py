@@ -9,9 +9,10 @@ import sys
 import time
 from collections.abc import Sequence
 
-from msgspec import structs
+from msgspec import structs, to_builtins
 
 from upgrader.errors import UpgradeError
+from upgrader.instance.announced import Announced
 from upgrader.instance.connection import show_peer
 from upgrader.instance.self_report import SelfReport
 from upgrader.protocol.identity import identify
@@ -28,10 +29,13 @@ from upgrader.systemd import journal, start_record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from upgrader.instance.declared_backend import DeclaredBackend
     from upgrader.instance.interfaces import Open
 
 _WITHHELD = "root is told why"
+_FRESH = 0.05  # seconds: however many ask, looking at the files of the program costs little
 _LISTED = 100  # connections that are described one by one, the busy and old first; and modules
 
 
@@ -44,10 +48,19 @@ class Describer:
         self._library = library
         host.watched.add_program()
         self._modules = frozenset(sys.modules)
+        self._told_to_all: tuple[float, int, dict[str, Any]] = (0.0, -1, {})
 
-    def describe(self, expected: str, preflight: bool) -> Description:
-        """All there is to know; `expected`: the id of the upgrade that the next reload is, or
-        empty; `preflight`: it is only that."""
+    def describe_to_all(self, announced: Announced) -> dict[str, Any]:
+        """What everybody may know; of several who ask in no time, all are told the same."""
+        now, news = time.monotonic(), self._host.progress.news.number
+        since, known, told = self._told_to_all
+        if known != news or now - since > _FRESH:
+            told = to_builtins(public(self.describe(announced)))
+            self._told_to_all = now, news, told
+        return told
+
+    def describe(self, announced: Announced) -> Description:
+        """All there is to know."""
         host = self._host
         look = host.watched.look()
         connections = list(host.connections_open())
@@ -55,6 +68,7 @@ class Describer:
         backends = [self._socket(name, connections) for name in sorted(host.declarations.sockets)]
         backends += [self._backend(each) for each in host.declarations.backends.values()]
         programs = host.programs()
+        preflight = announced.preflight_due
         started = start_record.describe(host.declarations.activated, host.settings)
         memory = sum(each.memory for each in programs if not each.replaced)
         return Description(
@@ -71,8 +85,8 @@ class Describer:
             changed=look.changed,
             reread=look.reread,
             late=self._late(),
-            expected=bool(expected),
-            upgrade=expected,
+            expected=bool(announced.expected),
+            upgrade=announced.expected,
             preflight=preflight,
             rehearsal=preflight,
             states={

@@ -37,6 +37,7 @@ else:
     varlink_types = later("upgrader.protocol.varlink_types")
     watched_files = later("upgrader.instance.watched_files")
 
+_TRIAL = 1.0  # seconds up to which a trial of the states is worth its time
 _log = logging.getLogger("upgrader")
 
 
@@ -145,6 +146,15 @@ class SelfReport:
             if trial.problem and (before is None or before.problem != trial.problem):
                 self._tell_unsavable(trial)
         return trials
+
+    def unsavable(self) -> str:
+        """What this instance could not give away now, for people; nothing if a trial is too costly,
+        because the freeze will tell."""
+        declared = self.declarations.states.values()
+        if sum(each.trial.seconds for each in declared if each.trial) > _TRIAL:
+            return ""
+        problems = [each for each in self.try_states() if each.problem]
+        return "; ".join(f"state {p.name!r} cannot be saved: {p.problem}" for p in problems)
 
     def inherit(self, overrides: Mapping[str, str]) -> None:
         """Take over what was set on the instance before; what this version does not know is left."""
