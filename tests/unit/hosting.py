@@ -22,7 +22,8 @@ from upgrader.aio.hosted_connection import HostedConnection
 from upgrader.aio.hosted_listener import HostedListener
 from upgrader.aio.tls_layer import TlsCrossing
 from upgrader.instance.adopted import Adopted
-from upgrader.instance.declarations import Bound, Protocols
+from upgrader.instance.declarations import Protocols
+from upgrader.instance.declared_socket import Bound
 from upgrader.instance.save import Frozen
 from upgrader.integrations import aiohttp as our_aiohttp
 from upgrader.integrations import uvicorn as our_uvicorn

@@ -21,8 +21,9 @@ from upgrader.errors import (
     Retired,
     UpgradeError,
 )
-from upgrader.instance.declarations import Bound, Declarations
+from upgrader.instance.declarations import Declarations
 from upgrader.instance.declared_backend import DeclaredBackend
+from upgrader.instance.declared_socket import Bound
 from upgrader.instance.load import Loader
 from upgrader.instance.offer import Offer
 from upgrader.instance.save import build, insurance

@@ -116,6 +116,8 @@ PROGRAM = {
     "instance.connection",
     "instance.control",
     "instance.declarations",
+    "instance.declared_socket",
+    "instance.declared_state",
     "instance.handled",
     "instance.handles",
     "instance.destination_side",

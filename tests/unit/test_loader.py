@@ -22,7 +22,8 @@ from upgrader.errors import (
 )
 from upgrader.instance.adopted import Adopted
 from upgrader.instance.commit import LoadedInstance
-from upgrader.instance.declarations import Bound, Connections, Declarations
+from upgrader.instance.declarations import Connections, Declarations
+from upgrader.instance.declared_socket import Bound
 from upgrader.instance.freeze import freeze_again
 from upgrader.instance.load import Loader
 from upgrader.instance.save import Frozen, Readers, build, insurance

@@ -34,12 +34,9 @@ from upgrader.errors import (
     UnreadableState,
     UnsavableState,
 )
-from upgrader.instance.declarations import (
-    Bound,
-    Connections,
-    Declarations,
-    DeclaredState,
-)
+from upgrader.instance.declarations import Connections, Declarations
+from upgrader.instance.declared_socket import Bound
+from upgrader.instance.declared_state import DeclaredState
 from upgrader.protocol.kinds import Kind
 from upgrader.protocol.saved_state import SavedState
 from upgrader.protocol.state import (

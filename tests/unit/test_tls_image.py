@@ -10,7 +10,8 @@ import pytest
 
 from upgrader.errors import ImageError, MismatchError
 from upgrader.instance import load_tls, save
-from upgrader.instance.declarations import Bound, Connections, Declarations
+from upgrader.instance.declarations import Connections, Declarations
+from upgrader.instance.declared_socket import Bound
 from upgrader.protocol import image, secret_memory
 from upgrader.protocol.connection_state import ConnectionState
 from upgrader.protocol.fd import Fd

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable
 
 from upgrader.instance.connection import accept
-from upgrader.instance.declarations import Bound
+from upgrader.instance.declared_socket import Bound
 
 _ACCEPTS = 128  # connections accepted in one go, so that one listener does not starve the others
 _PATIENCE = 1.0  # seconds until accepting is tried again after an error

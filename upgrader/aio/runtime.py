@@ -20,7 +20,7 @@ from upgrader.aio.loop_signals import AsyncioSignals
 from upgrader.aio.waiting import cancel, next_event
 from upgrader.errors import BusyWork
 from upgrader.instance.base import Ended
-from upgrader.instance.declarations import DeclaredState
+from upgrader.instance.declared_state import DeclaredState
 from upgrader.instance.destination_side import refused_by_check
 from upgrader.instance.parts import InstanceParts
 from upgrader.protocol.later import later

@@ -27,7 +27,8 @@ from upgrader.blocking.loop_signals import LoopSignals
 from upgrader.blocking.two_waits import WaitForWork
 from upgrader.errors import BusyWork
 from upgrader.instance.commit import LoadedInstance
-from upgrader.instance.declarations import Bound, Connections
+from upgrader.instance.declarations import Connections
+from upgrader.instance.declared_socket import Bound
 from upgrader.instance.destination_side import refused_by_check
 from upgrader.instance.handles import DeclaredSocket
 from upgrader.instance.parts import InstanceParts

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from upgrader.backends.listener import Address
 from upgrader.errors import DeclarationError
-from upgrader.instance.declarations import Bound, Connections
+from upgrader.instance.declarations import Connections
+from upgrader.instance.declared_socket import Bound
 from upgrader.instance.handles import Datagrams, Declared, Listener
 from upgrader.instance.parts import InstanceParts
 from upgrader.instance.turns import Turn

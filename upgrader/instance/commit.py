@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from upgrader.backends.listener import Address, bind, listen_again, release
 from upgrader.errors import BindError, NotifyError
-from upgrader.instance.declarations import Bound
+from upgrader.instance.declared_socket import Bound
 from upgrader.protocol.kinds import Kind
 from upgrader.protocol.later import later
 from upgrader.protocol.rendezvous import BUS

@@ -9,201 +9,36 @@ from __future__ import annotations
 
 import inspect
 import logging
-import re
-import time
-from collections import deque
 from collections.abc import Callable, Container, Sequence
 from os import fstat
-from socket import AF_INET, AF_INET6, SOCK_DGRAM, SOCK_STREAM, SocketKind
-from socket import socket as Socket
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from upgrader.errors import DeclarationError, UnsavableState
+from upgrader.instance.declared_socket import Bound, check_name
+from upgrader.instance.declared_state import DeclaredState, unreadable_annotation
 from upgrader.protocol.kinds import Kind
 from upgrader.protocol.later import later
-from upgrader.protocol.state import convert_for, describe, header, retire, save
+from upgrader.protocol.state import header, save
 from upgrader.protocol.values import Value
 from upgrader.systemd.fdstore import StoreName
 
 if TYPE_CHECKING:
     from upgrader.backends import datagrams
     from upgrader.backends.kind import BackendKind
-    from upgrader.backends.listener import Address
     from upgrader.instance import declared_backend
     from upgrader.instance.declared_backend import DeclaredBackend
-    from upgrader.protocol import saved_state, state_trial, table, varlink_types
+    from upgrader.protocol import saved_state
     from upgrader.protocol.identity import HasFileno
     from upgrader.protocol.saved_state import SavedState
-    from upgrader.protocol.varlink_types import Trial
     from upgrader.systemd.listen_fds import Passed
 else:
     declared_backend = later("upgrader.instance.declared_backend")
     datagrams = later("upgrader.backends.datagrams")
     saved_state = later("upgrader.protocol.saved_state")
-    state_trial = later("upgrader.protocol.state_trial")
-    table = later("upgrader.protocol.table")
-    varlink_types = later("upgrader.protocol.varlink_types")
 
 T = TypeVar("T")
 
 _log = logging.getLogger("upgrader")
-
-#: Bytes of a state up to which its converters are tried as well: they copy all of it.
-_CONVERTED = 1 << 20
-#: Bytes of a state up to which it is compared, at the end, with what was given away: clients may wait.
-_COMPARED = 4 << 20
-
-#: The family of a socket address, by the length of its tuple.
-_FAMILIES = {2: AF_INET, 4: AF_INET6}
-#: A name is part of an FDNAME: at most 255 bytes, no colon, with our prefix before it.
-_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
-
-
-class DeclaredState(Generic[T]):
-    """A declared state; `value` is the live object, once this instance is loaded."""
-
-    def __init__(self, cls: type[T]) -> None:
-        self.cls = cls
-        self.description = describe(cls)
-        try:
-            self._tables = self.description.tables
-        except NameError as error:
-            raise _unreadable(self.description.item, error) from error
-        self.trial: Trial | None = None  #: the last one
-        self._value: T | None = None
-        self._given: bytes | None = None  # what another instance has got
-
-    @property
-    def value(self) -> T:
-        """The live state; raises DeclarationError before `serve` has loaded it."""
-        if self._value is None:
-            raise DeclarationError(self.description.item, "is not loaded before serve() has begun")
-        return self._value
-
-    @property
-    def filled(self) -> bool:
-        """Whether the live object is there."""
-        return self._value is not None
-
-    def fill(self, value: T | None) -> None:
-        """Set the live object; None makes the one of a cold start."""
-        if value is None:
-            try:
-                value = self.cls()
-            except TypeError as error:
-                why = f"every field needs a default: {error}"
-                raise DeclarationError(self.description.item, why) from error
-        if self._tables:
-            table.make(value, self._tables)
-        self._value = value
-
-    def try_saving(self) -> Trial:
-        """Find out whether the live state can be saved as it is now, from any thread."""
-        d = self.description
-        problem, measured = "", state_trial.Measured(0, 0.0)
-        try:
-            measured = state_trial.measure(self.value)
-            if d.backward and measured.bytes <= _CONVERTED:
-                convert_for(self.cls, save(self.value), None)
-        except UnsavableState as error:
-            problem = error.reason
-        except Exception:
-            problem = state_trial.blame(self.value)  # nothing, if it has changed in the meantime
-        self.trial = varlink_types.Trial(
-            d.name, d.version, measured.bytes, round(measured.seconds, 6), round(time.time(), 3),
-            problem,
-        )  # fmt: skip
-        return self.trial
-
-    def retire(self, given: SavedState | None = None) -> None:
-        """Make the live object read-only: another instance owns it, as it was `given` away."""
-        if given and given.version == self.description.version and len(given.data) <= _COMPARED:
-            self._given = given.data
-        if self._value is not None:
-            retire(self._value)
-
-    @property
-    def was_written(self) -> bool:
-        """Whether it is another one than was given away, if that is known: a dict or a list in it can
-        be written to although the state is read-only, and what was written is lost."""
-        if self._given is None:
-            return False
-        try:
-            return save(self.value).data != self._given
-        except (UnsavableState, RuntimeError):  # it could be saved then
-            return True
-
-
-class Bound:
-    """A declared socket: a listener or a datagram socket, live once this instance is loaded."""
-
-    def __init__(
-        self, kind: Kind, name: str, addresses: Sequence[Address] = (), receive_buffer: int = 0
-    ) -> None:
-        """`receive_buffer`: bytes that each socket shall have at least; 0 leaves that to the kernel."""
-        self.kind = kind
-        self.name = name
-        self.addresses = tuple(addresses)  #: where to bind, one socket each
-        self.persistent = False  # bound by the service itself, so kept in the FD store
-        #: Of a socket that this one replaces: connections accepted there, or datagrams received,
-        #: with where they came from.
-        self.backlog: deque[Any] = deque()
-        #: Called, from any thread, when somebody is about to receive a datagram.
-        self.before_receiving: Callable[[], object] | None = None
-        self._receive_buffer = receive_buffer
-        self._socks: tuple[Socket, ...] = ()
-
-    @property
-    def socket_type(self) -> SocketKind:
-        """What the kernel calls it."""
-        return SOCK_STREAM if self.kind is Kind.LISTENER else SOCK_DGRAM
-
-    @property
-    def socket(self) -> Socket:
-        """The live, non-blocking socket, the first one if there are several; raises
-        DeclarationError before `serve` has loaded it."""
-        return self.sockets[0]
-
-    @property
-    def sockets(self) -> tuple[Socket, ...]:
-        """All live sockets of this name: a `.socket` unit may have several lines, and a host several
-        addresses. Raises DeclarationError before `serve` has loaded them."""
-        if not self._socks:
-            raise DeclarationError(self.name, "is not open before serve() has begun")
-        return self._socks
-
-    @property
-    def stored_names(self) -> list[StoreName]:
-        """The names of all live sockets in the FD store, of those that the service has bound."""
-        count = len(self._socks) if self.persistent else 0
-        return [StoreName.of_backend(self.kind, self.name, number) for number in range(count)]
-
-    def open(self, *socks: Socket) -> None:
-        """Set the live sockets."""
-        self._socks = socks
-        wanted = self._receive_buffer
-        for sock in socks if wanted else ():
-            if (size := datagrams.enlarge(sock, wanted)) < wanted:
-                _log.warning(
-                    "%s %r: a receive buffer of %d bytes, not %d: raise net.core.rmem_max, or set"
-                    " ReceiveBuffer= in a .socket unit", self.kind, self.name, size, wanted,
-                )  # fmt: skip
-
-    def fileno(self) -> int:
-        """The number of the live FD, for selectors; of the first one if there are several."""
-        return self.socket.fileno()
-
-    def close(self) -> None:
-        """Close the live sockets, if any."""
-        for sock in self._socks:
-            sock.close()
-        self._socks = ()
-
-
-def check_name(item: str, name: str) -> None:
-    """Raise DeclarationError for what cannot be part of an FDNAME."""
-    if not re.fullmatch(_NAME, name):
-        raise DeclarationError(item, "a name has letters, digits, dots, dashes, at most 100")
 
 
 class Connections(Value):
@@ -448,7 +283,7 @@ class Declarations:
         try:
             signature = inspect.signature(function, eval_str=True)
         except NameError as error:
-            raise _unreadable(item, error) from error
+            raise unreadable_annotation(item, error) from error
         wanted = {}
         for parameter in list(signature.parameters.values())[skip:]:
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
@@ -474,12 +309,3 @@ class Declarations:
             raise DeclarationError(item, "declared after serve() has begun")
         if name in known:
             raise DeclarationError(item, "is declared twice")
-
-
-def _unreadable(item: str, error: NameError) -> DeclarationError:
-    """The error for an annotation with a name that is not to be found."""
-    return DeclarationError(
-        item,
-        f"annotation cannot be read: {error}",
-        remedy="define what it names at the top level of the module, and import it there",
-    )

@@ -20,7 +20,7 @@ from upgrader.codes import Code
 from upgrader.errors import BindError, ChannelError, PreflightPassed, UpgradeError, VerifyError
 from upgrader.instance.commit import LoadedInstance
 from upgrader.instance.control import Answering
-from upgrader.instance.declarations import check_name
+from upgrader.instance.declared_socket import check_name
 from upgrader.instance.load import Loader
 from upgrader.instance.process import is_main, no_collection, reserve
 from upgrader.instance.self_report import SelfReport

@@ -8,7 +8,8 @@ from socket import socket as Socket
 from typing import Any, Generic, TypeVar
 
 from upgrader.backends.listener import accept
-from upgrader.instance.declarations import Bound, DeclaredState
+from upgrader.instance.declared_socket import Bound
+from upgrader.instance.declared_state import DeclaredState
 
 T = TypeVar("T")
 

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from upgrader.backends.listener import Address, bind, listen_again, path_inode
 from upgrader.errors import BindError, BusError, DeclarationError, MismatchError
 from upgrader.instance.commit import LoadedInstance, Rebinding
-from upgrader.instance.declarations import Bound, Declarations
+from upgrader.instance.declarations import Declarations
+from upgrader.instance.declared_socket import Bound
 from upgrader.protocol.fd import Fd
 from upgrader.protocol.kinds import Kind
 from upgrader.protocol.later import later

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from upgrader.codes import Code
 from upgrader.errors import BusyWork, UpgradeError
 from upgrader.instance.control import Answering
-from upgrader.instance.declarations import Bound
+from upgrader.instance.declared_socket import Bound
 from upgrader.instance.destination_side import DestinationSide
 from upgrader.instance.process import no_collection, watchdog_span
 from upgrader.instance.self_report import SelfReport
