@@ -22,7 +22,7 @@ from tests.unit.hosting import (
     turns,
     until,
 )
-from upgrader.aio.hosted_listener import Goodbyes, end_all
+from upgrader.aio.hosted_end import Goodbyes, end_all
 from upgrader.protocol.image import LeftBehind
 
 

@@ -13,7 +13,7 @@ import pytest
 import upgrader
 from tests.unit.hosting import Client, Side, turns
 from upgrader.aio import start_server, streams
-from upgrader.aio.hosted_listener import Goodbyes, end_all
+from upgrader.aio.hosted_end import Goodbyes, end_all
 from upgrader.aio.streams import Connected, Reader, Streams
 
 Story = Callable[[Side, Side, Client], Coroutine[Any, Any, None]]

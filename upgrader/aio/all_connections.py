@@ -19,15 +19,15 @@ from upgrader.protocol.kinds import Kind
 from upgrader.protocol.later import later
 
 if TYPE_CHECKING:
-    from upgrader.aio import hosted_listener as hosted_listeners
-    from upgrader.aio import replays
+    from upgrader.aio import hosted_end, hosted_listener, replays
     from upgrader.aio.handled_connection import HandledConnection
     from upgrader.aio.peer import Peer
     from upgrader.instance import save
     from upgrader.instance.interfaces import Open
     from upgrader.protocol import image
 else:
-    hosted_listeners = later("upgrader.aio.hosted_listener")
+    hosted_listener = later("upgrader.aio.hosted_listener")
+    hosted_end = later("upgrader.aio.hosted_end")
 
 
 class AllConnections:
@@ -35,7 +35,7 @@ class AllConnections:
 
     def __init__(self, parts: InstanceParts) -> None:
         self.handled: dict[str, HandledListener] = {}  #: by listener, since `adopt`
-        self.hosted: dict[str, hosted_listeners.HostedListener] = {}  #: by listener, since `host`
+        self.hosted: dict[str, hosted_listener.HostedListener] = {}  #: by listener, since `host`
         self.safe_points = SafePoints()
         self._parts = parts
         self._declarations = parts.declarations
@@ -61,7 +61,7 @@ class AllConnections:
         """Make room for those of libraries."""
         with_state = bool(self._declarations.states)
         for name, declared in self._declarations.protocols.items():
-            self.hosted[name] = hosted_listeners.HostedListener(
+            self.hosted[name] = hosted_listener.HostedListener(
                 self._loop, declared, with_state=with_state
             )
 
@@ -163,8 +163,8 @@ class AllConnections:
         if self.hosted:
             parameters = self._parts.report.parameters
             begin = time.monotonic() + parameters.websocket_timeout
-            goodbyes = hosted_listeners.Goodbyes(begin, parameters.websocket_spread)
-            await hosted_listeners.end_all(self.hosted.values(), deadline, stop, goodbyes)
+            goodbyes = hosted_end.Goodbyes(begin, parameters.websocket_spread)
+            await hosted_end.end_all(self.hosted.values(), deadline, stop, goodbyes)
         for handled in self.handled.values():
             await handled.all_ended(deadline, stop)
 
@@ -178,7 +178,7 @@ class AllConnections:
             hosting.finish()
         await cancel([*tasks, *handlers], deadline)
         if self.hosted:
-            await hosted_listeners.end_all(self.hosted.values(), deadline)
+            await hosted_end.end_all(self.hosted.values(), deadline)
         for handled in self.handled.values():
             await handled.all_sent(deadline)
         for bound in self._declarations.sockets.values():

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from upgrader.aio.adapter import Adapter
+from upgrader.aio.gates import Gate, Watch
 from upgrader.instance.save import Frozen
 from upgrader.protocol.connection_state import ConnectionState
 from upgrader.protocol.identity import Identity
@@ -28,42 +29,6 @@ _KEYS = "the keys of TLS cannot move"
 #: What stands in an image for a connection without an end: the rest of it is a secret.
 ANEW = b"anew"
 _log = logging.getLogger("upgrader")
-
-
-class Newcomer(asyncio.Protocol):
-    """The first protocol of every transport: makes way for the library's at once, so that what
-    has moved along unread is the first that the library reads."""
-
-    def __init__(
-        self,
-        protocol: asyncio.BaseProtocol,
-        unread: bytes,
-        on_made: Callable[[asyncio.Transport, asyncio.BaseProtocol], object],
-    ) -> None:
-        self._protocol = protocol
-        self._unread = unread
-        self._on_made = on_made
-        self._lost = False
-        self.layer: TlsLayer | None = None  #: below a transport of TLS, before that is made
-
-    def data_received(self, data: bytes) -> None:
-        """Over TLS, something may come with the end of the handshake."""
-        self._unread += data
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """It came and went: the library need not know."""
-        self._lost = True
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Give the transport to the library."""
-        if self._lost:
-            return
-        made = cast(asyncio.Transport, transport)
-        made.set_protocol(self._protocol)
-        self._protocol.connection_made(made)
-        if self._unread:
-            cast(asyncio.Protocol, self._protocol).data_received(self._unread)
-        self._on_made(made, self._protocol)
 
 
 class HostedConnection:
@@ -113,8 +78,8 @@ class HostedConnection:
         self.told = False  #: its client has been told goodbye
         self.since = time.monotonic()
         self._clock_stopped = False
-        self._gate: _Gate | None = None
-        self._watch: _Watch | None = None
+        self._gate: Gate | None = None
+        self._watch: Watch | None = None
         self._failed = False
         self._idle_since: float | None = None
 
@@ -190,7 +155,7 @@ class HostedConnection:
             return
         if not crosses:
             return
-        self._gate = _Gate(self, cast(asyncio.Protocol, self._current), keeps_all=self.endless)
+        self._gate = Gate(self, cast(asyncio.Protocol, self._current), keeps_all=self.endless)
         self.transport.set_protocol(self._gate)
 
     def release(self) -> None:
@@ -351,7 +316,7 @@ class HostedConnection:
         current = self._now
         if self.tls and current is not None and current is not self._watch:
             inner = self._gate.inner if self._gate and current is self._gate else current
-            self._watch = _Watch(cast(asyncio.Protocol, inner))
+            self._watch = Watch(cast(asyncio.Protocol, inner))
             self.transport.set_protocol(self._watch)
 
     def _ask(self, function: Callable[[Any], Any], otherwise: Any) -> Any:
@@ -363,49 +328,3 @@ class HostedConnection:
                 _log.exception("%s: adapter of %s failed", self.listener, self.adapter.speaks)
             self._failed = True
             return otherwise
-
-
-class _Watch(asyncio.Protocol):
-    """Passes everything, and notes the end."""
-
-    def __init__(self, inner: asyncio.Protocol) -> None:
-        self.inner = inner
-        self.lost = False
-
-    def data_received(self, data: bytes) -> None:
-        self.inner.data_received(data)
-
-    def eof_received(self) -> bool | None:
-        return self.inner.eof_received()
-
-    def pause_writing(self) -> None:
-        self.inner.pause_writing()
-
-    def resume_writing(self) -> None:
-        self.inner.resume_writing()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.lost = True
-        self.inner.connection_lost(exc)
-
-
-class _Gate(_Watch):
-    """Keeps what comes for an idle connection, or for any (`keeps_all`); everything else passes."""
-
-    def __init__(
-        self, hosted: HostedConnection, inner: asyncio.Protocol, *, keeps_all: bool
-    ) -> None:
-        super().__init__(inner)
-        self.held = bytearray()
-        self.paused = False
-        self._hosted = hosted
-        self._keeps_all = keeps_all
-
-    def data_received(self, data: bytes) -> None:
-        if not (self.held or self._keeps_all or self._hosted.wants_next):
-            super().data_received(data)
-            return
-        self.held += data
-        if not self.paused or self._keeps_all:  # the library may have resumed it meanwhile
-            self.paused = True
-            self._hosted.transport.pause_reading()

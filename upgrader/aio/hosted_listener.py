@@ -5,18 +5,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import select
 import socket
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from upgrader.aio.acceptor import Acceptor
-from upgrader.aio.hosted_connection import ANEW, HostedConnection, Newcomer
+from upgrader.aio.gates import Newcomer
+from upgrader.aio.hosted_arrivals import Arrivals
+from upgrader.aio.hosted_connection import ANEW, HostedConnection
 from upgrader.aio.replays import MovedAnew
-from upgrader.errors import UnreadableState
 from upgrader.instance.declarations import Protocols
 from upgrader.instance.save import Frozen
 from upgrader.protocol.identity import Identity, identify
@@ -27,7 +25,6 @@ if TYPE_CHECKING:  # loaded where TLS connections move
     from upgrader.instance.adopted import Adopted
     from upgrader.tls.moved import Moved
 
-_BATCH = 20  # connections adopted in one go; clients that have sent something come first
 #: Seconds without a word after which handlers are taken to have nothing more to say, and that may pass
 #: until then.
 _QUIET, _QUIET_AT_LAST = 0.005, 0.05
@@ -39,18 +36,9 @@ _FIRST_LOOK = 0.001  # seconds; libraries do not say when a connection becomes i
 _LAST_LOOK = 0.02
 _BEING_ACCEPTED = "a connection that is being accepted"
 _SWITCHED_OFF = "backend-transfer=no"
-_NAMED = 20  # connections that are named in the log before only their number is
 _LAST_REQUEST = 10.0  # seconds in which an idle client may ask for its last answer
 _GRACE = 1.0  # seconds in which goodbyes are sent
 _log = logging.getLogger("upgrader")
-
-
-@dataclass(frozen=True, slots=True)
-class _Waiting:
-    """A connection that has moved here and has no transport yet."""
-
-    adopted: Adopted
-    protocol: asyncio.BaseProtocol | None  # made beforehand where loading could fail
 
 
 class HostedListener:
@@ -69,11 +57,10 @@ class HostedListener:
         self._acceptor = Acceptor(loop, declared.listener, self._accept)
         self.connections: list[HostedConnection] = []
         self._sweep_at = _SPARE
-        self._waiting: dict[int, _Waiting] = {}  # by FD
-        self._arrivals: list[MovedAnew] = []  # those without an end that have moved here
+        self._arrivals = Arrivals(loop, self._name, self._adapter, self._attach_arrived)
+        self._moved_anew: list[MovedAnew] = []  # those without an end that have moved here
         self._attaching: set[asyncio.Task[None]] = set()
         self._arriving: set[asyncio.Task[None]] = set()  # those of them that have moved here
-        self._adopting: asyncio.Task[None] | None = None
         self._moving: list[HostedConnection] = []
         self._ending: list[HostedConnection] = []  # before this instance has given up the others
         self._told_to_end: list[LeftBehind] = []
@@ -90,54 +77,24 @@ class HostedListener:
     def prepare(self, adopted: Sequence[Adopted]) -> None:
         """Load what moved here, while the source can still resume; raises UnreadableState."""
         for item in adopted:
-            protocol = None
             if item.state.session == ANEW:
-                self._arrivals.append(MovedAnew(item, self._adapter, self._let_in))
-                continue
-            if item.state.session:
-                try:
-                    protocol = self._adapter.load(item.state.session)
-                except Exception as error:
-                    why = f"{self._adapter.speaks}: {type(error).__name__}: {error}"
-                    raise UnreadableState(f"a connection of {self._name!r}", why) from error
-            self._waiting[item.fileno()] = _Waiting(item, protocol)
+                self._moved_anew.append(MovedAnew(item, self._adapter, self._let_in))
+            else:
+                self._arrivals.load(item)
 
     def take_arrivals(self) -> list[MovedAnew]:
         """Those without an end that have moved here; nothing of their handshakes is kept here."""
-        arrivals, self._arrivals = self._arrivals, []
-        return arrivals
+        moved, self._moved_anew = self._moved_anew, []
+        return moved
 
     def open(self) -> None:
         """Serve: what has moved here, and whoever comes."""
-        self._resume_adopting()
+        self._arrivals.open()
         self._acceptor.open()
 
-    def _resume_adopting(self) -> None:
-        if self._waiting and (self._adopting is None or self._adopting.done()):
-            self._adopting = self._loop.create_task(self._adopt_all())
-
-    async def _adopt_all(self) -> None:
-        """Between other work: thousands of transports are a pause of their own."""
-        with select.epoll() as readable:
-            for number in self._waiting:
-                readable.register(number, select.EPOLLIN)
-            while self._waiting and not self._held:
-                first = [number for number, _ in readable.poll(0, _BATCH)]
-                for number in first or list(islice(self._waiting, _BATCH)):
-                    readable.unregister(number)
-                    self._adopt(self._waiting.pop(number))
-                await asyncio.sleep(0)
-
-    def _adopt(self, item: _Waiting) -> None:
-        adopted = item.adopted
-        try:
-            protocol = item.protocol or self._adapter.load(b"")
-        except Exception:
-            _log.exception("%s: adapter of %s failed", self._name, self._adapter.speaks)
-            adopted.close()
-            return
-        unread = adopted.state.unread
-        self._attach(adopted.take(), adopted.identity, protocol, unread, arrived=item)
+    def _attach_arrived(self, adopted: Adopted, protocol: asyncio.BaseProtocol) -> None:
+        unread, moved = adopted.state.unread, adopted.tls
+        self._attach(adopted.take(), adopted.identity, protocol, unread, moved, arrived=True)
 
     def _accept(self, sock: socket.socket) -> None:
         try:
@@ -154,20 +111,15 @@ class HostedListener:
         identity: Identity,
         protocol: asyncio.BaseProtocol,
         unread: bytes,
+        moved: Moved | None = None,
         *,
-        arrived: _Waiting | None = None,
+        arrived: bool = False,
     ) -> None:
         def made(transport: asyncio.Transport, protocol: asyncio.BaseProtocol) -> None:
-            tls = self._tls is not None
             hosted = HostedConnection(
-                self._name,
-                self._adapter,
-                identity,
-                transport,
-                protocol,
-                tls=tls,
-                layer=newcomer.layer,
-            )
+                self._name, self._adapter, identity, transport, protocol,
+                tls=self._tls is not None, layer=newcomer.layer,
+            )  # fmt: skip
             self.connections.append(hosted)
             if arrived:
                 hosted.start_clock()
@@ -179,7 +131,6 @@ class HostedListener:
                 hosted.hold(crosses=self._crosses, anew=self._anew)
 
         newcomer = Newcomer(protocol, unread, made)
-        moved = arrived.adopted.tls if arrived else None
         task = self._loop.create_task(self._connect(sock, newcomer, moved))
         for tasks in (self._attaching, self._arriving) if moved else (self._attaching,):
             tasks.add(task)
@@ -222,6 +173,7 @@ class HostedListener:
         end now, because nobody serves as long as they last. `crosses`: backend-transfer is on;
         `reader`: the version of the next instance's adapter, if it is known."""
         self._held = True
+        self._arrivals.close()
         self._crosses = crosses
         newest = min(self._adapter.version, self._adapter.version if reader is None else reader)
         self._anew = newest >= self._adapter.REPLAYS
@@ -345,16 +297,7 @@ class HostedListener:
             staying = [h.describe() for h in self.connections if not h.gone]
             left += [LeftBehind(self._name, w, _SWITCHED_OFF) for w in staying if w not in told]
             return frozen, left
-        frozen = [
-            Frozen(
-                self._name,
-                w.adopted,
-                w.adopted.identity,
-                w.adopted.state,
-                w.adopted.tls and w.adopted.tls.snapshot(),
-            )
-            for w in self._waiting.values()
-        ]
+        frozen = self._arrivals.freeze()
         for hosted in self.connections:
             match hosted.freeze():
                 case Frozen() as item:
@@ -377,9 +320,7 @@ class HostedListener:
         """Close our copies of all that was frozen last."""
         for hosted in self._moving:
             hosted.close_copy()
-        for waiting in self._waiting.values():
-            waiting.adopted.close()
-        self._waiting.clear()
+        self._arrivals.close_copies()
 
     def drop_rest(self) -> None:
         """Everything else is parked, and this process ends: what is left is cut."""
@@ -453,45 +394,3 @@ class HostedListener:
         for hosted in self.connections:
             hosted.transport.abort()
         return cut
-
-
-class Goodbyes:
-    """Closes connections without an end, one after the other: clients that are all closed at once
-    all dial again at once."""
-
-    def __init__(self, begin: float, spread: float) -> None:
-        """`begin`: of `time.monotonic`; `spread`: seconds from the first one to the last."""
-        self._begin = begin
-        self._spread = spread
-        self._all = 0  # that were there at the beginning
-
-    def say(self, connections: Sequence[HostedConnection]) -> None:
-        """Close as many of these as are due, the oldest first."""
-        passed = time.monotonic() - self._begin
-        if passed < 0:
-            return
-        self._all = self._all or len(connections)
-        may_stay = int(self._all * (1 - passed / self._spread)) if passed < self._spread else 0
-        for hosted in connections[: len(connections) - may_stay]:
-            hosted.close()
-
-
-async def end_all(
-    hostings: Collection[HostedListener],
-    deadline: float,
-    stop: asyncio.Event | None = None,
-    goodbyes: Goodbyes | None = None,
-) -> None:
-    """Wait until all connections have ended; cut and name them at the deadline, or at `stop`."""
-    while time.monotonic() < deadline and not (stop and stop.is_set()):
-        left = [hosting.drain() for hosting in hostings]
-        if not any(left):
-            return
-        if goodbyes:
-            goodbyes.say([each for hosting in hostings for each in hosting.to_be_told])
-        await asyncio.sleep(_LAST_LOOK)
-    cut = [what for hosting in hostings for what in await hosting.cut()]
-    for what in cut[:_NAMED]:
-        _log.warning("cut: %s", what)
-    if cut:
-        _log.warning("%d connections were cut, their time was up", len(cut))
