@@ -7,9 +7,7 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,7 +16,6 @@ from typing import Any
 
 import pytest
 
-from tests.pages import ROOT
 from tests.process.chat import Client
 from tests.support import cannot_run
 from tests.tables import publish
@@ -218,9 +215,6 @@ def test_the_table_of_kinds(player: Player) -> None:
         ]
         for each in MEMBERS
     ]  # fmt: skip
-    version = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(version, capture_output=True, text=True, check=True).stdout.strip()
-    rows.append(["date and commit", f"{time.strftime('%Y-%m-%d')}, {commit}", *[""] * 6])
     head = [
         "backend",
         "what goes on",

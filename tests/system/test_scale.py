@@ -259,8 +259,6 @@ def test_scale(host_machine: PrivateSystemd, install: Install) -> None:
         rows.append(
             [f"{count:,} FDs, each stored by PID 1", f"{stored(host_machine, count) * 1000:.0f}"]
         )
-    commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], text=True).strip()
-    rows.append([f"{time.strftime('%Y-%m-%d')}, {commit}"])
     head = ["what moves", "kernel, ms", *(f"{mode}: pause (ratio) / wait, ms" for mode in MODES)]
     head += ["restart, ms (ratio to a plain one)"]
     tables.publish("scale", head, [row + [""] * (len(head) - len(row)) for row in rows])
