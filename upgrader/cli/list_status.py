@@ -68,7 +68,7 @@ def show_list(as_json: bool, *, names: bool = False, user: bool = False) -> None
 
 
 @cli.command(short_help="Show what a unit runs and holds.")
-@click.argument("unit", metavar="UNIT", required=False, shell_complete=complete_units)
+@click.argument("unit", metavar="[UNIT]", required=False, shell_complete=complete_units)
 @click.option("--watch", is_flag=True, help="Then show each phase of every upgrade as it happens.")
 @click.option(
     "--prometheus",
@@ -97,7 +97,8 @@ def status(
     and the hold if it failed. After an upgrade, the old instance may still drain connections that
     could not move: it is listed as draining, with each connection that it waits for.
 
-    Only root, and the service's own user, can ask the instance itself.
+    Root and the service's own user see all of that; to others, the instance says nothing of its
+    clients, variables and states.
 
     \b
     Example:

@@ -98,8 +98,8 @@ def upgrade(
     everything that the old one held. If it fails, the message names the cause, says whether the
     service serves now, and what to do. A changed unit file is read first.
 
-    If the new version was at fault, a hold stays on the unit: package hooks leave it alone until an
-    upgrade succeeds, because a restart would start the bad version.
+    If the new version was at fault, a hold stays on the unit: package hooks leave it alone until
+    another version is on disk, because a restart would start the bad one.
 
     If a new version does not start in restart mode, systemd keeps what the old instance held until a
     good version is back and started. This needs systemd 254 or later, and
