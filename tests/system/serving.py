@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from tests.support import SETTLE, eventually
+from tests.support import SETTLE, Closing, eventually
 from upgrader.lab.private_systemd import PrivateSystemd
 from upgrader.protocol.rendezvous import socket_name
 from upgrader.protocol.status_text import Status
@@ -242,7 +242,7 @@ def hook(machine: PrivateSystemd, *arguments: str, files: str = "") -> str:
     return machine.run(command, input=files, timeout=120).stderr
 
 
-class Client:
+class Client(Closing):
     """A client of the line protocol of the programs in services/."""
 
     def __init__(self, sock: socket.socket) -> None:
@@ -277,12 +277,6 @@ class Client:
 
     def close(self) -> None:
         self.sock.close()
-
-    def __enter__(self) -> "Client":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ import msgspec
 from upgrader.codes import Code
 from upgrader.errors import BusyWork, ChannelError, ParameterError, UpgradeError
 from upgrader.instance import lent_sockets
-from upgrader.instance.announced import Announced
+from upgrader.instance.announcements import Announcements
 from upgrader.instance.callers import is_of_unit, require_root, require_takeover
 from upgrader.instance.control_listener import Caller
 from upgrader.instance.exec_mode import Execution, command
@@ -70,7 +70,7 @@ class Negotiation:
         self._lender = Lender(host.declarations, keeper)
         self._guard = Guard(())  # of what is lent
         self._on_settle = on_settle
-        self._announced = Announced()
+        self._announced = Announcements()
         self._withdrawn: deque[str] = deque(maxlen=_REMEMBERED)
         self._preflight = False  # the migration under way, or the last one, is only a preflight
         self._lock = threading.Lock()

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from msgspec import structs, to_builtins
 
 from upgrader.errors import UpgradeError
-from upgrader.instance.announced import Announced
+from upgrader.instance.announcements import Announcements
 from upgrader.instance.connection import show_peer
 from upgrader.instance.self_report import SelfReport
 from upgrader.protocol.identity import identify
@@ -50,7 +50,7 @@ class Describer:
         self._modules = frozenset(sys.modules)
         self._told_to_all: tuple[float, int, dict[str, Any]] = (0.0, -1, {})
 
-    def describe_to_all(self, announced: Announced) -> dict[str, Any]:
+    def describe_to_all(self, announced: Announcements) -> dict[str, Any]:
         """What everybody may know; of several who ask in no time, all are told the same."""
         now, news = time.monotonic(), self._host.progress.news.number
         since, known, told = self._told_to_all
@@ -59,7 +59,7 @@ class Describer:
             self._told_to_all = now, news, told
         return told
 
-    def describe(self, announced: Announced) -> Description:
+    def describe(self, announced: Announcements) -> Description:
         """All there is to know."""
         host = self._host
         look = host.watched.look()

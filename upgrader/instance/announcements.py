@@ -8,7 +8,7 @@ _PREFLIGHT = 10.0  # seconds in which the reload must begin that is to be a pref
 _RESTART = 60.0  # seconds in which a restart must come that was announced
 
 
-class Announced:
+class Announcements:
     """Nothing at first; set and asked from any thread."""
 
     def __init__(self) -> None:
