@@ -426,3 +426,17 @@ def test_two_programs_are_drained_at_a_time(service: RunnerService) -> None:
     finally:
         for _, client in streams:
             client.__exit__()
+
+
+def test_a_path_that_goes_away(service: RunnerService) -> None:
+    """It is put back at once, while the program that serves goes on."""
+    service.start(service.command())
+    first = who(service)
+    for _ in range(3):
+        service.path.unlink()
+        assert eventually(service.path.exists)
+    other = service.path.with_name("other")
+    other.touch()
+    other.rename(service.path)
+    assert eventually(service.path.is_socket)
+    assert first == who(service)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support import cannot_run, eventually
 from tests.system.packages import APT, QUIET
-from tests.system.programs import get, load
+from tests.system.program_clients import get, load
 from tests.tables import publish
 from upgrader.lab.private_systemd import PrivateSystemd, TreeError, suites
 

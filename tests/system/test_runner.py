@@ -7,19 +7,15 @@ from pathlib import Path
 import pytest
 
 from tests.support import eventually
+from tests.system.program_clients import get, load, version
+from tests.system.program_texts import STREAM
 from tests.system.programs import (
-    OTHERS,
-    STREAM,
     command_line,
-    configure_nginx,
-    get,
-    load,
     masters,
     needs,
-    nginx,
-    other,
     pid_file,
-    version,
+    program,
+    stored,
     write_version,
 )
 from tests.system.reloading import processes
@@ -32,9 +28,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_restarts_and_a_crash(host_machine: PrivateSystemd, install: Install) -> None:
     """The old nginx serves on until the new one does: no client is refused or cut, or waits."""
-    service = nginx(host_machine, install, "ngrestart")
+    service = program(host_machine, install, "nginx", "ngrestart")
     service.start()
-    with load(service, streams=2) as seen:
+    with load(service, streams=2, listeners=("tcp", "unix")) as seen:
         service.restart()
         before = service.pid
         service.signal("KILL")
@@ -52,7 +48,7 @@ def test_restarts_and_a_crash(host_machine: PrivateSystemd, install: Install) ->
 @pytest.mark.parametrize("state", ["serving", "stopped", "killed"])
 def test_a_stop_leaves_nothing(host_machine: PrivateSystemd, install: Install, state: str) -> None:
     """Whatever the runner is able to do."""
-    service = nginx(host_machine, install, "ngstop")
+    service = program(host_machine, install, "nginx", "ngstop")
     service.configure(*unit_lines(service), "TimeoutStopSec=2", "Restart=no")
     service.start()
     assert get(service)
@@ -84,7 +80,7 @@ def test_where_a_program_cannot_outlive_the_stop(
     host_machine: PrivateSystemd, install: Install
 ) -> None:
     """PrivateTmp= takes its files away: it is drained first, and clients wait for the next one."""
-    service = nginx(host_machine, install, "ngtmp")
+    service = program(host_machine, install, "nginx", "ngtmp")
     # This checkout may lie in /tmp itself.
     service.configure(*unit_lines(service), "PrivateTmp=yes", f"BindReadOnlyPaths={ROOT}")
     service.start()
@@ -122,36 +118,15 @@ def test_the_sample_of_nginx(host_machine: PrivateSystemd, install: Install) -> 
         run(["systemctl", "daemon-reload"])
 
 
-@pytest.mark.matrix
-@pytest.mark.parametrize("kind", sorted(OTHERS))
-def test_other_programs(host_machine: PrivateSystemd, install: Install, kind: str) -> None:
-    """Five live upgrades, two restarts and a crash of the runner under load: nobody is refused."""
-    service = other(host_machine, install, kind)
-    service.start()
-    assert eventually(service.answers)
-    with load(service) as seen:
-        for number in range(2, 7):
-            write_version(service, kind, number)
-            assert 0 == upgrade(service, "--mode", "live")["exit_code"], service.messages()
-            assert eventually(lambda number=number: version(service) == number)  # type: ignore[misc]
-        service.restart()
-        service.restart()
-        service.signal("KILL")
-        service.until(ActiveState="active", SubState="running", NRestarts="1")
-    assert [] == seen.failures
-    assert seen.longest < 2, seen.longest
-    assert eventually(lambda: 2 == service.stored)
-
-
 def test_live_upgrades(host_machine: PrivateSystemd, install: Install) -> None:
     """Three of them under load, with streams open: nobody is refused or cut; the source's nginx serves
     until the new one does, is gone when its last stream has ended, and so is its runner."""
-    service = nginx(host_machine, install, "nglive")
+    service = program(host_machine, install, "nginx", "nglive")
     service.start()
     assert eventually(service.answers)
     with load(service, streams=2) as seen:
         for number in (2, 3, 4):
-            configure_nginx(service, number)
+            write_version(service, "nginx", number)
             answer = upgrade(service, "--mode", "live")
             assert 0 == answer["exit_code"], answer
             assert eventually(lambda number=number: version(service) == number)  # type: ignore[misc]
@@ -162,14 +137,14 @@ def test_live_upgrades(host_machine: PrivateSystemd, install: Install) -> None:
     assert eventually(lambda: len(processes(service)) == 4), processes(service)
     assert masters(service) == [int(pid_file(service).read_text())]
     assert 4 == service.status.generation
-    assert eventually(lambda: 2 == service.stored)  # the listener and the program
+    assert eventually(lambda: stored("nginx") == service.stored)
 
 
 def test_a_configuration_that_does_not_parse(
     host_machine: PrivateSystemd, install: Install
 ) -> None:
     """The new nginx ends at once; nothing is left of it, and the old one has not noticed."""
-    service = nginx(host_machine, install, "ngbad")
+    service = program(host_machine, install, "nginx", "ngbad")
     service.start()
     assert eventually(service.answers)
     before = masters(service)
@@ -178,13 +153,13 @@ def test_a_configuration_that_does_not_parse(
         assert "ended-early" == upgrade(service, "--mode", "live")["code"]
     assert [] == seen.failures
     assert before == masters(service)
-    assert 2 == service.stored
+    assert stored("nginx") == service.stored
     assert before == [int(pid_file(service).read_text())]
 
 
 def test_a_stop_in_the_overlap(host_machine: PrivateSystemd, install: Install) -> None:
     """Neither version is left."""
-    service = nginx(host_machine, install, "ngover")
+    service = program(host_machine, install, "nginx", "ngover")
     service.configure(*unit_lines(service), "Environment=ROUND=2")
     service.start()
     assert eventually(service.answers)
@@ -208,7 +183,7 @@ def test_a_stop_in_the_overlap(host_machine: PrivateSystemd, install: Install) -
 )
 def test_killed_in_the_overlap(host_machine: PrivateSystemd, install: Install, victim: str) -> None:
     """Whoever dies, clients see nothing, and afterwards every process is the owner's."""
-    service = nginx(host_machine, install, "ngkill")
+    service = program(host_machine, install, "nginx", "ngkill")
     service.start()
     assert eventually(service.answers)
     source = service.pid
@@ -226,5 +201,5 @@ def test_killed_in_the_overlap(host_machine: PrivateSystemd, install: Install, v
         service.until(ActiveState="active", SubState="running")
         assert eventually(lambda: len(processes(service)) == 4), processes(service)
     assert [] == seen.failures
-    assert eventually(lambda: 2 == service.stored)
+    assert eventually(lambda: stored("nginx") == service.stored)
     assert eventually(lambda: masters(service) == [int(pid_file(service).read_text())])

@@ -72,9 +72,10 @@ _APACHE = Program(binds=True)
 #: By the name of the binary. Of nginx: https://nginx.org/en/docs/control.html; of gunicorn:
 #: https://docs.gunicorn.org/en/stable/signals.html and .../deploy.html#systemd; of HAProxy: its
 #: management.txt, 3 and 4; of node: `server.listen({fd: 3})`, https://nodejs.org/api/net.html; of uvicorn: its --fd; of PHP-FPM: php-fpm(8), "SIGNAL", and FPM_SOCKETS in its
-#: sapi/fpm/fpm/fpm_sockets.c.
+#: sapi/fpm/fpm/fpm_sockets.c; of Puma: its docs/systemd.md and docs/signals.md.
 PROGRAMS = {
-    "nginx": Program(Passing.NGINX, Readiness.LISTENING, signal.SIGQUIT, signal.SIGHUP, ("-t",), version=("-v",)),
+    "nginx": Program(Passing.NGINX, Readiness.LISTENING, signal.SIGQUIT, signal.SIGHUP, ("-t",), version=("-v",),
+        adapter="workers_first"),
     "gunicorn": Program(
         reload=signal.SIGHUP, test=("--check-config",), background=("-D", "--daemon")
     ),
@@ -85,8 +86,9 @@ PROGRAMS = {
     "node": Program(Passing.LISTEN_FDS, Readiness.LISTENING),
     "php-fpm": Program(
         Passing.PHP_FPM, Readiness.NOTIFY, signal.SIGQUIT, signal.SIGUSR2, ("-t",),
-        background=("-D", "--daemonize"), foreground=("--nodaemonize",), adapter="php_fpm", blocking=True,
+        background=("-D", "--daemonize"), foreground=("--nodaemonize",), adapter="workers_first", blocking=True,
     ),
+    "puma": Program(reload=signal.SIGUSR2),
     "uvicorn": Program(Passing.NONE, Readiness.LISTENING),
     "apache2": _APACHE,
     "apache2ctl": _APACHE,

@@ -109,7 +109,8 @@ class Runner:
         self._report.begin(self._program)
         self._draining.begin(self._program)
         try:
-            status = await self._host.children.end_of(self._program.pid)
+            with self._paths.watched():
+                status = await self._host.children.end_of(self._program.pid)
         finally:
             self._draining.cancel()
         # What it has left behind would serve beside the next one.
@@ -165,6 +166,8 @@ class Runner:
         if ended is upgrader.Ended.STOPPED:
             self._paths.forget()
             await in_thread(self._host.forget_all)
+        else:  # the next start has them
+            self._paths.restore()
 
     async def _outlive_program(self) -> None:
         """The next runner drains it; but some programs take the death of their parent for an upgrade,

@@ -11,11 +11,12 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from upgrader.backends.listener import BACKLOG
 from upgrader.errors import VerifyError
+from upgrader.runner.watched_paths import WatchedPaths
 
 _TCP_INFO_BACKLOG = struct.Struct("28xI")  # struct tcp_info: tcpi_sacked, for a listener
 #: RunnerOptions that servers set on listeners: (level, number).
@@ -116,6 +117,22 @@ class Paths:
     def note_pid(self, pid: int) -> None:
         """The program that serves, should an old one remove the PID file."""
         self._pid = f"{pid}\n"
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Put back at once whatever goes away meanwhile: an old program may remove it when it begins to
+        drain, and drain for hours."""
+        paths = [*self._links, *([self._pid_file] if self._pid_file else ())]
+        try:
+            watch = WatchedPaths(paths, self.restore) if paths else None
+        except OSError as error:
+            _log.warning("files that are removed are put back late: %s", error.strerror)
+            watch = None
+        try:
+            yield
+        finally:
+            if watch:
+                watch.close()
 
     def restore(self) -> None:
         """Put back what is missing or is another's."""
