@@ -3,7 +3,10 @@
 
 import os
 import socket
+import stat
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import pytest
 
@@ -57,3 +60,25 @@ def test_whoever_sends_without_end_holds_nothing_up(heard: Heard) -> None:
     heard.notifications.receive()
 
     assert first < len(heard.messages)
+
+
+def test_a_file_for_everybody() -> None:
+    """Where all can reach it; those that runners have left behind which were killed go."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        place = Path(name)
+        place.chmod(0o755)
+        left = place / "upgrader-run-1"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as dead:
+            dead.bind(str(left))
+        living = Notifications(lambda fields: None, place)
+        other = Notifications(lambda fields: None, place)
+
+        assert sorted([living.address, other.address]) == sorted(map(str, place.iterdir()))
+        assert 0o666 == stat.S_IMODE(Path(other.address).stat().st_mode)
+        other.close()
+        assert [living.address] == [*map(str, place.iterdir())]
+        living.close()
+        place.chmod(0o700)
+        hidden = Notifications(lambda fields: None, place)
+        assert hidden.address.startswith("@")
+        hidden.close()

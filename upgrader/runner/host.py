@@ -70,7 +70,7 @@ class Host:
         self.instance = instance
         self.children = Children()
         self.notified = asyncio.Event()
-        self.notifications = Notifications(self._hear)
+        self.notifications = Notifications(self._hear, self.directory)
         asyncio.get_running_loop().add_reader(self.notifications, self.notifications.receive)
         listen = self.options.listen or [Listen(name, None) for name in _passed_names(self.given)]
         if needs_listener and not listen:
@@ -83,6 +83,11 @@ class Host:
         ]
         with contextlib.suppress(BusError), Bus(TIMEOUT) as bus:
             self.properties = bus.properties(instance._parts.report.unit)
+
+    def close(self) -> None:
+        """Hear nothing of a program any more."""
+        asyncio.get_running_loop().remove_reader(self.notifications)
+        self.notifications.close()
 
     @property
     def listeners(self) -> list[Given]:

@@ -1,17 +1,24 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What the program tells of itself: the notify socket that it is given in place of PID 1's.
 
-Abstract, so that a program which has dropped its privileges reaches it as well; so anybody can send,
-and a message counts only if its sender is the program or below it. sd_notify(3).
+A file, as PID 1's: some programs know nothing of abstract names (the gem sd_notify of Puma). A program that
+has dropped its privileges must reach it as well, so it is abstract where other users reach no file. In
+either case anybody can send, and a message counts only if its sender is the program or below it. sd_notify(3).
 """
 
+import contextlib
 import logging
 import os
+import socket
+import stat
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from upgrader.runner.processes import parent
 from upgrader.systemd.notifications import notify_socket, take
 
+_PREFIX = "upgrader-run"
+_LONGEST = 60  # bytes of a directory: a path has 108 at most, unix(7)
 _ONCE = 64  # messages taken without a look at anything else: anybody can send any number
 _DEEPEST = 64  # generations of processes between a sender and the program
 #: What PID 1 is told as well, of the program that serves.
@@ -23,10 +30,18 @@ _log = logging.getLogger("upgrader")
 class Notifications:
     """The socket. `on_message` gets the fields of each message of the program."""
 
-    def __init__(self, on_message: Callable[[Mapping[str, str]], None]) -> None:
+    def __init__(
+        self, on_message: Callable[[Mapping[str, str]], None], directory: Path | None = None
+    ) -> None:
+        """In a directory, if that is for everybody; raises OSError."""
         self.program = 0  #: its PID; before it is known, nobody is listened to
         self._on_message = on_message
-        self._sock, self.address = notify_socket("upgrader-run")  #: for NOTIFY_SOCKET=
+        if directory and not _is_reached_by_all(directory):
+            directory = None
+        if directory:
+            _remove_dead(directory)
+        #: for NOTIFY_SOCKET=
+        self._sock, self.address = notify_socket(_PREFIX, directory)
         self._sock.setblocking(False)
 
     def fileno(self) -> int:
@@ -53,6 +68,8 @@ class Notifications:
     def close(self) -> None:
         """Listen no more."""
         self._sock.close()
+        if not self.address.startswith("@"):
+            Path(self.address).unlink(missing_ok=True)
 
     def _is_programs(self, pid: int) -> bool:
         """Whether a process is the program, below it, or was: an orphan is this process's child."""
@@ -71,3 +88,24 @@ class Notifications:
 def relayed(fields: Mapping[str, str]) -> Sequence[str]:
     """What of a message is for PID 1."""
     return [f"{name}={fields[name]}" for name in RELAYED if name in fields]
+
+
+def _is_reached_by_all(directory: Path) -> bool:
+    """Whether every user finds a file in it."""
+    if len(os.fsencode(directory)) > _LONGEST:
+        return False
+    with contextlib.suppress(OSError):
+        return all(each.stat().st_mode & stat.S_IXOTH for each in (directory, *directory.parents))
+    return False
+
+
+def _remove_dead(directory: Path) -> None:
+    """Remove the sockets of runners that were killed."""
+    for path in directory.glob(f"{_PREFIX}-*"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            try:
+                sock.connect(str(path))
+            except ConnectionRefusedError:
+                path.unlink(missing_ok=True)
+            except OSError:
+                continue

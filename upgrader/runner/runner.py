@@ -59,8 +59,9 @@ class Runner:
         try:
             async with upgrader.attach(self._options.name) as self._instance:
                 self._declare()
-                ended = await self._instance.serve([self.look_after])
-                await self._leave(ended)
+                with contextlib.closing(self._host):
+                    ended = await self._instance.serve([self.look_after])
+                    await self._leave(ended)
         except SystemExit:
             if self._stopping.is_set():  # told so before it served: for PID 1, no failure
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -128,6 +128,7 @@ class Paths:
         except OSError as error:
             _log.warning("files that are removed are put back late: %s", error.strerror)
             watch = None
+        self.restore()  # what has gone before
         try:
             yield
         finally:

@@ -13,6 +13,7 @@ from upgrader.protocol.values import Value
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 #: What PID 1 takes at most: NOTIFY_BUFFER_MAX of systemd in bytes, and SCM_MAX_FD of the kernel.
 _BYTES, _FDS = 4096, 253
@@ -29,18 +30,21 @@ class Notification(Value):
     fds: Sequence[Fd]
 
 
-def notify_socket(prefix: str) -> tuple[socket.socket, str]:
-    """Make a socket for such messages under a new abstract name, and say that name as NOTIFY_SOCKET=
-    has it; raises OSError."""
+def notify_socket(prefix: str, directory: Path | None = None) -> tuple[socket.socket, str]:
+    """Make a socket for such messages, and say its name as NOTIFY_SOCKET= has it: a new file in a
+    directory, for everybody, or else a new abstract name. Raises OSError."""
     name = f"{prefix}-{os.urandom(16).hex()}"
+    address = str(directory / name) if directory else f"\0{name}"
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        sock.bind(f"\0{name}")
+        sock.bind(address)
+        if directory:
+            os.chmod(address, 0o666)
     except OSError:
         sock.close()
         raise
-    return sock, f"@{name}"
+    return sock, address.replace("\0", "@")
 
 
 def take(sock: socket.socket) -> Notification | None:
