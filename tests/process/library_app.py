@@ -59,6 +59,8 @@ async def news(client: HostedWebSocket, _: str) -> None:
     try:
         await client.wait_closed()
     finally:
+        active.remove(client)
+        broadcast(active, "one has left")
         tell(f"{VERSION} news finally")
 
 
@@ -71,6 +73,8 @@ async def in_replay(client: HostedWebSocket, how: str) -> None:
         raise RuntimeError("no")
     if not first and how == "hangs":
         await asyncio.sleep(60)
+    while not first and how == "waits" and not os.path.exists(os.environ["GO"]):
+        await asyncio.sleep(0.01)
     async for text in client:
         await client.send(f"{VERSION} {text}")
 

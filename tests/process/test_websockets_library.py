@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 from websockets.sync.client import unix_connect
@@ -15,6 +16,8 @@ from tests.pages import blocks
 from tests.process.chat import DEADLINE
 from tests.process.websocket_service import LIBRARY, Chat, ask, close_code, frame
 from tests.support import eventually
+from upgrader.protocol.varlink import INTERFACE
+from upgrader.protocol.varlink_client import call
 from upgrader.testing import Service
 
 PAGE = Path(__file__).parents[2] / "docs" / "websockets.md"
@@ -68,6 +71,41 @@ def test_who_only_listens(chat: Chat) -> None:
         assert 1012 == close_code(bob)
         assert eventually(lambda: not chat.service.draining)
         assert 1 == chat.service.stderr.count("one news finally")  # bob's
+        told = "in hand, and lost: 2 messages to 2 connections that had moved"
+        assert told in chat.service.stderr
+
+
+def test_what_is_counted(chat: Chat) -> None:
+    """How many handlers are still to begin, have begun and have failed; and in the old instance, which
+    drains, how many are suspended."""
+    go = chat.path.with_name("go")
+    chat.service.environment |= {
+        "UPGRADER_WEBSOCKET_TIMEOUT": "1h", "UPGRADER_REPLAY_TIMEOUT": "1h", "GO": str(go)
+    }  # fmt: skip
+    chat.service.start(chat.command("one"))
+
+    def counts() -> dict[str, int]:
+        return cast(dict[str, int], chat.service.describe()["replays"])
+
+    nothing = {"moved": 0, "refused": 0, "waiting": 0, "suspended": 0, "lost": 0}
+    assert nothing == counts()
+    with (
+        chat.connect("/in-replay/waits") as ann,
+        chat.connect("/in-replay/refuses") as bob,
+        chat.connect("/news/") as cid,
+    ):
+        assert ["one x"] * 2 == [ask(ann, "x"), ask(bob, "x")]
+        cid.send("nobody reads this")
+        assert cid.ping().wait(DEADLINE)
+        assert 1 == chat.service.live(chat.command("two")).left_behind
+        assert eventually(lambda: counts() == {**nothing, "waiting": 1})
+        go.touch()
+        assert eventually(lambda: counts() == {**nothing, "moved": 1, "refused": 1})
+        assert 1012 == close_code(bob)
+        (old,) = Path(chat.service.runtime_directory).glob("draining-*.sock")
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(old))
+            assert {**nothing, "suspended": 2} == call(sock, f"{INTERFACE}.Describe", {})["replays"]
 
 
 def test_in_the_middle_of_a_message_that_is_read_in_parts(chat: Chat) -> None:

@@ -38,8 +38,9 @@ class Chat:
     @contextlib.contextmanager
     def connect(self, path: str, **options: object) -> Iterator[ClientConnection]:
         over = False
+        scheme = "wss" if "ssl" in options else "ws"
         try:
-            with unix_connect(str(self.path), f"ws://x{path}", **options) as client:
+            with unix_connect(str(self.path), f"{scheme}://x{path}", **options) as client:
                 yield client
                 over = True
         except ConnectionClosed:  # which may have been what the test is about

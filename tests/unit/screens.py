@@ -27,6 +27,7 @@ from upgrader.protocol.varlink_types import (
     Connection,
     Description,
     Migration,
+    ReplayCounts,
     RunProgram,
     Trial,
 )
@@ -117,6 +118,7 @@ DOWN = Overview(
 )  # fmt: skip
 OLD = Description(
     "web", pid=4700, generation=1, phase=Standing.DRAINING, connections=2, drains_until=NOW + 42,
+    replays=ReplayCounts(suspended=198, lost=17),
     held=[
         Connection("web", "192.0.2.17:50002", 9, 903.0, what="GET /export"),
         Connection("web", "192.0.2.18:50118", 11, 12.5, "read"),
@@ -125,7 +127,8 @@ OLD = Description(
 DRAINING = Overview(
     "chat.service", "active (running)", True, 4713, STATUS,
     instance(
-        migration=Migration(Phase.PREFLIGHT, "live", 2, 3, began=NOW - 5, preflight=True)
+        migration=Migration(Phase.PREFLIGHT, "live", 2, 3, began=NOW - 5, preflight=True),
+        replays=ReplayCounts(moved=195, refused=2, waiting=1),
     ),
     uses_upgrader=True, draining=(OLD,), last_upgrade=DONE,
 )  # fmt: skip

@@ -38,6 +38,7 @@ from upgrader.protocol.varlink_types import (
     Loaded,
     Migration,
     Refusal,
+    ReplayCounts,
     RunProgram,
     Started,
     Trial,
@@ -647,7 +648,7 @@ def test_sockets_of_the_dead_are_removed(tmp_path: Path, path: Path) -> None:
 
 
 STRUCTS = [
-    Backend, Connection, Migration, Last, Loaded, Refusal, RunProgram, Started, Trial, Description,
+    Backend, Connection, Migration, Last, Loaded, Refusal, ReplayCounts, RunProgram, Started, Trial, Description,
 ]  # fmt: skip
 
 

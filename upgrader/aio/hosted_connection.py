@@ -45,6 +45,7 @@ class HostedConnection:
         "layer",
         "listener",
         "protocol",
+        "refused",
         "since",
         "sock",
         "takes_anew",
@@ -75,6 +76,7 @@ class HostedConnection:
         self.layer = layer
         #: Whether the next instance, as far as it is known, can begin a handler anew.
         self.takes_anew = adapter.version >= adapter.REPLAYS
+        self.refused = ""  #: why none of its listener moves, of those without TLS
         self.told = False  #: its client has been told goodbye
         self.since = time.monotonic()
         self._clock_stopped = False
@@ -107,7 +109,8 @@ class HostedConnection:
     @property
     def moves_anew(self) -> bool:
         """Whether it has no end and moves all the same: its handler is begun anew."""
-        return self.takes_anew and not self.tls and bool(self._ask(self.adapter.replayable, False))
+        takes = self.takes_anew and not self._why_tls_stays
+        return takes and bool(self._ask(self.adapter.replayable, False))
 
     @property
     def why_it_stays(self) -> str:
@@ -118,7 +121,7 @@ class HostedConnection:
     def _why_tls_stays(self) -> str:
         if self.layer:
             return self.layer.why_it_stays
-        return _KEYS if self.tls else ""
+        return _KEYS if self.tls else self.refused
 
     @property
     def idle(self) -> bool:

@@ -21,7 +21,7 @@ from upgrader.protocol.identity import Identity, identify
 from upgrader.protocol.image import LeftBehind
 
 if TYPE_CHECKING:  # loaded where TLS connections move
-    from upgrader.aio.tls_layer import TlsCrossing
+    from upgrader.aio.tls_layer import TlsCrossing, TlsLayer
     from upgrader.instance.adopted import Adopted
     from upgrader.tls.moved import Moved
 
@@ -34,6 +34,7 @@ _SPARE = 64  # closed connections that are remembered at least, before they are 
 _FOR_REQUESTS = 0.02
 _FIRST_LOOK = 0.001  # seconds; libraries do not say when a connection becomes idle
 _LAST_LOOK = 0.02
+_SPEAKS_TLS = "the new version speaks TLS there"
 _BEING_ACCEPTED = "a connection that is being accepted"
 _SWITCHED_OFF = "backend-transfer=no"
 _LAST_REQUEST = 10.0  # seconds in which an idle client may ask for its last answer
@@ -61,11 +62,13 @@ class HostedListener:
         self._moved_anew: list[MovedAnew] = []  # those without an end that have moved here
         self._attaching: set[asyncio.Task[None]] = set()
         self._arriving: set[asyncio.Task[None]] = set()  # those of them that have moved here
+        self.suspended = 0  #: handlers of connections without an end that have moved away
         self._moving: list[HostedConnection] = []
         self._ending: list[HostedConnection] = []  # before this instance has given up the others
         self._told_to_end: list[LeftBehind] = []
         self._held = False
         self._crosses = True
+        self._refused = ""  # why none moves that does not speak TLS
         self._anew = False
         self._quiet_by = 0.0  # of `time.monotonic`; 0 before the first look
         self._over = False
@@ -76,11 +79,28 @@ class HostedListener:
 
     def prepare(self, adopted: Sequence[Adopted]) -> None:
         """Load what moved here, while the source can still resume; raises UnreadableState."""
+        if self._tls is not None:
+            adopted = self._only_tls(adopted)
         for item in adopted:
             if item.state.session == ANEW:
-                self._moved_anew.append(MovedAnew(item, self._adapter, self._let_in))
+                self._moved_anew.append(
+                    MovedAnew(item, self._adapter, self._let_in, self._crossing)
+                )
             else:
                 self._arrivals.load(item)
+
+    def _only_tls(self, adopted: Sequence[Adopted]) -> list[Adopted]:
+        """A source that cannot know better has given away connections without TLS: they end here, as
+        what their clients say is no handshake."""
+        plain = [item for item in adopted if item.tls is None]
+        for item in plain:
+            item.close()
+        if plain:
+            _log.warning(
+                "%s: %d connections without TLS end: this version speaks TLS there",
+                self._name, len(plain),
+            )  # fmt: skip
+        return [item for item in adopted if item.tls is not None]
 
     def take_arrivals(self) -> list[MovedAnew]:
         """Those without an end that have moved here; nothing of their handshakes is kept here."""
@@ -128,6 +148,7 @@ class HostedListener:
             elif self._over:
                 hosted.end(answers=False)
             elif self._held:
+                hosted.refused = self._refused
                 hosted.hold(crosses=self._crosses, anew=self._anew)
 
         newcomer = Newcomer(protocol, unread, made)
@@ -140,11 +161,21 @@ class HostedListener:
             self._sweep_at = 2 * len(self.connections) + _SPARE
 
     def _let_in(
-        self, adopted: Adopted, transport: asyncio.Transport, protocol: asyncio.Protocol
+        self,
+        adopted: Adopted,
+        transport: asyncio.Transport,
+        protocol: asyncio.Protocol,
+        layer: TlsLayer | None,
     ) -> None:
         """A connection without an end goes on here."""
         hosted = HostedConnection(
-            self._name, self._adapter, adopted.identity, transport, protocol, tls=False
+            self._name,
+            self._adapter,
+            adopted.identity,
+            transport,
+            protocol,
+            tls=self._tls is not None,
+            layer=layer,
         )
         self.connections.append(hosted)
 
@@ -163,10 +194,12 @@ class HostedListener:
 
     # The end of serving
 
-    def ask_tls(self, *, live: bool, trust: str | None) -> None:
-        """Find out whether TLS connections may move; as `TlsCrossing.ask`."""
+    def ask_tls(self, *, live: bool, trust: str | None, speaks: bool = False) -> None:
+        """Find out whether TLS connections may move; as `TlsCrossing.ask`. `speaks`: the next instance
+        speaks TLS there, as far as it is known, so that no others move."""
         if self._crossing:
             self._crossing.ask(live=live, trust=trust)
+        self._refused = _SPEAKS_TLS if speaks and self._tls is None else ""
 
     def hold(self, *, for_good: bool, crosses: bool = True, reader: int | None = None) -> None:
         """Accept no more, and begin nothing new. `for_good`: those that cannot move are told to
@@ -179,6 +212,7 @@ class HostedListener:
         self._anew = newest >= self._adapter.REPLAYS
         self._acceptor.close()
         for hosted in self.connections:
+            hosted.refused = self._refused
             hosted.hold(crosses=crosses, anew=self._anew)
             if (
                 for_good
@@ -195,7 +229,9 @@ class HostedListener:
         """As if nothing had happened."""
         self._held = False
         self._moving = []
+        self._refused = ""
         for hosted in self.connections:
+            hosted.refused = ""
             hosted.release()
         self.open()
 
@@ -312,6 +348,7 @@ class HostedListener:
     def let_go(self) -> None:
         """All that was frozen last belongs to another instance, and stays open here for now."""
         for hosted in self._moving:
+            self.suspended += hosted.endless
             hosted.let_go()
         moved = set(self._moving)
         self.connections = [hosted for hosted in self.connections if hosted not in moved]

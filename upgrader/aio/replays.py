@@ -18,6 +18,7 @@ from upgrader.aio.adapter import Adapter, Replay
 from upgrader.protocol.values import Value
 
 if TYPE_CHECKING:
+    from upgrader.aio.tls_layer import TlsCrossing, TlsLayer  # loaded where TLS connections move
     from upgrader.instance.adopted import Adopted
 
 _JUDGED = 50  # of the first so many, more than half have to go on; else the others are not asked
@@ -26,8 +27,9 @@ _TO_LEAVE = 1.0  # seconds for a client that is told goodbye to close
 _LOOK = 0.02  # seconds
 _log = logging.getLogger("upgrader")
 
-#: What becomes of a connection that goes on: its transport, its library's protocol, and what was read.
-LetIn = Callable[["Adopted", asyncio.Transport, asyncio.Protocol], object]
+#: What becomes of a connection that goes on: its transport, its library's protocol, and what lies below a
+#: transport of TLS.
+LetIn = Callable[["Adopted", asyncio.Transport, asyncio.Protocol, "TlsLayer | None"], object]
 
 
 class Replayed(Value):
@@ -42,10 +44,30 @@ class Replayed(Value):
 class MovedAnew:
     """A connection without an end that has moved here, and who makes its handler begin anew."""
 
-    def __init__(self, adopted: Adopted, adapter: Adapter, let_in: LetIn) -> None:
+    def __init__(
+        self, adopted: Adopted, adapter: Adapter, let_in: LetIn, tls: TlsCrossing | None
+    ) -> None:
+        """`tls`: how the TLS connections of its listener go on, if they do."""
         self.adopted = adopted
         self.adapter = adapter
         self.let_in = let_in
+        self._tls = tls
+
+    async def connect(
+        self, loop: asyncio.AbstractEventLoop, protocol: asyncio.Protocol
+    ) -> TlsLayer | None:
+        """Give its socket a transport, and that to a protocol; raises whatever the loop does."""
+        sock = self.adopted.take()
+        try:
+            if self._tls and self.adopted.tls:
+                transport, layer = await self._tls.connect(loop, sock, protocol, self.adopted.tls)
+                protocol.connection_made(transport)
+                return layer
+            await loop.connect_accepted_socket(lambda: protocol, sock)
+        except Exception:
+            sock.close()
+            raise
+        return None
 
 
 class Replays:
@@ -58,6 +80,8 @@ class Replays:
         self._loop = asyncio.get_running_loop()
         self._arrivals = arrivals
         self._spread = spread
+        self.moved = 0  #: handlers that go on here
+        self.refused = 0  #: whose clients were told to dial again
         self._begun: list[_Beginning] = []
         self._unasked: list[MovedAnew] = []
         self._goodbyes: asyncio.Task[None] | None = None
@@ -74,21 +98,27 @@ class Replays:
         if waiting := self._undecided():
             await asyncio.wait(waiting)
         seconds = time.monotonic() - began
-        moved, refused = 0, []
+        refused = []
         begun, self._begun = self._begun, []  # nothing of theirs is kept, nor of their handshakes
         for each in begun:
             if each.failed:
                 refused.append(each)
                 continue
             each.let_in()
-            moved += 1
-            if moved % _BATCH == 0:
+            self.moved += 1
+            if self.moved % _BATCH == 0:
                 await asyncio.sleep(0)
         refused += [_Beginning(each) for each in self._unasked]
         self._arrivals, self._unasked = (), []
+        self.refused = len(refused)
         if refused:
             self._goodbyes = self._loop.create_task(self._say_goodbyes(refused))
-        return Replayed(moved, len(refused), round(seconds, 6))
+        return Replayed(self.moved, self.refused, round(seconds, 6))
+
+    @property
+    def waiting(self) -> int:
+        """How many handlers are still to begin; asked from any thread."""
+        return len(self._arrivals) - sum(each.decided for each in tuple(self._begun))
 
     async def end(self) -> None:
         """This instance ends: say all goodbyes at once."""
@@ -149,6 +179,7 @@ class _Beginning(asyncio.Protocol):
         self.replay: Replay | None = None
         self._arrival = arrival
         self._transport: asyncio.Transport | None = None
+        self._layer: TlsLayer | None = None
         self._held = bytearray()
         self._ended = False  # the client sends no more
         self._lost = False
@@ -158,14 +189,18 @@ class _Beginning(asyncio.Protocol):
         """Whether its handler does not go on where it was."""
         return self.replay is None or self.replay.refused or self._lost
 
+    @property
+    def decided(self) -> bool:
+        """Whether its handler has come to wait for its client, or has failed."""
+        future = self.replay.decided if self.replay else None
+        return self.failed or (future is not None and future.done())
+
     async def connect(self, loop: asyncio.AbstractEventLoop) -> None:
         """Give the socket a transport, and begin."""
-        sock = self._arrival.adopted.take()
         try:
-            await loop.connect_accepted_socket(lambda: self, sock)
+            self._layer = await self._arrival.connect(loop, self)
         except Exception as error:  # a peer that is gone by now
             _log.debug("a connection that has moved: %s: %s", type(error).__name__, error)
-            sock.close()
             self._lost = True
 
     def let_in(self) -> None:
@@ -176,7 +211,7 @@ class _Beginning(asyncio.Protocol):
         adopted = self._arrival.adopted
         transport.set_protocol(protocol)
         self.replay.let_in()
-        self._arrival.let_in(adopted, transport, protocol)
+        self._arrival.let_in(adopted, transport, protocol, self._layer)
         transport.resume_reading()  # before the library may pause it again
         if data := adopted.state.unread + self._held:
             protocol.data_received(data)
@@ -190,7 +225,7 @@ class _Beginning(asyncio.Protocol):
             return
         if self._transport is None:
             with contextlib.suppress(OSError):
-                await loop.connect_accepted_socket(lambda: farewell, self._arrival.adopted.take())
+                await self._arrival.connect(loop, farewell)
             return
         self._transport.set_protocol(farewell)
         farewell.connection_made(self._transport)
@@ -199,7 +234,7 @@ class _Beginning(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = made = cast(asyncio.Transport, transport)
         made.pause_reading()
-        if self.replay is None:
+        if self.replay is None or self._lost:
             return
         try:
             self.replay.begin(made)

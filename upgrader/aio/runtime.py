@@ -32,11 +32,12 @@ if TYPE_CHECKING:
     from upgrader.instance.exec_mode import Execution
     from upgrader.instance.live_source import MigrationRequest
     from upgrader.instance.turns import Settled
-    from upgrader.protocol import image, switchover, wording
+    from upgrader.protocol import image, switchover, varlink_types, wording
 else:
     two_waits = later("upgrader.aio.two_waits")
     replays = later("upgrader.aio.replays")
     switchover = later("upgrader.protocol.switchover")
+    varlink_types = later("upgrader.protocol.varlink_types")
     wording = later("upgrader.protocol.wording")
 
 #: What `serve` runs beside the connections: a coroutine function that gets each declared state by the
@@ -64,6 +65,7 @@ class AsyncioRuntime:
         self._replays: replays.Replays | None = None
         self._replaying: asyncio.Task[None] | None = None
         parts.report.connections_open = self.connections.all_open
+        parts.report.replays = self._count_replays
 
     @property
     def begun(self) -> bool:
@@ -120,6 +122,16 @@ class AsyncioRuntime:
                 return ended
             if await self._migrate(event):
                 return Ended.MIGRATED
+
+    def _count_replays(self) -> varlink_types.ReplayCounts:
+        here, hosted = self._replays, self.connections.hosted.values()
+        return varlink_types.ReplayCounts(
+            here.moved if here else 0,
+            here.refused if here else 0,
+            here.waiting if here else 0,
+            sum(each.suspended for each in hosted),
+            sum(each.in_hand()[0] for each in hosted),
+        )
 
     # The beginning
 
@@ -341,6 +353,10 @@ class AsyncioRuntime:
 
     async def _drain_rest(self) -> None:
         """What could not move ends after what it is at, by the deadline or `stop`."""
+        if suspended := self._count_replays().suspended:
+            who = wording.counted(suspended, "handler")
+            message = f"{who} of connections that have moved: suspended until this process ends"
+            self._parts.report.tell(Priority.INFO, "source", "replay", JournalOutcome.DONE, message)
         if self.connections.all_open():
             self._parts.answering.drain()
         await cancel(self._tasks, self.deadline)

@@ -165,8 +165,10 @@ class TwoWaits:
             handled.ask_tls(live=self._live, trust=self._parts.answering.tls_trust(name))
             handled.hold()
         for name, hosting in self._hostings.items():
-            hosting.ask_tls(live=self._live, trust=self._parts.answering.tls_trust(name))
-            reader = 0 if nobody_follows else self._parts.answering.reader(name)
+            answering = self._parts.answering
+            speaks = self._live and answering.speaks_tls(name)
+            hosting.ask_tls(live=self._live, trust=answering.tls_trust(name), speaks=speaks)
+            reader = 0 if nobody_follows else answering.reader(name)
             hosting.hold(for_good=for_good, crosses=self._crosses(name), reader=reader)
 
     def resume(self) -> None:

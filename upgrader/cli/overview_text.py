@@ -10,7 +10,13 @@ from upgrader.cli.screen import Cell, Screen, Tone
 from upgrader.protocol.kinds import Kind, Standing
 from upgrader.protocol.parameters import Parameters
 from upgrader.protocol.phase import Phase
-from upgrader.protocol.varlink_types import Backend, Connection, Description, Migration
+from upgrader.protocol.varlink_types import (
+    Backend,
+    Connection,
+    Description,
+    Migration,
+    ReplayCounts,
+)
 from upgrader.protocol.wording import counted, show_age, show_bytes, show_duration, show_time
 from upgrader.tool.credentials import show_stale
 from upgrader.tool.hold import Hold, HoldKind
@@ -134,9 +140,21 @@ def _lines(found: Overview, now: float) -> Iterator[_Line]:
         yield "kept by", f"systemd: {', '.join(found.parked)}", Tone.NONE
     if instance:
         yield from _states(instance)
+        if handlers := _replays(instance.replays):
+            yield "handlers", handlers, Tone.NONE
         if instance.tls_memory:
             yield "TLS", _TLS.get(instance.tls_memory, instance.tls_memory), Tone.NONE
         yield "parameters", _parameters(instance), Tone.NONE
+
+
+def _replays(counts: ReplayCounts) -> str:
+    """What has become of the handlers of WebSockets that have moved here."""
+    words = [f"{counts.moved} began anew"] if counts.moved else []
+    words += [f"still to begin: {counts.waiting}"] if counts.waiting else []
+    words += (
+        [f"failed, so that their clients dial again: {counts.refused}"] if counts.refused else []
+    )
+    return "; ".join(words)
 
 
 def _programs(instance: Description) -> str:
@@ -211,9 +229,13 @@ def _parameters(instance: Description) -> str:
 
 def _draining(old: Description, now: float) -> str:
     text = f"generation {old.generation} (process {old.pid}) is draining: {old.connections} open"
-    if not old.drains_until:
-        return text
-    return f"{text}, for {show_duration(max(old.drains_until - now, 0))} at most"
+    if old.drains_until:
+        text += f", for {show_duration(max(old.drains_until - now, 0))} at most"
+    if old.replays.suspended:
+        text += f"; handlers whose connections have moved: {old.replays.suspended}"
+    if old.replays.lost:
+        text += f", with {counted(old.replays.lost, 'message')} that nobody gets"
+    return text
 
 
 def _other(each: Backend) -> tuple[str, ...]:

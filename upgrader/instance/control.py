@@ -169,6 +169,10 @@ class Answering:
         """As the destination of a live migration has said; see `Negotiation.tls_trust`."""
         return self.negotiation.tls_trust(listener) if self.negotiation else None
 
+    def speaks_tls(self, listener: str) -> bool:
+        """As the destination of a live migration has said; see `Negotiation.speaks_tls`."""
+        return self.negotiation is not None and self.negotiation.speaks_tls(listener)
+
     def reader(self, listener: str) -> int | None:
         """The version of what goes with connections of a listener that a destination can read, 0 if it
         does not say; None if there is none that could be asked."""

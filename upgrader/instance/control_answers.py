@@ -427,6 +427,10 @@ class Negotiation:
         TLS connections it takes; None if it does not."""
         return self.offer.tls.get(listener)
 
+    def speaks_tls(self, listener: str) -> bool:
+        """Whether all connections of a listener speak TLS at the destination."""
+        return listener in self.offer.speak_tls
+
 
 def _busy(holder: str) -> VarlinkError:
     return VarlinkError(f"{INTERFACE}.Busy", {"holder": holder})

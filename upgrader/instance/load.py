@@ -167,6 +167,7 @@ class Loader:
                 each.kind.kind: each.kind.version for each in declared.backends.values()
             },
             "tls": {name: each.trust for name, each in declared.moving_tls().items()},
+            "speak_tls": [name for name, each in declared.protocols.items() if each.tls],
             "withheld": sorted(n for n in declared.names if not self._parameters.transfers(n)),
         }
 

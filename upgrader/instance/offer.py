@@ -24,13 +24,14 @@ class Offer:
     """`made`: there is a destination; `readers`: the states that it can read; `takes_passed`: it takes what PID 1 would pass to a start
     besides; `withheld`: backends that it does not take; `stream`: the newest version of the stream that
     both sides speak; `tls`: the listeners whose TLS connections it takes, and what decides there which
-    certificates of clients are trusted."""
+    certificates of clients are trusted; `speak_tls`: those where a library speaks TLS, and nothing else."""
 
     readers: Readers = field(default_factory=Readers)
     takes_passed: bool = False
     withheld: frozenset[str] = frozenset()
     stream: int = records.VERSIONS[0]
     tls: Mapping[str, str] = field(default_factory=dict)
+    speak_tls: frozenset[str] = frozenset()
     made: bool = False
 
     @classmethod
@@ -85,8 +86,12 @@ class Offer:
             tls = msgspec.convert(parameters.get("tls") or {}, dict[str, str])
         except msgspec.ValidationError as error:
             raise invalid("tls") from error
+        try:
+            speak = msgspec.convert(parameters.get("speak_tls") or [], frozenset[str])
+        except msgspec.ValidationError as error:
+            raise invalid("speak_tls") from error
         taken = frozenset(str(name) for name in withheld)
-        return cls(readers, takes_passed, taken, stream, tls, made=True)
+        return cls(readers, takes_passed, taken, stream, tls, speak, made=True)
 
     def reader(self, listener: str) -> int | None:
         """The version of what goes with connections of a listener that it can read, 0 if it does not

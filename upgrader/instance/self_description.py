@@ -23,6 +23,7 @@ from upgrader.protocol.varlink_types import (
     Description,
     Loaded,
     Refusal,
+    ReplayCounts,
     Trial,
 )
 from upgrader.systemd import journal, start_record
@@ -108,6 +109,7 @@ class Describer:
             fingerprint=look.fingerprint,
             drains_until=round(host.drains_until, 3),
             tls_memory=host.tls_memory,
+            replays=host.replays() if host.replays else ReplayCounts(),
             last_upgrade=host.progress.last_upgrade,
             programs=programs,
             preflight_first=host.preflight_first,
@@ -189,6 +191,7 @@ def public(said: Description) -> Description:
         last_upgrade=said.last_upgrade,
         drains_until=said.drains_until,
         programs=said.programs,
+        replays=said.replays,
         partial=True,
         preflight_first=said.preflight_first,
     )

@@ -79,6 +79,8 @@ class SelfReport:
         #: from any thread.
         self.programs: Callable[[], list[varlink_types.RunProgram]] = list
         self.connections_of: Callable[[str], int] | None = None
+        #: What has become of handlers that begin anew; called from any thread.
+        self.replays: Callable[[], varlink_types.ReplayCounts] | None = None
         self._status = Status(0, Origin.COLD)
         self._upgrade = ""  # the id of the one that has brought this instance here
         self._stayed: Mapping[str, int] = {}  # how many were left behind, by the reason

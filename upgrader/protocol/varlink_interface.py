@@ -15,6 +15,7 @@ _OFFER = """\
   kind_versions: ?[string]int,
   withheld: ?[]string,
   tls: ?[string]string,
+  speak_tls: ?[]string,
   upgrade: ?string"""
 
 DESCRIPTION = f"""\
@@ -151,6 +152,17 @@ type Trial (
   problem: string
 )
 
+# Handlers of WebSockets that move. Here: moved began anew and go on, refused did not, and their clients
+# dial again, waiting are still to begin. suspended: of connections that have moved away, and never go
+# on; lost: messages that these wanted to send since
+type ReplayCounts (
+  moved: int,
+  refused: int,
+  waiting: int,
+  suspended: int,
+  lost: int
+)
+
 # What runs: generation, version, process, the program on disk, what it holds, and its upgrades.
 # can is what it can reach, of bus (systemd) and journal.
 # upgrade is the id of the one that the next reload is. rehearsal is preflight, in the word of
@@ -200,7 +212,8 @@ method Describe() -> (
   programs: []RunProgram,
   partial: bool,
   tls_memory: string,
-  preflight_first: bool
+  preflight_first: bool,
+  replays: ReplayCounts
 )
 
 # The migration under way, or the last one. With "more": now, and then once for each phase, until
@@ -266,7 +279,8 @@ method Lend(
 # versions of the states that go with connections, by backend; kinds are those of sockets that it
 # takes. images are the formats that it reads; backend_kinds are the kinds of its backends that are no
 # sockets, and kind_versions the newest facts that it can read of each; tls has the
-# listeners whose TLS connections it takes, and what decides there which certificates of clients are trusted
+# listeners whose TLS connections it takes, and what decides there which certificates of clients are
+# trusted, and speak_tls those where a library speaks TLS, so that no other connections are taken
 method Migrate(
 {_OFFER}
 ) -> (generation: int, stream: int)

@@ -178,6 +178,18 @@ class RunProgram(msgspec.Struct, frozen=True):
     offers: list[str] = []
 
 
+class ReplayCounts(msgspec.Struct, frozen=True):
+    """Handlers of connections without an end that move. Here: `moved` began anew and go on, `refused` did
+    not, and their clients dial again, `waiting` are still to begin. `suspended`: of connections that have
+    moved away, and never go on; `lost`: messages that these wanted to send since."""
+
+    moved: int = 0
+    refused: int = 0
+    waiting: int = 0
+    suspended: int = 0
+    lost: int = 0
+
+
 class Description(msgspec.Struct, frozen=True):
     """One instance. `since`: seconds since the epoch at which it began to serve; `can`: what it can
     reach, of `bus` (systemd) and `journal`, None if it does not say; `changed`: files of the program
@@ -189,7 +201,8 @@ class Description(msgspec.Struct, frozen=True):
     it still drains, in seconds since the epoch, 0 if it was not replaced; `programs`: of a runner, the
     one that serves first; `partial`: it is only what everybody may know; `tls_memory`: in which the keys
     of TLS connections cross, `secret` or `ordinary` (which may be swapped out), empty if none do;
-    `preflight_first`: an upgrade begins with a preflight, unless its wish says otherwise."""
+    `preflight_first`: an upgrade begins with a preflight, unless its wish says otherwise;
+    `replays`: handlers of WebSockets that move."""
 
     service: str
     version: str = ""
@@ -228,3 +241,4 @@ class Description(msgspec.Struct, frozen=True):
     partial: bool = False
     tls_memory: str = ""
     preflight_first: bool = False
+    replays: ReplayCounts = ReplayCounts()
