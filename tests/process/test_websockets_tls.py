@@ -67,6 +67,7 @@ def test_they_move_live(chat: Chat, loop: str) -> None:
 def test_a_version_that_speaks_tls(chat: Chat) -> None:
     """Takes no connection without: in a live upgrade these end in the old one, counted by the reason, and
     after a restart in the new one, which says so."""
+    chat.options = (*chat.options, "--timeout-keep-alive", "600")  # starts take a while under load
     chat.service.start(chat.command("one"))
     with (
         contextlib.closing(http.client.HTTPConnection("x", timeout=DEADLINE)) as plain,
@@ -79,10 +80,10 @@ def test_a_version_that_speaks_tls(chat: Chat) -> None:
 
         assert 2 == chat.service.live(chat.command("two", *SSL)).left_behind
 
+        assert '"one"' == get(plain)  # its last answer
         stayed = {"the new version speaks TLS there": 2}
         assert stayed == chat.service.describe()["loaded"]["stayed"]
         assert 1012 == close_code(ann)
-        assert '"one"' == get(plain)  # its last answer
         assert eventually(lambda: not chat.service.draining)
     chat.service.restart(chat.command("three"))
     with contextlib.closing(socket.socket(socket.AF_UNIX)) as sock:
