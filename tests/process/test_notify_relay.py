@@ -50,6 +50,17 @@ def test_u4_a_replaced_instance_has_nothing_to_say(service: Service, tmp_path: P
         assert eventually(lambda: service.status_text == "second")
 
 
+def test_u4_ready_said_again(service: Service, tmp_path: Path) -> None:
+    """As a program says it after each reload of its own: it is the same instance."""
+    status = service.start(COMMAND)
+    with Client(tmp_path / "socket") as client:
+        client.ask("say READY=1")
+        client.ask("say STATUS=reloaded")
+        assert eventually(lambda: service.status_text == "reloaded")
+
+    assert service.status == status
+
+
 def test_u4_ready_is_said_by_serve(service: Service) -> None:
     """Start-up code that says it, and fails then, was never ready; its status text is heard."""
     service.environment["FLAW"] = "late"

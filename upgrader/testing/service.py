@@ -101,7 +101,7 @@ class Service:
     def start(self, command: Sequence[str]) -> Status:
         """Start a version and wait for READY=1; raises ServiceError with its stderr."""
         self._command = command
-        self._ready = False
+        self._ready, self._facts = False, None
         numbers = [str(fd.fileno()) for _, fd in self.store]
         environment = self._environment()
         if numbers:
@@ -324,7 +324,7 @@ class Service:
         """Note what a process has told, besides what it stores."""
         self.status_text = fields.get("STATUS", self.status_text)
         if fields.get("READY") == "1":
-            self._ready, self._facts = True, None
+            self._ready = True
         if FACTS in fields:
             self._facts = from_json(fields[FACTS])
         if fields.get("MAINPID", "").isdecimal():
