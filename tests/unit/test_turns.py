@@ -5,7 +5,7 @@ import asyncio
 import re
 import threading
 
-from upgrader.instance.turns import Turns, kind
+from upgrader.instance.turns import Turns, begins_handler, kind
 
 DEADLINE = 10.0
 
@@ -42,6 +42,45 @@ def test_a_task_that_a_turn_has_started_begins_its_own_at_once() -> None:
         return said
 
     assert ["inner", "opened", "other"] == asyncio.run(play())
+
+
+def test_p1_the_first_turn_of_what_a_handler_has_started_begins_at_once() -> None:
+    """Its client may have its answer already. A loop that a handler has started takes turns on, and
+    those wait, as the handler's own do: that is at no safe point meanwhile."""
+
+    async def play() -> list[str]:
+        turns, said = Turns(), list[str]()
+
+        async def take(name: str, times: int = 1) -> None:
+            for number in range(times):
+                async with turns.turn():
+                    said.append(f"{name} {number}")
+
+        def take_in_thread() -> None:
+            with turns.turn():
+                said.append("thread")
+
+        async def handler() -> None:
+            begins_handler("door")
+            tasks = [asyncio.create_task(take("started", 2))]
+            await asyncio.wait_for(asyncio.to_thread(take_in_thread), DEADLINE)
+            tasks.append(asyncio.create_task(take("own")))
+            await take("handler")
+            await asyncio.wait_for(asyncio.gather(*tasks), DEADLINE)
+
+        turns.close()
+        handling = asyncio.create_task(handler())
+        while len(said) < 3:
+            await asyncio.sleep(0)
+        said.append("opened")
+        turns.open()
+        await asyncio.wait_for(handling, DEADLINE)
+        return said
+
+    said = asyncio.run(play())
+    assert {"started 0", "thread", "own 0"} == set(said[:3])
+    assert "opened" == said[3]
+    assert {"started 1", "handler 0"} == set(said[4:])
 
 
 def test_those_that_have_begun_are_told_apart_from_later_ones() -> None:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from upgrader.protocol.kinds import Kind
 from upgrader.protocol.later import later
 
 if TYPE_CHECKING:
-    from upgrader.aio import hosted_end, hosted_listener, replays
+    from upgrader.aio import hosted_end, hosted_listener, readers, replays
     from upgrader.aio.handled_connection import HandledConnection
     from upgrader.aio.peer import Peer
     from upgrader.instance import save
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 else:
     hosted_listener = later("upgrader.aio.hosted_listener")
     hosted_end = later("upgrader.aio.hosted_end")
+    readers = later("upgrader.aio.readers")
 
 
 class AllConnections:
@@ -132,13 +132,11 @@ class AllConnections:
             hosting.let_go()
 
     def _read_no_more(self) -> None:
-        """What comes for a backend that is no socket is another instance's: no callback of the program
-        gets it any more."""
-        for backend in self._declarations.backends.values():
-            for fd in backend.fds if backend.moved else ():
-                with contextlib.suppress(RuntimeError):  # a transport of the program's has it
-                    self._loop.remove_reader(fd.fileno())
-                    self._loop.remove_writer(fd.fileno())
+        """What comes for a backend is another instance's: no callback of the program gets it any more."""
+        declared = self._declarations
+        moved = [fd.fileno() for each in declared.backends.values() if each.moved for fd in each.fds]
+        socks = [sock.fileno() for bound in declared.sockets.values() for sock in bound.sockets]
+        readers.watch_no_more(self._loop, moved + socks)
 
     def close_copies(self) -> None:
         """Close our copies of what has moved."""

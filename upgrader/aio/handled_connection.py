@@ -17,6 +17,7 @@ from upgrader.errors import DeclarationError, Retired
 from upgrader.instance.connection import HIGH_WATER, ConnectionStream
 from upgrader.instance.handled import Handled
 from upgrader.instance.inbox import Frame
+from upgrader.instance.turns import begins_handler
 from upgrader.protocol.kinds import Waiting
 
 #: Bytes that a handler may leave unsent while connections are being collected: what it has
@@ -68,14 +69,17 @@ class HandledConnection(Handled):
         self._mark(Waiting.MESSAGE)
         self._arrive()
         inbox = self.stream.inbox
-        while True:
-            if inbox.buffer or self.stream.eof:
-                await self._pass_gate()
-            message = inbox.take_message(frame, limit)
-            if message is not None or self.stream.eof or self._ending:
+        try:
+            while True:
+                if inbox.buffer or self.stream.eof:
+                    await self._pass_gate()
+                message = inbox.take_message(frame, limit)
+                if message is not None or self.stream.eof or self._ending:
+                    return message
+                await self._wait_readable()
+        finally:  # it goes on with something else as well after a time-out, or what is too long
+            if not self._moved:
                 self._mark(None)
-                return message
-            await self._wait_readable()
 
     async def read(self, size: int) -> bytes:
         """Up to `size` more bytes of the message in hand; empty at the end."""
@@ -140,6 +144,7 @@ class HandledConnection(Handled):
 
     async def run(self, handler: Callable[[], Awaitable[object]]) -> None:
         """Run its handler to the end, then close."""
+        begins_handler(self.listener)
         try:
             if not self.stream.ready:
                 await self._handshake()

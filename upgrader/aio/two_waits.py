@@ -195,8 +195,9 @@ class TwoWaits:
         deadline = time.monotonic() + pause
         moving = self._moving(everything=everything)
         busy = self._safe_points.busy_among(moving)
-        listeners = frozenset(each.listener for each in busy.keys() - stuck.connections)
         turns = self._parts.turns
+        listeners = frozenset(each.listener for each in busy.keys() - stuck.connections)
+        listeners |= turns.listeners(but=stuck.turns)
         kinds = turns.kinds(but=stuck.turns)
         self._held = False
         self._parts.source.holds(False)
@@ -209,7 +210,7 @@ class TwoWaits:
         await self._until(
             asyncio.gather(
                 self._safe_points.all_safe(set(connections) - stuck.connections, deadline),
-                self._turns_end(turns.of_kinds(kinds) - stuck.turns, deadline),
+                self._turns_end(turns.of(kinds, listeners) - stuck.turns, deadline),
             ),
             *events,
         )
@@ -335,6 +336,7 @@ class TwoWaits:
         # However long a handler is busy, no turn may begin from here on, or be cut in two.
         turns = self._parts.turns
         turns.close()
+        await asyncio.sleep(0)  # what a handler has just started begins its turn
         while (running := turns.begun() - stuck.turns) and time.monotonic() < deadline:
             await self._turns_end(running, deadline)  # one that runs may begin another one inside
         return at_one and not running and not (quiesces and self._round and self._round.late)

@@ -86,7 +86,7 @@ class WaitForWork:
         self._resume()
         kinds = turns.kinds(but=self._stuck)
         turns.open(kinds)  # what has kept this try from being the last is held first
-        self._waits_for = turns.of_kinds(kinds) - self._stuck
+        self._waits_for = turns.of(kinds) - self._stuck
         self.until = time.monotonic() + pause
         if not self._stops:
             self._progress.again()

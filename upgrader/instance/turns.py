@@ -29,15 +29,27 @@ _MOST = 256  # kinds that are told apart
 _COMPARED = 100  # turns of a kind that are remembered
 #: The turn that this thread or task is inside of, or was started by.
 _inside: ContextVar[int] = ContextVar("upgrader_turn", default=0)
+#: The listener and the task of the handler that has started this thread or task; until that has had a turn.
+_started_by: ContextVar[tuple[str, object] | None] = ContextVar("upgrader_handler", default=None)
+
+
+def begins_handler(listener: str) -> None:
+    """In a task: it runs the handler of a connection of this listener. What that starts, and may have
+    answered for, begins its first turn even while turns are held: it would be gone otherwise."""
+    import asyncio
+
+    _started_by.set((listener, asyncio.current_task()))
 
 
 class _Running:
-    """A turn that runs; `since` is of `time.monotonic`."""
+    """A turn that runs; `since` is of `time.monotonic`, `listener` is the one whose handler has started
+    it, or empty."""
 
-    __slots__ = ("name", "since")
+    __slots__ = ("listener", "name", "since")
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, listener: str) -> None:
         self.name = name
+        self.listener = listener
         self.since = time.monotonic()
 
 
@@ -95,16 +107,35 @@ class Turns:
         return f" (the last {len(lengths)} like it: p99 {lengths[len(lengths) * 99 // 100]:.1f} s)"
 
     def kinds(self, but: Collection[int]) -> frozenset[str]:
-        """The kinds of the turns that run, but for those of some numbers."""
+        """The kinds of the turns that run and that no handler has started, but for those of some
+        numbers."""
         with self._condition:
             return frozenset(
-                kind(each.name) for number, each in self._running.items() if number not in but
+                kind(each.name)
+                for number, each in self._running.items()
+                if number not in but and not each.listener
             )
 
-    def of_kinds(self, kinds: Collection[str]) -> frozenset[int]:
-        """The numbers of the turns of these kinds that run now."""
+    def listeners(self, but: Collection[int]) -> frozenset[str]:
+        """The listeners whose handlers have started turns that run, but for those of some numbers."""
         with self._condition:
-            return frozenset(n for n, each in self._running.items() if kind(each.name) in kinds)
+            return frozenset(
+                each.listener
+                for number, each in self._running.items()
+                if number not in but and each.listener
+            )
+
+    def of(
+        self, kinds: Collection[str], listeners: Collection[str] = frozenset()
+    ) -> frozenset[int]:
+        """The numbers of the turns that run now and are of these kinds, or started by a handler of
+        these listeners."""
+        with self._condition:
+            return frozenset(
+                number
+                for number, each in self._running.items()
+                if (each.listener in listeners if each.listener else kind(each.name) in kinds)
+            )
 
     def begun(self) -> frozenset[int]:
         """The numbers of the turns that run now."""
@@ -156,7 +187,7 @@ class Turns:
     def enter(self, name: str, *, wait: bool) -> int:
         """Begin a turn, after waiting while turns are closed (`wait`); returns its number."""
         with self._condition:
-            while wait and self._is_held(name) and not self._nested():
+            while wait and self._is_held(name) and not self._nested() and not _handler():
                 self._condition.wait()
             return self._begin(name)
 
@@ -181,7 +212,7 @@ class Turns:
 
     def _begin(self, name: str) -> int:
         number = next(self._numbers)
-        self._running[number] = _Running(name)
+        self._running[number] = _Running(name, _handler())
         return number
 
     async def enter_task(self, name: str) -> int:
@@ -190,7 +221,7 @@ class Turns:
 
         while True:
             with self._condition:
-                if not self._is_held(name) or self._nested():
+                if not self._is_held(name) or self._nested() or _handler():
                     return self._begin(name)
                 event = asyncio.Event()
                 self._reopened.append((asyncio.get_running_loop(), event))
@@ -239,7 +270,20 @@ class Turn:
         if self._around is not None:
             with contextlib.suppress(ValueError):  # left by another task than the one that entered
                 _inside.reset(self._around)
+        if _handler():
+            _started_by.set(None)
         self._turns.leave(self._number)
+
+
+def _handler() -> str:
+    """The listener whose handler has started this task or thread, which has had no turn yet; the
+    handler itself is at no safe point in a turn, so its turns are as others."""
+    listener, task = _started_by.get() or ("", None)
+    if listener and _in_loop():
+        import asyncio
+
+        return "" if asyncio.current_task() is task else listener
+    return listener
 
 
 def _bounded(seconds: float) -> float:
