@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from upgrader.errors import UpgradeError
+from upgrader.errors import DeclarationError, UpgradeError
 from upgrader.systemd import journal
 from upgrader.systemd.cgroup import own_unit
 from upgrader.systemd.journal import JournalOutcome, Priority
@@ -35,6 +36,10 @@ class attach:  # noqa: N801, it reads as a function
         from upgrader.blocking.instance import Instance
 
         with _explained(self._service):
+            if "asyncio" in sys.modules and sys.modules["asyncio"]._get_running_loop() is not None:
+                raise DeclarationError(
+                    "with attach()", "is for programs without asyncio", remedy="write async with"
+                )
             self._blocking = Instance(self._service, self._version, os.environ)
         return self._blocking
 

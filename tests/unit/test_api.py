@@ -10,7 +10,9 @@ import socket
 import subprocess
 import sys
 import typing
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +25,8 @@ from upgrader.blocking.handled_connection import BlockingConnection
 from upgrader.blocking.runtime import BlockingRuntime
 from upgrader.instance.connection import ConnectionStream
 from upgrader.instance.declarations import Connections
+
+Wrong = Callable[[upgrader.Instance], Any]
 
 TYPING = Path(__file__).parents[1] / "typing"
 ROOT = Path(__file__).parents[2]
@@ -214,3 +218,74 @@ def test_a_service_type_checks() -> None:
     )
 
     assert "" == done.stdout
+
+
+async def ticking() -> None:
+    """What a program might give to `serve`."""
+
+
+async def yielding(peer: object) -> Any:
+    """No handler."""
+    yield peer
+
+
+WRONG: dict[str, Wrong] = {
+    r"ticking: has been called \(give the function, without \(\)\)": lambda instance: (
+        instance.serve(tasks=[ticking()])  # type: ignore[list-item]
+    ),
+    r"serve\(tasks=...\): wants a list of functions": lambda instance: instance.serve(
+        tasks=ticking
+    ),  # type: ignore[arg-type]
+    "42: is no function": lambda instance: instance.quiesce(42),  # type: ignore[type-var]
+    "yielding: yields, and nobody takes what it yields": lambda instance: instance.connections(
+        instance.listener("chat", bind="127.0.0.1:0")
+    )(yielding),
+    r"connections\(\): wants what instance.listener\(\) has returned": lambda instance: (
+        instance.connections("chat")  # type: ignore[arg-type]
+    ),
+    r"@state: wants a name \(write @upgrader.state\(\"room\"\)\)": lambda _: upgrader.state(
+        ValueError
+    ),  # type: ignore[arg-type]
+    r"with attach\(\): is for programs without asyncio \(write async with\)": lambda _: (
+        upgrader.attach("other").__enter__()
+    ),
+}
+
+
+@pytest.mark.parametrize("said", WRONG)
+def test_what_an_author_may_get_wrong(said: str) -> None:
+    """It is said when it is declared, in one line, and what to write instead."""
+
+    async def play() -> None:
+        async with upgrader.attach("api") as instance:
+            result = WRONG[said](instance)
+            if inspect.isawaitable(result):
+                await result
+
+    with pytest.raises(upgrader.DeclarationError, match=f"^{said}$"):
+        asyncio.run(play())
+
+
+def test_a_coroutine_function_in_a_blocking_program() -> None:
+    """Nobody would ever await it."""
+    with upgrader.attach("api") as instance:
+        listener = instance.listener("chat", bind="127.0.0.1:0")
+        for declare in (instance.quiesce, instance.verify, instance.connections(listener)):
+            with pytest.raises(
+                upgrader.DeclarationError, match=r"^ticking: is a coroutine function"
+            ):
+                declare(ticking)
+
+
+def test_serve_is_called_once() -> None:
+    """A second call would bind all sockets again."""
+    program = (
+        "import asyncio, upgrader\n"
+        "async def main():\n"
+        "    async with upgrader.attach('api') as instance:\n"
+        "        await instance.serve(tasks=[lambda: instance.serve()])\n"
+        "asyncio.run(main())\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+
+    assert ended.stderr.endswith("DeclarationError: serve(): is called twice\n")

@@ -142,13 +142,19 @@ class HandledConnection(Handled):
 
     # For the listener it belongs to
 
-    async def run(self, handler: Callable[[], Awaitable[object]]) -> None:
+    async def run(self, handler: Callable[[], Awaitable[object] | None]) -> None:
         """Run its handler to the end, then close."""
         begins_handler(self.listener)
         try:
             if not self.stream.ready:
                 await self._handshake()
-            await handler()
+            result = handler()
+            if result is None:
+                _log.error(
+                    "the handler of %r is no coroutine function: write async def", self.listener
+                )
+            else:
+                await result
         except (ConnectionError, Retired) as error:
             _log.debug("%s: %s", self.address, error)
         except Exception:

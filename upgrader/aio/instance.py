@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Collection, MutableMapping, Sequence
 from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from upgrader.aio.peer import Peer
 from upgrader.aio.runtime import AsyncioRuntime, Task
 from upgrader.errors import DeclarationError
 from upgrader.instance.base import BaseInstance, Ended, Function
-from upgrader.instance.declarations import Protocols
+from upgrader.instance.declarations import Protocols, check_function
 from upgrader.instance.handles import Listener
 from upgrader.instance.parts import InstanceParts
 from upgrader.instance.peers import Peers
@@ -93,6 +93,8 @@ class Instance(BaseInstance):
         live upgrade, and `tls` must have no key log and no SSLObject class of its own. Raises
         DeclarationError for a listener that somebody handles already.
         """
+        if not isinstance(listener, Listener):
+            raise DeclarationError("protocols()", "wants what instance.listener() has returned")
         moving = self._moving_tls(tls)
         declared = Protocols(listener._bound, adapter, tls, drains, moving)
         self._parts.declarations.add_protocols(declared)
@@ -119,6 +121,10 @@ class Instance(BaseInstance):
         `tasks` run from then on, and only while this instance is the owner. Raises UpgradeError if
         the instance cannot be loaded (the image stays as it was), and whatever a task raises.
         """
+        if not isinstance(tasks, Collection):
+            raise DeclarationError("serve(tasks=...)", "wants a list of functions")
+        for task in tasks:
+            check_function(task, waits=True)
         return await self._runtime.serve(tasks)
 
     async def __aenter__(self) -> Instance:

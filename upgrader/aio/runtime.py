@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from upgrader.aio.all_connections import AllConnections
 from upgrader.aio.loop_signals import AsyncioSignals
 from upgrader.aio.waiting import cancel, next_event
-from upgrader.errors import BusyWork
+from upgrader.errors import BusyWork, DeclarationError
 from upgrader.instance.base import Ended
 from upgrader.instance.declared_state import DeclaredState
 from upgrader.instance.destination_side import refused_by_check
@@ -58,6 +58,7 @@ class AsyncioRuntime:
         self.deadline = float("inf")
         self._parts = parts
         self._declarations = parts.declarations
+        self._called = False
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         self._requests: asyncio.Queue[MigrationRequest | Execution] = asyncio.Queue()
@@ -75,6 +76,9 @@ class AsyncioRuntime:
     async def serve(self, tasks: Sequence[Task]) -> Ended:
         """Load, serve and end; see `Instance.serve`."""
         parts = self._parts
+        if self._called:
+            raise DeclarationError("serve()", "is called twice")
+        self._called = True
         wanted = [(task, self._declarations.arguments(task)) for task in tasks]
         self.connections.host()
         parts.answering.prepare(
@@ -236,7 +240,7 @@ class AsyncioRuntime:
     def _begin_tasks(self, wanted: Sequence[tuple[Task, dict[str, DeclaredState[Any]]]]) -> None:
         self._tasks = [
             self._loop.create_task(
-                task(**{name: declared.value for name, declared in arguments.items()}),
+                _run(task, {name: declared.value for name, declared in arguments.items()}),
                 name=getattr(task, "__name__", None),
             )
             for task, arguments in wanted
@@ -383,3 +387,10 @@ class AsyncioRuntime:
         """End all handlers, with their `finally` blocks, and send what is unsent."""
         self._parts.turns.open()
         await self.connections.end(self._tasks, deadline)
+
+
+async def _run(task: Callable[..., Any], arguments: dict[str, Any]) -> None:
+    """Run a task. What is no coroutine function has done its work when it returns."""
+    result = task(**arguments)
+    if inspect.isawaitable(result):
+        await result

@@ -82,6 +82,8 @@ class Peer(Generic[S]):
 class Instance(BaseInstance):
     """An instance whose loop is the `for` loop of the program."""
 
+    _WAITS = False
+
     def __init__(self, service: str, version: str, environment: MutableMapping[str, str]) -> None:
         super().__init__(InstanceParts(service, version, environment))
         self._runtime: BlockingRuntime | None = None  # while it serves
@@ -106,6 +108,8 @@ class Instance(BaseInstance):
         """
         if threading.current_thread() is not threading.main_thread():
             raise DeclarationError("serve()", "runs in the main thread only")
+        if self._runtime:
+            raise DeclarationError("serve()", "is called twice")
         by_socket = {each._bound: each for each in backends if isinstance(each, DeclaredSocket)}
         others = [each for each in backends if isinstance(each, BackendKind)]
         with BlockingRuntime(self._parts, by_socket, others, Peer) as self._runtime:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from upgrader.backends.listener import Address
 from upgrader.errors import DeclarationError
-from upgrader.instance.declarations import Connections
+from upgrader.instance.declarations import Connections, check_function
 from upgrader.instance.declared_socket import Bound
 from upgrader.instance.handles import Datagrams, Declared, Listener
 from upgrader.instance.parts import InstanceParts
@@ -40,6 +40,8 @@ class BaseInstance:
 
     One instance is one process: run several as template units (`web@1`, `web@2`) on one `.socket`.
     """
+
+    _WAITS = True  # what is declared may be a coroutine function
 
     def __init__(self, parts: InstanceParts) -> None:
         self._parts = parts
@@ -147,8 +149,11 @@ class BaseInstance:
 
     def _handled(self, listener: Listener, **options: Any) -> Callable[[Function], Function]:
         """`options`: fields of `Connections`."""
+        if not isinstance(listener, Listener):
+            raise DeclarationError("connections()", "wants what instance.listener() has returned")
 
         def register(handler: Function) -> Function:
+            check_function(handler, waits=self._WAITS)
             self._parts.declarations.add_connections(
                 Connections(listener=listener._bound, handler=handler, **options)
             )
@@ -166,6 +171,7 @@ class BaseInstance:
         before the checks. Whatever it raises refuses the upgrade; on asyncio it is cancelled if
         nobody waits for this instance any more.
         """
+        check_function(prepare, waits=self._WAITS)
         self._parts.declarations.add_preparation(prepare)
         return prepare
 
@@ -183,6 +189,7 @@ class BaseInstance:
         Whatever it raises refuses the upgrade: the image stays as it was. It gets each declared
         state by the annotation of a parameter.
         """
+        check_function(check, waits=self._WAITS)
         self._parts.declarations.add_check(check)
         return check
 
@@ -192,6 +199,7 @@ class BaseInstance:
 
         It gets each declared state by the annotation of a parameter.
         """
+        check_function(callback, waits=self._WAITS)
         self._parts.declarations.add_reload(callback)
         return callback
 
@@ -212,6 +220,7 @@ class BaseInstance:
         raises, a live upgrade is refused, and a restart says so and goes on. It gets each declared
         state by the annotation of a parameter. Raises DeclarationError after `serve` has begun.
         """
+        check_function(function, waits=self._WAITS)
         self._parts.declarations.add_quiesce(function)
         return function
 
@@ -224,6 +233,7 @@ class BaseInstance:
         may still run then. It gets each declared state by the annotation of a parameter. Raises
         DeclarationError as `quiesce`.
         """
+        check_function(function, waits=self._WAITS)
         self._parts.declarations.add_resumption(function)
         return function
 
@@ -235,6 +245,7 @@ class BaseInstance:
         and may take what is left of `drain-timeout`, a second at least. The states that it gets by the
         annotations of its parameters can be read only. Raises DeclarationError as `quiesce`.
         """
+        check_function(function, waits=self._WAITS)
         self._parts.declarations.add_farewell(function)
         return function
 

@@ -41,6 +41,24 @@ T = TypeVar("T")
 _log = logging.getLogger("upgrader")
 
 
+def check_function(function: object, *, waits: bool) -> None:
+    """Raise DeclarationError for what can never be called as it is declared: what is no function, one
+    that yields, and a coroutine function if nobody `waits` for it."""
+    name = getattr(function, "__qualname__", repr(function))
+    if inspect.iscoroutine(function):
+        function.close()  # else Python warns that nobody has awaited it
+        raise DeclarationError(name, "has been called", remedy="give the function, without ()")
+    if not callable(function):
+        raise DeclarationError(name, "is no function")
+    if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+        raise DeclarationError(name, "yields, and nobody takes what it yields")
+    if inspect.iscoroutinefunction(function) and not waits:
+        raise DeclarationError(
+            name, "is a coroutine function, and nothing awaits it in a program without asyncio",
+            remedy="write def, or async with attach()",
+        )  # fmt: skip
+
+
 class Connections(Value):
     """The connections of a listener: who handles them, and the state that goes with each one.
 

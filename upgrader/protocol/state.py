@@ -136,6 +136,8 @@ def state(
     Raises DeclarationError for a version that makes no sense, and for a field, at whatever depth,
     of a type that can never be saved and loaded: a queue, a task, a lock, a socket, a function.
     """
+    if not isinstance(name, str):
+        raise DeclarationError("@state", "wants a name", remedy='write @upgrader.state("room")')
     oldest = version if readable_from is None else readable_from
     if version < 1 or not 1 <= oldest <= version:
         raise DeclarationError(f"state {name!r}", f"version={version}, readable_from={oldest}")
