@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A store of keys and values in two versions: `python kv.py '{"bind": ..., "version": 2}'`.
 
-Commands are lines: `set K V`, `get K`, `count`, `task K` (a value that cannot be saved), `drop K`,
+Commands are lines: `set K V`, `get K`, `count`, `task K` (a value that cannot be saved), `drop K`, `half` (of what version 1 counts),
 `slow K V` and `turn K V` (set after a second, within a turn), `subscribe`, `publish TEXT`.
 Version 2 counts under another name and keeps notes. If it `refuses`, its check fails; it `waits` (MARK, GO) before it serves. `without` names what a careless author forgot, and `odd` begins with a value that cannot be saved.
 """
@@ -93,6 +93,8 @@ def answer(store: Any, line: str) -> str:
             store.values[key] = Noted(more=asyncio.current_task())
         case "drop", [key]:
             del store.values[key]
+        case "half", []:
+            store.commands += 0.5
         case "count", []:
             return str(number)
     return "OK"

@@ -8,6 +8,7 @@ import pytest
 
 from tests.process.keys import Kv
 from tests.support import eventually
+from upgrader.codes import Code
 from upgrader.protocol.status_text import Origin
 from upgrader.testing import ServiceError
 
@@ -92,6 +93,18 @@ def test_p5_what_can_be_saved_again_is(kv: Kv) -> None:
 
         assert 0 == kv.upgrade(1).left_behind
         assert "3" == client.ask("count")
+
+
+def test_p5_no_version_is_blamed_for_a_number_that_its_own_could_not_load(kv: Kv) -> None:
+    """A counter that was annotated as an int, and holds half of one: a live upgrade fails for that."""
+    kv.start(1)
+    with kv.connect() as client:
+        assert "OK" == client.ask("half")
+        with pytest.raises(ServiceError, match="could not be loaded again") as caught:
+            kv.service.live(kv.command(1))
+
+        assert Code.SOURCE_FAILED is caught.value.code
+        assert "nil" == client.ask("get a")
 
 
 def test_p5_the_testing_kit_says_that_nothing_was_parked(kv: Kv) -> None:

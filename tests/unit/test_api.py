@@ -286,6 +286,8 @@ def test_serve_is_called_once() -> None:
         "        await instance.serve(tasks=[lambda: instance.serve()])\n"
         "asyncio.run(main())\n"
     )
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
 
     assert ended.stderr.endswith("DeclarationError: serve(): is called twice\n")

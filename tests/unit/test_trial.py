@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Trials: whether a state can be saved now, what that takes, and who is told."""
 
+import collections
 import dataclasses
+import functools
 import logging
 import threading
 from typing import Any
@@ -166,3 +168,70 @@ def test_p5_status_shows_trials() -> None:
 
     assert "table (version 3, 7.2M saved in 36.1ms), old (version 2), new" in text
     assert "state old CANNOT BE SAVED: value: is a Task" in text
+
+
+@dataclasses.dataclass
+class Colored(Row):
+    color: str = "red"
+
+
+@upgrader.state("loose")
+class Loose:
+    number: int = 0
+    rows: list[Row] = dataclasses.field(default_factory=list)
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)
+    anything: dict[str, Any] = dataclasses.field(default_factory=dict)
+    share: float = 0.0
+    users: upgrader.Table[str, int] = dataclasses.field(default_factory=upgrader.Table)
+
+    def __post_init__(self) -> None:
+        self.made_anew = [self.number]
+
+    @functools.cached_property
+    def computed(self) -> int:
+        return self.number
+
+
+def altered(**fields: Any) -> list[str]:
+    loose = Loose(**{name: value for name, value in fields.items() if hasattr(Loose(), name)})
+    assert loose.computed == loose.number
+    vars(loose).update(fields)
+    trial = reporting(loose).declarations.states["loose"].try_saving()
+    assert not trial.problem
+    return [trial.unreadable] if trial.unreadable else trial.altered
+
+
+def test_p5_what_would_not_be_loaded_as_it_is() -> None:
+    """It is found by the trial, at every depth: nothing in an upgrade would say it."""
+    assert [] == altered(
+        number=1, share=1, counts={"a": 1}, rows=[Row()], users=upgrader.Table(a=1)
+    )
+    assert ["Expected `int`, got `float` - at `$.number`"] == altered(number=1.5)
+    assert ["rows[...].color is in no type that is annotated there, and is dropped",
+            "rows[0] is a Colored, and is loaded as a Row"] == altered(rows=[Colored()])  # fmt: skip
+    assert ["counts is a defaultdict, and is loaded as a dict"] == altered(
+        counts=collections.defaultdict(int, a=1)
+    )
+    assert ["anything['a'] is a tuple, and is loaded as a list",
+            "anything['b']['c'] is a set, and is loaded as a list"] == altered(
+        anything={"a": (1, 2), "b": {"c": {1}}}
+    )  # fmt: skip
+    assert ["extra is no field, and is dropped"] == altered(extra=1, _private=2)
+
+
+def test_p5_no_version_is_blamed_for_what_its_own_could_not_load(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The journal says it once, and the source knows it when the new version says that it cannot."""
+    loose = Loose()
+    report = reporting(loose)
+    with caplog.at_level(logging.WARNING):
+        assert "" == report.unreadable
+        loose.number = 0.5  # type: ignore[assignment]
+        said = (
+            "state 'loose' could not be loaded again by the version that runs: Expected `int`, got `float`"
+            " - at `$.number`"
+        )
+        assert said == report.unreadable == report.unreadable
+
+    assert [said] == caplog.messages

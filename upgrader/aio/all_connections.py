@@ -134,7 +134,9 @@ class AllConnections:
     def _read_no_more(self) -> None:
         """What comes for a backend is another instance's: no callback of the program gets it any more."""
         declared = self._declarations
-        moved = [fd.fileno() for each in declared.backends.values() if each.moved for fd in each.fds]
+        moved = [
+            fd.fileno() for each in declared.backends.values() if each.moved for fd in each.fds
+        ]
         socks = [sock.fileno() for bound in declared.sockets.values() for sock in bound.sockets]
         readers.watch_no_more(self._loop, moved + socks)
 

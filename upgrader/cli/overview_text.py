@@ -214,6 +214,8 @@ def _states(instance: Description) -> Iterator[_Line]:
     for trial in instance.trials:
         if trial.problem:
             yield "", f"state {trial.name} CANNOT BE SAVED: {trial.problem}", Tone.BAD
+        elif trial.unreadable:
+            yield "", f"state {trial.name} COULD NOT BE LOADED AGAIN: {trial.unreadable}", Tone.BAD
 
 
 def _parameters(instance: Description) -> str:

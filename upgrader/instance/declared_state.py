@@ -11,17 +11,18 @@ from upgrader.protocol.later import later
 from upgrader.protocol.state import convert_for, describe, retire, save
 
 if TYPE_CHECKING:
-    from upgrader.protocol import state_trial, table, varlink_types
+    from upgrader.protocol import state_reread, state_trial, table, varlink_types
     from upgrader.protocol.saved_state import SavedState
     from upgrader.protocol.varlink_types import Trial
 else:
+    state_reread = later("upgrader.protocol.state_reread")
     state_trial = later("upgrader.protocol.state_trial")
     table = later("upgrader.protocol.table")
     varlink_types = later("upgrader.protocol.varlink_types")
 
 T = TypeVar("T")
 
-#: Bytes of a state up to which its converters are tried as well: they copy all of it.
+#: Bytes of a state up to which it is loaded again, and its converters are tried: they copy all of it.
 _CONVERTED = 1 << 20
 #: Bytes of a state up to which it is compared, at the end, with what was given away: clients may wait.
 _COMPARED = 4 << 20
@@ -68,18 +69,20 @@ class DeclaredState(Generic[T]):
     def try_saving(self) -> Trial:
         """Find out whether the live state can be saved as it is now, from any thread."""
         d = self.description
-        problem, measured = "", state_trial.Measured(0, 0.0)
+        problem, measured, found = "", state_trial.Measured(0, 0.0), state_reread.Reread()
         try:
             measured = state_trial.measure(self.value)
-            if d.backward and measured.bytes <= _CONVERTED:
-                convert_for(self.cls, save(self.value), None)
+            if measured.bytes <= _CONVERTED:
+                found = state_reread.reread(self.value, d)
+                if d.backward:
+                    convert_for(self.cls, save(self.value), None)
         except UnsavableState as error:
             problem = error.reason
         except Exception:
             problem = state_trial.blame(self.value)  # nothing, if it has changed in the meantime
         self.trial = varlink_types.Trial(
             d.name, d.version, measured.bytes, round(measured.seconds, 6), round(time.time(), 3),
-            problem,
+            problem, found.refusal, list(found.altered),
         )  # fmt: skip
         return self.trial
 

@@ -147,6 +147,10 @@ class SelfReport:
             trials.append(trial)
             if trial.problem and (before is None or before.problem != trial.problem):
                 self._tell_unsavable(trial)
+            elif self._about(trial) and (
+                before is None or self._about(before) != self._about(trial)
+            ):
+                _log.warning("state %r %s", trial.name, self._about(trial))
         return trials
 
     def unsavable(self) -> str:
@@ -157,6 +161,22 @@ class SelfReport:
             return ""
         problems = [each for each in self.try_states() if each.problem]
         return "; ".join(f"state {p.name!r} cannot be saved: {p.problem}" for p in problems)
+
+    @staticmethod
+    def _about(trial: varlink_types.Trial) -> str:
+        """What a trial has found that refuses no upgrade, for people."""
+        if trial.unreadable:
+            return f"could not be loaded again by the version that runs: {trial.unreadable}"
+        return f"would not be loaded as it is: {', '.join(trial.altered)}" if trial.altered else ""
+
+    @property
+    def unreadable(self) -> str:
+        """Which states this very version could not load again, for people."""
+        return "; ".join(
+            f"state {trial.name!r} {self._about(trial)}"
+            for trial in self.try_states()
+            if trial.unreadable
+        )
 
     def inherit(self, overrides: Mapping[str, str]) -> None:
         """Take over what was set on the instance before; what this version does not know is left."""

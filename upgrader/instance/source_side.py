@@ -370,6 +370,8 @@ class _Steps:
         if self._built:
             self._side.guard(self._built.manifest)
         self._loop.resume()
+        if code is Code.STATE_UNREADABLE and (why := self._report.unreadable):
+            code, reason = Code.SOURCE_FAILED, why  # no fault of the version that was to load it
         self._side._serve_on(code, reason)
 
     def retire(self) -> None:

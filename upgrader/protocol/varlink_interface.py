@@ -142,14 +142,17 @@ type RunProgram (
 )
 
 # What came of saving a state only to see whether it can be done: bytes, seconds, when (at, in
-# seconds since the epoch), and the problem, if there is one
+# seconds since the epoch), and the problem, if there is one; why this version could not load it again,
+# and what it would load as something else, or not at all
 type Trial (
   name: string,
   version: int,
   bytes: int,
   seconds: float,
   at: float,
-  problem: string
+  problem: string,
+  unreadable: string,
+  altered: []string
 )
 
 # Handlers of WebSockets that move. Here: moved began anew and go on, refused did not, and their clients

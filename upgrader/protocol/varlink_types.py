@@ -156,7 +156,9 @@ class Trial(msgspec.Struct, frozen=True):
     """What came of saving a state, only to see whether it can be done.
 
     `bytes`: its size; `seconds`: how long it takes, which is part of every pause; `at`: when that
-    was, in seconds since the epoch; `problem`: what cannot be saved, and why, or nothing.
+    was, in seconds since the epoch; `problem`: what cannot be saved, and why, or nothing; `unreadable`: what
+    this version could not load again, and why, or nothing; `altered`: what it would load as something else,
+    or not at all. Larger states than 1 MiB are not loaded again.
     """
 
     name: str
@@ -165,6 +167,8 @@ class Trial(msgspec.Struct, frozen=True):
     seconds: float = 0.0
     at: float = 0.0
     problem: str = ""
+    unreadable: str = ""
+    altered: list[str] = []
 
 
 class RunProgram(msgspec.Struct, frozen=True):

@@ -245,6 +245,20 @@ def _about_states(systemd: Systemd, unit: Unit, instance: Description) -> Iterat
                 f"state {trial.name!r} cannot be saved: {trial.problem}",
                 "keep what cannot be saved out of the state; a restart now would begin without it",
             )
+        elif trial.unreadable:
+            yield Finding(
+                Severity.WARNING,
+                f"state {trial.name!r} could not be loaded again by the version that runs:"
+                f" {trial.unreadable}",
+                "annotate the field with what it holds, in a new version of the state, and upgrade to that"
+                " live",
+            )
+        elif trial.altered:
+            yield Finding(
+                Severity.WARNING,
+                f"state {trial.name!r} would not be loaded as it is: {', '.join(trial.altered)}",
+                "annotate fields with what they hold",
+            )
     limit = 0.0
     with contextlib.suppress(ValueError):  # it may say anything
         limit = time_span(instance.parameters.get("downtime-limit", "0"))

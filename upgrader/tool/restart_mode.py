@@ -37,14 +37,9 @@ _REMEDIES = {
 
 def restart(attempt: Attempt) -> Outcome:
     """Restart one unit and wait for the outcome; raises UnitError only if nothing was done."""
-    unit = attempt.unit
-    if problem := _unsavable(attempt):
-        return attempt.failed(
-            Result.OLD_SERVES,
-            problem,
-            f"keep what cannot be saved out of the state; systemctl restart {unit.id} begins without it",
-            code=Code.SOURCE_FAILED,
-        )
+    if found := _unsavable(attempt):
+        problem, remedy = found
+        return attempt.failed(Result.OLD_SERVES, problem, remedy, code=Code.SOURCE_FAILED)
     cut = await_drains(attempt)
     try:
         cut += settle(attempt)
@@ -67,18 +62,27 @@ def _restart(attempt: Attempt) -> Outcome:
         return await_restart(attempt, job)
 
 
-def _unsavable(attempt: Attempt) -> str:
-    """Which states the running instance could not park."""
+def _unsavable(attempt: Attempt) -> tuple[str, str] | None:
+    """Which states the running instance could not park, or its own version not load again; and what to do."""
     if attempt.before is None or attempt.before.interface == 1:
-        return ""
+        return None
     trials = attempt.before.trials
     with contextlib.suppress(InstanceError):  # then as of the last time
         trials = instance_client.try_states(attempt.unit, user=attempt.systemd.user)
-    return "; ".join(
-        f"state {trial.name!r} cannot be saved: {trial.problem}"
+    name = attempt.unit.id
+    if problems := [f"state {t.name!r} cannot be saved: {t.problem}" for t in trials if t.problem]:
+        remedy = f"keep what cannot be saved out of the state; systemctl restart {name} begins without it"
+        return "; ".join(problems), remedy
+    if problems := [
+        f"state {trial.name!r} could not be loaded again by the version that runs: {trial.unreadable}"
         for trial in trials
-        if trial.problem
-    )
+        if trial.unreadable
+    ]:
+        remedy = (
+            f"install a version that can load it, then systemctl restart {name}, or upgrade live"
+        )
+        return "; ".join(problems), remedy
+    return None
 
 
 def await_restart(attempt: Attempt, job: int) -> Outcome:
