@@ -166,7 +166,7 @@ _WEBSOCKETS = click.Option(
     show_default=True,
     envvar="UPGRADER_WEBSOCKETS",
     help="What an upgrade does with WebSockets: close them with 1012 (service restart), or move them,"
-    " such that their handlers begin anew and their clients do not notice.",
+    " so that their handlers begin anew and their clients do not notice.",
 )
 _VERSION = click.Option(
     ["--app-version"],

@@ -9,8 +9,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 from tests.unit.debian_units import RECORDED, facts
+from tests.unit.units import unit
 from upgrader.cli import adopt as cli_adopt
 from upgrader.cli.check import found
 from upgrader.cli.history_dump import recounted
@@ -32,17 +34,21 @@ from upgrader.protocol.varlink_types import (
     Trial,
 )
 from upgrader.tool.adopt import AdoptObstacle, ObstacleKind, adoption
+from upgrader.tool.blockers import Obstacle, not_ours
 from upgrader.tool.check import CheckReport
 from upgrader.tool.finding import Finding, Severity
 from upgrader.tool.history import HistoryEvent, upgrades
 from upgrader.tool.hold import Hold, HoldKind
 from upgrader.tool.outcome import Outcome, Result, Verb
 from upgrader.tool.overview import Overview
+from upgrader.tool.presence import Presence
 from upgrader.tool.unit_errors import BusUnreachable
 
 SCREENS = Path(__file__).with_name("screens")
 WIDTHS = (60, 80, 120)
 NOW = 1_800_000_000.0
+#: Of a program that knows nothing of upgrader.
+NOT_OURS = cast(Obstacle, not_ours(unit(id="nginx.service"), Presence()))
 NOT_WITH_ME = "holder.refuse refused: ValueError: not with me"
 DONE = Migration(
     Phase.DONE, "live", 1, 2, began=NOW - 7500, seconds=0.482, pause=0.0043, fds=3, bytes=2210
@@ -186,7 +192,7 @@ def checks() -> Iterator[tuple[str, Screen, str]]:
         ),
         "foreign": CheckReport(
             "nginx.service", True,
-            (Finding(Severity.BLOCKER, "it does not use upgrader", "see docs/authors.md"),),
+            (Finding(Severity.BLOCKER, NOT_OURS.cause, NOT_OURS.remedy),),
         ),
     }  # fmt: skip
     for there in _screens():
@@ -215,8 +221,7 @@ def outcomes() -> Iterator[tuple[str, Screen, str]]:
             "then: upgrader upgrade mail.service",
         ),
         "foreign": Outcome.failed(
-            Verb.UPGRADE, "nginx.service", Result.OLD_SERVES, "it does not use upgrader",
-            "systemctl restart nginx.service",
+            Verb.UPGRADE, "nginx.service", Result.OLD_SERVES, NOT_OURS.cause, NOT_OURS.remedy,
         ),
         "no bus": Outcome.of_error(Verb.UPGRADE, "web", NO_BUS),
     }  # fmt: skip

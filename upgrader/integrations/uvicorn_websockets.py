@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The WebSockets of uvicorn, in all its implementations, such that they can move.
+"""The WebSockets of uvicorn, in all its implementations, made so that they can move.
 
 A class of ours goes before uvicorn's: it sees what the client sends and what the handler waits for, and has
 the server answer `client_no_context_takeover` (RFC 7692, section 7.1.1.2), so that nothing of the

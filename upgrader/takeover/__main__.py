@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 _USAGE = """\
 usage: python -m upgrader.takeover [--help]
 
-Starts the new version of a service beside the running one, and hands everything over to it. It is
+Starts the new version of a service beside the running one, which then gives everything to it. It is
 for the unit file, and is run by systemd:
 
     ExecReload=/usr/bin/python3 -m upgrader.takeover

@@ -62,7 +62,8 @@ def not_ours(unit: Unit, found: Presence) -> Obstacle | None:
     says = f" ({found.error.message})" if found.error else ""
     return Obstacle(
         f"it does not use upgrader{says}",
-        f"for a plain restart, which drops connections and state: systemctl restart {unit.id}",
+        f"if its program shall be upgraded live as it is, see: upgrader adopt {unit.id}; for a plain"
+        f" restart, which drops connections and state: systemctl restart {unit.id}",
     )
 
 
