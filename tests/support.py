@@ -60,6 +60,11 @@ def descendants() -> dict[int, str]:
     return found
 
 
+def started(program: str) -> list[int]:
+    """Those processes below this one that run a Python program, by its path."""
+    return [pid for pid, line in descendants().items() if program in line.split()[:2]]
+
+
 def cannot_run(reason: str) -> NoReturn:
     """Skip the running test for `reason`; in CI, where nothing may go untested, fail it."""
     __tracebackhide__ = True

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import SETTLE, descendants, eventually, runs
+from tests.support import SETTLE, eventually, runs, started
 from upgrader.codes import Code
 from upgrader.testing import Service, ServiceError
 from upgrader.testing.pid1_bus import Typed
@@ -96,8 +96,8 @@ def asked_all_the_time(service: CountingService, do: Callable[[], object]) -> No
 
 
 def programs() -> list[int]:
-    """Those that this test has started, and that have not ended."""
-    return [pid for pid, line in descendants().items() if PROGRAM in line.split()[:2]]
+    """All programs that run."""
+    return started(PROGRAM)
 
 
 @pytest.mark.parametrize("how", ["live", "restart"])

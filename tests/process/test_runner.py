@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.process.runner_service import UNAWARE, Client, RunnerService
-from tests.support import SETTLE, eventually, runs
+from tests.support import SETTLE, eventually, runs, started
 from upgrader.codes import Code
 from upgrader.protocol.status_text import Origin
 from upgrader.runner.processes import parent
@@ -245,16 +245,7 @@ def test_a_live_upgrade_that_is_refused(
 
 def programs() -> list[int]:
     """All programs that run."""
-    found = []
-    for place in Path("/proc").iterdir():
-        if place.name.isdecimal():
-            try:
-                words = (place / "cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if UNAWARE.encode() in words[:2]:
-                found.append(int(place.name))
-    return found
+    return started(UNAWARE)
 
 
 @pytest.mark.parametrize(
