@@ -63,7 +63,8 @@ def test_status_names_what_holds_a_drain(service: Service) -> None:
     service.machine.run([*service.machine.python, "-c", bind])
     with service.clients(2) as (idle, busy):
         assert {(1, 1)} == {(each.add()[0], each.add()[2]) for each in (idle, busy)}
-        busy.send("busy 4\n")
+        upgrader(service.machine, "set", service.unit, "live-drain-timeout=1min")
+        busy.send(f"until /run/{service.name}/go\n")
         assert eventually(lambda: described(service)["backends"][0].get("busy") == 1)
         old = service.pid
         service.environment(ROUND="2")
@@ -87,6 +88,7 @@ def test_status_names_what_holds_a_drain(service: Service) -> None:
         assert ("done", "live", 1, 2, 1) == tuple(
             last[name] for name in ("phase", "mode", "source", "destination", "left_behind")
         )
+        service.inside(f"/run/{service.name}/go").touch()
         assert "done" == busy.line()
         assert eventually(lambda: status(service)["draining"] == [])
         assert not service.inside(f"/run/{service.name}/draining-1.sock").exists()

@@ -47,6 +47,10 @@ async def main() -> None:
                         case [b"busy", seconds]:
                             await asyncio.sleep(float(seconds))
                             await peer.write(b"done\n")
+                        case [b"until", path]:
+                            while not os.path.exists(path):
+                                await asyncio.sleep(0.01)
+                            await peer.write(b"done\n")
                         case [b"block", seconds]:
                             time.sleep(float(seconds))
                             await peer.write(b"done\n")
