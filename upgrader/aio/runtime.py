@@ -44,6 +44,7 @@ else:
 #: annotation of a parameter.
 Task = Callable[..., Coroutine[Any, Any, object]]
 
+_AT_ONCE = 0.05  # seconds in which handlers of adopted connections come to their first wait
 _GRACE = 1.0  # seconds for what a replaced instance does at its end, however late it is
 _log = logging.getLogger("upgrader")
 
@@ -101,7 +102,7 @@ class AsyncioRuntime:
         except Exception as error:
             parts.destination.refuse(error)
             raise
-        await self._open()
+        await self._open(lambda: parts.destination.settle(loaded))
         parts.open(signals.heed_later)
         self._loop.call_later(parts.report.parameters.insurance, self._trust)
         self._begin_tasks(wanted)
@@ -195,10 +196,14 @@ class AsyncioRuntime:
             if inspect.isawaitable(result):
                 await result
 
-    async def _open(self) -> None:
-        """Begin to serve, once all handlers of what was adopted wait for something."""
+    async def _open(self, settle: Callable[[], None]) -> None:
+        """Begin to serve, once all handlers of what was adopted wait for something; `settle` comes
+        after that, but not late."""
         limit = self._parts.report.parameters.downtime_limit
-        late = await self.connections.safe_points.all_come(limit)
+        slow = late = await self.connections.safe_points.all_come(min(limit, _AT_ONCE))
+        if slow:
+            settle()
+            late = await self.connections.safe_points.all_come(limit - _AT_ONCE)
         if late:
             _log.warning(
                 "%d handlers of adopted connections have not come to their first wait within"
@@ -214,6 +219,8 @@ class AsyncioRuntime:
             self._replaying = self._loop.create_task(self._replay(self._replays))
         else:
             self.connections.let_in()
+        if not slow:
+            settle()
 
     async def _replay(self, beginning: replays.Replays) -> None:
         """Have the handlers of what has no end begin anew, then let everybody in."""

@@ -133,6 +133,7 @@ class BlockingRuntime:
                 self._call(preparations)
             self._call(self._declarations.checks)
             destination.commit(loaded, lambda: self._begin(loaded))
+            destination.settle(loaded)
         except Exception as error:
             destination.refuse(error)
             raise

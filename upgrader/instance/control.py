@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import errno
 import logging
-import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from upgrader._version import VERSION
-from upgrader.instance.process import ENVIRONMENT, free_numbers
+from upgrader.instance.process import ENVIRONMENT, begin_thread, free_numbers
 from upgrader.instance.self_report import SelfReport
 from upgrader.instance.turns import Settled
 from upgrader.protocol.later import load_all
@@ -121,7 +120,7 @@ class Answering:
             self._report.watched.read()
             self._report.try_states()
 
-        threading.Thread(target=opening, name="upgrader-opening", daemon=True).start()
+        begin_thread(opening)
 
     def _try_to_make(self) -> bool:
         """Load what is loaded later, and make the socket unless it is there; False if that may go

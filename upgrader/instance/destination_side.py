@@ -22,7 +22,7 @@ from upgrader.instance.commit import LoadedInstance
 from upgrader.instance.control import Answering
 from upgrader.instance.declared_socket import check_name
 from upgrader.instance.load import Loader
-from upgrader.instance.process import is_main, no_collection, reserve
+from upgrader.instance.process import begin_thread, is_main, no_collection, reserve
 from upgrader.instance.self_report import SelfReport
 from upgrader.protocol.fd import Fd
 from upgrader.protocol.rendezvous import EXECUTED, PREFLIGHT, PREFLIGHT_1, TAKEOVER, UPGRADE
@@ -185,8 +185,9 @@ class DestinationSide:
         return loaded
 
     def commit(self, loaded: LoadedInstance, serve: Callable[[], None]) -> None:
-        """Become the owner and say so: `serve` runs as soon as it is. Raises NotifyError or
-        ChannelError, PreflightPassed where this is as far as it may go, and whatever `serve` raises."""
+        """Become the owner: `serve` runs as soon as it is, and `settle` has to be called once clients
+        are served. Raises NotifyError or ChannelError, PreflightPassed where this is as far as it may
+        go, and whatever `serve` raises."""
         if self._migration and self._preflight:
             raise PreflightPassed
         report = self._report
@@ -198,20 +199,21 @@ class DestinationSide:
         self._answering.before_clients()
         self.committing = True
         loaded.commit(report.notifier, self._store, own)
-        self._settled.set()
+        if not self._migration:
+            self._settled.set()
         if self._borrowed:
             self._borrowed.close()
             self._borrowed = None
-        if self._migration:
-            self._settled.clear()
-            self._migration.become_ordinary()
-            self._migration.release_takeover()
+
+    def settle(self, loaded: LoadedInstance) -> None:
+        """Do what clients need not wait for, and say what this instance has been loaded from."""
+        report = self._report
+        if migration := self._migration:
+            migration.become_ordinary()
+            migration.release_takeover()
             source = str(loaded.status.source_generation)
             self._insured = StoreName(Stored.INSURANCE, source)
-            threading.Thread(
-                target=self._settle, args=(self._migration, loaded), name="upgrader-settling",
-                daemon=True,
-            ).start()  # fmt: skip
+            begin_thread(lambda: self._settle(migration, loaded))
         self._reserve = reserve(_RESERVED + len(report.declarations.sockets))
         report.gap = loaded.gap
         report.loaded(loaded.status, self._upgrade, loaded.stayed)

@@ -112,6 +112,8 @@ class Loader:
             self._loaded.status = parked.status
         received: dict[str, tuple[image.ManifestEntry, socket.socket]] = {}
         if self._migration:
+            for declared in self._declarations.states.values():
+                declared.description.prepare()
             self._migration.take(
                 self.offer(), lambda stream: received.update(self._load_image(stream, Origin.LIVE))
             )

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import fcntl
 import gc
 import os
 import resource
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from upgrader.errors import BusError
 from upgrader.protocol.fd import Fd
@@ -124,6 +125,15 @@ def make_room_for_fds() -> None:
     last = (_TABLE if soft == resource.RLIM_INFINITY else min(soft, _TABLE)) - 1
     with contextlib.suppress(OSError), open(os.devnull, "rb", buffering=0) as any_file:
         os.close(fcntl.fcntl(any_file, fcntl.F_DUPFD_CLOEXEC, last))
+
+
+def begin_thread(call: Callable[[], object]) -> None:
+    """Have it done by a thread that does not hold up the end of the process; returns at once.
+
+    `threading.Thread.start` waits until the thread runs, which on a busy machine takes milliseconds in
+    which clients wait, too.
+    """
+    _thread.start_new_thread(call, ())
 
 
 @contextlib.contextmanager

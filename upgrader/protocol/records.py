@@ -94,6 +94,7 @@ class Abort(msgspec.Struct, frozen=True, tag="abort", omit_defaults=True):
 
 
 Record = Hello | Fds | End | Go | Progress | Ack | Abort
+_DECODER = msgspec.msgpack.Decoder(Record)  # made before clients wait
 
 
 def encode(record: Record, version: int) -> bytes:
@@ -126,7 +127,7 @@ def decode(frame: bytes) -> Record:
         raise ProtocolError("record", f"claims {length} bytes of body")
     body = frame[_HEADER.size : _HEADER.size + length]
     try:
-        record: Record = msgspec.msgpack.decode(body, type=Record)
+        record: Record = _DECODER.decode(body)
     except (msgspec.MsgspecError, ValueError) as error:  # ValueError: text that is not UTF-8
         raise ProtocolError("record", f"does not decode: {error}") from error
     return record

@@ -85,6 +85,19 @@ class StateVersions(Value):
         return state_shape.Shape(self.cls, self.item)
 
     @functools.cached_property
+    def decode(self) -> Callable[[bytes], Any]:
+        """Decode the fields of this version; raises as msgspec does, and whatever the author's
+        `__post_init__` raises."""
+        return msgspec.msgpack.Decoder(self.cls).decode
+
+    def prepare(self) -> None:
+        """Make beforehand what the first `load` would make while clients wait."""
+        with contextlib.suppress(Exception):  # `load` says what is wrong
+            self.shape.mark  # noqa: B018
+            self.tables  # noqa: B018
+            self.decode  # noqa: B018
+
+    @functools.cached_property
     def tables(self) -> tuple[str, ...]:
         """The fields that are a `Table`. Raises as `shape` for a field that can never be saved. If all
         fields are plain, that costs a start nothing."""
@@ -295,7 +308,7 @@ def load(cls: type[T], saved: SavedState) -> tuple[T, tuple[str, ...]]:
     try:
         if version < d.version:
             data = _to_version(d, version, data)
-        value = msgspec.msgpack.decode(data, type=cls)
+        value = d.decode(data)
         if d.tables:
             table.make(value, d.tables)
         if data is saved.data and saved.shape == d.shape.mark:
@@ -327,7 +340,7 @@ def decoder(cls: type[T], header: SavedState) -> Callable[[bytes], T] | None:
     mine = header.name, header.version, header.shape, header.earlier
     if mine != (d.name, d.version, d.shape.mark, msgspec.UNSET):
         return None
-    return msgspec.msgpack.Decoder(cls).decode
+    return d.decode
 
 
 def retire(value: object) -> None:
