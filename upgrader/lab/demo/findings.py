@@ -5,8 +5,26 @@ from dataclasses import dataclass, field
 
 from upgrader.lab.demo.options import Options
 from upgrader.lab.demo.orders import ResultEvent, Window
-from upgrader.lab.demo.report import DemoReport, FdCount, FirstLast, Range
+from upgrader.lab.demo.report import DemoReport, FdCount, FirstLast, LongWaitCount, Range
+from upgrader.lab.demo.waits import Cause, Delays, Switchover, attribute
 from upgrader.protocol.parameters import Mode
+
+
+@dataclass(slots=True)
+class LongWaits:
+    """Waits of more than ten milliseconds, in milliseconds, by what most of each was."""
+
+    found: dict[Cause, list[float]] = field(default_factory=dict)
+
+    def add(self, window: Window, switchover: Switchover | None, delays: Delays) -> None:
+        """Add those of a window, with or without an upgrade in it."""
+        for wait in window.waits:
+            cause = attribute(wait, switchover, delays.during(wait))
+            self.found.setdefault(cause, []).append(wait.seconds * 1000)
+
+    def counts(self) -> dict[str, LongWaitCount]:
+        """Return how many there were of each cause."""
+        return {c.value: LongWaitCount(len(f), round(max(f), 1)) for c, f in self.found.items()}
 
 
 @dataclass(slots=True)
@@ -19,6 +37,8 @@ class Findings:
 
     windows: list[Window] = field(default_factory=list)
     baselines: list[Window] = field(default_factory=list)
+    waits: LongWaits = field(default_factory=LongWaits)
+    baseline_waits: LongWaits = field(default_factory=LongWaits)
     pauses: list[float] = field(default_factory=list)
     gone: list[float] = field(default_factory=list)
     restarts: list[float] = field(default_factory=list)
@@ -77,6 +97,8 @@ class Findings:
             baseline_stall_ms=Range.of(window.stall_ms for window in self.baselines),
             pause_ms=Range.of(self.pauses),
             source_gone_ms=Range.of(self.gone),
+            long_waits=self.waits.counts(),
+            baseline_long_waits=self.baseline_waits.counts(),
             stream_gap_ms=Range.of(window.stream_gap_ms for window in windows if options.streams),
             time_to_new_code_ms=Range.of(window.time_to_new_code_ms or 0 for window in windows),
             restart_ms=Range.of(self.restarts),

@@ -20,9 +20,12 @@ from enum import StrEnum
 
 from upgrader.lab.demo.orders import ResultEvent, Spread
 from upgrader.lab.demo.responses import Response
+from upgrader.lab.demo.waits import LONG, Wait
 
 #: So many losses are told in words; all are counted.
 LOSSES_TOLD = 20
+#: So many long waits of one window are kept.
+LONG_WAITS = 10_000
 
 
 class RequestKind(StrEnum):
@@ -76,6 +79,7 @@ class Span:
     end: float = float("inf")
     stall: float = 0.0
     gap: float = 0.0
+    waits: list[Wait] = field(default_factory=list)
 
     def touches(self, since: float, until: float) -> bool:
         """Return whether the time from `since` to `until` overlaps this one."""
@@ -188,6 +192,8 @@ class Ledger:
         # Held connections are asked all at once, which is nobody's idea of a load.
         if kind is not RequestKind.HELD and self.span is not None and self.span.touches(since, now):
             self.span.stall = max(self.span.stall, now - since)
+            if now - since > LONG and len(self.span.waits) < LONG_WAITS:
+                self.span.waits.append(Wait(since, now))
 
     def _observe_generation(
         self, kind: RequestKind, track: Track, generation: int, version: str, now: float

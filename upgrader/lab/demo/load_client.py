@@ -131,6 +131,7 @@ class Load:
             generation=self.ledger.generation,
             seconds=span.end - span.begin,
             stall_ms=milliseconds(span.stall),
+            waits=span.waits,
             stream_gap_ms=milliseconds(span.gap),
             time_to_new_code_ms=milliseconds(min(seen) - span.begin) if seen else None,
             failed_requests=total.failed_requests,

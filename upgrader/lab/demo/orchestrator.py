@@ -23,6 +23,7 @@ from upgrader.lab.demo.probe import Probe
 from upgrader.lab.demo.report import DemoReport
 from upgrader.lab.demo.stage import HOST, PORT, SERVICE, VERSIONS, Stage
 from upgrader.lab.demo.succession import GONE
+from upgrader.lab.demo.waits import Switchover
 from upgrader.protocol.parameters import Mode
 from upgrader.tool.outcome import Tell
 
@@ -70,6 +71,7 @@ class _Upgrades:
         self._stage = stage
         self._load = load
         self._stored = stage.stored()
+        self._owned = 0.0  # when the new instance was the owner, in seconds since the epoch
 
     def upgrade(self, number: int, target: str) -> str | None:
         """Install that version and upgrade to it; return what went wrong, or ""."""
@@ -81,10 +83,11 @@ class _Upgrades:
             return f"version {window.version} answers in generation {window.generation}"
         self.findings.windows.append(window)
         time.sleep(BASELINE)
-        with self._watched():
+        with self._watched(), self._stage.delays() as delays:
             begin(self._load)
             time.sleep(window.seconds)
             self.findings.baselines.append(self._end(upgraded=False))
+        self.findings.baseline_waits.add(self.findings.baselines[-1], None, delays)
         if number in (1, self._options.upgrades):
             self._load.ask(Pause(), Quiet)
             self.findings.fds.append(self._stage.count_fds(self._stored))
@@ -98,14 +101,21 @@ class _Upgrades:
 
     def _perform(self, target: str) -> tuple[Window, str | None]:
         """Do one upgrade; return what was seen of it, and what went wrong."""
-        with self._watched():
-            begin(self._load)
-            answer = self._stage.upgrade(self._options.mode)
-        window = self._end()
+        with self._stage.delays() as delays:
+            with self._watched():
+                begun = begin(self._load)
+                answer = self._stage.upgrade(self._options.mode)
+            window = self._end()
         if answer.exit_code != 0:
             return window, answer.line
+        pause = answer.pause or 0.0
         if answer.pause is not None:
-            self.findings.pauses.append(answer.pause * 1000)
+            self.findings.pauses.append(pause * 1000)
+        self._owned = self._stage.describe().since
+        owned = self._owned - time.time() + time.monotonic()
+        answered = begun + (window.time_to_new_code_ms or 0.0) / 1000
+        switchover = Switchover(owned - pause, owned, answered)
+        self.findings.waits.add(window, switchover, delays)
         return window, None
 
     def _watched(self) -> contextlib.AbstractContextManager[None]:
@@ -127,11 +137,10 @@ class _Live(_Upgrades):
         window, failure = super()._perform(target)
         if failure is not None:
             return window, failure
-        committed = self._stage.describe().since
         gone = source.at()
         if gone is None:
             return window, f"the old process is still there after {GONE:g} s"
-        self.findings.gone.append(max(0.0, gone - committed) * 1000)
+        self.findings.gone.append(max(0.0, gone - self._owned) * 1000)
         return window, None
 
 
@@ -161,9 +170,11 @@ class _Restart(_Upgrades):
         self.findings.plain.append(self._stage.restart_plain())
 
 
-def begin(load: LoadProcess) -> None:
-    """Begin a new window of the load client; waits belong to it from now on."""
-    load.tell(Begin(at=time.monotonic()))
+def begin(load: LoadProcess) -> float:
+    """Begin a new window of the load client, and return when, as of `time.monotonic`; waits belong to it from then on."""
+    now = time.monotonic()
+    load.tell(Begin(at=now))
+    return now
 
 
 def load_of(options: Options) -> Start:

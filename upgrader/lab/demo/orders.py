@@ -6,6 +6,8 @@ Times are seconds of CLOCK_MONOTONIC, which all processes of one machine share.
 
 import msgspec
 
+from upgrader.lab.demo.waits import Wait
+
 
 class Order(msgspec.Struct, frozen=True, kw_only=True, tag_field="order"):
     """One line on the load client's standard input."""
@@ -83,6 +85,8 @@ class Window(OrderEvent, frozen=True, kw_only=True, tag="window"):
     """How long the window was."""
     stall_ms: float
     """The longest time that any request waited, from due to answered."""
+    waits: list[Wait]
+    """Those of more than ten milliseconds."""
     stream_gap_ms: float
     """The longest time between two chunks of one stream."""
     time_to_new_code_ms: float | None

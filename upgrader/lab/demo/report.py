@@ -43,12 +43,21 @@ class FirstLast(msgspec.Struct, frozen=True):
     last: int
 
 
+class LongWaitCount(msgspec.Struct, frozen=True):
+    """How many waits of more than ten milliseconds had one cause, and the longest, in milliseconds."""
+
+    count: int
+    longest: float
+
+
 class DemoReport(msgspec.Struct, frozen=True, kw_only=True):
     """One demonstration. Times are milliseconds.
 
     `generations` counts those that took over; `stall_ms` is the longest wait of any request, from
     due to answered, per upgrade, and `baseline_stall_ms` the same in a window of the same length
-    and load with no upgrade in it; `pause_ms` is how long nobody served, by the new instance's own
+    and load with no upgrade in it; `long_waits` counts those of more than 10 ms by what most of each was, and
+    `baseline_long_waits` those with no upgrade: the `pause`, the first steps of the new instance (`opening`), a process
+    of the service without a CPU (`cpu`), or anything else (`other`); `pause_ms` is how long nobody served, by the new instance's own
     clock; `source_gone_ms` runs from the commit to the end of the old process (live mode);
     `time_to_new_code_ms` runs from the request for the upgrade to the first response of the new
     generation; `restart_ms` and `plain_restart_ms` are from the begin of the stop to READY=1 in
@@ -79,6 +88,8 @@ class DemoReport(msgspec.Struct, frozen=True, kw_only=True):
     state_errors: int
     stall_ms: Range
     baseline_stall_ms: Range
+    long_waits: dict[str, LongWaitCount]
+    baseline_long_waits: dict[str, LongWaitCount]
     pause_ms: Range
     source_gone_ms: Range
     stream_gap_ms: Range
@@ -136,6 +147,7 @@ class DemoReport(msgspec.Struct, frozen=True, kw_only=True):
             "",
             *_columns(("", "median", "longest"), *self._times()),
             "",
+            *self._wait_lines(),
             *self._fd_lines(),
             *(f"  {loss}" for loss in [*self.failed_upgrades, *self.losses]),
             "SOMETHING WAS LOST." if self.lost else "Nothing was lost.",
@@ -158,6 +170,20 @@ class DemoReport(msgspec.Struct, frozen=True, kw_only=True):
         ]
         return [(name, *_ms(found)) for name, found in times if found.max is not None]
 
+    def _wait_lines(self) -> list[str]:
+        """Say what the long waits were, with and without an upgrade."""
+        found, baseline = self.long_waits, self.baseline_long_waits
+        rows = []
+        for cause, label in _CAUSES.items():
+            if here := found.get(cause):
+                rows.append((label, here.count, f"{here.longest:,.0f} ms"))
+        if baseline:
+            longest = max(each.longest for each in baseline.values())
+            count = sum(each.count for each in baseline.values())
+            rows.append(("(with no upgrade, in as long a time)", count, f"{longest:,.0f} ms"))
+        head = "waits of more than 10 ms, most of it", "how many", "longest"
+        return [*_columns(head, *rows), ""] if rows else []
+
     def _fd_lines(self) -> list[str]:
         if not self.fd_counts:
             return []
@@ -168,6 +194,14 @@ class DemoReport(msgspec.Struct, frozen=True, kw_only=True):
             f"  PID 1   {first.pid1} and {last.pid1}, of which in the FD store {first.store} and {last.store}",
             "",
         ]
+
+
+_CAUSES = {
+    "pause": "the pause",
+    "opening": "first steps of the new version",
+    "cpu": "the service without a CPU",
+    "other": "anything else",
+}
 
 
 def _ms(range_: Range | Spread) -> tuple[str, str]:

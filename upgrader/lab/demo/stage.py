@@ -14,7 +14,8 @@ from typing import Self
 
 from upgrader.lab.demo.options import DemoError, Options
 from upgrader.lab.demo.report import FdCount
-from upgrader.lab.demo.succession import Departure, describe, main_process
+from upgrader.lab.demo.succession import Departure, describe, main_process, members
+from upgrader.lab.demo.waits import Delays
 from upgrader.lab.private_systemd import CommandError, PrivateSystemd
 from upgrader.protocol.varlink_types import Description
 
@@ -98,6 +99,10 @@ class Stage:
     def departure(self) -> Departure:
         """Watch the instance that serves now; raises DemoError."""
         return Departure(main_process(self.machine, SERVICE))
+
+    def delays(self) -> Delays:
+        """Return what sees the processes of the service wait for a CPU; raises DemoError."""
+        return Delays(members(self.machine, SERVICE))
 
     def describe(self) -> Description:
         """Return what the instance that serves says of itself; raises DemoError."""

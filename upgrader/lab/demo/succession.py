@@ -50,18 +50,23 @@ class Departure:
 
 def processes(machine: PrivateSystemd, unit: str) -> dict[int, int]:
     """Return the processes of a unit: their PID inside, and the one outside."""
-    group = machine.run(["systemctl", "show", "-P", "ControlGroup", unit]).stdout.strip()
-    if not group:
-        return {}
     found = {}
     try:
-        listed = inside(machine, f"/sys/fs/cgroup{group}/cgroup.procs").read_text()
-    except OSError:
+        listed = members(machine, unit).read_text()
+    except (OSError, DemoError):
         return {}
     for number in listed.split():
         if inner := _inner(int(number)):
             found[inner] = int(number)
     return found
+
+
+def members(machine: PrivateSystemd, unit: str) -> Path:
+    """Return the file that lists the processes of a unit, by their PIDs outside; raises DemoError if it has none."""
+    group = machine.run(["systemctl", "show", "-P", "ControlGroup", unit]).stdout.strip()
+    if not group:
+        raise DemoError(f"{unit} has no process")
+    return inside(machine, f"/sys/fs/cgroup{group}/cgroup.procs")
 
 
 def main_process(machine: PrivateSystemd, unit: str) -> int:
