@@ -189,6 +189,18 @@ def test_after_a_crash_of_the_new_version_the_insurance_has_it(holder: Holder) -
 
 
 @AIO
+def test_an_exec_gives_up_the_insurance(holder: Holder) -> None:
+    """Of a live upgrade just before; after a crash one day, an instance would go back to that."""
+    command = holder.command()
+    holder.service.start(command)
+    holder.service.live(command)
+    assert eventually(lambda: any("insurance" in name for name in holder.stored))
+    holder.service.execute(command)
+
+    assert eventually(lambda: not any("insurance" in name for name in holder.stored))
+
+
+@AIO
 def test_who_is_replaced_reads_no_more(holder: Holder) -> None:
     """While it drains a busy connection, all that comes is the new instance's; if the new one is
     refused, all that comes is its own again."""

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support import eventually
 from upgrader.lab.demo.ledger import Ledger, RequestKind, Span
-from upgrader.lab.demo.waits import LONG, Cause, Delays, Switchover, Wait, attribute
+from upgrader.lab.demo.waits import LONG, Delays, Switchover, Wait, WaitCause, attribute
 
 SWITCHOVER = Switchover(held=10.0, owned=10.008, answered=10.02)
 
@@ -19,23 +19,27 @@ SWITCHOVER = Switchover(held=10.0, owned=10.008, answered=10.02)
 @pytest.mark.parametrize(
     ("wait", "without_cpu", "cause"),
     [
-        (Wait(9.999, 10.0095), 0.0, Cause.PAUSE),
-        (Wait(10.007, 10.02), 0.003, Cause.OPENING),
-        (Wait(9.5, 9.52), 0.015, Cause.CPU),
-        (Wait(10.0, 10.012), 0.011, Cause.CPU),  # in the pause, but that waited for a CPU itself
-        (Wait(9.9, 9.95), 0.01, Cause.OTHER),
-        (Wait(9.98, 10.03), 0.001, Cause.OTHER),
+        (Wait(9.999, 10.0095), 0.0, WaitCause.PAUSE),
+        (Wait(10.007, 10.02), 0.003, WaitCause.OPENING),
+        (Wait(9.5, 9.52), 0.015, WaitCause.CPU),
+        (
+            Wait(10.0, 10.012),
+            0.011,
+            WaitCause.CPU,
+        ),  # in the pause, but that waited for a CPU itself
+        (Wait(9.9, 9.95), 0.01, WaitCause.OTHER),
+        (Wait(9.98, 10.03), 0.001, WaitCause.OTHER),
     ],
 )
-def test_the_largest_part_is_named(wait: Wait, without_cpu: float, cause: Cause) -> None:
+def test_the_largest_part_is_named(wait: Wait, without_cpu: float, cause: WaitCause) -> None:
     """But only if it is half of the wait at least."""
     assert cause is attribute(wait, SWITCHOVER, without_cpu)
 
 
 def test_without_an_upgrade_there_is_only_the_cpu() -> None:
     """The same wait, in a window with no upgrade in it."""
-    assert Cause.OTHER is attribute(Wait(9.999, 10.0095), None, 0.001)
-    assert Cause.CPU is attribute(Wait(9.999, 10.0095), None, 0.009)
+    assert WaitCause.OTHER is attribute(Wait(9.999, 10.0095), None, 0.001)
+    assert WaitCause.CPU is attribute(Wait(9.999, 10.0095), None, 0.009)
 
 
 def test_only_long_waits_of_the_window_are_kept() -> None:

@@ -182,6 +182,9 @@ class Loader:
         single = [(i, e) for i, e in enumerate(manifest.entries) if e.connection is None]
         self._check(manifest, stream, [entry for _, entry in single])
         self._loaded.overrides = manifest.parameters or {}
+        if self._executed:  # what was before the execve(2) cannot give up its insurance any more
+            older = StoreName(Stored.INSURANCE, str(manifest.generation - 1))
+            self._loaded.unwanted.append(older)
         self._load_states(manifest)
         if self._unpassed:
             self._declarations.activated = list(manifest.activated or ())

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from upgrader.lab.demo.options import Options
 from upgrader.lab.demo.orders import ResultEvent, Window
 from upgrader.lab.demo.report import DemoReport, FdCount, FirstLast, LongWaitCount, Range
-from upgrader.lab.demo.waits import Cause, Delays, Switchover, attribute
+from upgrader.lab.demo.waits import Delays, Switchover, WaitCause, attribute
 from upgrader.protocol.parameters import Mode
 
 
@@ -14,7 +14,7 @@ from upgrader.protocol.parameters import Mode
 class LongWaits:
     """Waits of more than ten milliseconds, in milliseconds, by what most of each was."""
 
-    found: dict[Cause, list[float]] = field(default_factory=dict)
+    found: dict[WaitCause, list[float]] = field(default_factory=dict)
 
     def add(self, window: Window, switchover: Switchover | None, delays: Delays) -> None:
         """Add those of a window, with or without an upgrade in it."""

@@ -18,7 +18,7 @@ LONG = 0.01
 _LOOK = 0.005  # seconds between two looks at the processes
 
 
-class Cause(StrEnum):
+class WaitCause(StrEnum):
     """What most of a wait was."""
 
     PAUSE = "pause"
@@ -100,12 +100,12 @@ class Delays:
             self._seen[pid].append((monotonic(), delay))
 
 
-def attribute(wait: Wait, switchover: Switchover | None, without_cpu: float) -> Cause:
+def attribute(wait: Wait, switchover: Switchover | None, without_cpu: float) -> WaitCause:
     """Name the largest part of a wait, unless more than half of it is unexplained; `without_cpu`: seconds of it in
     which the service had none."""
-    parts = {Cause.CPU: without_cpu}
+    parts = {WaitCause.CPU: without_cpu}
     if switchover:
-        parts[Cause.PAUSE] = wait.within(switchover.held, switchover.owned)
-        parts[Cause.OPENING] = wait.within(switchover.owned, switchover.answered)
+        parts[WaitCause.PAUSE] = wait.within(switchover.held, switchover.owned)
+        parts[WaitCause.OPENING] = wait.within(switchover.owned, switchover.answered)
     largest = max(parts, key=lambda cause: parts[cause])
-    return largest if parts[largest] >= wait.seconds / 2 else Cause.OTHER
+    return largest if parts[largest] >= wait.seconds / 2 else WaitCause.OTHER
