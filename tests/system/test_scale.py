@@ -18,12 +18,10 @@ import pytest
 
 from tests import tables
 from tests.support import eventually
-from tests.system.reloading import installed
 from tests.system.serving import Client, Install, Service, allow_many_fds
-from tests.system.tool import upgrade
+from tests.system.sized import LIMIT, ask_all, move, sized
 from upgrader.lab.private_systemd import PrivateSystemd
 
-LIMIT = 20_000  # LimitNOFILE=
 IN_ONE_MESSAGE = 253
 ROUNDS = 3
 MODES = ("live", "restart", "exec")
@@ -115,35 +113,6 @@ def waiting(client: Client) -> Iterator[list[float]]:
     finally:
         over.set()
         thread.join()
-
-
-def move(service: Service, mode: str) -> tuple[float, float]:
-    """Upgrade it; returns its pause and the seconds of all of it."""
-    begun = time.monotonic()
-    if mode == "restart":
-        service.restart()
-    else:
-        said = upgrade(service, "--mode", mode)
-        assert "done" == said["result"], said
-    seconds = time.monotonic() - begun
-    status = service.status
-    assert 0 == status.left_behind, status
-    return status.pause, seconds
-
-
-def ask_all(clients: Sequence[Client], line: str = "x") -> list[list[int]]:
-    """What each of them is told."""
-    for client in clients:
-        client.send(f"{line}\n")
-    return [list(map(int, client.line().split())) for client in clients]
-
-
-def sized(machine: PrivateSystemd, install: Install, name: str, **environment: str) -> Service:
-    """A service that holds so much, and may take its time."""
-    patience = {"UPGRADER_DOWNTIME_LIMIT": "60s", "UPGRADER_MIGRATION_TIMEOUT": "120s"}
-    words = " ".join(f"{k}={v}" for k, v in {**patience, **environment}.items())
-    lines = [f"LimitNOFILE={LIMIT}", f"Environment={words}", "TimeoutStartSec=120"]
-    return installed(machine, install, name, *lines, program="sized")
 
 
 class Measured:

@@ -11,7 +11,7 @@ from tests import tables
 from tests.support import eventually
 from tests.system.reloading import alone, processes
 from tests.system.serving import Install, Service
-from tests.system.test_scale import ask_all, move, sized
+from tests.system.sized import ask_all, move, sized
 from upgrader.lab.private_systemd import PrivateSystemd
 
 UPGRADES = int(os.environ.get("UPGRADES", "500"))

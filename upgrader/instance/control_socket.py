@@ -326,14 +326,15 @@ class Control:
     def _give_away(self, client: "_Client", call: Call, reply: Reply) -> None:
         self._selector.unregister(client.sock)
         del self._clients[client.sock]
-        client.sock.sendall(encode(reply))
-        # What follows is waited for, and others have questions meanwhile.
-        threading.Thread(
-            target=GIVEN_AWAY[call.method](self._answers),
-            args=(client.sock,),
-            name="upgrader-go",
-            daemon=True,
-        ).start()
+
+        def go_on() -> None:
+            with contextlib.suppress(OSError):  # whoever has gone is seen to be gone
+                client.sock.sendall(encode(reply))
+            GIVEN_AWAY[call.method](self._answers)(client.sock)
+
+        # What follows is waited for, and others have questions meanwhile. It begins with the answer:
+        # once the other side has that it may say Go, and in the pause this thread has nothing to do.
+        threading.Thread(target=go_on, name="upgrader-go", daemon=True).start()
 
     def _send(self, client: "_Client", reply: Reply) -> None:
         client.unsent += encode(reply)

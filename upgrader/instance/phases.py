@@ -55,7 +55,7 @@ class Phases:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._news = threading.Condition(self._lock)
+        self._decision = threading.Condition(self._lock)
         self._last = Migration()
         self._upgrade = self._side = ""
         self._code: Code | None = None
@@ -85,7 +85,7 @@ class Phases:
     def wait_decided(self, upgrade: str, seconds: float) -> Last:
         """The last upgrade, once it is decided or is another one, or after `seconds`."""
         with self._lock:
-            self._news.wait_for(
+            self._decision.wait_for(
                 lambda: self._upgrade != upgrade or self._last.phase in _DECISIONS, seconds
             )
             return self._decided()
@@ -146,6 +146,7 @@ class Phases:
     def _note(
         self, migration: Migration, upgrade: str, side: str, code: Code | None = None
     ) -> News:
+        another = self._upgrade != upgrade
         self._upgrade, self._side, self._code = upgrade, side, code
         now = time.monotonic()
         if self._begin and not self._last.phase.ended:
@@ -158,7 +159,8 @@ class Phases:
         if migration.phase in (Phase.DONE, Phase.FAILED) and not migration.preflight:
             self.last_upgrade = migration
         self._number += 1
-        self._news.notify_all()
+        if another or migration.phase in _DECISIONS:  # nobody is woken in the pause
+            self._decision.notify_all()
         return News(migration, self._number)
 
     def _tell(self, news: News) -> None:
