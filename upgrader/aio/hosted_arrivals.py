@@ -6,16 +6,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import select
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from upgrader.aio.adapter import Adapter
+from upgrader.aio.hosted_connection import ANEW
+from upgrader.aio.replays import LetIn, MovedAnew
 from upgrader.errors import UnreadableState
+from upgrader.instance.declarations import Protocols
 from upgrader.instance.save import Frozen
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # TLS is loaded where its connections move
+    from upgrader.aio.tls_layer import TlsCrossing
     from upgrader.instance.adopted import Adopted
 
 _BATCH = 20  # connections adopted in one go; clients that have sent something come first
@@ -34,21 +37,50 @@ class Arrivals:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        listener: str,
-        adapter: Adapter,
+        declared: Protocols,
         attach: Callable[[Adopted, asyncio.BaseProtocol], None],
+        let_in: LetIn,
     ) -> None:
-        """`attach` begins to serve one."""
+        """`attach` begins to serve one; `let_in` goes on with one whose handler has begun anew."""
         self._loop = loop
-        self._listener = listener
-        self._adapter = adapter
+        self._listener = declared.listener.name
+        self._adapter = declared.adapter
+        self._speaks_tls = declared.tls is not None
+        self._crossing: TlsCrossing | None = declared.moving_tls
         self._attach = attach
+        self._let_in = let_in
+        self._anew: list[MovedAnew] = []  # those without an end
         self._waiting: dict[int, _Arrival] = {}  # by FD
         self._attaching: asyncio.Task[None] | None = None
         self._held = True
 
-    def load(self, adopted: Adopted) -> None:
-        """Load one, while the source can still resume; raises UnreadableState."""
+    def load(self, adopted: Sequence[Adopted]) -> None:
+        """Load them, while the source can still resume; raises UnreadableState."""
+        for item in self._only_tls(adopted) if self._speaks_tls else adopted:
+            if item.state.session == ANEW:
+                self._anew.append(MovedAnew(item, self._adapter, self._let_in, self._crossing))
+            else:
+                self._load(item)
+
+    def _only_tls(self, adopted: Sequence[Adopted]) -> list[Adopted]:
+        """A source that cannot know better has given away connections without TLS: they end here, as
+        what their clients say is no handshake."""
+        plain = [item for item in adopted if item.tls is None]
+        for item in plain:
+            item.close()
+        if plain:
+            _log.warning(
+                "%s: %d connections without TLS end: this version speaks TLS there",
+                self._listener, len(plain),
+            )  # fmt: skip
+        return [item for item in adopted if item.tls is not None]
+
+    def take_anew(self) -> list[MovedAnew]:
+        """Those without an end, whose handlers have to begin anew; they are not kept here any more."""
+        anew, self._anew = self._anew, []
+        return anew
+
+    def _load(self, adopted: Adopted) -> None:
         protocol = None
         if adopted.state.session:
             try:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from upgrader.aio.acceptor import Acceptor
 from upgrader.aio.gates import Newcomer
 from upgrader.aio.hosted_arrivals import Arrivals
-from upgrader.aio.hosted_connection import ANEW, HostedConnection
+from upgrader.aio.hosted_connection import HostedConnection
 from upgrader.aio.replays import MovedAnew
 from upgrader.instance.declarations import Protocols
 from upgrader.instance.save import Frozen
@@ -58,8 +58,7 @@ class HostedListener:
         self._acceptor = Acceptor(loop, declared.listener, self._accept)
         self.connections: list[HostedConnection] = []
         self._sweep_at = _SPARE
-        self._arrivals = Arrivals(loop, self._name, self._adapter, self._attach_arrived)
-        self._moved_anew: list[MovedAnew] = []  # those without an end that have moved here
+        self._arrivals = Arrivals(loop, declared, self._attach_arrived, self._let_in)
         self._attaching: set[asyncio.Task[None]] = set()
         self._arriving: set[asyncio.Task[None]] = set()  # those of them that have moved here
         self.suspended = 0  #: handlers of connections without an end that have moved away
@@ -79,33 +78,11 @@ class HostedListener:
 
     def prepare(self, adopted: Sequence[Adopted]) -> None:
         """Load what moved here, while the source can still resume; raises UnreadableState."""
-        if self._tls is not None:
-            adopted = self._only_tls(adopted)
-        for item in adopted:
-            if item.state.session == ANEW:
-                self._moved_anew.append(
-                    MovedAnew(item, self._adapter, self._let_in, self._crossing)
-                )
-            else:
-                self._arrivals.load(item)
-
-    def _only_tls(self, adopted: Sequence[Adopted]) -> list[Adopted]:
-        """A source that cannot know better has given away connections without TLS: they end here, as
-        what their clients say is no handshake."""
-        plain = [item for item in adopted if item.tls is None]
-        for item in plain:
-            item.close()
-        if plain:
-            _log.warning(
-                "%s: %d connections without TLS end: this version speaks TLS there",
-                self._name, len(plain),
-            )  # fmt: skip
-        return [item for item in adopted if item.tls is not None]
+        self._arrivals.load(adopted)
 
     def take_arrivals(self) -> list[MovedAnew]:
         """Those without an end that have moved here; nothing of their handshakes is kept here."""
-        moved, self._moved_anew = self._moved_anew, []
-        return moved
+        return self._arrivals.take_anew()
 
     def open(self) -> None:
         """Serve: what has moved here, and whoever comes."""
@@ -126,21 +103,11 @@ class HostedListener:
         self._attach(sock, identify(sock), protocol, b"")
 
     def _attach(
-        self,
-        sock: socket.socket,
-        identity: Identity,
-        protocol: asyncio.BaseProtocol,
-        unread: bytes,
-        moved: Moved | None = None,
-        *,
-        arrived: bool = False,
-    ) -> None:
+        self, sock: socket.socket, identity: Identity, protocol: asyncio.BaseProtocol, unread: bytes,
+        moved: Moved | None = None, *, arrived: bool = False,
+    ) -> None:  # fmt: skip
         def made(transport: asyncio.Transport, protocol: asyncio.BaseProtocol) -> None:
-            hosted = HostedConnection(
-                self._name, self._adapter, identity, transport, protocol,
-                tls=self._tls is not None, layer=newcomer.layer,
-            )  # fmt: skip
-            self.connections.append(hosted)
+            hosted = self._host(identity, transport, protocol, newcomer.layer)
             if arrived:
                 hosted.start_clock()
             if self._over and self._owns:
@@ -161,23 +128,22 @@ class HostedListener:
             self._sweep_at = 2 * len(self.connections) + _SPARE
 
     def _let_in(
-        self,
-        adopted: Adopted,
-        transport: asyncio.Transport,
-        protocol: asyncio.Protocol,
+        self, adopted: Adopted, transport: asyncio.Transport, protocol: asyncio.Protocol,
         layer: TlsLayer | None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """A connection without an end goes on here."""
+        self._host(adopted.identity, transport, protocol, layer)
+
+    def _host(
+        self, identity: Identity, transport: asyncio.Transport, protocol: asyncio.BaseProtocol,
+        layer: TlsLayer | None,
+    ) -> HostedConnection:  # fmt: skip
         hosted = HostedConnection(
-            self._name,
-            self._adapter,
-            adopted.identity,
-            transport,
-            protocol,
-            tls=self._tls is not None,
-            layer=layer,
-        )
+            self._name, self._adapter, identity, transport, protocol,
+            tls=self._tls is not None, layer=layer,
+        )  # fmt: skip
         self.connections.append(hosted)
+        return hosted
 
     async def _connect(self, sock: socket.socket, newcomer: Newcomer, moved: Moved | None) -> None:
         try:
@@ -273,13 +239,9 @@ class HostedListener:
             hosted.release()
 
     async def settle(
-        self,
-        deadline: float,
-        but: Collection[HostedConnection] = (),
-        *,
-        for_good: bool = False,
-        drained: bool = False,
-    ) -> bool:
+        self, deadline: float, but: Collection[HostedConnection] = (), *,
+        for_good: bool = False, drained: bool = False,
+    ) -> bool:  # fmt: skip
         """Wait until all that can move is idle, or for the deadline (of `time.monotonic`); returns
         whether it is. `but`: these are not waited for. `for_good`: all those that cannot move are,
         as well. `drained`: what is busy may end here afterwards."""
