@@ -68,6 +68,7 @@ async def echo(websocket: WebSocket, name: str) -> None:
     """What a handler knows of a move, and what it leaves for the next one."""
     extension: dict[str, Any] = websocket.scope["extensions"].get("upgrader", {})
     begun = f"{VERSION} moved={extension.get('moved')} value={extension.get('value', b'').decode()}"
+    tell(f"{VERSION} {name} begins")
     await websocket.accept(subprotocol="b" if "b" in websocket.scope["subprotocols"] else None)
     try:
         while True:
@@ -98,6 +99,7 @@ async def in_replay(websocket: WebSocket, how: str) -> None:
     if not first and how == "hangs":
         await asyncio.sleep(60)
     if not first and how == "refuses":
+        tell("refused")
         await websocket.close()
         return
     if not first and how == "differs":

@@ -33,6 +33,7 @@ async def chat(client: HostedWebSocket, name: str) -> None:
 
 
 async def echo(client: HostedWebSocket, name: str) -> None:
+    tell(f"{VERSION} {name} begins")
     begun = f"{VERSION} moved={client.upgrader['moved']} value={client.upgrader['value'].decode()}"
     try:
         async for text in client:

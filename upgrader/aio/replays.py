@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
 from upgrader.aio.adapter import Adapter, Replay
+from upgrader.instance.process import no_collection
 from upgrader.protocol.values import Value
 
 if TYPE_CHECKING:
@@ -90,11 +91,8 @@ class Replays:
     async def run(self) -> Replayed:
         """Have all handlers begin, then let their clients in; goodbyes are said meanwhile."""
         began = time.monotonic()
-        for number, arrival in enumerate(self._arrivals):
-            if number == _JUDGED and await self._hopeless():
-                self._unasked = list(self._arrivals[number:])
-                break
-            await self._begin(arrival)
+        with no_collection():  # it would look at all that has begun, again and again
+            await self._begin_all()
         if waiting := self._undecided():
             await asyncio.wait(waiting)
         seconds = time.monotonic() - began
@@ -119,6 +117,14 @@ class Replays:
     def waiting(self) -> int:
         """How many handlers are still to begin; asked from any thread."""
         return len(self._arrivals) - sum(each.decided for each in tuple(self._begun))
+
+    async def _begin_all(self) -> None:
+        """One after the other, with the loop in between: whatever else runs here waits for one at most."""
+        for number, arrival in enumerate(self._arrivals):
+            if number == _JUDGED and await self._hopeless():
+                self._unasked = list(self._arrivals[number:])
+                break
+            await self._begin(arrival)
 
     async def end(self) -> None:
         """This instance ends: say all goodbyes at once."""

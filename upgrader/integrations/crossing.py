@@ -72,7 +72,7 @@ class Crossing:
         self._before = before
         self._traffic = traffic
         self._head = b""
-        self._barred = before is not None
+        self.barred = before is not None  #: nothing of its client is let in yet
         self._opened = False  # the request has come whole
         self._transport: Any = None
         if before:
@@ -100,11 +100,11 @@ class Crossing:
         """Look at what the library writes: the head of its answer is the first of it."""
         if self.refused:
             return
-        if self.answered or not (self._barred or len(self._head) < _MAX_HEAD):
+        if self.answered or not (self.barred or len(self._head) < _MAX_HEAD):
             self._transport.write(data)
             return
         self._head += data
-        if not self._barred:
+        if not self.barred:
             self._transport.write(data)
         head, end, rest = self._head.partition(_END_OF_HEAD)
         if not end:
@@ -123,14 +123,14 @@ class Crossing:
 
     def close(self) -> None:
         """The library closes: a client whose handler is begun anew is told to dial again instead."""
-        if self._barred:
+        if self.barred:
             self.refuse()
         else:
             self._transport.close()
 
     def write_eof(self) -> None:
         """The library writes no more: as `close`."""
-        if self._barred:
+        if self.barred:
             self.refuse()
         else:
             self._transport.write_eof()
@@ -247,13 +247,13 @@ class Crossing:
 
     def let_in(self) -> None:
         """All handlers have begun: the library gets its transport."""
-        self._barred = False
+        self.barred = False
         self.decided = None
         self.protocol.transport = self._transport
 
     def ended(self) -> None:
         """Its handler has returned or raised."""
-        if self._barred:
+        if self.barred:
             self.refuse()
 
     def _look(self) -> None:

@@ -38,6 +38,12 @@ class Movable:
     def __init__(self: Any, *, before: Handshake | None = None, **options: Any) -> None:
         super().__init__(**options)
         self.crossing = Crossing(self, self.traffic, before)
+        if before:
+            self.logger = _Quiet(self.logger, self.crossing)
+            if hasattr(
+                getattr(self, "conn", None), "logger"
+            ):  # the library below has its own lines
+                self.conn.logger = self.logger
         self._application = self.app
         self.app = self._run_application
         self._task: asyncio.Task[Any] | None = None
@@ -97,6 +103,23 @@ class Movable:
     def end_pings(self) -> None:
         """Send no pings any more, and wait for no pong."""
         raise NotImplementedError
+
+
+class _Quiet:
+    """uvicorn's logger, without a line for each handler that begins anew: nobody has connected, and while
+    thousands of lines are written all clients wait. Errors are logged as ever."""
+
+    def __init__(self, logger: Any, crossing: Crossing) -> None:
+        self._logger = logger
+        self._crossing = crossing
+
+    def info(self, *message: Any, **options: Any) -> None:
+        """Unless its handler is about to begin anew."""
+        if not self._crossing.barred:
+            self._logger.info(*message, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._logger, name)
 
 
 class _SansIO(Movable):
