@@ -283,7 +283,7 @@ def test_a_crowd(chat: Chat, clients: int, lives: int, restarts: int) -> None:
             "chat",
             ["upgrade", "messages waited", "requests waited"],
             [
-                [how, f"{words * 1000:.0f} ms", f"{plain * 1000:.0f} ms"]
+                [mode, f"{words * 1000:.0f} ms", f"{plain * 1000:.0f} ms"]
                 for mode, words, plain in figures
             ]
             + [["words said, each heard by all", str(crowd.said), ""]],
