@@ -7,7 +7,7 @@ import shutil
 import ssl
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -170,6 +170,55 @@ def test_certificates_of_clients() -> None:
             assert "two" == client.ask()  # its last answer
             with pytest.raises((ConnectionError, ssl.SSLError)):
                 client.ask()
+
+
+@contextlib.contextmanager
+def attacker(port: int, copied: bytes, keys: Path) -> Iterator[Callable[[], str]]:
+    """A client that has made a whole handshake under a copied random; asks for `/`."""
+    script = [sys.executable, HERE / "tls_attacker.py", str(port), copied.hex(), keys]
+    with subprocess.Popen(
+        script, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        told, answers = process.stdin, process.stdout
+        assert told
+        assert answers
+
+        def ask() -> str:
+            told.write("\n")
+            told.flush()
+            return answers.readline().strip()
+
+        yield ask
+        told.close()
+        process.wait(DEADLINE)
+
+
+def key_lines(log: Path) -> dict[str, list[str]]:
+    """Of a key log: the random, and the secret, by label."""
+    lines = [line.split() for line in log.read_text().splitlines() if line[0] != "#"]
+    return {label: [random, secret] for label, random, secret in lines}
+
+
+def test_a_copied_random(tmp_path: Path) -> None:
+    """Whoever makes a handshake of his own under the random of another client gets his own keys, and the
+    other keeps hers: both move, and both get the right answers."""
+    context = python_context()
+    context.keylog_filename = str(tmp_path / "hers")
+    with web() as service:
+        service.start("one")
+        with PythonTls(service.port, context) as client:
+            assert "one" == client.ask()
+            hers = key_lines(tmp_path / "hers")
+            copied = bytes.fromhex(hers["SERVER_TRAFFIC_SECRET_0"][0])
+            with attacker(service.port, copied, tmp_path / "his") as ask:
+                assert "one" == ask()
+                his = key_lines(tmp_path / "his")
+                for label in "CLIENT_TRAFFIC_SECRET_0", "SERVER_TRAFFIC_SECRET_0":
+                    assert hers[label][0] == his[label][0]
+                    assert hers[label][1] != his[label][1]
+                for version in ("two", "three"):
+                    assert 0 == service.live(version).left_behind
+                    assert [version, version] == [client.ask(), ask()]
 
 
 def test_off_by_default_and_over_a_restart() -> None:
