@@ -57,6 +57,7 @@ from upgrader.protocol import (
     saved_state,
     state,
     systemd_syntax,
+    table_pieces,
     takeover_line,
     varlink,
 )
@@ -67,6 +68,8 @@ from upgrader.protocol.image import LeftBehind, Manifest, ManifestEntry
 from upgrader.protocol.kinds import Kind, Waiting, show_address
 from upgrader.protocol.parameters import Parameters
 from upgrader.protocol.record_order import Incoming, batches
+from upgrader.protocol.table_pieces import Head
+from upgrader.protocol.table_reader import TableReader
 from upgrader.protocol.varlink import VarlinkError
 from upgrader.protocol.varlink_client import call
 from upgrader.protocol.varlink_messages import Call
@@ -200,6 +203,25 @@ def _with_header(document: bytes) -> bytes:
         "!8sIIQ", image.MAGIC, image.FORMATS[-1], zlib.crc32(document), len(document)
     )
     return header + document
+
+
+@upgrader.state("tables")
+class _Tables:
+    names: upgrader.Table[str, int] = field(default_factory=upgrader.Table)
+
+
+def _piece_of(frame: bytes) -> bytes:
+    """A piece of a table of these, with one frame behind its head."""
+    head = msgspec.msgpack.encode(Head("tables", "names", 1, 7))
+    document = b"".join(struct.pack("!I", len(data)) + data for data in (head, frame))
+    header = image.HEADER.pack(table_pieces.MAGIC, 1, zlib.crc32(document), len(document))
+    return header + document
+
+
+def _piece(data: bytes) -> None:
+    reader = TableReader({"tables": state.describe(_Tables)})
+    with _memfd(data) as memfd:
+        reader.add(memfd)
 
 
 def _secrets(data: bytes) -> None:
@@ -669,6 +691,8 @@ def decoders(place: Path, stack: contextlib.ExitStack) -> list[Decoder]:
         Decoder("parked channel", _parked, (RefusedError, ChannelError), [parked], change_bytes),
         Decoder("image", _unseal, (ImageError,), [_with_header(document), _STREAMS["v1-image.bin"], _STREAMS["v1-image-tls.bin"]], change_bytes),
         Decoder("manifest", lambda data: _unseal(_with_header(data)), (ImageError,), [document], change_msgpack),
+        Decoder("piece of a table", _piece, (ImageError, UnreadableState), [_piece_of(b"\x92\x81\xa1a\x01\x91\xa1b")], change_bytes),
+        Decoder("keys of a table", lambda data: _piece(_piece_of(data)), (ImageError, UnreadableState), [b"\x92\x81\xa1a\x01\x91\xa1b"], change_msgpack),
         Decoder("secrets of connections", _secrets, (ImageError,), [b"UPGSECR\1\x81\x07\xc4\x01x"], change_bytes),
         Decoder("facts of a backend", _facts, (RefusedError,), [facts], change_msgpack),
         Decoder("dump of a manifest", _dumped(own("dump")), (UpgradeError,), [document], change_msgpack),

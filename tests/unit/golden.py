@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What is committed of stream versions 1 and 2 and image formats 1 and 2: every later version must read it.
+"""What is committed of stream versions 1 to 3 and image formats 1 to 3: every later version must read it.
 
 `python -m tests.unit.golden` writes the files; a released one is never written again.
 """
@@ -22,6 +22,7 @@ from upgrader.protocol.image import (
 )
 from upgrader.protocol.kinds import Kind, Waiting
 from upgrader.protocol.saved_state import SavedState
+from upgrader.protocol.table_pieces import Head, Writing
 from upgrader.protocol.tls_state import TlsState
 
 STREAMS = Path(__file__).with_name("streams")
@@ -49,6 +50,7 @@ FRAMES: dict[int, dict[str, records.Record]] = {
         "ack": records.Ack(generation=3, image=0xDEADBEEF),
         "abort": records.abort(Code.STATE_INCOMPATIBLE, "IncompatibleState: state 'counters'"),
     },
+    3: {"table-piece": records.TablePiece(number=7)},
 }
 #: (version, name of the file without its end, record)
 ALL_FRAMES = [
@@ -57,6 +59,7 @@ ALL_FRAMES = [
     for name, record in frames.items()
 ]
 
+PIECE = "v1-piece"
 IMAGE = "v1-image"
 MANIFEST = Manifest(
     service="web",
@@ -114,6 +117,21 @@ IMAGES = {
             "dice": BackendFacts(1, 1, [b"\x80"]),
         },
     ),
+    "v3-image": Manifest(
+        service="web",
+        generation=5,
+        program="2.3",
+        frozen_at=123_456_789_000,
+        states=[
+            SavedState(
+                "rooms", 1, 1, b"\x81\xa5users\x80", shape=7, tables={"users": [1, 2**32 - 1]}
+            )
+        ],
+        entries=[
+            MANIFEST.entries[0],
+            ManifestEntry("table", Kind.TABLE, Identity(18, stat.S_IFREG)),
+        ],
+    ),
     "v1-image-tls": ManifestOverTls(
         service="web",
         generation=3,
@@ -149,9 +167,19 @@ def image_bytes(manifest: Manifest = MANIFEST) -> bytes:
         return os.pread(memfd.fileno(), 1 << 20, 0)
 
 
+def piece_bytes() -> bytes:
+    """What is in the memfd of a piece of a table."""
+    writing = Writing(Head("rooms", "users", 1, 7))
+    writing.add({"a": ["A"]}, [])
+    writing.add({}, ["b", "c"])
+    with writing.seal().memfd as memfd:
+        return os.pread(memfd.fileno(), 1 << 20, 0)
+
+
 if __name__ == "__main__":
     STREAMS.mkdir(exist_ok=True)
     for version, name, record in ALL_FRAMES:
         (STREAMS / f"{name}.bin").write_bytes(records.encode(record, version))
+    (STREAMS / f"{PIECE}.bin").write_bytes(piece_bytes())
     for image, manifest in IMAGES.items():
         (STREAMS / f"{image}.bin").write_bytes(image_bytes(manifest))

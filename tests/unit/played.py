@@ -24,9 +24,10 @@ from upgrader.codes import Code
 from upgrader.errors import NotifyError, UpgradeError, VerifyError
 from upgrader.instance.live_destination import LiveDestination
 from upgrader.instance.live_source import Built, LiveSource, MigrationRequest
-from upgrader.protocol import channel, image, interpreter, records
+from upgrader.protocol import channel, image, interpreter, records, table_pieces
 from upgrader.protocol.channel import ReceivedImage
 from upgrader.protocol.connection_state import ConnectionState
+from upgrader.protocol.fd import Fd
 from upgrader.protocol.identity import HasFileno, identify
 from upgrader.protocol.kinds import Kind, Waiting
 from upgrader.protocol.switchover import (
@@ -44,6 +45,7 @@ from upgrader.protocol.switchover import (
 LIMIT, TIMEOUT = 1000.0, 100_000.0
 #: Seconds for a thread to do what it should have done long ago.
 PATIENCE = 5.0
+STREAM = records.VERSIONS[-1]
 
 
 class Move(NamedTuple):
@@ -80,10 +82,12 @@ def is_over(world: World) -> bool:
     return world.pid1.unit in (Unit.STOPPED, Unit.RESTARTED)
 
 
-def paths(rules: Rules) -> dict[tuple[object, ...], Path]:
+def paths(
+    rules: Rules, goes_on: Callable[[World], bool] = lambda world: True
+) -> dict[tuple[object, ...], Path]:
     """The shortest path, with one fault at most, to each event that a side may see: in each pair of
     states of both sides, with the image loaded before or not, and for each way in which its actions
-    may end."""
+    may end; as long as it `goes_on`."""
     model = Model(rules)
     found: dict[tuple[object, ...], Path] = {}
     seen = {(World(), False)}
@@ -99,7 +103,7 @@ def paths(rules: Rules) -> dict[tuple[object, ...], Path]:
                     loaded = any(m.world.destination.at is Destination.LOADING for m in path)
                     found.setdefault((*sides, loaded, move.ops), longer)
                 reached = move.world, faulty or move.texts[0] in faults
-                if reached not in seen and not is_over(move.world):
+                if reached not in seen and not is_over(move.world) and goes_on(move.world):
                     seen.add(reached)
                     following.append((*reached, longer))
         level = following
@@ -171,6 +175,13 @@ class Broken:
         return -1
 
 
+def make_piece(number: int = 0) -> table_pieces.Piece:
+    """A piece of a table."""
+    writing = table_pieces.Writing(table_pieces.Head("played", "table", 1, 0))
+    writing.add({"key": number}, ["gone"])
+    return writing.seal()
+
+
 class Here:
     """The instance of the source: implements `live_source.Steps` with two real backends."""
 
@@ -180,8 +191,12 @@ class Here:
         self.on_resume: Callable[[], None] = lambda: None
         self.done: list[str] = []
         self.serving = True
+        self.recording = False
         self.asked = threading.Event()
         self.answers: queue.SimpleQueue[UpgradeError | None] = queue.SimpleQueue()
+
+    def record(self) -> None:
+        self.recording = True
 
     def freeze(self) -> Built:
         self.serving = False
@@ -203,6 +218,7 @@ class Here:
         assert reason
         self.on_resume()
         self.serving = True
+        self.recording = False
 
     def retire(self) -> None:
         self.done.append(SourceAction.RETIRE)
@@ -249,8 +265,14 @@ class There:
 
     def __init__(self) -> None:
         self.stream: ReceivedImage | None = None
+        self.pieces = 0
         self.serving = False
         self.why: BaseException | None = None
+
+    def load_piece(self, piece: Fd) -> None:
+        with table_pieces.opened(piece, "played") as (head, _, frames):
+            assert (head.field, 1) == ("table", len(list(frames)))
+        self.pieces += 1
 
     def load(self, stream: ReceivedImage) -> None:
         manifest = image.unseal(stream.image)
@@ -296,15 +318,16 @@ class Play:
         self.there = There()
         self.process = DestinationProcess(self._end_destination)
         self.live_source = live_source(
-            MigrationRequest(self._a, self.process, 2), self.here,
+            MigrationRequest(self._a, self.process, STREAM), self.here,
             limit=LIMIT, timeout=TIMEOUT, clock=self._clock,
         )  # fmt: skip
         self.live_destination = LiveDestination(
             self._b, line, timeout=TIMEOUT, on_exit=self.there.exit, clock=self._clock
         )
         self.live_destination.on_image = self.there.load
+        self.live_destination.on_piece = self.there.load_piece
         self.live_destination.on_owner = self.there.serve
-        self.live_destination._stream = 2  # as negotiated
+        self.live_destination._stream = STREAM  # as negotiated
         side, _, action = omit.partition(".")
         self.live_source.side = interpreter.source(
             _without(self.live_source, action if side == "source" else ""), source
@@ -361,12 +384,17 @@ class Play:
     def _find_for_source(self, event: Event) -> Event:
         committed = self.live_source.state is Source.COMMITTED
         match event:
-            case Event.GO:
+            case Event.GO | Event.COPY:
                 item = channel.receive(self._a, peek=False)
                 assert item is not None
                 assert item[0] == records.Go()
                 return event
-            case Event.DRAINED | Event.STOP:
+            case Event.DRAINED | Event.STOP | Event.COPIED:
+                return event
+            case Event.PIECE:
+                self.live_source.piece = made = make_piece()
+                if SourceAction.SEND_PIECE in self.here.fails:
+                    made.memfd.close()
                 return event
             case Event.NAMED | Event.UNANSWERED | Event.SUCCESSOR_DEAD if committed:
                 if not self.live_source.told.done():
@@ -374,9 +402,10 @@ class Play:
                     self.here.answers.put(error)
                 return self.live_source.told.result(PATIENCE)
             case Event.SUCCESSOR_DEAD if _readable(self._a):
-                return event  # seen before what has come in the meantime
+                return self.live_source._ended(event)  # seen before what has come meanwhile
             case Event.DEADLINE:
-                self._clock.offset += LIMIT + 1
+                copying = self.live_source.state is Source.COPYING
+                self._clock.offset += TIMEOUT if copying else LIMIT + 1
         if event not in (Event.DEADLINE, Event.SUCCESSOR_DEAD):
             assert _readable(self._a), f"nothing comes, and no {event}"
         return self.live_source.next_event()
@@ -417,9 +446,9 @@ class Play:
 
     def _send(self, what: str) -> None:
         data = {
-            "progress": records.encode(records.Progress(1), 2),
+            "progress": records.encode(records.Progress(1), STREAM),
             "junk": b"x" * records.RECORD_SIZE,
-            EARLY_ACK: records.encode(records.Ack(3, 1), 2),
+            EARLY_ACK: records.encode(records.Ack(3, 1), STREAM),
         }
         self._b.send(data[what])
 
@@ -460,6 +489,8 @@ class Play:
                 assert insured or "no insurance" in world.history
             assert here.at is self.live_source.state
             assert here.serving is self.here.serving
+            if here.at in (Source.SERVING, Source.COPYING):
+                assert self.here.recording is (here.at is Source.COPYING)
             assert here.retired is (SourceAction.RETIRE in self.here.done)
             assert here.let_go is (SourceAction.LET_GO in self.here.done)
             assert (here.channel is Channel.CLOSED) is (self._a.fileno() < 0)
@@ -470,6 +501,8 @@ class Play:
         if there.process is Process.UP and not there.todo:
             assert there.at is self.live_destination.state
             assert there.ended or there.serving is self.there.serving
+        if "destination: load-piece" in move.texts:
+            assert self.there.pieces == 1
         if there.at is Destination.LOADING:
             assert self.there.stream
         if "destination: exits" in move.texts and self.live_destination.state is Destination.FAILED:

@@ -73,6 +73,7 @@ class SourceSide(NamedTuple):
     naming: bool = False  # waits for PID 1's answer
     asked: bool = False  # has sent PID 1 what it wants stored, or removed
     channel: Channel = Channel.OPEN
+    pieces: int = 0  # of tables, that were sent
     registered: bool = False
     migrating: bool = False
 
@@ -145,6 +146,7 @@ class Rules:
 
     source: Table[Source, SourceAction] = field(default_factory=lambda: SOURCE)
     destination: Table[Destination, DestinationAction] = field(default_factory=lambda: DESTINATION)
+    tables: bool = False  # the source has some, and copies them before the freeze
     notify_access: str = "all"
     stops_with_mainpid: bool = True  # PID 1 takes MAINPID= of a unit that stops; 252 does not
     revokes: bool = True  # takeover kills only what the source has struck off
@@ -167,6 +169,8 @@ IMAGE = {"source": "image of the source", "destination": "image of the destinati
 INSURANCE = "insurance"
 EARLY_ACK = "ack of nothing"
 EVERYTHING = "nothing"  # the request to keep nothing
+#: Pieces of tables that a source sends at most.
+PIECES = 1
 _BEFORE_ACK = (Destination.PREPARING, Destination.WAITING, Destination.LOADING)
 
 
@@ -252,18 +256,22 @@ class Model:
         side, heard = world.source, world.to_source[:1]
         read = world._replace(to_source=world.to_source[1:])
         closed = world.destination.process is not Process.UP
-        if side.at in (Source.FROZEN, Source.DECIDING):
+        if side.at in (Source.COPYING, Source.FROZEN, Source.DECIDING):
             if heard:
                 yield self._source_sees(read, self._event(heard[0]))
             elif closed or side.channel is Channel.SHUT:
                 yield self._source_sees(world, Event.HANGUP)
-            if side.at is Source.FROZEN:
+            if side.at is Source.COPYING:
+                if side.pieces < PIECES:
+                    yield self._source_sees(world, Event.PIECE)
+                yield self._source_sees(world, Event.COPIED)
+            if side.at is Source.FROZEN or (side.at is Source.COPYING and side.pieces):
                 yield self._source_sees(world, Event.DEADLINE)
-                if closed and not heard:
-                    yield self._source_sees(world, Event.SUCCESSOR_DEAD)
+            if side.at is not Source.DECIDING and closed and not heard:
+                yield self._source_sees(world, Event.SUCCESSOR_DEAD)
         elif side.at is Source.SERVING and side.migrating and heard != ("migrate",):
             if heard == ("go",):
-                yield self._source_sees(read, Event.GO)
+                yield self._source_sees(read, Event.COPY if self.rules.tables else Event.GO)
             yield Next("source: no Go, kills", _kill(_over(world), "destination", "the source"))
         elif side.at is Source.RETIRED:
             yield self._source_sees(world, Event.DRAINED)
@@ -298,6 +306,15 @@ class Model:
         done = _with(world, "source", todo=rest)
         text = f"source: {action}"
         match action:
+            case SourceAction.RECORD:
+                yield Next(text, done)
+            case SourceAction.SEND_PIECE:
+                failed = _with(done, "source", found=Event.NOT_SENT)
+                yield Next(f"{text} fails", failed, Op("fails", action))
+                if world.destination.process is Process.UP:
+                    sent = _with(done, "source", pieces=side.pieces + 1)
+                    more = (*world.to_destination, "piece")
+                    yield Next(text, sent._replace(to_destination=more))
             case SourceAction.FREEZE:
                 frozen = _with(done, "source", serving=False)
                 yield Next(text, frozen)
@@ -395,7 +412,8 @@ class Model:
                 events.append((Event.HANGUP, world))
         elif side.at is Destination.WAITING and waits:
             if heard:
-                events += [(Event.IMAGE, read), (Event.REFUSED, read)]
+                event = Event.PIECE if heard == ("piece",) else Event.IMAGE
+                events += [(event, read), (Event.REFUSED, read)]
             elif closed:
                 events.append((Event.HANGUP, world))
         elif side.at is Destination.LOADING:
@@ -480,6 +498,11 @@ class Model:
                 yield from self._parks(world, "destination")
             case DestinationAction.EXIT:
                 yield Next(f"{text}s", _exit(done, "destination"))
+            case DestinationAction.LOAD_PIECE:
+                if reads:
+                    yield Next(text, done._replace(to_source=(*world.to_source, "progress")))
+                else:
+                    yield Next(f"{text} fails", _with(done, "destination", found=Event.HANGUP))
             case DestinationAction.LOAD:
                 yield Next(text, done)
 
@@ -779,6 +802,8 @@ def verdict(world: World) -> str:
         return "the source serves after the commit"
     if source.at is Source.COMMITTED and world.destination.at in _BEFORE_ACK:
         return "the source commits, and nobody owns"
+    if source.at is Source.COPYING and not source.serving:
+        return "the source stands still while it copies"
     runs = source.process is Process.UP and not source.todo
     if runs and source.at in (Source.COMMITTED, Source.RETIRED) and not source.retired:
         return "the source touches what has moved"

@@ -245,7 +245,8 @@ def test_fds_for_a_source_are_closed(make: Callable[[int], Bench]) -> None:
         ({"stream": 1}, 1),
         ({"stream": 2}, 2),
         ({"stream": 1, "streams": [1, 2]}, 2),
-        ({"stream": 1, "streams": [2, 3, 4]}, 2),
+        ({"stream": 1, "streams": [1, 2, 3]}, 3),
+        ({"stream": 1, "streams": [3, 4, 5]}, 3),
         ({"stream": 1, "streams": [1, "2", None]}, 1),
     ],
 )
@@ -254,7 +255,7 @@ def test_the_newest_common_version(offered: dict[str, object], agreed: int) -> N
     assert agreed == common_stream(offered)
 
 
-@pytest.mark.parametrize("offered", [{}, {"stream": 3}, {"streams": [3]}, {"streams": "12"}])
+@pytest.mark.parametrize("offered", [{}, {"stream": 4}, {"streams": [4]}, {"streams": "12"}])
 def test_no_common_version(offered: dict[str, object]) -> None:
     with pytest.raises(VarlinkError):
         common_stream(offered)

@@ -92,6 +92,12 @@ def explored() -> Explored:
     return explore(Rules())
 
 
+@pytest.fixture(scope="module")
+def copied() -> Explored:
+    """With tables; one fault, as what comes after the rounds is the same."""
+    return explore(Rules(tables=True), faults=1)
+
+
 def test_there_is_always_one_owner(explored: Explored) -> None:
     """Never do two instances serve; in the end one does, or what it had is in the FD store.
 
@@ -112,9 +118,29 @@ def test_everything_comes_to_an_end(explored: Explored) -> None:
     assert len(ending) == len(explored.origins)
 
 
-def test_every_row_of_the_tables_is_used(explored: Explored) -> None:
+def test_every_row_of_the_tables_is_used(explored: Explored, copied: Explored) -> None:
     """There is no row for what cannot happen."""
-    assert explored.used == {*SOURCE, *DESTINATION}
+    assert explored.used | copied.used == {*SOURCE, *DESTINATION}
+
+
+def test_rounds_of_tables_change_nothing_for_the_owner(copied: Explored) -> None:
+    """The source serves on through all of them, and whatever ends one leaves it as it was."""
+    assert not copied.wrong, copied.trace
+    assert any(world.source.pieces and world.source.serving for world in copied.at_rest)
+    ending = set(copied.at_rest)
+    fresh = set(ending)
+    while fresh:
+        fresh = {w for world in fresh for w in copied.settled.get(world, ())} - ending
+        ending |= fresh
+    assert len(ending) == len(copied.origins)
+
+
+@pytest.mark.matrix
+def test_rounds_of_tables_with_two_faults() -> None:
+    """The same as without tables."""
+    found = explore(Rules(tables=True))
+
+    assert not found.wrong, found.trace
 
 
 def test_the_exploration_reaches_every_outcome(explored: Explored) -> None:

@@ -27,7 +27,7 @@ from upgrader.protocol.later import later
 from upgrader.systemd.journal import JournalOutcome, Priority
 
 if TYPE_CHECKING:
-    from upgrader.aio import replays, two_waits
+    from upgrader.aio import replays, table_rounds, two_waits
     from upgrader.instance import save
     from upgrader.instance.exec_mode import Execution
     from upgrader.instance.live_source import MigrationRequest
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 else:
     two_waits = later("upgrader.aio.two_waits")
     replays = later("upgrader.aio.replays")
+    table_rounds = later("upgrader.aio.table_rounds")
     switchover = later("upgrader.protocol.switchover")
     varlink_types = later("upgrader.protocol.varlink_types")
     wording = later("upgrader.protocol.wording")
@@ -309,6 +310,10 @@ class AsyncioRuntime:
         if not isinstance(request, MigrationRequest):
             await self._execute(request)
             return False
+        if copying := self._parts.source.copy(request, self):
+            await table_rounds.copy_tables(copying, request.sock, self._stop)
+            if not self._parts.source.copied(copying):
+                return False
         await self._come_to_rest(request.sock)
         parameters = self._parts.report.parameters
         migration = self._parts.source.give(

@@ -24,6 +24,7 @@ from upgrader.backends.kind import BackendKind
 from upgrader.blocking.all_connections import ServedConnections
 from upgrader.blocking.handled_connection import BlockingConnection
 from upgrader.blocking.loop_signals import LoopSignals
+from upgrader.blocking.table_rounds import TableRounds
 from upgrader.blocking.two_waits import WaitForWork
 from upgrader.errors import BusyWork
 from upgrader.instance.commit import LoadedInstance
@@ -80,6 +81,7 @@ class BlockingRuntime:
         self._signals = LoopSignals(parts, self._stopped, self._wake_up, self._want_reload)
         self._trusted = float("inf")  # when it is; of `time.monotonic`
         self._selector = selectors.DefaultSelector()
+        self._rounds = TableRounds(parts.source, self._selector)
         self.connections = ServedConnections(parts, self._selector, make_peer)
         self._wake, self._waker = socket.socketpair()
         self._waker.setblocking(False)
@@ -165,7 +167,7 @@ class BlockingRuntime:
                 yield backend
         while True:
             due = [self._trusted] if destination.insurance else []
-            due += [self._wait.until] if self._wait else []
+            due += [self._wait.until] if self._wait else self._rounds.due
             left = max(min(due) - time.monotonic(), 0) if due else None
             for key, events in self._selector.select(left):
                 match key.data:
@@ -177,6 +179,8 @@ class BlockingRuntime:
                         self.connections.accept(connections, key.fileobj)
                     case BlockingConnection() as connection:
                         self.connections.serve(connection, events)
+                    case TableRounds():
+                        pass  # it looks for itself, below
                     case _ if key.fileobj is self._channel:
                         self._hear()
                     case _:
@@ -270,9 +274,16 @@ class BlockingRuntime:
         """Go on with the migration that is wanted, if it is time; True if this instance is over. If
         something still runs after the last try, it is refused."""
         if self._wait is None:
-            if not self._requests:
+            if self._request is None:
+                if not self._requests:
+                    return False
+                self._request = self._requests.popleft()
+                self._rounds.begin(self._request, self)
+            if not self._rounds.over():
                 return False
-            self._request = self._requests.popleft()
+            if not self._rounds.end():
+                self._request = None
+                return False
             parameters = self._parts.report.parameters
             last = time.monotonic() + parameters.migration_timeout / 2  # the rest is for the image
             until = min(last, time.monotonic() + parameters.drain_timeout)
@@ -308,6 +319,7 @@ class BlockingRuntime:
 
     def _end_wait(self) -> MigrationRequest | Execution | None:
         """Returns the request that was waited for."""
+        self._rounds.end()
         if self._wait:
             self._wait.close()
             self._round = self._wait.round

@@ -275,7 +275,13 @@ def watched(migration: Migration) -> str:
 def _migration(each: Migration, now: float | None = None, *, brief: bool = False) -> str:
     """Describe a migration; with `now`, also when it began; if `brief`, without what it moved."""
     if not each.phase.ended:
-        return f"{_name(each)}, {each.phase} for {show_duration(each.seconds)}"
+        text = f"{_name(each)}, {each.phase} for {show_duration(each.seconds)}"
+        if each.round:
+            text += (
+                f": round {each.round} of its tables, {show_bytes(each.copied)} copied,"
+                f" {show_bytes(each.left)} left"
+            )
+        return text
     how = "passed" if each.phase is Phase.PREFLIGHT else each.phase
     text = f"{_name(each)} {how}"
     if now is not None:

@@ -27,11 +27,12 @@ from upgrader.instance.exec_mode import Execution, command
 from upgrader.instance.guard import Guard
 from upgrader.instance.interfaces import Keeper
 from upgrader.instance.lender import Lender
-from upgrader.instance.live_source import MigrationRequest, Successor
+from upgrader.instance.live_source import MigrationRequest
 from upgrader.instance.offer import Offer
 from upgrader.instance.phases import News
 from upgrader.instance.self_description import Describer
 from upgrader.instance.self_report import SelfReport
+from upgrader.instance.successor import Successor
 from upgrader.instance.turns import Settled
 from upgrader.protocol import channel, records
 from upgrader.protocol.fd import Fd

@@ -88,7 +88,8 @@ class DeclaredState(Generic[T]):
 
     def retire(self, given: SavedState | None = None) -> None:
         """Make the live object read-only: another instance owns it, as it was `given` away."""
-        if given and given.version == self.description.version and len(given.data) <= _COMPARED:
+        same = given and given.version == self.description.version and not given.tables
+        if given and same and len(given.data) <= _COMPARED:
             self._given = given.data
         if self._value is not None:
             retire(self._value)

@@ -20,6 +20,7 @@ from upgrader.errors import ChannelError, PreflightPassed, ProtocolError, Upgrad
 from upgrader.instance.fork_guard import Fence
 from upgrader.instance.lent_sockets import Borrowed
 from upgrader.protocol import channel, image, interpreter, records
+from upgrader.protocol.fd import Fd
 from upgrader.protocol.switchover import Destination, Event
 from upgrader.protocol.takeover_line import Said, Word, encode, encode_1
 from upgrader.protocol.varlink import INTERFACE, VarlinkError
@@ -68,6 +69,9 @@ class LiveDestination:
         self._sock.settimeout(timeout)
         self._stream = records.VERSIONS[0]
         self._image: channel.ReceivedImage | None = None
+        self._piece = Fd(-1)
+        self._pieces = 0  # of tables, that have come
+        self.on_piece: Callable[[Fd], None] = lambda piece: None  #: loads it
         self.on_image: Callable[[channel.ReceivedImage], None] = lambda stream: None  #: loads it
         self.on_owner: Callable[[], None] = lambda: None  #: serves
         self._error: BaseException = ChannelError("no reason was given")
@@ -114,10 +118,15 @@ class LiveDestination:
         self._run(self._takeover_gone() if alone else self._not_sent(Event.HANGUP, why))
         raise self._error
 
-    def take(self, offer: dict[str, Any], load: Callable[[channel.ReceivedImage], None]) -> None:
-        """Negotiate with `offer`, and have `load` take the image; raises why it cannot be had:
-        ChannelError, ProtocolError, or whatever `load` raises."""
-        self.on_image = load
+    def take(
+        self,
+        offer: dict[str, Any],
+        load: Callable[[channel.ReceivedImage], None],
+        load_piece: Callable[[Fd], None],
+    ) -> None:
+        """Negotiate with `offer`, and have `load` take the image, and `load_piece` each piece of a table
+        before it; raises why it cannot be had: ChannelError, ProtocolError, or whatever these raise."""
+        self.on_image, self.on_piece = load, load_piece
         self._run(self._negotiate(offer))
         while self.state is Destination.WAITING:
             self._run(self.next_event())
@@ -159,7 +168,11 @@ class LiveDestination:
         if not ready:
             return self._not_sent(Event.REFUSED, "the image did not come in time")
         try:
-            self._image = channel.receive_image(self._sock)
+            first = channel.receive(self._sock, peek=False, wait=True)
+            if first and isinstance(first[0], records.TablePiece):
+                self._piece = self._take_piece(first[0], first[1])
+                return Event.PIECE
+            self._image = channel.receive_image(self._sock, first)
         except (UpgradeError, OSError) as error:
             if self._is_closed():
                 return self._not_sent(Event.HANGUP, str(error))
@@ -184,6 +197,21 @@ class LiveDestination:
         try:
             self._send(records.Go(), wait=True)
         except OSError as error:
+            return self._not_sent(Event.HANGUP, str(error))
+        return None
+
+    def load_piece(self) -> Event | None:
+        """LOAD_PIECE, and say so: the source sends no more than it can load."""
+        try:
+            with self._piece as piece:
+                self.on_piece(piece)
+        except Exception as error:
+            return self._failed(Event.REFUSED, error)
+        self._pieces += 1
+        self._give_up = self._clock() + self._timeout
+        try:
+            self._send(records.Progress(self._pieces), wait=True)
+        except (UpgradeError, OSError) as error:
             return self._not_sent(Event.HANGUP, str(error))
         return None
 
@@ -256,6 +284,15 @@ class LiveDestination:
     def _run(self, event: Event | None) -> None:
         while event is not None:
             event = self.side.feed(event)
+
+    def _take_piece(self, record: records.TablePiece, fds: list[Fd]) -> Fd:
+        """The FD of the next piece; raises ProtocolError for anything else."""
+        if record.number != self._pieces or len(fds) != 1 or self._stream < 3:
+            for fd in fds:
+                fd.close()
+            why = f"number {record.number} with {len(fds)} FDs, after {self._pieces}"
+            raise ProtocolError("piece of a table", why)
+        return fds[0]
 
     def _negotiate(self, offer: dict[str, Any]) -> Event:
         try:

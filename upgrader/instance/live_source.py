@@ -7,9 +7,6 @@ in its `Steps`.
 
 import contextlib
 import logging
-import os
-import select
-import signal
 import socket
 import threading
 import time
@@ -20,53 +17,17 @@ from typing import Protocol
 
 from upgrader.codes import Code
 from upgrader.errors import BusyWork, UpgradeError
+from upgrader.instance.successor import SuccessorProcess, first_ready
 from upgrader.protocol import channel, image, interpreter, records
 from upgrader.protocol.fd import Fd
 from upgrader.protocol.identity import HasFileno
 from upgrader.protocol.kinds import Kind
 from upgrader.protocol.switchover import Event, Source
+from upgrader.protocol.table_pieces import Piece
 
 #: Seconds before PID 1 is told once more who its main process is.
 _AGAIN = 0.1
 _log = logging.getLogger("upgrader")
-
-
-class SuccessorProcess(Protocol):
-    """The process of the destination."""
-
-    pid: int
-
-    @property
-    def alive(self) -> bool:
-        """Whether it still runs."""
-
-    def fileno(self) -> int:
-        """Readable once it has ended."""
-
-    def kill(self) -> None:
-        """End it; whether that works decides nothing."""
-
-
-class Successor:
-    """The process that takeover registered, held by pidfd, so that its number cannot be reused."""
-
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-        self._pidfd = Fd(os.pidfd_open(pid))
-
-    @property
-    def alive(self) -> bool:
-        """Whether it still runs."""
-        return not _first_ready(0, self._pidfd)
-
-    def fileno(self) -> int:
-        """Readable once it has ended."""
-        return self._pidfd.fileno()
-
-    def kill(self) -> None:
-        """Make sure that it does not linger; whether it works decides nothing."""
-        with contextlib.suppress(OSError):
-            signal.pidfd_send_signal(self._pidfd.fileno(), signal.SIGKILL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +41,12 @@ class MigrationRequest:
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A frozen instance: the image of all of it, and its FDs."""
+    """A frozen instance: the image of all of it, its FDs, and the last pieces of tables that come before
+    it."""
 
     manifest: image.Manifest
     fds: Sequence[HasFileno]
+    pieces: Sequence[Piece] = ()
 
     def forget_secrets(self) -> None:
         """Close the memory in which secrets have crossed: nobody reads it here."""
@@ -96,6 +59,9 @@ class Built:
 class Steps(Protocol):
     """What the actions of the table mean for the instance. Between `freeze` and `resume` or
     `retire` nothing else of it may run."""
+
+    def record(self) -> None:
+        """From here on, record what changes in tables."""
 
     def freeze(self) -> Built:
         """Take everything to the image; raises UpgradeError or OSError, and nothing has changed."""
@@ -147,8 +113,11 @@ class LiveSource:
         self._limit = limit
         self._beat = beat
         self._clock = clock
+        self._timeout = timeout
         self._last = clock() + timeout
         self._deadline = min(self._last, clock() + limit)
+        self.piece: Piece | None = None  #: the next to be sent
+        self._pieces = self._loaded = 0  # that are sent, and that the destination has loaded
         self._built: Built | None = None
         self._sent: records.Ack | None = None  # what acknowledges the image, once all of it is out
         self._ledger: Fd | None = None
@@ -166,7 +135,7 @@ class LiveSource:
     def give(self) -> Source:
         """From Go to the decision; returns SERVING or COMMITTED. Nothing else of the instance may
         run meanwhile."""
-        event = Event.GO
+        event = Event.COPIED if self.state is Source.COPYING else Event.GO
         while True:
             found = self.side.feed(event)
             if self.state not in (Source.FROZEN, Source.DECIDING):
@@ -182,22 +151,25 @@ class LiveSource:
         """Wait for what happens next: on the channel, to the destination, or at PID 1."""
         if self.state is Source.COMMITTED:
             return self.told.result()
-        while True:
+        while (event := self.look()) is None:
             left = self._deadline - self._clock()
-            # Also where something has come: a destination must not hold this one by talking.
-            if left <= 0 and self.state is Source.FROZEN:
-                return self._because(
-                    Event.DEADLINE,
-                    Code.NOT_READY_IN_TIME,
-                    f"no progress within {self._limit:.1f} s",
-                )
-            if _first_ready(0, self._sock):
-                break
-            if not self._request.successor.alive:
-                # A process that it has forked may hold the channel open: no end is to be seen.
-                return self._ended(Event.SUCCESSOR_DEAD)
-            _first_ready(min(left, self._beat), self._sock, self._request.successor)
+            first_ready(min(left, self._beat), self._sock, self._request.successor)
             self._steps.wake()
+        return event
+
+    def look(self) -> Event | None:
+        """What has happened on the channel or to the destination, if anything has."""
+        # Also where something has come: a destination must not hold this one by talking.
+        waits = self.state is Source.FROZEN or (self.state is Source.COPYING and self.in_flight)
+        if waits and self._deadline <= self._clock():
+            why = f"no progress within {self._limit:.1f} s"
+            if self.state is Source.COPYING:
+                why = "its tables are not loaded within half of migration-timeout"
+            return self._because(Event.DEADLINE, Code.NOT_READY_IN_TIME, why)
+        if not first_ready(0, self._sock):
+            # A process that it has forked may hold the channel open: no end is to be seen.
+            alive = self._request.successor.alive
+            return None if alive else self._ended(Event.SUCCESSOR_DEAD)
         try:
             item = channel.receive(self._sock, peek=False)
         except UpgradeError as error:
@@ -212,6 +184,11 @@ class LiveSource:
             fd.close()
         return self._read(record)
 
+    @property
+    def in_flight(self) -> int:
+        """How many pieces of tables the destination has not loaded yet."""
+        return self._pieces - self._loaded
+
     def _read(self, record: records.Record) -> Event:
         match record:
             case records.Ack():
@@ -219,7 +196,12 @@ class LiveSource:
                     return Event.ACK
                 why = "the destination acknowledges what it was not sent"
                 return self._because(Event.UNREADABLE, Code.UNKNOWN, why)
-            case records.Progress():
+            case records.Progress(loaded):
+                if self.state is Source.COPYING:
+                    if not self._loaded < loaded <= self._pieces:
+                        why = f"the destination has loaded {loaded} pieces of {self._pieces}"
+                        return self._because(Event.UNREADABLE, Code.UNKNOWN, why)
+                    self._loaded = loaded
                 return Event.PROGRESS
             case records.Abort(reason, code):
                 self.reason = reason
@@ -230,8 +212,30 @@ class LiveSource:
 
     # The actions
 
+    def record(self) -> Event | None:
+        """RECORD."""
+        self._steps.record()
+        return self.extend()
+
+    def send_piece(self) -> Event | None:
+        """SEND_PIECE: it waits for nothing, as the instance serves."""
+        assert self.piece
+        if not self.in_flight:
+            self.extend()
+        try:
+            self._send_piece(self.piece)
+        except (UpgradeError, OSError) as error:
+            return self.not_sent(error)
+        return None
+
+    def not_sent(self, error: Exception) -> Event:
+        """What it means that a piece could not be made or sent."""
+        return self._because(Event.NOT_SENT, Code.SOURCE_FAILED, str(error))
+
     def freeze(self) -> Event | None:
         """FREEZE: nothing can be sent if that fails."""
+        self._last = self._clock() + self._timeout
+        self._deadline = min(self._last, self._clock() + self._limit)
         try:
             self._built = self._steps.freeze()
         except (UpgradeError, OSError) as error:
@@ -245,6 +249,9 @@ class LiveSource:
         manifest = self._built.manifest
         try:
             self._ledger = channel.new_ledger()
+            self._sock.settimeout(self._limit)
+            for piece in self._built.pieces:
+                self._send_piece(piece, wait=True)
             with image.seal(manifest) as memfd:
                 checksum = image.checksum(memfd)
                 channel.send_image(
@@ -258,15 +265,16 @@ class LiveSource:
                     timeout=self._last - self._clock(),
                 )
         except (UpgradeError, OSError) as error:
-            return self._because(Event.NOT_SENT, Code.SOURCE_FAILED, str(error))
+            return self.not_sent(error)
         finally:
             self._built.forget_secrets()
         self._sent = records.Ack(manifest.generation, checksum)
         return self.extend()
 
     def extend(self) -> Event | None:
-        """EXTEND: the limit counts anew, `timeout` does not."""
-        self._deadline = min(self._last, self._clock() + self._limit)
+        """EXTEND: the limit counts anew, `timeout` does not; it is half of that while nobody waits."""
+        limit = self._timeout / 2 if self.state is Source.COPYING else self._limit
+        self._deadline = min(self._last, self._clock() + limit)
         return None
 
     def shut(self) -> Event | None:
@@ -334,6 +342,11 @@ class LiveSource:
 
     # Inside
 
+    def _send_piece(self, piece: Piece, *, wait: bool = False) -> None:
+        record = records.TablePiece(self._pieces)
+        channel.send(self._sock, record, [piece.memfd], version=self._request.stream, wait=wait)
+        self._pieces += 1
+
     def _close(self) -> None:
         self._sock.close()
         if self._ledger:
@@ -379,11 +392,3 @@ class LiveSource:
         if not self.reason:
             self.code, self.reason = code, reason
         return event
-
-
-def _first_ready(timeout: float, *owners: HasFileno) -> bool:
-    """Whether one has something to read, or an end to be seen, within `timeout` seconds."""
-    poll = select.poll()
-    for owner in owners:
-        poll.register(owner.fileno(), select.POLLIN)
-    return bool(poll.poll(max(timeout, 0) * 1000))

@@ -7,6 +7,7 @@ any kind, this process killed included, leaves the image as it was for the next 
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
@@ -37,7 +38,14 @@ if TYPE_CHECKING:
     from upgrader.instance.declarations import Declarations
     from upgrader.instance.interfaces import Closeable
     from upgrader.instance.live_destination import LiveDestination
-    from upgrader.protocol import connection_secrets, identity, image, records, state_shape
+    from upgrader.protocol import (
+        connection_secrets,
+        identity,
+        image,
+        records,
+        state_shape,
+        table_reader,
+    )
     from upgrader.protocol.channel import ReceivedImage
     from upgrader.protocol.parameters import Parameters
 else:
@@ -51,6 +59,7 @@ else:
     image = later("upgrader.protocol.image")
     records = later("upgrader.protocol.records")
     state_shape = later("upgrader.protocol.state_shape")
+    table_reader = later("upgrader.protocol.table_reader")
 
 _NAMED = 20  # items of one kind that are named in the log before only their number is
 _LONGEST = 200  # characters of a reason that is counted
@@ -115,7 +124,9 @@ class Loader:
             for declared in self._declarations.states.values():
                 declared.description.prepare()
             self._migration.take(
-                self.offer(), lambda stream: received.update(self._load_image(stream, Origin.LIVE))
+                self.offer(),
+                lambda stream: received.update(self._load_image(stream, Origin.LIVE)),
+                self._tables.add,
             )
             self._loaded.migration = self._migration
         elif channel:
@@ -170,8 +181,19 @@ class Loader:
             },
             "tls": {name: each.trust for name, each in declared.moving_tls().items()},
             "speak_tls": [name for name, each in declared.protocols.items() if each.tls],
+            "tables": {
+                f"{name}.{field}": table_reader.oldest_version(known.description)
+                for name, known in declared.states.items()
+                for field in known.description.tables
+            },
             "withheld": sorted(n for n in declared.names if not self._parameters.transfers(n)),
         }
+
+    @functools.cached_property
+    def _tables(self) -> table_reader.TableReader:
+        """What comes of tables before an image, or with it."""
+        states = self._declarations.states
+        return table_reader.TableReader({n: each.description for n, each in states.items()})
 
     def _load_image(
         self, stream: ReceivedImage, origin: Origin
@@ -185,6 +207,9 @@ class Loader:
         if self._executed:  # what was before the execve(2) cannot give up its insurance any more
             older = StoreName(Stored.INSURANCE, str(manifest.generation - 1))
             self._loaded.unwanted.append(older)
+        for entry, fd in zip(manifest.entries, stream.fds, strict=False):
+            if entry.kind == Kind.TABLE:
+                self._tables.add(fd)
         self._load_states(manifest)
         if self._unpassed:
             self._declarations.activated = list(manifest.activated or ())
@@ -198,7 +223,7 @@ class Loader:
         )  # fmt: skip
         self._opened += stream.fds
         for index, entry in single:
-            if index >= len(stream.fds) or entry.kind == Kind.SECRETS:
+            if index >= len(stream.fds) or entry.kind in (Kind.SECRETS, Kind.TABLE):
                 continue
             fd = stream.fds[index]
             if entry.kind == Kind.PASSED:
@@ -253,7 +278,7 @@ class Loader:
             origin,
             manifest.generation,
             len(stream.fds),
-            os.fstat(stream.image.fileno()).st_size,
+            os.fstat(stream.image.fileno()).st_size + self._tables.bytes,
             len(left),
             dropped=tuple(dropped[:_LISTED]),
             unsaved=tuple(name for name in manifest.unsaved or () if name in known),
@@ -275,7 +300,7 @@ class Loader:
             raise ImageError("image", f"{len(manifest.entries)} entries, {stream.announced} FDs")
         _check_unique([f"state {saved.name!r}" for saved in manifest.states])
         moved = {e.backend: e for e in manifest.entries if e.connection is not None}
-        own = [e for e in single if e.kind not in (Kind.PASSED, Kind.SECRETS)]
+        own = [e for e in single if e.kind not in (Kind.PASSED, Kind.SECRETS, Kind.TABLE)]
         _check_unique([str(entry) for entry in own if not entry.is_declared_by_kind])
         declared = self._declarations
         unclaimed = {  # what it is called in messages: the name it is declared under
@@ -335,6 +360,8 @@ class Loader:
                 self._migration.progress(0)
             if declared := self._declarations.states.get(saved.name):
                 value, unknown = load(declared.cls, saved)
+                if saved.tables:
+                    unknown += self._tables.fill(saved, value)
                 declared.fill(value)
                 if unknown:
                     self._dropped.setdefault(declared.description.item, set()).update(unknown)

@@ -18,13 +18,18 @@ from upgrader.protocol.state import check_readable
 from upgrader.protocol.state_shape import name_some
 from upgrader.protocol.varlink import VarlinkError, invalid, refused
 
+#: The version of the stream from which on pieces of tables come before the image.
+_TABLES = 3
+
 
 @dataclass(frozen=True, slots=True)
 class Offer:
     """`made`: there is a destination; `readers`: the states that it can read; `takes_passed`: it takes what PID 1 would pass to a start
     besides; `withheld`: backends that it does not take; `stream`: the newest version of the stream that
     both sides speak; `tls`: the listeners whose TLS connections it takes, and what decides there which
-    certificates of clients are trusted; `speak_tls`: those where a library speaks TLS, and nothing else."""
+    certificates of clients are trusted; `speak_tls`: those where a library speaks TLS, and nothing else;
+    `tables`: for each table that it takes in rounds, as
+    "STATE.FIELD", the oldest version of the state of which it does."""
 
     readers: Readers = field(default_factory=Readers)
     takes_passed: bool = False
@@ -32,6 +37,7 @@ class Offer:
     stream: int = records.VERSIONS[0]
     tls: Mapping[str, str] = field(default_factory=dict)
     speak_tls: frozenset[str] = frozenset()
+    tables: Mapping[str, int] = field(default_factory=dict)
     made: bool = False
 
     @classmethod
@@ -91,7 +97,10 @@ class Offer:
         except msgspec.ValidationError as error:
             raise invalid("speak_tls") from error
         taken = frozenset(str(name) for name in withheld)
-        return cls(readers, takes_passed, taken, stream, tls, speak, made=True)
+        tables = _versions("tables", parameters.get("tables") or {})
+        if stream < _TABLES:
+            tables = {}
+        return cls(readers, takes_passed, taken, stream, tls, speak, tables, made=True)
 
     def reader(self, listener: str) -> int | None:
         """The version of what goes with connections of a listener that it can read, 0 if it does not
@@ -104,7 +113,7 @@ def _check_format(parameters: Mapping[str, Any], moving: Mapping[str, DeclaredBa
     offered = parameters.get("images") or [parameters.get("image")]  # version 0.1.0 says only one
     if not isinstance(offered, list):
         raise invalid("images")
-    wanted = image.FORMATS[-1 if moving else 0]
+    wanted = image.FORMATS[1 if moving else 0]
     if wanted not in offered:
         what = name_some([each.item for each in moving.values()]) or "the image"
         raise refused(

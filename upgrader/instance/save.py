@@ -4,11 +4,14 @@
 Saving changes and destroys nothing: until PID 1 holds the channel, this instance can go on.
 """
 
+from __future__ import annotations
+
 import logging
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from socket import socket
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -27,6 +30,9 @@ from upgrader.protocol.tls_state import TlsSecrets, TlsState
 from upgrader.systemd.bus import Bus
 from upgrader.systemd.fdstore import FdStore, Stored, StoreName
 from upgrader.systemd.own_unit import TIMEOUT
+
+if TYPE_CHECKING:
+    from upgrader.instance.rounds import Rounds
 
 _TLS, _NEVER_LEFT = "TLS connection", "its secrets are never left with systemd"
 _log = logging.getLogger("upgrader")
@@ -73,6 +79,7 @@ def build(
     beyond: Sequence[tuple[str, HasFileno]] = (),
     withheld: Container[str] = (),
     held_at: int | None = None,
+    rounds: Rounds | None = None,
 ) -> tuple[image.Manifest, list[HasFileno]]:
     """The manifest of this instance as it stands now, and the FDs in its order.
 
@@ -81,7 +88,8 @@ def build(
     `partial`: a state that cannot be saved is left behind, because nobody can serve on with it.
     `beyond`: what PID 1 would pass to a start besides, by its FDNAME, as the last entries. `withheld`:
     backends of other kinds than sockets that do not move. `held_at`: since when nobody is served, in
-    nanoseconds of CLOCK_MONOTONIC, if that is not now.
+    nanoseconds of CLOCK_MONOTONIC, if that is not now. `rounds`: what has copied tables, which are not
+    in the manifest then.
 
     Raises UnsavableState for a state that cannot be saved, BackendError for a backend that cannot be
     described, OSError for a closed FD.
@@ -102,7 +110,7 @@ def build(
         kind = backend.kind.kind
         entries += [image.ManifestEntry(name, kind, identify(fd)) for fd in backend.fds]
         fds += backend.fds
-    states = saving.states(declarations, readers)
+    states = saving.states(declarations, readers, rounds)
     sessions = _Sessions(declarations, readers, saving)
     over_tls = [frozen for frozen in connections if frozen.tls]
     if over_tls:  # the last ones: what is left with PID 1 ends before them
@@ -164,11 +172,16 @@ class _Saving:
         self.unsaved: list[str] = []  # states
         self._partial = partial
 
-    def states(self, declarations: Declarations, readers: Readers) -> list[SavedState]:
+    def states(
+        self, declarations: Declarations, readers: Readers, rounds: Rounds | None
+    ) -> list[SavedState]:
         """All states that can be saved."""
         saved = []
         for name, declared in declarations.states.items():
             try:
+                if rounds and (lean := rounds.save(name, declared)):
+                    saved.append(lean)
+                    continue
                 state = save(declared.value)
             except UnsavableState as error:
                 if not self._partial:
@@ -262,9 +275,15 @@ def keep(
 
 
 def park(
-    manifest: image.Manifest, fds: Sequence[HasFileno], name: StoreName, store: FdStore, unit: str
+    manifest: image.Manifest,
+    fds: Sequence[HasFileno],
+    name: StoreName,
+    store: FdStore,
+    unit: str,
+    *,
+    whole: bool = False,
 ) -> Saved:
-    """Park an image in the FD store under `name`.
+    """Park an image in the FD store under `name`. `whole`: it is worth nothing with less than all FDs.
 
     Raises UpgradeError or OSError when it cannot be done; nothing is lost then, and nothing of it
     is left in the FD store.
@@ -276,7 +295,13 @@ def park(
         push(store, unit, names[-1], reader)
 
     try:
-        return carry(manifest, fds, keep)
+        saved = carry(manifest, fds, keep)
+        if whole and saved.fds < len(fds):
+            raise ChannelError(
+                f"only {saved.fds} of {len(fds)} FDs could be parked",
+                remedy="raise LimitNOFILE= of this service",
+            )
+        return saved
     except BaseException:
         store.remove(*names)
         raise
@@ -298,10 +323,13 @@ def carry(
 
 
 def insurance(
-    manifest: image.Manifest, fds: Sequence[HasFileno], once: Container[str] = ()
+    manifest: image.Manifest,
+    fds: Sequence[HasFileno],
+    once: Container[str] = (),
+    pieces: Sequence[Fd] = (),
 ) -> tuple[image.Manifest, list[HasFileno]]:
     """What of an image may be replayed after the next instance has served: no connection, and none of
-    the backends whose facts hold only `once`.
+    the backends whose facts hold only `once`. `pieces`: those of tables, the very memfds.
 
     A connection that has gone on since would get bytes twice, and its duplicate in a parked queue
     would hide from the client that it was closed.
@@ -318,7 +346,8 @@ def insurance(
         manifest, entries=entries, left_behind=[], earlier=msgspec.UNSET,
         backends=described or msgspec.UNSET,
     )  # fmt: skip
-    return lean, [fds[i] for i in kept]
+    entries += [image.ManifestEntry("table", Kind.TABLE, identify(piece)) for piece in pieces]
+    return lean, [*(fds[i] for i in kept), *pieces]
 
 
 def lasting(

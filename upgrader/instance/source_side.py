@@ -29,16 +29,22 @@ from upgrader.systemd.journal import JournalOutcome, Priority
 from upgrader.systemd.listen_fds import own_number
 
 if TYPE_CHECKING:  # loaded by the instances that migrate live
-    from upgrader.instance import save
+    import msgspec
+
+    from upgrader.instance import rounds, save
+    from upgrader.instance.copying import Copying
     from upgrader.instance.exec_mode import Execution
     from upgrader.instance.interfaces import Loop
-    from upgrader.instance.live_source import Built, LiveSource, MigrationRequest
-    from upgrader.protocol import identity, image, phase, switchover
+    from upgrader.instance.live_source import LiveSource, MigrationRequest
+    from upgrader.protocol import identity, image, phase, state, switchover
     from upgrader.protocol.fd import Fd
     from upgrader.systemd import own_unit
 else:
+    msgspec = later("msgspec")
     phase = later("upgrader.protocol.phase")
+    rounds = later("upgrader.instance.rounds")
     save = later("upgrader.instance.save")
+    state = later("upgrader.protocol.state")
     image = later("upgrader.protocol.image")
     identity = later("upgrader.protocol.identity")
     switchover = later("upgrader.protocol.switchover")
@@ -68,13 +74,13 @@ class SourceSide:
         self.outlive: list[Fd] = []  #: pidfds of processes that do not end with this one
         self._held_at: int | None = None
         self._deadline = self._killed = float("inf")  # of a stop: all is held, PID 1 sends SIGKILL
-        self._report = report
-        self._declarations = report.declarations
-        self._store = store
-        self._answering = answering
-        self._destination = destination
+        self.report = report
+        self.declarations = report.declarations
+        self.store = store
+        self.answering = answering
+        self.destination = destination
         self._migration: LiveSource | None = None
-        self._watchdog = watchdog_span(environment, own_number(environment))
+        self.watchdog = watchdog_span(environment, own_number(environment))
 
     @property
     def held(self) -> bool:
@@ -88,23 +94,57 @@ class SourceSide:
 
     # To another process, or to what this one becomes
 
+    def copy(self, request: MigrationRequest, loop: Loop) -> Copying | None:
+        """Begin to copy tables to a destination that is ready, while this instance serves; None if
+        there are none that it takes in rounds."""
+        from upgrader.instance.copying import Copying
+
+        negotiation = self.answering.negotiation
+        copied = rounds.Rounds.of(self.declarations, negotiation.offer) if negotiation else None
+        if copied is None:
+            return None
+        parameters = self.report.parameters
+        self._migration = migration = self._begin(request, loop, copied)
+        migration.side.feed(switchover.Event.COPY)
+        return Copying(
+            migration, copied, limit=parameters.downtime_limit,
+            timeout=parameters.migration_timeout / 2, bandwidth=parameters.max_bandwidth,
+            tell=lambda copied: self.report.progress.enter(
+                phase.Phase.COLLECTING, round=copied.round, copied=copied.bytes, left=copied.left
+            ),
+        )  # fmt: skip
+
+    def copied(self, copying: Copying) -> bool:
+        """Nothing more is copied while this instance serves: whether the freeze may come. If not, it
+        serves on, and has said why."""
+        if copying.event and self._migration:
+            self._migration.side.feed(copying.event)
+            self._migration = None
+        return copying.event is None
+
+    def _begin(
+        self, request: MigrationRequest, loop: Loop, copied: rounds.Rounds | None = None
+    ) -> LiveSource:
+        from upgrader.instance.live_source import LiveSource
+        from upgrader.instance.source_steps import SourceSteps
+
+        parameters = self.report.parameters
+        return LiveSource(
+            request,
+            SourceSteps(self, loop, copied),
+            limit=parameters.downtime_limit,
+            timeout=parameters.migration_timeout,
+            beat=self.watchdog / 2 if self.watchdog else float("inf"),
+        )
+
     def give(self, request: MigrationRequest, loop: Loop) -> LiveSource:
         """Give everything to a destination that is ready, up to its Ack, or serve on.
 
         Run where nothing else of this instance runs. Afterwards it is SERVING, or COMMITTED: then
         its next events are still to be fed.
         """
-        from upgrader.instance.live_source import LiveSource
-
-        report = self._report
-        report.standing = Standing.MIGRATING
-        self._migration = migration = LiveSource(
-            request,
-            _Steps(self, loop),
-            limit=report.parameters.downtime_limit,
-            timeout=report.parameters.migration_timeout,
-            beat=self._watchdog / 2 if self._watchdog else float("inf"),
-        )
+        self.report.standing = Standing.MIGRATING
+        self._migration = migration = self._migration or self._begin(request, loop)
         with no_collection():
             if migration.give() is switchover.Source.SERVING:
                 self._migration = None
@@ -124,7 +164,7 @@ class SourceSide:
         """
         from upgrader.instance.exec_mode import ExecutionError, become
 
-        report = self._report
+        report = self.report
         report.standing = Standing.MIGRATING
         report.progress.enter(phase.Phase.FROZEN)
         command = execution.command
@@ -133,14 +173,14 @@ class SourceSide:
             with no_collection():
                 frozen, busy = loop.freeze()
                 secrets = save.secrets(report.generation, frozen)
-                manifest, fds = self._build(frozen, busy)
+                manifest, fds = self.build(frozen, busy)
                 for item in manifest.left_behind[:20]:
                     _log.warning("left behind: %s of %r: %s", item.what, item.backend, item.why)
                 message = f"generation {report.generation} becomes {' '.join(command.arguments)}"
                 report.tell(Priority.INFO, "source", "migrate", JournalOutcome.DONE, message)
                 name = StoreName(Stored.CHANNEL, str(report.generation))
-                store = self._store if report.supervised else None
-                beyond = self._declarations.beyond_image()
+                store = self.store if report.supervised else None
+                beyond = self.declarations.beyond_image()
                 beyond += [(str(name), fd) for name, fd in secrets]
                 become(execution, manifest, fds, beyond, name, store, report.unit)
         except (UpgradeError, OSError) as error:
@@ -149,10 +189,10 @@ class SourceSide:
                 code = error.code
             if manifest:
                 self.guard(manifest)
-            execution.failed.set_result(self._serve_on(code, str(error)))
+            execution.failed.set_result(self.serve_on(code, str(error)))
             loop.resume()
 
-    def _build(
+    def build(
         self,
         frozen: Sequence[save.Frozen],
         busy: Sequence[image.LeftBehind],
@@ -160,31 +200,33 @@ class SourceSide:
         *,
         partial: bool = False,
         beyond: Sequence[tuple[str, identity.HasFileno]] = (),
+        copied: rounds.Rounds | None = None,
     ) -> tuple[image.Manifest, list[identity.HasFileno]]:
         """`readers`: what the destination has said that it can read; `partial`: leave behind what
-        cannot be saved; `beyond`: what PID 1 would pass to a start besides, by its FDNAME."""
-        report = self._report
+        cannot be saved; `beyond`: what PID 1 would pass to a start besides, by its FDNAME; `copied`:
+        what has copied tables."""
+        report = self.report
         return save.build(
-            self._declarations, report.generation, report.version, frozen, busy, report.overrides,
+            self.declarations, report.generation, report.version, frozen, busy, report.overrides,
             readers or save.Readers(), partial=partial, beyond=beyond, withheld=self._withheld(),
-            held_at=self._held_at,
+            held_at=self._held_at, rounds=copied,
         )  # fmt: skip
 
     def _withheld(self) -> list[str]:
         """The backends that are no sockets and do not move."""
-        return [n for n in self._declarations.backends if not self._answering.crosses(n)]
+        return [n for n in self.declarations.backends if not self.answering.crosses(n)]
 
     def guard(self, manifest: image.Manifest) -> None:
         """Nothing was given away: what the other process may have changed is set again."""
         for name, described in (manifest.backends or {}).items():
-            self._declarations.backends[name].serve_on(described)
+            self.declarations.backends[name].serve_on(described)
 
-    def _serve_on(self, code: Code, why: str) -> str:
+    def serve_on(self, code: Code, why: str) -> str:
         """Report that nothing was given away; returns why, as it is told."""
-        assert self._answering.negotiation is not None
-        report = self._report
+        assert self.answering.negotiation is not None
+        report = self.report
         report.standing = Standing.SERVING
-        code, reason = self._answering.negotiation.over(code, why)
+        code, reason = self.answering.negotiation.over(code, why)
         message = f"generation {report.generation} serves on: {reason}"
         if code is Code.PREFLIGHT_PASSED:
             report.tell(Priority.INFO, "source", "migrate", JournalOutcome.DONE, message)
@@ -202,17 +244,17 @@ class SourceSide:
         `failed`: this instance ends by itself, with a failure. Two seconds, or a
         fifth, of TimeoutStopSec= are kept for parking itself, before PID 1 sends SIGKILL.
         """
-        report = self._report
+        report = self.report
         report.standing = Standing.STOPPING
-        self._destination.wait_settled()
+        self.destination.wait_settled()
         stop = own_unit.StopJob(own_unit.StopReason.STOP, float("inf"))
         if report.supervised:
-            with self._destination.lent():
+            with self.destination.lent():
                 stop = own_unit.ask(report.unit, failed=failed or self.ends_failed)
             if failed or (self.ends_failed and stop.reason is own_unit.StopReason.NO_JOB):
                 self.exit_status = 1
             deaf = stop.reason is own_unit.StopReason.UNKNOWN and report.bus_hidden
-            if deaf and not failed and not self._answering.restart_announced:
+            if deaf and not failed and not self.answering.restart_announced:
                 stop = stop.replace(reason=own_unit.StopReason.STOP)
         with contextlib.suppress(UpgradeError):
             report.notifier.send("STOPPING=1")
@@ -236,9 +278,9 @@ class SourceSide:
         Run where nothing else of this instance accepts connections: what is given back here is taken
         by nobody else.
         """
-        report = self._report
-        self._answering.close()
-        self._destination.give_back()
+        report = self.report
+        self.answering.close()
+        self.destination.give_back()
         why = "it did not end within drain-timeout, and is cut"
         busy = [*busy, *(image.LeftBehind(name, "turn", why) for name in turns)]
         secrets: list[tuple[StoreName, Fd]] = []
@@ -246,16 +288,16 @@ class SourceSide:
             with no_collection():
                 secrets = save.secrets(report.generation, connections)
                 for name, fd in secrets:
-                    self._store.push(name, fd)
-                manifest, fds = self._build(connections, busy, partial=True)
+                    self.store.push(name, fd)
+                manifest, fds = self.build(connections, busy, partial=True)
                 outcome = save.keep(
-                    manifest, fds, self._store, report.unit,
+                    manifest, fds, self.store, report.unit,
                     one_by_one=report.parameters.mechanism is Mechanism.FD_STORE,
-                    there={n for n, b in self._declarations.backends.items() if b.kind.persistent},
+                    there={n for n, b in self.declarations.backends.items() if b.kind.persistent},
                 )  # fmt: skip
         except (UpgradeError, OSError) as error:
             with contextlib.suppress(UpgradeError):
-                self._store.remove(*(name for name, _ in secrets))
+                self.store.remove(*(name for name, _ in secrets))
             message = f"nothing could be parked, draining instead: {error}"
             report.tell(Priority.ERR, "source", "park", JournalOutcome.FAILED, message)
             return False
@@ -268,8 +310,8 @@ class SourceSide:
             message += f"\n{len(outcome.left_behind)} left behind in all"
         priority = Priority.ERR if manifest.unsaved or turns else Priority.INFO
         report.tell(priority, "source", "park", JournalOutcome.DONE, message)
-        self._store.remove(
-            *(n for w in self._withheld() for n in self._declarations.backends[w].stored_names)
+        self.store.remove(
+            *(n for w in self._withheld() for n in self.declarations.backends[w].stored_names)
         )
         self.retire(manifest)
         self._end_in_time()
@@ -278,16 +320,16 @@ class SourceSide:
     def retire(self, manifest: image.Manifest) -> None:
         """The states are another instance's, as they are in this image."""
         given = {state.name: state for state in manifest.states}
-        for name, declared in self._declarations.states.items():
+        for name, declared in self.declarations.states.items():
             declared.retire(given.get(name))
         for name in manifest.backends or ():
-            self._declarations.backends[name].retire()
+            self.declarations.backends[name].retire()
 
     def tell_strays(self) -> None:
         """Say which states were written to after they had been given away."""
-        for name, declared in self._declarations.states.items():
+        for name, declared in self.declarations.states.items():
             if declared.was_written:
-                self._report.tell(
+                self.report.tell(
                     Priority.ERR, "source", "stray", JournalOutcome.FAILED,
                     f"state {name!r} was written to after it had been given away, so that is lost: have"
                     " whatever writes to it take a turn, and look whether it is the owner still",
@@ -304,7 +346,7 @@ class SourceSide:
                 "everything is parked, and the program has not ended by itself in time"
                 f" ({seconds:.1f} s): this process ends now"
             )
-            self._report.tell(Priority.ERR, "source", "park", JournalOutcome.DONE, message)
+            self.report.tell(Priority.ERR, "source", "park", JournalOutcome.DONE, message)
             os._exit(self.exit_status)
 
         timer = threading.Timer(max(seconds, 0), end)
@@ -317,132 +359,18 @@ class SourceSide:
         A listener that PID 1 keeps with nobody behind it makes clients hang, not be refused.
         """
         names = [
-            name for bound in self._declarations.sockets.values() for name in bound.stored_names
+            name for bound in self.declarations.sockets.values() for name in bound.stored_names
         ]
-        for backend in self._declarations.backends.values():
+        for backend in self.declarations.backends.values():
             names += backend.stored_names
-        names += [self._destination.insurance] if self._destination.insurance else []
+        names += [self.destination.insurance] if self.destination.insurance else []
         try:
-            self._store.remove(*names)
+            self.store.remove(*names)
         except UpgradeError as error:
             _log.warning("%s", error)
-        for bound in self._declarations.sockets.values():
+        for bound in self.declarations.sockets.values():
             _unlink(bound)
             bound.close()
-
-
-class _Steps:
-    """What the actions of a switchover mean for an instance; implements `live_source.Steps`."""
-
-    def __init__(self, side: SourceSide, loop: Loop) -> None:
-        self._side = side
-        self._report = side._report
-        self._loop = loop
-        self._built: Built | None = None
-        self._watchdog = ("WATCHDOG=1",) if side._watchdog else ()
-
-    def freeze(self) -> Built:
-        """Build the image."""
-        from upgrader.instance.live_source import Built
-
-        progress = self._report.progress
-        progress.enter(phase.Phase.FROZEN)
-        negotiation = self._side._answering.negotiation
-        readers = negotiation.offer.readers if negotiation else None
-        frozen, busy = self._loop.freeze()
-        takes_passed = negotiation is not None and negotiation.offer.takes_passed
-        beyond: list[tuple[str, identity.HasFileno]] = []
-        if takes_passed:
-            secrets = save.secrets(self._report.generation, frozen)
-            beyond = self._side._declarations.beyond_image()
-            beyond += [(str(name), fd) for name, fd in secrets]
-        else:
-            why = "the library of the new version does not take it"
-            here = self._side._declarations
-            busy += [image.LeftBehind(item.name, "FD", why) for item in here.passed]
-        manifest, fds = self._side._build(frozen, busy, readers, beyond=beyond)
-        self._built = built = Built(manifest, fds)
-        progress.enter(phase.Phase.LOADING, fds=len(fds), left_behind=len(manifest.left_behind))
-        return built
-
-    def resume(self, code: Code, reason: str) -> None:
-        """Serve on, then say so."""
-        if self._built:
-            self._side.guard(self._built.manifest)
-        self._loop.resume()
-        if code is Code.STATE_UNREADABLE and (why := self._report.unreadable):
-            code, reason = Code.SOURCE_FAILED, why  # no fault of the version that was to load it
-        self._side._serve_on(code, reason)
-
-    def retire(self) -> None:
-        """The states are another instance's from here on."""
-        report = self._report
-        pause = time.clock_gettime(time.CLOCK_MONOTONIC) - self._image.manifest.frozen_at / 1e9
-        report.progress.enter(phase.Phase.COMMITTED, pause=round(pause, 6))
-        report.standing = Standing.DRAINING
-        self._side.retire(self._image.manifest)
-        self._loop.give_up()
-
-    def insure(self) -> None:
-        """Leave what may be replayed; what the instance before has left is older."""
-        backends = self._side._declarations.backends.values()
-        once = {each.name for each in backends if not each.kind.replayable}
-        manifest, fds = save.insurance(self._image.manifest, self._image.fds, once)
-        self._park(manifest, fds, Stored.INSURANCE)
-        self._side._destination.forget_insurance()
-
-    def name_successor(self, pid: int) -> None:
-        """Tell PID 1, and wait until it has taken that."""
-        notifier = self._report.notifier
-        notifier.send(f"MAINPID={pid}", *self._watchdog)
-        notifier.barrier()
-
-    def let_go(self) -> None:
-        """Close what has moved: everything is another instance's, and PID 1 knows."""
-        self._loop.let_go()
-        for backend in self._side._declarations.backends.values():
-            if backend.moved:
-                self._side.outlive += backend.processes()
-                backend.close()
-        self._done("retired")
-
-    def park(self) -> None:
-        """Leave everything with PID 1, or nothing if the unit is stopped for good."""
-        self._done("parked")
-        if own_unit.ask(self._report.unit).reason is own_unit.StopReason.STOP:
-            self._side._store.remove(self._name(Stored.INSURANCE))
-        else:
-            manifest, fds = save.lasting(self._image.manifest, self._image.fds)
-            self._park(manifest, fds, Stored.CHANNEL)
-
-    def exit(self, *, failed: bool) -> None:
-        """Have the process end as soon as `attach` is left."""
-        self._side.frozen = True
-        self._side.exit_status = int(failed)
-
-    def wake(self) -> None:
-        """Send the sign of life that the author's own code cannot send now."""
-        if self._watchdog:
-            self._report.notifier.send(*self._watchdog)
-
-    @property
-    def _image(self) -> Built:
-        assert self._built is not None
-        return self._built
-
-    def _park(
-        self, manifest: image.Manifest, fds: Sequence[identity.HasFileno], what: Stored
-    ) -> None:
-        save.park(manifest, fds, self._name(what), self._side._store, self._report.unit)
-
-    def _name(self, what: Stored) -> StoreName:
-        return StoreName(what, str(self._report.generation))
-
-    def _done(self, how: str) -> None:
-        report = self._report
-        report.progress.enter(phase.Phase.DONE)
-        message = f"generation {report.generation} has been replaced, {how}"
-        report.tell(Priority.INFO, "source", "migrate", JournalOutcome.DONE, message)
 
 
 def _unlink(bound: Bound) -> None:

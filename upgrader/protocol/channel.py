@@ -298,23 +298,29 @@ def is_taken_back(ledger: Fd) -> bool:
         return True
 
 
-def receive_image(sock: socket.socket) -> ReceivedImage:
-    """Read the whole stream of a live source, waiting as long as the timeout of the socket.
+def receive_image(
+    sock: socket.socket, first: tuple[records.Record, list[Fd]] | None = None
+) -> ReceivedImage:
+    """Read the whole stream of a live source, waiting as long as the timeout of the socket; `first`:
+    what has been read of it.
 
     Raises RefusedError, ChannelError or TimeoutError.
     """
-    stream = _collect(sock, peek=False)
+    stream = _collect(sock, peek=False, before=first)
     if stream.reason is None:
         raise ChannelError("the source closed the channel in the middle of its image")
     return stream
 
 
-def _collect(*socks: socket.socket, peek: bool) -> ReceivedImage:
+def _collect(
+    *socks: socket.socket, peek: bool, before: tuple[records.Record, list[Fd]] | None = None
+) -> ReceivedImage:
     incoming = Incoming()
     first: list[Fd] = []
     fds: list[Fd] = []
     for sock in socks:
-        while incoming.end is None and (item := receive(sock, peek=peek, wait=not peek)):
+        while incoming.end is None and (item := before or receive(sock, peek=peek, wait=not peek)):
+            before = None
             record, came = item
             incoming.receive(record, len(came))
             if isinstance(record, records.Hello):

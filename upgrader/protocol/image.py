@@ -11,6 +11,8 @@ import mmap
 import os
 import struct
 import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import msgspec
 
@@ -23,16 +25,17 @@ from upgrader.protocol.saved_state import SavedState
 from upgrader.protocol.tls_state import TlsState
 
 MAGIC = b"UPGRADER"
-#: Formats that are read. 2: kinds of backends that version 0.1.0 does not know, and their facts; it
-#: refuses that by number, and the image is kept.
-FORMATS = (1, 2)
+#: Formats that are read. 2: kinds of backends that version 0.1.0 does not know, and their facts; 3:
+#: states of which the tables are apart. An older library refuses that by number, and the image is kept.
+FORMATS = (1, 2, 3)
 #: Largest manifest, in bytes: a bound on what a damaged header can make us allocate.
 MAX_BYTES = 1 << 30
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 
 #: Private, as kernels before 6.7 share nothing that is sealed against writing; all of it at once.
 _MAPPED = mmap.MAP_PRIVATE | mmap.MAP_POPULATE
-_HEADER = struct.Struct("!8sIIQ")  # magic, format, crc32 of the document, its length in bytes
+#: Magic, format, crc32 of the document, its length in bytes.
+HEADER = struct.Struct("!8sIIQ")
 
 
 class ManifestEntry(msgspec.Struct, frozen=True, array_like=True):
@@ -114,7 +117,9 @@ class Manifest(msgspec.Struct, frozen=True):
     @property
     def format(self) -> int:
         """The oldest format that has all of it."""
-        return FORMATS[-1 if self.backends else 0]
+        if any(state.tables for state in self.states):
+            return 3
+        return 2 if self.backends else 1
 
 
 class ManifestOverTls(Manifest, frozen=True):
@@ -138,7 +143,7 @@ def seal(manifest: Manifest) -> Fd:
         raise ImageError("image", f"cannot be encoded: {error}") from error
     if len(document) > MAX_BYTES:
         raise ImageError("image", f"of {len(document)} bytes is too large (limit {MAX_BYTES})")
-    header = _HEADER.pack(MAGIC, manifest.format, zlib.crc32(document), len(document))
+    header = HEADER.pack(MAGIC, manifest.format, zlib.crc32(document), len(document))
     memfd = Fd(os.memfd_create("upgrader-image", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
     for part in (header, document):
         view = memoryview(part)
@@ -155,10 +160,10 @@ def show_formats() -> str:
 
 def checksum(memfd: Fd) -> int:
     """The checksum in the header of an image: the CRC-32 of its manifest. Raises ImageError."""
-    header = os.pread(memfd.fileno(), _HEADER.size, 0)
-    if len(header) < _HEADER.size:
-        raise ImageError("image", f"truncated: {len(header)} of {_HEADER.size} header bytes")
-    return int(_HEADER.unpack(header)[2])
+    header = os.pread(memfd.fileno(), HEADER.size, 0)
+    if len(header) < HEADER.size:
+        raise ImageError("image", f"truncated: {len(header)} of {HEADER.size} header bytes")
+    return int(HEADER.unpack(header)[2])
 
 
 def protect(memfd: Fd) -> None:
@@ -172,37 +177,7 @@ def unseal(memfd: Fd) -> Manifest:
     It is mapped, not read: what is sealed can be decoded where it is, and for hundreds of megabytes
     a copy takes longer than all else.
     """
-    number = memfd.fileno()
-    try:
-        seals = fcntl.fcntl(number, fcntl.F_GET_SEALS)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EBADF):
-            raise
-        raise ImageError("image", "is not a memfd") from error
-    if seals & SEALS != SEALS:
-        raise ImageError("image", "is not sealed: it could change while it is read")
-    header = os.pread(number, _HEADER.size, 0)
-    if len(header) < _HEADER.size:
-        raise ImageError("image", f"truncated: {len(header)} of {_HEADER.size} header bytes")
-    magic, version, checksum, length = _HEADER.unpack(header)
-    if magic != MAGIC:
-        raise ImageError("image", f"starts with {magic!r}, not {MAGIC!r}")
-    if version not in FORMATS:
-        raise ImageError(
-            "image",
-            f"format {version} is unknown, this library reads {show_formats()}",
-            remedy="start a version whose library can read it; the image is kept",
-        )
-    held = os.fstat(number).st_size - _HEADER.size
-    if length > MAX_BYTES or held != length:
-        raise ImageError("image", f"truncated: {held} of {length} bytes (limit {MAX_BYTES})")
-    with (
-        mmap.mmap(number, 0, flags=_MAPPED, prot=mmap.PROT_READ) as mapped,
-        memoryview(mapped) as whole,
-        whole[_HEADER.size :] as document,
-    ):
-        if zlib.crc32(document) != checksum:
-            raise ImageError("image", "checksum does not match")
+    with opened(memfd, "image", MAGIC, FORMATS) as (document, _):
         try:
             manifest = _DECODER.decode(document)
             if Kind.SECRETS in {entry.kind for entry in manifest.entries}:
@@ -210,3 +185,44 @@ def unseal(memfd: Fd) -> Manifest:
             return manifest
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise ImageError("image", f"manifest does not decode: {error}") from error
+
+
+@contextmanager
+def opened(
+    memfd: Fd, item: str, magic: bytes, formats: Sequence[int]
+) -> Iterator[tuple[memoryview, int]]:
+    """The document of a sealed memfd that begins as an image does, and its checksum. Raises ImageError
+    that says what is wrong with `item`."""
+    number = memfd.fileno()
+    try:
+        seals = fcntl.fcntl(number, fcntl.F_GET_SEALS)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF):
+            raise
+        raise ImageError(item, "is not a memfd") from error
+    if seals & SEALS != SEALS:
+        raise ImageError(item, "is not sealed: it could change while it is read")
+    header = os.pread(number, HEADER.size, 0)
+    if len(header) < HEADER.size:
+        raise ImageError(item, f"truncated: {len(header)} of {HEADER.size} header bytes")
+    found, version, checksum, length = HEADER.unpack(header)
+    if found != magic:
+        raise ImageError(item, f"starts with {found!r}, not {magic!r}")
+    if version not in formats:
+        known = ", ".join(map(str, formats))
+        raise ImageError(
+            item,
+            f"format {version} is unknown, this library reads formats {known}",
+            remedy="start a version whose library can read it; the image is kept",
+        )
+    held = os.fstat(number).st_size - HEADER.size
+    if length > MAX_BYTES or held != length:
+        raise ImageError(item, f"truncated: {held} of {length} bytes (limit {MAX_BYTES})")
+    with (
+        mmap.mmap(number, 0, flags=_MAPPED, prot=mmap.PROT_READ) as mapped,
+        memoryview(mapped) as whole,
+        whole[HEADER.size :] as document,
+    ):
+        if zlib.crc32(document) != checksum:
+            raise ImageError(item, "checksum does not match")
+        yield document, checksum

@@ -26,6 +26,8 @@ from upgrader.protocol.switchover import (
 class SourcePerformer(Protocol):
     """What a source does; each is described at its SourceAction."""
 
+    def record(self) -> Event | None: ...  # noqa: D102
+    def send_piece(self) -> Event | None: ...  # noqa: D102
     def freeze(self) -> Event | None: ...  # noqa: D102
     def send_image(self) -> Event | None: ...  # noqa: D102
     def extend(self) -> Event | None: ...  # noqa: D102
@@ -46,6 +48,7 @@ class DestinationPerformer(Protocol):
     """What a destination does; each is described at its DestinationAction."""
 
     def send_go(self) -> Event | None: ...  # noqa: D102
+    def load_piece(self) -> Event | None: ...  # noqa: D102
     def load(self) -> Event | None: ...  # noqa: D102
     def send_ack(self) -> Event | None: ...  # noqa: D102
     def send_abort(self) -> Event | None: ...  # noqa: D102
@@ -97,6 +100,10 @@ def destination(
 def perform_source(performer: SourcePerformer, action: SourceAction) -> Event | None:
     """Have one action performed; returns what it has found out."""
     match action:
+        case SourceAction.RECORD:
+            return performer.record()
+        case SourceAction.SEND_PIECE:
+            return performer.send_piece()
         case SourceAction.FREEZE:
             return performer.freeze()
         case SourceAction.SEND_IMAGE:
@@ -134,6 +141,8 @@ def perform_destination(performer: DestinationPerformer, action: DestinationActi
     match action:
         case DestinationAction.SEND_GO:
             return performer.send_go()
+        case DestinationAction.LOAD_PIECE:
+            return performer.load_piece()
         case DestinationAction.LOAD:
             return performer.load()
         case DestinationAction.SEND_ACK:

@@ -21,6 +21,8 @@ class Kind(StrEnum):
     #: The secrets of the TLS connections of an image; only live, and only to a destination that says
     #: for which listeners it takes those.
     SECRETS = "secrets"
+    #: A piece of a table, in a sealed memfd; only in an insurance.
+    TABLE = "table"
 
 
 #: The names of other kinds: ours have no dot, those of others have one. They are part of an FDNAME.

@@ -6,6 +6,7 @@ they come from; `upgrader set` changes them while the service runs. `UPGRADER=of
 switch: a plain service.
 """
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from enum import StrEnum
 from typing import Any, NoReturn, Self
@@ -18,6 +19,13 @@ from upgrader.protocol.values import Value
 
 def _wait(text: str) -> float:
     return min(time_span(text), LONGEST)
+
+
+def _bandwidth(text: str) -> int:
+    found = re.fullmatch(r"([1-9][0-9]{0,6})([KMG])", text)
+    if not found:
+        raise ValueError(f"{text!r} is not a number of bytes a second, such as 64M")
+    return int(found[1]) << {"K": 10, "M": 20, "G": 30}[found[2]]
 
 
 def _attempts(text: str) -> int:
@@ -105,7 +113,8 @@ class Parameters(Value):
     """All times are in seconds. `live_drain_timeout`: for what is left to a source that has been
     replaced; `websocket_timeout`, `websocket_spread`: when connections without an end are closed
     there, and over how long; `replay_timeout`: for the handler of one that has moved; `downtime_limit`: seconds that a live migration may wait for safe
-    points, and for progress of the destination; `migration_timeout`: seconds for all of it;
+    points, and for progress of the destination; `max_bandwidth`: bytes a second of tables that are copied
+    before that; `migration_timeout`: seconds for all of it;
     `insurance`: seconds after a live upgrade in which a crash goes back to the switchover;
     `load_attempts`: after so many the image is set aside.
 
@@ -124,6 +133,7 @@ class Parameters(Value):
     websocket_spread: float = 10.0
     replay_timeout: float = 5.0
     downtime_limit: float = 0.3
+    max_bandwidth: int = 64 << 20
     migration_timeout: float = 30.0
     insurance: float = 5.0
     mode: Mode = Mode.AUTO
@@ -216,6 +226,12 @@ SETTABLE = {
         "How long new work may be held in a live upgrade until all is at a safe point, and then how"
         " long for each item that the new instance loads.",
     ),
+    "max-bandwidth": Parameter(
+        "max_bandwidth",
+        _bandwidth,
+        "How many bytes of tables a second are copied to the new instance while the old one serves, such as"
+        " 64M (K, M or G, in powers of 1024).",
+    ),
     "drain-timeout": Parameter(
         "drain_timeout",
         _wait,
@@ -263,9 +279,16 @@ SETTABLE = {
 
 
 def _show(value: object) -> str:
+    if type(value) is int:
+        return _show_bandwidth(value)
     if isinstance(value, float):
         return show_span(value)
     return str(value)
+
+
+def _show_bandwidth(value: int) -> str:
+    power = next(power for power in (30, 20, 10) if value % (1 << power) == 0)
+    return f"{value >> power}{'KMG'[power // 10 - 1]}"
 
 
 def _yes_or_no(value: bool) -> str:

@@ -15,8 +15,9 @@ from upgrader.codes import Code
 from upgrader.errors import ProtocolError
 
 MAGIC = b"UPGR"
-#: Versions of the stream that are read. 2: an Ack names what it acknowledges, an Abort has a code.
-VERSIONS = (1, 2)
+#: Versions of the stream that are read. 2: an Ack names what it acknowledges, an Abort has a code. 3:
+#: pieces of tables come before the image.
+VERSIONS = (1, 2, 3)
 #: What is parked needs nothing newer, and an older library can still load it.
 PARKED = 1
 #: 192 bytes of data and its bookkeeping fill one kernel buffer of 768 bytes: 278 records fit a
@@ -66,8 +67,15 @@ class Go(msgspec.Struct, frozen=True, tag="go"):
     """The destination is prepared and waits for the image; from here on it is a pause."""
 
 
+class TablePiece(msgspec.Struct, frozen=True, tag="table-piece"):
+    """A piece of a table, in a sealed memfd; `number` counts them from 0 on. The source serves on."""
+
+    number: int
+
+
 class Progress(msgspec.Struct, frozen=True, tag="progress"):
-    """The destination has loaded so many of the manifest's entries."""
+    """The destination has loaded so many of the manifest's entries; before the image comes, so many
+    pieces of tables."""
 
     loaded: int
 
@@ -93,7 +101,7 @@ class Abort(msgspec.Struct, frozen=True, tag="abort", omit_defaults=True):
     code: str = ""
 
 
-Record = Hello | Fds | End | Go | Progress | Ack | Abort
+Record = Hello | Fds | End | Go | TablePiece | Progress | Ack | Abort
 _DECODER = msgspec.msgpack.Decoder(Record)  # made before clients wait
 
 

@@ -8,7 +8,8 @@ class SavedState(msgspec.Struct, frozen=True):
     """One state as it travels in an image: `data` is a msgpack map of the fields.
 
     `earlier`: the fields as earlier versions had them, by version, where those are others.
-    `shape`: `Shape.mark` of the class that saved it, 0 for converted fields. Version 0.1.0 of the
+    `tables`: for each table that is apart, the checksums of its pieces, in their order; in `data`, it
+    is empty. `shape`: `Shape.mark` of the class that saved it, 0 for converted fields. Version 0.1.0 of the
     library wrote neither.
     """
 
@@ -18,3 +19,4 @@ class SavedState(msgspec.Struct, frozen=True):
     data: bytes
     earlier: dict[int, bytes] | msgspec.UnsetType = msgspec.UNSET
     shape: int | msgspec.UnsetType = msgspec.UNSET
+    tables: dict[str, list[int]] | msgspec.UnsetType = msgspec.UNSET

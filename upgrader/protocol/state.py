@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -321,16 +321,29 @@ def load(cls: type[T], saved: SavedState) -> tuple[T, tuple[str, ...]]:
         why = f"version {saved.version} does not decode: {name}{error}"
         raise UnreadableState(d.item, why) from error
     old = saved.shape is msgspec.UNSET
-    if unexplained := [
-        path for path, first in found.missing if not _explained(d, version, first, old)
-    ]:
+    require_explained(d, saved.version, found.missing, version, old=old)
+    return value, found.unknown
+
+
+def require_explained(
+    d: StateVersions,
+    saved: int,
+    missing: Iterable[tuple[str, int | None]],
+    version: int | None = None,
+    *,
+    old: bool = False,
+) -> None:
+    """Raise UnreadableState for fields, with the version since which each is there, that are missing
+    in what version `saved` has saved, unless a `since` explains that. `version`: of what was made of
+    it, if converters have run; `old`: version 0.1.0 of the library wrote it."""
+    version = saved if version is None else version
+    if unexplained := [path for path, first in missing if not _explained(d, version, first, old)]:
         raise UnreadableState(
             d.item,
-            f"version {saved.version} has saved no {state_shape.name_some(unexplained)}, and version"
+            f"version {saved} has saved no {state_shape.name_some(unexplained)}, and version"
             f" {d.version} does not say why",
-            remedy=_remedy(d, saved.version),
+            remedy=_remedy(d, saved),
         )
-    return value, found.unknown
 
 
 def decoder(cls: type[T], header: SavedState) -> Callable[[bytes], T] | None:

@@ -120,8 +120,18 @@ class Shape:
             if name in fields
         }
         found.compare(self._root, [{**fields, **inside}], None)
-        missing = sorted((_show(path), first) for path, first in found.missing.items())
-        return Differences(tuple(sorted(map(_show, found.unknown))), tuple(missing))
+        return found.differences
+
+    def compare_table(self, field: str, data: memoryview, values: object) -> Differences:
+        """Where the values of a table in a pair of them and keys, `data`, differ; likewise. The
+        default of what is missing is written into `values`, which are the same, decoded."""
+        found = _Comparison()
+        if node := self._root.inside.get(field):
+            entries, _ = msgspec.msgpack.decode(data)
+            found.compare(node, [entries], (None, field))
+            if found.missing:
+                _complete(node, values)
+        return found.differences
 
     def complete(self, value: object) -> None:
         """Write the default of each missing field into the objects of a loaded state.
@@ -231,6 +241,12 @@ class _Comparison:
     def __init__(self) -> None:
         self.unknown: set[tuple[Path, str]] = set()
         self.missing: dict[tuple[Path, str], int | None] = {}
+
+    @property
+    def differences(self) -> Differences:
+        """All that was found."""
+        missing = sorted((_show(path), first) for path, first in self.missing.items())
+        return Differences(tuple(sorted(map(_show, self.unknown))), tuple(missing))
 
     def compare(self, node: Node, values: Collection[Any], path: Path) -> None:
         if not values:

@@ -20,6 +20,7 @@ class Source(StrEnum):
     """Where the source stands."""
 
     SERVING = "serving"
+    COPYING = "copying"  #: it serves, and sends pieces of its tables; no Ack counts yet
     FROZEN = "frozen"  #: the image is on its way, the Ack is awaited
     DECIDING = "deciding"  #: given up; an Ack that is already queued still counts
     COMMITTED = "committed"  #: the destination owns; PID 1 does not know it yet
@@ -42,7 +43,10 @@ class Destination(StrEnum):
 class Event(StrEnum):
     """What happens to a side."""
 
-    GO = "go"
+    GO = "go"  #: the destination waits, and there are no tables to be copied before the freeze
+    COPY = "copy"  #: the destination waits, and there are
+    PIECE = "piece"  #: of a table: the source has copied it, or the destination has got it
+    COPIED = "copied"  #: what is left of the tables fits the pause, or never will
     PREPARED = "prepared"
     IMAGE = "image"
     PROGRESS = "progress"
@@ -68,6 +72,8 @@ class Event(StrEnum):
 class SourceAction(StrEnum):
     """What the source does; in the order given."""
 
+    RECORD = "record"  #: which keys of tables change, from here to the end
+    SEND_PIECE = "send-piece"
     FREEZE = "freeze"
     SEND_IMAGE = "send-image"
     EXTEND = "extend"  #: the deadline
@@ -88,6 +94,7 @@ class DestinationAction(StrEnum):
     """What the destination does; in the order given."""
 
     SEND_GO = "send-go"
+    LOAD_PIECE = "load-piece"
     LOAD = "load"
     SEND_ACK = "send-ack"
     SEND_ABORT = "send-abort"
@@ -101,12 +108,27 @@ Table = Mapping[tuple[State, Event], tuple[State, tuple[Action, ...]]]
 
 _COMMIT = (SourceAction.RETIRE, SourceAction.INSURE, SourceAction.NAME_SUCCESSOR)
 _SERVE_ON = (SourceAction.TAKE_BACK, SourceAction.RESUME, SourceAction.HANG_UP)
+#: Nothing was given that could be acknowledged.
+_COPY_NO_MORE = (Source.SERVING, (SourceAction.RESUME, SourceAction.HANG_UP, SourceAction.KILL))
 
 SOURCE: Table[Source, SourceAction] = {
     (Source.SERVING, Event.GO): (
         Source.FROZEN,
         (SourceAction.FREEZE, SourceAction.SEND_IMAGE),
     ),
+    (Source.SERVING, Event.COPY): (Source.COPYING, (SourceAction.RECORD,)),
+    (Source.COPYING, Event.PIECE): (Source.COPYING, (SourceAction.SEND_PIECE,)),
+    (Source.COPYING, Event.PROGRESS): (Source.COPYING, (SourceAction.EXTEND,)),
+    (Source.COPYING, Event.COPIED): (
+        Source.FROZEN,
+        (SourceAction.FREEZE, SourceAction.SEND_IMAGE),
+    ),
+    (Source.COPYING, Event.ABORT): _COPY_NO_MORE,
+    (Source.COPYING, Event.HANGUP): _COPY_NO_MORE,
+    (Source.COPYING, Event.SUCCESSOR_DEAD): _COPY_NO_MORE,
+    (Source.COPYING, Event.UNREADABLE): _COPY_NO_MORE,
+    (Source.COPYING, Event.NOT_SENT): _COPY_NO_MORE,
+    (Source.COPYING, Event.DEADLINE): _COPY_NO_MORE,
     (Source.FROZEN, Event.PROGRESS): (Source.FROZEN, (SourceAction.EXTEND,)),
     (Source.FROZEN, Event.ACK): (Source.COMMITTED, _COMMIT),
     (Source.FROZEN, Event.ABORT): (Source.SERVING, _SERVE_ON),
@@ -143,6 +165,7 @@ DESTINATION: Table[Destination, DestinationAction] = {
     (Destination.PREPARING, Event.REFUSED): _FAILED,
     (Destination.PREPARING, Event.HANGUP): _FAILED,
     (Destination.PREPARING, Event.TAKEOVER_GONE): _FAILED,
+    (Destination.WAITING, Event.PIECE): (Destination.WAITING, (DestinationAction.LOAD_PIECE,)),
     (Destination.WAITING, Event.IMAGE): (Destination.LOADING, (DestinationAction.LOAD,)),
     (Destination.WAITING, Event.REFUSED): (Destination.FAILED, _GIVE_UP),
     (Destination.WAITING, Event.HANGUP): _FAILED,

@@ -30,6 +30,7 @@ class Table(dict[K, V]):
     """
 
     __slots__ = ("_changed",)
+    _changed: set[Any]
 
     if not TYPE_CHECKING:
         # What an annotation becomes: msgspec decodes it as the dict that it is.
@@ -38,6 +39,50 @@ class Table(dict[K, V]):
 
             key, value = types
             return Annotated[dict[key, value], msgspec.Meta(extra={MARK: True})]
+
+
+class _Recorded(Table):  # type: ignore[type-arg]
+    """A table of which the keys that change are recorded; after the change, so that whoever takes a
+    key from the record finds what belongs to it."""
+
+    __slots__ = ()
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        dict.__setitem__(self, key, value)
+        self._changed.add(key)
+
+    def __delitem__(self, key: Any) -> None:
+        dict.__delitem__(self, key)
+        self._changed.add(key)
+
+    def __ior__(self, other: Any) -> Any:  # type: ignore[misc]
+        self.update(other)
+        return self
+
+    def pop(self, key: Any, *default: Any) -> Any:
+        value = dict.pop(self, key, *default)
+        self._changed.add(key)
+        return value
+
+    def popitem(self) -> tuple[Any, Any]:
+        key, value = dict.popitem(self)
+        self._changed.add(key)
+        return key, value
+
+    def setdefault(self, key: Any, default: Any = None) -> Any:
+        value = dict.setdefault(self, key, default)
+        self._changed.add(key)
+        return value
+
+    def update(self, *others: Any, **more: Any) -> None:
+        changed = dict(*others, **more)
+        dict.update(self, changed)
+        self._changed.update(changed)
+
+    def clear(self) -> None:
+        keys = list(self)
+        dict.clear(self)
+        self._changed.update(keys)
 
 
 class _Retired(Table):  # type: ignore[type-arg]
@@ -50,6 +95,18 @@ class _Retired(Table):  # type: ignore[type-arg]
 
     __setitem__ = __delitem__ = __ior__ = _refuse
     pop = popitem = setdefault = update = clear = _refuse
+
+
+def record(table: Table[Any, Any], changed: set[Any]) -> None:
+    """From here on, put the keys that change into `changed`."""
+    table._changed = changed
+    table.__class__ = _Recorded
+
+
+def forget(table: Table[Any, Any]) -> None:
+    """Record no changes any more, unless it has been given away."""
+    if isinstance(table, _Recorded):
+        table.__class__ = Table  # type: ignore[assignment]
 
 
 def retire(table: Table[Any, Any]) -> None:

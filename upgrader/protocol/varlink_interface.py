@@ -14,6 +14,7 @@ _OFFER = """\
   backend_kinds: ?[string]string,
   kind_versions: ?[string]int,
   withheld: ?[]string,
+  tables: ?[string]int,
   tls: ?[string]string,
   speak_tls: ?[]string,
   upgrade: ?string"""
@@ -53,7 +54,8 @@ type Connection (
 
 # The migration under way, or the last one; source and destination are generations, began is in
 # seconds since the epoch, pause is how long nobody served, times how long each phase took; a
-# preflight was to end before its commit
+# preflight was to end before its commit; round is the one of its tables, of which that many bytes are
+# copied and left
 type Migration (
   phase: string,
   mode: string,
@@ -68,7 +70,10 @@ type Migration (
   left_behind: int,
   reason: string,
   times: [string]float,
-  preflight: bool
+  preflight: bool,
+  round: int,
+  copied: int,
+  left: int
 )
 
 # The last upgrade that it had a part in. side is source or destination, decision is none, aborted
@@ -283,7 +288,8 @@ method Lend(
 # takes. images are the formats that it reads; backend_kinds are the kinds of its backends that are no
 # sockets, and kind_versions the newest facts that it can read of each; tls has the
 # listeners whose TLS connections it takes, and what decides there which certificates of clients are
-# trusted, and speak_tls those where a library speaks TLS, so that no other connections are taken
+# trusted, and speak_tls those where a library speaks TLS, so that no other connections are taken;
+# tables are those that it takes in rounds, as STATE.FIELD, and from which version of the state on
 method Migrate(
 {_OFFER}
 ) -> (generation: int, stream: int)

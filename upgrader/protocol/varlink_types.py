@@ -53,7 +53,8 @@ class Migration(msgspec.Struct, frozen=True):
 
     `source` and `destination` are generations; `began` is seconds since the epoch, `seconds` how
     long it has taken, `times` how long each phase before this one, `pause` how long nobody served;
-    `reason` says why it failed; `preflight`: it was to end before its commit.
+    `reason` says why it failed; `preflight`: it was to end before its commit. `round`: which one of its
+    tables, from 1 on; by then, `copied` bytes of them, and about as many as `left` have changed since.
     """
 
     phase: Phase = Phase.NONE
@@ -70,6 +71,9 @@ class Migration(msgspec.Struct, frozen=True):
     reason: str = ""
     times: dict[str, float] = {}
     preflight: bool = False
+    round: int = 0
+    copied: int = 0
+    left: int = 0
 
 
 class Last(msgspec.Struct, frozen=True):
