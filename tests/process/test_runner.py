@@ -189,9 +189,10 @@ def test_a_reload_and_what_the_program_says(service: RunnerService) -> None:
     """A signal to the runner is the program's; its status is the unit's."""
     service.start(service.command("--reload", "SIGHUP"))
     assert service.process
+    pid = who(service)
     service.process.send_signal(signal.SIGHUP)
 
-    assert eventually(lambda: service.status_text == "reloaded")
+    assert eventually(lambda: service.status_text == f"reloaded by {pid}")
 
 
 def test_a_live_upgrade(service: RunnerService) -> None:
@@ -207,8 +208,12 @@ def test_a_live_upgrade(service: RunnerService) -> None:
         assert status.pause < 1
         second = another(service, first)
         assert runs(first)
+        for each in (first, second):
+            os.kill(each, signal.SIGHUP)
+        assert eventually(lambda: service.status_text == f"reloaded by {second}")
         assert "ended" == stream.ask("end")
     assert eventually(lambda: not runs(first))
+    assert f"reloaded by {second}" == service.status_text
     assert runner
     assert 0 == runner.wait(SETTLE)
     assert eventually(lambda: kept(service) == kept_of(second)), kept(service)
@@ -431,3 +436,28 @@ def test_a_path_that_goes_away(service: RunnerService) -> None:
     other.rename(service.path)
     assert eventually(service.path.is_socket)
     assert first == who(service)
+
+
+def test_a_program_that_starts_its_own_successor(service: RunnerService) -> None:
+    """The process that it calls its main one is the program from then on: for signals, for PID 1, and for the
+    runner, which does not end with the first one."""
+    service.start(service.command())
+    first, runner = who(service), service.process
+    assert runner
+    with service.connect() as client:
+        assert "started" == client.ask("again")
+    second = another(service, first)
+    assert eventually(lambda: kept_of(second)[0] in kept(service))
+    os.kill(first, signal.SIGTERM)
+    assert eventually(lambda: not runs(first))
+    assert eventually(lambda: kept(service) == kept_of(second))
+    runner.send_signal(signal.SIGHUP)
+    assert eventually(lambda: service.status_text == f"reloaded by {second}")
+
+    service.live(service.command())
+    third = another(service, second)
+    assert eventually(lambda: not runs(second))
+    os.kill(third, signal.SIGKILL)
+    assert service.process
+    assert 1 == service.process.wait(SETTLE)
+    service.kill()

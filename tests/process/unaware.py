@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A program that knows nothing of upgrader: it takes LISTEN_FDS, says READY=1, and ends after what it is
 at when it gets SIGTERM. Answers lines: `who` with its PID; between `begin` and `end` it is at
-something.
+something; at `again` it starts another one as its main process.
 
 FLAW: exit (before it is ready), hang (never ready), blocking (flips O_NONBLOCK).
 """
@@ -57,6 +57,11 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
                 writer.write(b"%d\n" % os.getpid())
             case [b"facts"]:
                 writer.write(json.dumps(FACTS).encode() + b"\n")
+            case [b"again"]:
+                if os.fork() == 0:
+                    os.environ["LISTEN_PID"] = str(os.getpid())
+                    os.execv(sys.executable, [sys.executable, *sys.argv])
+                writer.write(b"started\n")
             case [b"begin"]:
                 working = True
                 writer.write(b"begun\n")
@@ -92,9 +97,9 @@ async def main() -> None:
     for each in datagrams:
         loop.add_reader(each, echo, each)
     loop.add_signal_handler(signal.SIGTERM, over.set)
-    loop.add_signal_handler(signal.SIGHUP, notify, "STATUS=reloaded")
+    loop.add_signal_handler(signal.SIGHUP, notify, f"RELOADING=1\nSTATUS=reloaded by {os.getpid()}")
     if FLAW != "hang":
-        notify("READY=1\nSTATUS=serving")
+        notify(f"READY=1\nSTATUS=serving\nMAINPID={os.getpid()}")
     await over.wait()
     for each in datagrams:
         loop.remove_reader(each)

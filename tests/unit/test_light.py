@@ -235,3 +235,10 @@ def test_values() -> None:
     for values, named in ((), {}), ((1, 2, 3), {}), ((1,), {"x": 2}), ((1,), {"z": 2}):
         with pytest.raises(TypeError, match="Point has the fields x, y"):
             Point(*values, **named)  # type: ignore[arg-type]
+
+
+def test_a_runner_loads_nothing_that_is_seldom_needed() -> None:
+    """It is between PID 1 and the start of each program."""
+    code = "import sys, upgrader.runner.runner; print(*sys.modules)"
+    loaded = subprocess.check_output([sys.executable, "-c", code], text=True).split()
+    assert set() == {"shutil", "tempfile", "tomllib", "random"} & {*loaded}

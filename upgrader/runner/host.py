@@ -61,6 +61,10 @@ class Host:
         self.given = given_environment()
         self.directory = Path(self.given.get("RUNTIME_DIRECTORY", "").partition(":")[0] or "/run")
         self.serves = False  #: this is the owner, and PID 1 listens to it
+        self.named = 0  #: the process that the program has called its main one
+        self.on_named: Callable[[], None] = lambda: (
+            None
+        )  #: called whenever it does, while this serves
         self.properties: dict[str, Any] = {}  #: of the unit
         self._environment = _of_the_program(self.given)
         self._limits = soft_limits()
@@ -261,6 +265,10 @@ class Host:
         """What the program says: the library tells PID 1 that the unit is ready."""
         if fields.get("READY") == "1":
             self.notified.set()
+        if (named := fields.get("MAINPID", "")).isdecimal():
+            self.named = int(named)
+            if self.serves:
+                self.on_named()
         if self.serves and (lines := relayed(fields)):
             with contextlib.suppress(UpgradeError):
                 self.instance._parts.report.notifier.send(*lines)

@@ -4,7 +4,6 @@
 import contextlib
 import os
 import socket
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,6 +17,8 @@ _LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 def private_listeners(like: Sequence[Given], directory: Path) -> Iterator[list[Given]]:
     """For each listener another one of its kind: at a port of the loopback interface, or in a directory
     that is removed afterwards. Raises OSError."""
+    import tempfile  # seldom needed
+
     with contextlib.ExitStack() as stack:
         place = stack.enter_context(tempfile.TemporaryDirectory(dir=directory, prefix="try-"))
         os.chmod(place, 0o711)

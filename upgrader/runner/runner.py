@@ -10,8 +10,8 @@ drains it once its own program is ready.
 import asyncio
 import contextlib
 import logging
+import math
 import os
-import shutil
 import signal
 import time
 from collections.abc import Sequence
@@ -21,18 +21,21 @@ from upgrader.codes import Code
 from upgrader.errors import VerifyError
 from upgrader.runner.adapters import adapter_for
 from upgrader.runner.draining import Draining, ToldToDrain, draining
-from upgrader.runner.host import Host, ProgramEnded, in_thread
+from upgrader.runner.host import PROGRAM, Host, ProgramEnded, in_thread
 from upgrader.runner.options import RunnerOptions
 from upgrader.runner.processes import HARD, RunningProcess, end
 from upgrader.runner.program_report import ProgramReport
 from upgrader.runner.program_state import ProgramState
 from upgrader.runner.shared_sockets import Paths
+from upgrader.runner.spawn import find_program
 from upgrader.runner.start import ProgramStart
 from upgrader.systemd.subreaper import adopt_orphans
 
 #: Signals that an admin sends to the main process and means for the program.
 FORWARDED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
 _ORDINARY = "/proc/{}/oom_score_adj"
+_REAPED = 5.0  # seconds in which a child that has ended is seen
+_log = logging.getLogger("upgrader")
 
 
 class Runner:
@@ -109,9 +112,11 @@ class Runner:
         await self._state.begin()
         self._report.begin(self._program)
         self._draining.begin(self._program)
+        self._host.on_named = self._go_on_with_another
+        self._go_on_with_another()
         try:
             with self._paths.watched():
-                status = await self._host.children.end_of(self._program.pid)
+                status = await self._end()
         finally:
             self._draining.cancel()
         # What it has left behind would serve beside the next one.
@@ -124,6 +129,39 @@ class Runner:
             logging.shutdown()
             os._exit(0)  # nobody goes on from here, so there is nothing to leave
         raise ProgramEnded(" ".join(self._options.program), status)
+
+    def _go_on_with_another(self) -> None:
+        """From now on, the process that the program has called its main one is the program: some upgrade
+        themselves so. MAINPID= in sd_notify(3)."""
+        pid = self._host.named
+        found = [each for each in RunningProcess.of(os.getpid()).tree()[1:] if each.pid == pid]
+        if not (found and self._program and pid != self._program.pid):
+            return
+        self._host.children.expect(pid)
+        try:
+            self._instance.keep(f"{PROGRAM}{pid}", found[0].pidfd)
+        except upgrader.UpgradeError as error:
+            _log.warning("%s cannot be the program: %s", found[0], error)
+            return
+        _log.info("%s is the program now, instead of %s", found[0], self._program)
+        self._program = found[0]
+        self._host.notifications.program = pid
+        self._paths.note_pid(pid)
+        self._report.begin(self._program)
+
+    async def _end(self) -> int:
+        """How the program has ended, and no other one goes on for it."""
+        while True:
+            program = self._program
+            assert program
+            await program.ends(math.inf)
+            if program is self._program:
+                break
+            await in_thread(self._instance.forget, f"{PROGRAM}{program.pid}")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_REAPED):
+                return await self._host.children.end_of(program.pid)
+        return 1  # another process was its parent, and knows
 
     def _make_ordinary(self, program: RunningProcess) -> None:
         """A program that was started beside another one is the first to go when memory runs out, and
@@ -179,7 +217,7 @@ class Runner:
 
 def _files(words: Sequence[str]) -> tuple[str, ...]:
     """The program and its scripts on disk. Its configuration has a reload."""
-    paths = [shutil.which(words[0]) or "", *words[1:]]
+    paths = [find_program(words[0]), *words[1:]]
     return tuple(
         os.path.abspath(path)
         for path in paths

@@ -112,6 +112,16 @@ class Held:
         self._line.close()
 
 
+def find_program(word: str) -> str:
+    """The path of what a command line names by its first word, empty if there is none; as execvp(3). The
+    module shutil would import what takes longer than that."""
+    for place in [""] if os.path.dirname(word) else os.get_exec_path():
+        path = os.path.join(place, word)
+        if os.path.isfile(path) and os.access(path, os.X_OK):
+            return path
+    return ""
+
+
 def soft_limits() -> dict[int, tuple[int, int]]:
     """The limits that a library may raise for this process."""
     return {resource.RLIMIT_NOFILE: resource.getrlimit(resource.RLIMIT_NOFILE)}

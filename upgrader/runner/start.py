@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import shutil
 from collections.abc import Sequence
 
 from upgrader.errors import VerifyError
@@ -18,7 +17,7 @@ from upgrader.runner.passing import Given
 from upgrader.runner.private_listeners import private_listeners
 from upgrader.runner.processes import HARD, RunningProcess, end
 from upgrader.runner.shared_sockets import Paths, SocketSettings, record
-from upgrader.runner.spawn import StartOrder
+from upgrader.runner.spawn import StartOrder, find_program
 from upgrader.systemd.listen_fds import Passed
 from upgrader.systemd.process_start import process_started
 
@@ -51,7 +50,7 @@ class ProgramStart:
         """
         host, adapter = self._host, self._adapter
         words = host.options.program
-        if shutil.which(words[0]) is None:
+        if not find_program(words[0]):
             raise VerifyError(f"{words[0]}: no such program")
         if self.is_preflight:
             if adapter.is_private:
@@ -131,6 +130,7 @@ class ProgramStart:
     ) -> RunningProcess:
         host, adapter = self._host, self._adapter
         host.notified.clear()
+        host.named = 0
         held = host.hold(order, notifies=True)
         program = held.process
         self.began = process_started(program.pid)
