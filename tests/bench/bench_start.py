@@ -5,6 +5,7 @@ measured, not tested."""
 import compileall
 import os
 import re
+import signal
 import socket
 import statistics
 import subprocess
@@ -157,6 +158,51 @@ def test_ready(tmp_path: Path) -> None:
             return start
 
         print(f"\n{compared({name: started(text) for name, text in programs.items()})}")
+
+
+def test_behind_a_runner(tmp_path: Path) -> None:
+    """A program to READY=1 by itself and behind a runner, and the memory that is the runner's alone."""
+    program = tmp_path / "program.py"
+    program.write_text(PLAIN)
+    runner = [sys.executable, "-m", "upgrader.run", "--listen", "main=unix:@bench", "--"]
+    memory: list[int] = []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.bind(str(tmp_path / "notify"))
+        environment = {
+            **os.environ,
+            "NOTIFY_SOCKET": str(tmp_path / "notify"),
+            "RUNTIME_DIRECTORY": str(tmp_path),
+            "XDG_RUNTIME_DIR": str(tmp_path),
+        }
+
+        def started(*before: str) -> float:
+            begin = time.perf_counter()
+            with subprocess.Popen(
+                [*before, sys.executable, str(program)], env=environment, stderr=subprocess.DEVNULL
+            ) as process:
+                while True:
+                    data, fds, _, _ = socket.recv_fds(notify, 4096, 8)
+                    for number in fds:
+                        os.close(number)
+                    if b"READY=1" in data:
+                        break
+                took = time.perf_counter() - begin
+                children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+                if before:
+                    memory.append(private(process.pid))
+                process.kill()
+                for pid in map(int, children.split()):
+                    os.kill(pid, signal.SIGKILL)
+            return took
+
+        print(f"\n{compared({'by itself': started, 'behind a runner': lambda: started(*runner)})}")
+        print(f"memory of the runner alone: {statistics.median(memory) / 1024:.1f} MB")
+
+
+def private(pid: int) -> int:
+    """KiB that no other process has; proc_pid_smaps(5)."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
 
 
 def test_new_code() -> None:

@@ -47,8 +47,8 @@ defaults
   timeout server 5s
 frontend http
   bind 127.0.0.1:@PORT@
-  use_backend slow if { path /stream }
-  http-request return status 200 content-type text/plain lf-string "%pid @VERSION@"
+  http-request return status 200 content-type text/plain lf-string "%pid @VERSION@" unless { path /stream }
+  default_backend slow
 backend slow
   server slow unix@/srv/@NAME@/slow
 """
@@ -181,6 +181,11 @@ class Kind:
 
 
 _UVICORN_COMMAND = "@BIN@/uvicorn --workers 2 --lifespan off --no-access-log --app-dir /srv/@NAME@ --fd {fd:@LISTENER@} app:app"
+_PUMA_COMMAND = (
+    "puma --quiet --threads 16:16 -b tcp://127.0.0.1:@PORT@ -b unix:///run/@NAME@/socket"
+)
+#: A setting with which it waits for each request, rather than have it in a queue.
+UNQUEUED = "queue_requests false\n"
 #: Each by the name of its binary, and what is special.
 KINDS = {
     "nginx": Kind("/etc/@NAME@.conf", _NGINX, "nginx -c /etc/@NAME@.conf", ("--pid-file", "/run/@NAME@/nginx.pid")),
@@ -194,9 +199,9 @@ KINDS = {
     "php-fpm": Kind(
         "index.php", _PHP, "php-fpm --nodaemonize --fpm-config /srv/@NAME@/fpm.conf", keeps=False
     ),
-    "puma": Kind(
-        "config.ru", _PUMA,
-        "puma --quiet --threads 16:16 -b tcp://127.0.0.1:@PORT@ -b unix:///run/@NAME@/socket /srv/@NAME@/config.ru",
+    "puma": Kind("config.ru", _PUMA, f"{_PUMA_COMMAND} /srv/@NAME@/config.ru"),
+    "puma-unqueued": Kind(
+        "config.ru", _PUMA, f"{_PUMA_COMMAND} -C /srv/@NAME@/puma.rb /srv/@NAME@/config.ru"
     ),
     "uvicorn": Kind("app.py", _UVICORN, _UVICORN_COMMAND, listeners=("tcp",)),
     "uvicorn-unix": Kind("app.py", _UVICORN, _UVICORN_COMMAND, listeners=("unix",)),

@@ -21,11 +21,15 @@ from upgrader.protocol.programs import known
 pytestmark = pytest.mark.matrix
 UPGRADES, RESTARTS, STREAMS = 10, 5, 4
 _WITHOUT = 5.0  # seconds of the same load without an upgrade
-#: One that, told to end, closes what it has accepted if the request has not come yet.
-CLOSING = ("uvicorn", "uvicorn-unix")
+#: Those that, told to end, close what they have accepted if the request has not come yet.
+CLOSING = ("puma", "uvicorn", "uvicorn-unix")
 #: Reloads that programs of the distribution have, and that the table of programs cannot promise: uvicorn
 #: without `--workers` ends by it.
-RELOADS = {"uvicorn": signal.SIGHUP, "uvicorn-unix": signal.SIGHUP}
+RELOADS = {
+    "uvicorn": signal.SIGHUP, "uvicorn-unix": signal.SIGHUP, "puma-unqueued": signal.SIGUSR2,
+}  # fmt: skip
+#: What they are called in the table.
+NAMES = {"uvicorn-unix": "uvicorn", "puma-unqueued": "puma, `queue_requests false`"}
 _HEAD = (
     "program", "listeners", "answers", "failed", "kept connections closed", "streams cut",
     "longest wait, ms: without upgrades", "with", "in 10 reloads of its own: failed",
@@ -74,7 +78,8 @@ def figures(seen: Load) -> list[str]:
 
 def is_closing(kind: str, failure: str) -> bool:
     """Whether a connection ended without an answer, as a program's own way of draining is."""
-    return kind in CLOSING and ("RemoteDisconnected" in failure or "ConnectionReset" in failure)
+    ways = ("RemoteDisconnected", "ConnectionReset", "BrokenPipe")
+    return kind in CLOSING and any(way in failure for way in ways)
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
@@ -110,7 +115,7 @@ def test_a_program_under_load(
     waited = figures(without)[1], figures(seen)[1]
     table.append(
         [
-            kind.removesuffix("-unix"), ", ".join(KINDS[kind].listeners), str(seen.answers), str(len(seen.failures)),
+            NAMES.get(kind, kind), ", ".join(KINDS[kind].listeners), str(seen.answers), str(len(seen.failures)),
             str(seen.closed) if KINDS[kind].keeps else "", f"{cut} of {STREAMS}", *waited, *own,
         ]
     )  # fmt: skip
