@@ -147,15 +147,17 @@ def test_killed_at_each_step(
 
 
 def test_killed_in_the_freeze(host_machine: PrivateSystemd, install: Install) -> None:
-    """The old runner, when the new one has loaded everything and not acknowledged it."""
-    killed(stopping(host_machine, install, "nginx"), "nginx", "loaded", "old runner", 2)
+    """The new program, whose workers are there still, when its runner has loaded everything: it is refused,
+    and nothing of it accepts any more."""
+    killed(stopping(host_machine, install, "nginx"), "nginx", "loaded", "new program", 2)
 
 
 def stopping(machine: PrivateSystemd, install: Install, kind: str) -> Service:
     """A program whose runner waits where it is told."""
     machine.copy_in(ADAPTER, "/opt/stops/stops/at.py")
     service = program(machine, install, kind, "", "--adapter", "stops.at")
-    service.configure(*lines(service), "Environment=PYTHONPATH=/opt/stops")
+    patient = "Environment=UPGRADER_DOWNTIME_LIMIT=20s"  # time to play with in the freeze
+    service.configure(*lines(service), "Environment=PYTHONPATH=/opt/stops", patient)
     service.start()
     assert eventually(lambda: answers(service)), service.messages()
     return service

@@ -12,7 +12,7 @@ from upgrader.instance.handles import Declared
 from upgrader.protocol.programs import MOST_DRAINED
 from upgrader.runner.adapter import ProgramAdapter
 from upgrader.runner.host import PROGRAM, Host, in_thread
-from upgrader.runner.processes import HARD, RunningProcess, age, end
+from upgrader.runner.processes import HARD, RunningProcess, age, end, session
 from upgrader.runner.shared_sockets import Paths
 
 _log = logging.getLogger("upgrader")
@@ -64,6 +64,8 @@ class Draining:
         if not ended:
             _log.warning("%s has not ended within %.0f s after it was replaced", process, limit)
             await in_thread(end, [process], HARD)
+        # One that was killed has left its workers behind.
+        await in_thread(end, session(int(name.rpartition(".")[2])), HARD)
         self._paths.restore()
         told[:] = [pid for pid in told if pid != process.pid]
         await in_thread(self._host.instance.forget, name)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from upgrader.protocol.fd import Fd
+from upgrader.systemd.cgroup import directory
 from upgrader.systemd.process_start import process_started
 
 #: How a process is ended that has not ended at its drain signal, before SIGKILL.
@@ -120,11 +121,23 @@ def age(process: RunningProcess) -> float:
         return 0.0
 
 
-def members(directory: str) -> Iterator[int]:
+def members(place: str) -> Iterator[int]:
     """The processes in a cgroup and below it; raises OSError."""
-    for place, _, _ in os.walk(directory):
-        with open(f"{place}/cgroup.procs", encoding="ascii") as file:
+    for below, _, _ in os.walk(place):
+        with open(f"{below}/cgroup.procs", encoding="ascii") as file:
             yield from map(int, file.read().split())
+
+
+def session(leader: int) -> list[RunningProcess]:
+    """What lives of this process's cgroup in the session of a process, which may have ended: each program is
+    started in one of its own."""
+    found: list[RunningProcess] = []
+    with contextlib.suppress(OSError):
+        for pid in members(directory()):
+            if _stat(pid)[3:4] == [str(leader)]:
+                with contextlib.suppress(OSError):
+                    found.append(RunningProcess.of(pid))
+    return found
 
 
 def parent(pid: int) -> int:

@@ -15,7 +15,7 @@ from upgrader.runner.adapter import ProgramAdapter, StartRequest
 from upgrader.runner.host import PROGRAM, TRIAL, Host, in_thread
 from upgrader.runner.passing import Given
 from upgrader.runner.private_listeners import private_listeners
-from upgrader.runner.processes import HARD, RunningProcess, end
+from upgrader.runner.processes import HARD, RunningProcess, end, session
 from upgrader.runner.shared_sockets import Paths, SocketSettings, record
 from upgrader.runner.spawn import StartOrder, find_program
 from upgrader.systemd.listen_fds import Passed
@@ -86,9 +86,13 @@ class ProgramStart:
 
     def end_refused(self, items: Sequence[Passed]) -> None:
         """In a thread: end what a new runner has started, which has not taken over and may be gone."""
-        kept = [item.fd for item in items if item.name.startswith((PROGRAM, TRIAL))]
-        started = [RunningProcess(fd.duplicate()) for fd in kept]
-        end(started, ((self._host.options.drain, REFUSED), *HARD))
+        kept = [item for item in items if item.name.startswith((PROGRAM, TRIAL))]
+        started = [RunningProcess(item.fd.duplicate()) for item in kept]
+        how = ((self._host.options.drain, REFUSED), *HARD)
+        end(started, how)
+        # One that was killed has left its workers behind, which accept.
+        left = [each for item in kept for each in session(int(item.name.rpartition(".")[2]))]
+        end(left, how)
         self._put_back(self.settings)
 
     def _put_back(self, settings: Sequence[SocketSettings]) -> None:
