@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from upgrader.runner.notifications import Notifications
+from upgrader.tool.unit_sockets import CONTROL
 
 
 class Heard:
@@ -73,6 +74,7 @@ def test_a_file_for_everybody() -> None:
         living = Notifications(lambda fields: None, place)
         other = Notifications(lambda fields: None, place)
 
+        assert CONTROL.search(living.address)  # ours, and no listener of the unit
         assert sorted([living.address, other.address]) == sorted(map(str, place.iterdir()))
         assert 0o666 == stat.S_IMODE(Path(other.address).stat().st_mode)
         other.close()
