@@ -1,72 +1,106 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""python3-msgspec for Debian 12: built from its released source, and kept in the cache."""
+"""Python packages that a Debian suite does not have: built from what was released, and kept in the cache."""
 
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 from upgrader.lab.private_systemd import PrivateSystemd, TreeError, suites
 
-_SUITE = "bookworm"
-_VERSION = "0.19.0"
-_SHA256 = "604037e7cd475345848116e89c553aa9a233259733ab51986ac924ab1b976f8e"
-_PACKAGING = Path(__file__).parent / "msgspec"
-
-_BUILD = f"""
+_BUILD = """
 set -eu
-cd /build
-mv msgspec-{_VERSION}.tar.gz python-msgspec_{_VERSION}.orig.tar.gz
-tar -xzf *.orig.tar.gz
-mv debian msgspec-{_VERSION}
-cd msgspec-{_VERSION}
+cd /build/unpacked
+if [ -e ../*.tar.gz ]; then
+    cp ../*.tar.gz "../$SOURCE.orig.tar.gz"
+    tar -xzf ../*.orig.tar.gz --strip-components=1
+else
+    python3 -m zipfile -e ../*.whl .
+fi
 dpkg-buildpackage -us -uc -b
 """
 
 
-def fetch(suite: str, tree: Path, progress: Callable[[str], None]) -> list[Path]:
-    """The packages that a suite does not have, made now if need be; raises PrivateSystemdError."""
-    if suite != _SUITE:
-        return []
-    place = suites.cache_directory().with_name("backports")
-    place.mkdir(parents=True, exist_ok=True)
-    with suites.locked(place / ".lock"):
-        if not (found := list(place.glob(f"python3-msgspec_{_VERSION}-*.deb"))):
-            progress(f"{suite} has no python3-msgspec: building it (once)")
-            with tempfile.TemporaryDirectory(dir=place) as work:
-                source = _download(Path(work))
-                built = _build(tree, source, Path(work))
-                found = [path.rename(place / path.name) for path in built]
-        return found
+@dataclass(frozen=True)
+class _Backport:
+    """One: the suites without it, and the file of the package index it is built from."""
 
+    package: str
+    source: str  #: of Debian's package
+    suites: Collection[str]
+    released: str  #: name and version on the package index
+    sha256: str
+    kind: str  #: of that file: "source" if it has to be compiled, "wheel" if it has not
 
-def _download(work: Path) -> Path:
-    listed = work / "requirements.txt"
-    listed.write_text(f"msgspec=={_VERSION} --hash=sha256:{_SHA256}\n")
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "download"]
-    options = ["--no-deps", "--no-binary=:all:", "--require-hashes", "-d", str(work)]
-    done = subprocess.run(
-        [*pip, *options, "-r", listed],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise TreeError(
-            "the source of python3-msgspec could not be fetched",
-            remedy="is there a network, or a package index (pip config list)?",
-            detail=done.stderr,
+    def fetch(self, tree: Path, progress: Callable[[str], None]) -> list[Path]:
+        """The package, made now if need be; raises PrivateSystemdError."""
+        version = self.released.partition("==")[2]
+        place = suites.cache_directory().with_name("backports")
+        place.mkdir(parents=True, exist_ok=True)
+        with suites.locked(place / ".lock"):
+            if not (found := list(place.glob(f"{self.package}_{version}-*.deb"))):
+                progress(f"{tree.name} has no {self.package}: building it (once)")
+                with tempfile.TemporaryDirectory(dir=place) as work:
+                    built = self._build(tree, self._download(Path(work)), Path(work))
+                    found = [path.rename(place / path.name) for path in built]
+            return found
+
+    def _download(self, work: Path) -> Path:
+        listed = work / "requirements.txt"
+        listed.write_text(f"{self.released} --hash=sha256:{self.sha256}\n")
+        pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "download"]
+        other = "--no-binary=:all:" if self.kind == "source" else "--only-binary=:all:"
+        options = ["--no-deps", other, "--require-hashes", "-d", str(work)]
+        done = subprocess.run(
+            [*pip, *options, "-r", listed],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
         )
-    return work / f"msgspec-{_VERSION}.tar.gz"
+        if done.returncode != 0:
+            raise TreeError(
+                f"what {self.package} is made of could not be fetched",
+                remedy="is there a network, or a package index (pip config list)?",
+                detail=done.stderr,
+            )
+        (file,) = (path for path in work.iterdir() if path != listed)
+        return file
+
+    def _build(self, tree: Path, file: Path, to: Path) -> list[Path]:
+        with PrivateSystemd.boot(tree) as machine:
+            machine.copy_in(file, f"/build/{file.name}")
+            directory = Path(__file__).parent / self.source.partition("_")[0]
+            machine.copy_in(directory, "/build/unpacked/debian")
+            machine.run(["sh", "-c", _BUILD], env={"SOURCE": self.source}, timeout=900)
+            built = Path(f"/proc/{machine.pid}/root/build").glob(f"{self.package}_*.deb")
+            return [Path(shutil.copy(path, to)) for path in built]
 
 
-def _build(tree: Path, source: Path, to: Path) -> list[Path]:
-    with PrivateSystemd.boot(tree) as machine:
-        machine.copy_in(source, f"/build/{source.name}")
-        machine.copy_in(_PACKAGING, "/build/debian")
-        machine.run(["sh", "-c", _BUILD], timeout=900)
-        built = Path(f"/proc/{machine.pid}/root/build").glob("python3-msgspec_*.deb")
-        return [Path(shutil.copy(path, to)) for path in built]
+_ALL = (
+    _Backport(
+        "python3-msgspec",
+        "python-msgspec_0.19.0",
+        ("bookworm",),
+        "msgspec==0.19.0",
+        "604037e7cd475345848116e89c553aa9a233259733ab51986ac924ab1b976f8e",
+        "source",
+    ),
+    _Backport(
+        "python3-qemu-qmp",
+        "python-qemu-qmp_0.0.6",
+        ("bookworm", "trixie"),
+        "qemu.qmp==0.0.6",
+        "5d7c5af0e9de427696e3bf72e333965c3a697929f77f6b7ddc30c989fc7b539b",
+        "wheel",
+    ),
+)
+
+
+def fetch(suite: str, tree: Path, progress: Callable[[str], None]) -> list[Path]:
+    """The packages that a suite does not have; raises PrivateSystemdError."""
+    wanted = [each for each in _ALL if suite in each.suites]
+    return [path for each in wanted for path in each.fetch(tree, progress)]

@@ -60,14 +60,10 @@ class MachineService(Service):
     def command(
         self, *more: str, binary: str = QEMU, memory: int = MEMORY, machine: str = "q35"
     ) -> list[str]:
-        console = f"file,id=console,path={self.console},append=on"
-        qemu = [
-            *(binary, "-accel", "tcg", "-machine", machine, "-m", str(memory), "-nodefaults"),
-            *("-no-user-config", "-display", "none", "-kernel", str(self._guest.kernel)),
-            *("-initrd", str(self._guest.initrd), "-append", self._guest.arguments("10.0.0.2/24")),
-            *("-chardev", console, "-serial", "chardev:console"),
-            *("-drive", f"file={self._disk},if=virtio,format=raw,cache=none", *more),
-        ]
+        qemu = self._guest.command(
+            binary, "10.0.0.2/24", str(self.console), memory=memory, machine=machine
+        )
+        qemu += ["-drive", f"file={self._disk},if=virtio,format=raw,cache=none", *more]
         options = ["--adapter", "qemu", "--name", "machine"]
         return [sys.executable, "-m", "upgrader.run", *options, "--", *qemu]
 

@@ -4,16 +4,26 @@ count one twice."""
 
 import contextlib
 import re
+import shlex
 import shutil
 
 from tests.pages import ROOT
 from tests.support import cannot_run, eventually
 from tests.system.serving import Service
-from upgrader.lab.guest import NoGuestError, guest
+from upgrader.lab.guest import NoGuestError, guest, network
 from upgrader.lab.private_systemd import PrivateSystemd
 from upgrader.lab.virtual_machine import GUEST, PREFIX, connect_interface
 
 QEMU = "/usr/bin/qemu-system-x86_64"
+#: A QEMU that gets another machine type than it is told: what an older or newer one may be like.
+ANOTHER = f"""#!/bin/sh
+for word; do
+    shift
+    case $word in pc-q35-*,*) word=pc-q35-7.1,${{word#*,}} ;; esac
+    set -- "$@" "$word"
+done
+exec {QEMU} "$@"
+"""
 BOOT = 120.0  # seconds, on a busy machine
 #: Pings that may be lost in one upgrade: one or two are, a busy machine loses more; a guest that has
 #: become deaf loses a hundred in a second.
@@ -23,17 +33,28 @@ LOST = 10
 class Machine(Service):
     """`vm@NAME.service` of the samples, with a small guest."""
 
-    def __init__(self, machine: PrivateSystemd, name: str, memory: int) -> None:
+    def __init__(
+        self, machine: PrivateSystemd, name: str, memory: int, *, packaged: bool = False
+    ) -> None:
+        """`packaged`: by the unit of the package upgrader-qemu, which is installed."""
         self.machine, self.name, self.memory = machine, name, memory
         self.unit = f"vm@{name}.service"
         self.interface = f"vm-{name}"
         self.console = self.inside(f"/run/console-{name}")
         try:
-            self._guest = made = guest()
+            self._guest = guest().install(machine)
         except NoGuestError as error:
             cannot_run(str(error))
-        machine.copy_in(made.kernel, "/srv/guest/vmlinuz")
-        machine.copy_in(made.initrd, "/srv/guest/initrd.gz")
+        if packaged:
+            drop_in = "[Service]\nEnvironment=UPGRADER_DRAIN_TIMEOUT=1s\n"
+            machine.write("/etc/systemd/system/vm@.service.d/short.conf", drop_in)
+        else:
+            self._install()
+        self.describe()
+        machine.run(["systemctl", "daemon-reload"])
+
+    def _install(self) -> None:
+        machine = self.machine
         text = (ROOT / "units" / "vm@.service").read_text()
         text = text.replace("/usr/bin/python3", " ".join(machine.python))
         # Its Python may lie in a home, and a checkout in /tmp.
@@ -41,22 +62,18 @@ class Machine(Service):
         text = text.replace("[Service]\n", f"[Service]\nBindReadOnlyPaths=-{ROOT}\n", 1)
         text = text.replace("DRAIN_TIMEOUT=80s", "DRAIN_TIMEOUT=1s")
         machine.write("/etc/systemd/system/vm@.service", text)
-        self.describe()
-        machine.run(["systemctl", "daemon-reload"])
 
     def describe(self, *more: str, binary: str = QEMU, memory: int = 0, kind: str = "q35") -> None:
         """Write the command line of its QEMU."""
-        words = [
-            *(binary, "-accel", "tcg,thread=multi", "-machine", kind, "-nodefaults"),
-            *("-no-user-config", "-display", "none", "-m", str(memory or self.memory)),
-            *("-kernel", "/srv/guest/vmlinuz", "-initrd", "/srv/guest/initrd.gz"),
-            *("-append", f"'{self._guest.arguments(f'{GUEST}/{PREFIX}')}'"),
-            *("-chardev", f"file,id=console,path=/run/console-{self.name},append=on"),
-            *("-serial", "chardev:console"),
-            *("-netdev", f"tap,id=net,ifname={self.interface},script=no,downscript=no"),
-            *("-device", "virtio-net-pci,netdev=net,romfile=", *more),
-        ]
-        text = f'QEMU="{" ".join(words)}"\n'
+        words = self._guest.command(
+            binary,
+            f"{GUEST}/{PREFIX}",
+            f"/run/console-{self.name}",
+            memory=memory or self.memory,
+            machine=kind,
+        )
+        words = [*words, *network(self.interface), *more]
+        text = f'QEMU="{shlex.join(words)}"\n'
         self.machine.write(f"/etc/upgrader/machines/{self.name}.conf", text)
 
     def boot(self) -> None:

@@ -7,21 +7,12 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support import eventually
-from tests.system.guests import LOST, QEMU, Machine, needs_qemu
+from tests.system.guests import ANOTHER, LOST, QEMU, Machine, needs_qemu
 from tests.system.serving import hook
 from tests.system.tool import upgrade, upgrader
 from upgrader.lab.private_systemd import PrivateSystemd
 from upgrader.lab.virtual_machine import pinging
 
-#: A QEMU that gets another machine type than it is told: what an older or newer one may be like.
-ANOTHER = f"""#!/bin/sh
-for word; do
-    shift
-    case $word in pc-q35-*,*) word=pc-q35-7.1,${{word#*,}} ;; esac
-    set -- "$@" "$word"
-done
-exec {QEMU} "$@"
-"""
 #: What dpkg does: another file takes the place of the one that runs.
 REPLACE = f"cp {QEMU} {QEMU}.dpkg-new && echo >>{QEMU}.dpkg-new && mv {QEMU}.dpkg-new {QEMU}"
 

@@ -6,23 +6,25 @@ import asyncio
 import contextlib
 import itertools
 import os
+import re
 import signal
 import socket
 import statistics
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support import eventually
-from tests.system.guests import BOOT, LOST, QEMU, Machine, needs_qemu
+from tests.system.guests import ANOTHER, BOOT, LOST, QEMU, Machine, needs_qemu
 from tests.system.serving import network_of
 from tests.system.tool import upgrade
 from tests.tables import publish
-from upgrader.lab.guest import Guest
+from upgrader.lab.guest import Guest, network
 from upgrader.lab.guest import guest as guest_files
 from upgrader.lab.private_systemd import PrivateSystemd
 from upgrader.lab.private_systemd.errors import TreeError
@@ -37,6 +39,7 @@ pytestmark = [pytest.mark.matrix, pytest.mark.timeout(1800)]
 
 MEMORY = 512  # MiB
 TIMES = 5
+MOST = 2  # pings that are lost in one upgrade, in the middle of five
 #: Whose QEMU is run: that of this machine (7.2 on Debian 12), of Debian 13 and of sid.
 SUITES = ("host", "trixie", "sid")
 _LOADER = "lib64/ld-linux-x86-64.so.2"
@@ -87,14 +90,8 @@ class ByHand:
 
     def __init__(self, machine: PrivateSystemd, files: Guest, directory: Path) -> None:
         self.console = directory / "console"
-        words = [
-            *(QEMU, "-accel", "tcg,thread=multi", "-machine", "q35", "-nodefaults", "-m"),
-            *(str(MEMORY), "-no-user-config", "-display", "none", "-kernel", str(files.kernel)),
-            *("-initrd", str(files.initrd), "-append", files.arguments(f"{GUEST}/{PREFIX}")),
-            *("-chardev", f"file,id=console,path={self.console},append=on"),
-            *("-serial", "chardev:console", "-device", "virtio-net-pci,netdev=net,romfile="),
-            *("-netdev", "tap,id=net,ifname=vm-hand,script=no,downscript=no"),
-        ]
+        words = files.command(QEMU, f"{GUEST}/{PREFIX}", str(self.console), memory=MEMORY)
+        words += network("vm-hand")
         self._machine = Description.read(words)
         self._directory = directory
         self._count = itertools.count()
@@ -161,8 +158,8 @@ def row(suite: str, mode: str, seen: list[Pings]) -> tuple[str, ...]:
     lost = [len(pings.lost()) for pings in seen]
     gaps = sorted(pings.longest_gap * 1e3 for pings in seen)
     return (
-        *(suite, mode, str(len(seen)), f"{max(lost)}", f"{gaps[len(gaps) // 2]:.0f} ms"),
-        f"{gaps[-1]:.0f} ms",
+        *(suite, mode, str(len(seen)), f"{statistics.median(lost):g}", f"{max(lost)}"),
+        *(f"{statistics.median(gaps):.0f} ms", f"{gaps[-1]:.0f} ms"),
     )
 
 
@@ -198,10 +195,10 @@ def test_each_qemu_and_the_next(host_machine: PrivateSystemd) -> None:
         rows.append(row(" to ".join(versions.values()), "live", seen))
     publish(
         "qemu",
-        ("QEMU", "mode", "upgrades", "most pings lost in one", "ping gap", "longest"),
+        ("QEMU", "mode", "upgrades", "pings lost in one", "most", "ping gap", "longest"),
         rows,
     )
-    assert all(int(each[3]) <= LOST for each in rows), rows
+    assert all(float(each[3]) <= MOST for each in rows), rows
 
 
 def test_beside_a_migration_by_hand(host_machine: PrivateSystemd, tmp_path: Path) -> None:
@@ -229,31 +226,79 @@ def test_beside_a_migration_by_hand(host_machine: PrivateSystemd, tmp_path: Path
     medians = [statistics.median(each.longest_gap for each in seen) for seen in (by_hand, ours)]
     publish(
         "qemu by hand",
-        ("QEMU", "how", "upgrades", "most pings lost in one", "ping gap", "longest"),
+        ("QEMU", "how", "upgrades", "pings lost in one", "most", "ping gap", "longest"),
         [
             row(version(host_machine, "host"), "by hand, over QMP", by_hand),
             row(version(host_machine, "host"), "upgrader", ours),
-            ("ratio", "", "", "", f"{medians[1] / medians[0]:.2f}", ""),
+            ("ratio", "", "", "", "", f"{medians[1] / medians[0]:.2f}", ""),
         ],
     )
     assert medians[1] < 0.5
+    assert statistics.median(len(each.lost()) for each in ours) <= MOST
 
 
-def test_a_pair_that_cannot_load(host_machine: PrivateSystemd) -> None:
-    """Debian 13's QEMU gives its network device rings that sid's refuses: a preflight says so, and so
-    does an upgrade; the machine runs on."""
+#: Each kind of upgrade that fails: how the next QEMU is described, and what the caller is told.
+FAILURES: dict[str, tuple[dict[str, Any], str]] = {
+    "another machine type": ({"binary": "/srv/another/qemu"}, "load of migration failed"),
+    "less memory": ({"memory": MEMORY // 2}, "-m of"),
+    "no such binary": ({"binary": "/nowhere/qemu"}, "/nowhere/qemu: no such program"),
+}
+#: Without a preflight, it is found out while the machine stands still, or by the next runner.
+WAYS = (("--mode", "live"), ("--mode", "restart"), ("--no-preflight", "--mode", "live"))
+
+
+def left(guest: Machine) -> dict[str, list[str]]:
+    """What an upgrade could leave behind: processes, FDs, sockets and interfaces."""
+    run = guest.machine.run
+    return {
+        "QEMUs": guest.qemus(),
+        "FDs kept": guest.show("NFileDescriptorStore"),
+        "sockets": sorted(run(["ls", f"/run/vm/{guest.name}"]).stdout.split()),
+        "interfaces": re.findall(r"^\d+: (\S+):", run(["ip", "-o", "link"]).stdout, re.M),
+    }
+
+
+def fails(guest: Machine, options: Sequence[str], words: str) -> tuple[str, ...]:
+    """Have an upgrade fail: the caller is told why, the machine runs on, and nothing is left of it."""
+    before = left(guest)
+    with watched(guest) as pings:
+        refused = upgrade(guest, *options)
+        at = time.monotonic()
+    told = refused["cause"]
+    assert 0 != refused["exit_code"], refused
+    assert words in told, refused
+    assert told.startswith("preflight: ") is ("--no-preflight" not in options)
+    assert [] == pings.lost(since=at), told
+    assert len(pings.lost()) <= LOST, told
+    assert eventually(lambda: left(guest) == before), (before, left(guest))
+    gap = f"{pings.longest_gap * 1e3:.0f} ms"
+    return (
+        " ".join(options),
+        str(len(pings.lost())),
+        "0",
+        gap,
+        told.rpartition(": ")[2].partition(" (")[0],
+    )
+
+
+def test_each_failure(host_machine: PrivateSystemd) -> None:
+    """Wrong machines, and a pair that cannot load: Debian 13's QEMU gives its network device rings that
+    sid's refuses. In each mode, and if there is no preflight."""
+    rows = []
+    with booted(host_machine, "host") as guest:
+        host_machine.write("/srv/another/qemu", ANOTHER)
+        host_machine.run(["chmod", "755", "/srv/another/qemu"])
+        for kind, (described, words) in FAILURES.items():
+            guest.describe(**described)
+            rows += [(kind, *fails(guest, way, words)) for way in WAYS]
     with booted(host_machine, "trixie", "pc-q35-10.0") as guest:
         guest.describe(binary=binary(host_machine, "sid"), kind="pc-q35-10.0")
-        before = guest.qemus()
-        for options in (("--preflight",), ("--mode", "live")):
-            with watched(guest) as pings:
-                refused = upgrade(guest, *options)
-                at = time.monotonic()
-            assert 0 != refused["exit_code"], refused
-            assert "qemu-system-x86_64: " in refused["cause"], refused
-            assert [] == pings.lost(since=at)
-            assert len(pings.lost()) <= LOST
-            assert before == guest.qemus()
+        rows += [("10.0 to 11.1", *fails(guest, way, "load of migration failed")) for way in WAYS]
+    publish(
+        "qemu failures",
+        ("what", "how", "pings lost", "lost afterwards", "ping gap", "the last words"),
+        rows,
+    )
 
 
 @pytest.mark.parametrize(

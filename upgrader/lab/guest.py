@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from upgrader.lab.private_systemd import PrivateSystemd
 from upgrader.lab.private_systemd.suites import cache_directory, locked
 
 #: In the order in which they are loaded; what a kernel has built in is not there as a file.
@@ -59,9 +60,35 @@ class Guest:
     kernel: Path
     initrd: Path
 
-    def arguments(self, address: str) -> str:
-        """What its kernel is told; `address` of its network device, with a prefix length."""
-        return f"console=ttyS0 quiet panic=-1 guest={address}"
+    def command(
+        self, qemu: str, address: str, console: str, *, memory: int, machine: str = "q35"
+    ) -> list[str]:
+        """A QEMU command line without network and disks; `address` of its network device, with a prefix
+        length; `console`: the path of the file that it writes to; `memory` in MiB."""
+        return [
+            *(qemu, "-accel", "tcg,thread=multi", "-machine", machine, "-m", str(memory)),
+            *("-nodefaults", "-no-user-config", "-display", "none", "-kernel", str(self.kernel)),
+            *("-initrd", str(self.initrd)),
+            *("-append", f"console=ttyS0 quiet panic=-1 guest={address}"),
+            *("-chardev", f"file,id=console,path={console},append=on"),
+            *("-serial", "chardev:console"),
+        ]
+
+    def install(self, machine: PrivateSystemd) -> "Guest":
+        """The same in a private systemd."""
+        place = Path("/srv/guest")
+        inside = Guest(place / "vmlinuz", place / "initrd.gz")
+        machine.copy_in(self.kernel, str(inside.kernel))
+        machine.copy_in(self.initrd, str(inside.initrd))
+        return inside
+
+
+def network(interface: str) -> list[str]:
+    """The options for its network device, by an interface of the host."""
+    return [
+        *("-netdev", f"tap,id=net,ifname={interface},script=no,downscript=no"),
+        *("-device", "virtio-net-pci,netdev=net,romfile="),
+    ]
 
 
 def guest() -> Guest:

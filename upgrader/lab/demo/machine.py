@@ -3,6 +3,7 @@
 notice."""
 
 import json
+import shlex
 import shutil
 import time
 from importlib import resources
@@ -12,7 +13,7 @@ from typing import Any
 import msgspec
 
 from upgrader.lab.demo.options import DemoError, Options
-from upgrader.lab.guest import NoGuestError, guest
+from upgrader.lab.guest import NoGuestError, guest, network
 from upgrader.lab.private_systemd import PrivateSystemd
 from upgrader.lab.virtual_machine import (
     GUEST,
@@ -128,23 +129,10 @@ def _install(machine: PrivateSystemd, qemu: str) -> None:
         files = guest()
     except NoGuestError as error:
         raise DemoError(str(error)) from error
-    machine.copy_in(files.kernel, "/srv/guest/vmlinuz")
-    machine.copy_in(files.initrd, "/srv/guest/initrd.gz")
-    words = [
-        *(qemu, "-accel", "tcg", "-machine", "q35", "-m", str(_MEMORY), "-nodefaults"),
-        *("-no-user-config", "-display", "none", "-kernel", "/srv/guest/vmlinuz"),
-        *(
-            "-initrd",
-            "/srv/guest/initrd.gz",
-            "-append",
-            f'"{files.arguments(f"{GUEST}/{PREFIX}")}"',
-        ),
-        *("-chardev", f"file,id=console,path={_CONSOLE},append=on", "-serial", "chardev:console"),
-        *("-netdev", f"tap,id=net,ifname={_INTERFACE},script=no,downscript=no"),
-        *("-device", "virtio-net-pci,netdev=net,romfile="),
-    ]
+    words = files.install(machine).command(qemu, f"{GUEST}/{PREFIX}", _CONSOLE, memory=_MEMORY)
+    words = [*words, *network(_INTERFACE)]
     text = (resources.files("upgrader.lab.demo") / "example" / SERVICE).read_text()
-    text = text.replace("@PYTHON@", " ".join(machine.python)).replace("@QEMU@", " ".join(words))
+    text = text.replace("@PYTHON@", " ".join(machine.python)).replace("@QEMU@", shlex.join(words))
     machine.write(f"/etc/systemd/system/{SERVICE}", text)
     machine.run(["systemctl", "daemon-reload"])
 
