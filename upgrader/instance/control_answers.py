@@ -24,7 +24,7 @@ from upgrader.instance.announcements import Announcements
 from upgrader.instance.callers import is_of_unit, require_root, require_takeover
 from upgrader.instance.control_listener import Caller
 from upgrader.instance.exec_mode import Execution, command
-from upgrader.instance.guard import Guard
+from upgrader.instance.guard import guard_of
 from upgrader.instance.interfaces import Keeper
 from upgrader.instance.lender import Lender
 from upgrader.instance.live_source import MigrationRequest
@@ -69,7 +69,7 @@ class Negotiation:
         self._on_request = on_request
         self._on_reload = on_reload
         self._lender = Lender(host.declarations, keeper)
-        self._guard = Guard(())  # of what is lent
+        self._guard = guard_of(())  # of what is lent
         self._on_settle = on_settle
         self._announced = Announcements()
         self._withdrawn: deque[str] = deque(maxlen=_REMEMBERED)
@@ -299,7 +299,7 @@ class Negotiation:
             self._agree(caller, parameters)
             others = self._host.declarations.backends.values()
             moving = [each for each in others if self.crosses(each.name)]
-            self._guard = Guard(moving)
+            self._guard = guard_of(moving)
             return dict(self._lender.offer(moving))
 
     def lending(self, sock: socket.socket) -> None:

@@ -6,18 +6,14 @@ not of its FD, so the guest of the first QEMU, which uses 12, is deaf from then 
 """
 
 import contextlib
-import os
-import threading
-import time
 from collections.abc import Iterator, Mapping
 
 from upgrader.backends.tap import Tap, TapFacts
 from upgrader.errors import VerifyError
+from upgrader.instance.guard import Guard
 from upgrader.protocol.fd import Fd
 
 _HEADER = 10  # bytes: with any, the device has headers; how large they are, its guest decides
-_FIRST = -20  # nice(2)
-_LOOK = 0.0005  # seconds between two looks: a packet that comes in between may be lost
 
 
 def open_tap(interface: str) -> Fd:
@@ -45,24 +41,14 @@ def set_back(fd: Fd, wanted: TapFacts) -> None:
 @contextlib.contextmanager
 def guarded(devices: Mapping[Fd, TapFacts]) -> Iterator[None]:
     """Set devices back whenever somebody changes them, from a thread, and once at the end."""
-    done = threading.Event()
 
-    def restore() -> None:
+    def restore() -> bool:
         for fd, wanted in devices.items():
             set_back(fd, wanted)
+        return bool(devices)
 
-    def watch() -> None:
-        with contextlib.suppress(OSError):  # where that is allowed: it must not wait for its turn
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _FIRST)
-        while not done.is_set():
-            restore()
-            time.sleep(_LOOK)
-
-    thread = threading.Thread(target=watch, name="upgrader-tap", daemon=True)
-    thread.start()
     try:
-        yield
+        with Guard(restore):
+            yield
     finally:
-        done.set()
-        thread.join()
         restore()
