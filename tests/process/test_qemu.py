@@ -159,6 +159,7 @@ def test_the_life_of_a_machine(machine: MachineService, tmp_path: Path) -> None:
         assert said in str(refused.value)
         assert refused.value.code in (Code.VERIFY_FAILED, Code.ENDED_EARLY)
         assert before == machine.qemus()
+        assert 1 == len([*machine.runtime_directory.glob("qemu-*")])
     assert machine.counts()
     assert machine.writes()
 

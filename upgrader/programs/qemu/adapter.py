@@ -83,11 +83,6 @@ class QemuAdapter(ProgramAdapter):
         self._mark = mark = os.urandom(6).hex()
         self._remove_old_sockets()
         with contextlib.ExitStack() as until_ready:
-            listener = until_ready.enter_context(socket.socket(socket.AF_UNIX))
-            path = self._path(mark)
-            listener.bind(str(path))
-            path.chmod(0o600)
-            listener.listen()
             taps = {}
             for place, each in enumerate(self._machine.taps):
                 name = each.interface
@@ -106,6 +101,11 @@ class QemuAdapter(ProgramAdapter):
                 private=start.private,
             )
             command = self._command(start, placing)
+            listener = until_ready.enter_context(socket.socket(socket.AF_UNIX))
+            path = self._path(mark)
+            listener.bind(str(path))
+            path.chmod(0o600)
+            listener.listen()
             if start.incoming and not start.private:
                 until_ready.enter_context(tap.guarded(self._devices()))
             yield StartOrder(
@@ -190,7 +190,7 @@ class QemuAdapter(ProgramAdapter):
 
     async def resume(self, program: RunningProcess) -> None:
         """Have the machine do what it did before it was saved."""
-        self.restore()
+        self._set_back()
         note = self._note()
         async with self._monitor(program) as monitor:
             await monitor.resume(note.status if note else "running")
@@ -198,7 +198,11 @@ class QemuAdapter(ProgramAdapter):
         await self._close()
 
     def restore(self) -> None:
-        """Set back what a QEMU that was refused has changed of the interfaces."""
+        """Set back what a QEMU that was refused has changed of the interfaces, and remove its socket."""
+        self._set_back()
+        self._remove_old_sockets()
+
+    def _set_back(self) -> None:
         note = self._note() if self._shared else None
         taps = self._interfaces()
         for name, wanted in note.devices.items() if note else ():
