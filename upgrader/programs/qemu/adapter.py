@@ -52,7 +52,7 @@ class QemuAdapter(ProgramAdapter):
         super().__init__(host)
         self._machine = Machine.read(host.options.program)
         self._shared: dict[str, Fd] = {}
-        self._mark = ""  # the token of the QEMU that is being started
+        self._mark = ""  # the token of the QEMU that was started, until it runs the machine
         # The session with one that waits for its state: nobody waits for another one in the pause.
         self._open: dict[int, Monitor] = {}  # by its PID
         self._sessions = contextlib.AsyncExitStack()
@@ -164,9 +164,12 @@ class QemuAdapter(ProgramAdapter):
             await monitor.status()
             if not start.private:
                 self.offers = await offers(monitor)
+        if start.private:  # nobody else asks it
+            self._path(self._mark).unlink(missing_ok=True)
         if start.incoming:
             self._open[program.pid] = monitor
         else:
+            self._mark = ""
             await self._close()
 
     async def quiesce(self, program: RunningProcess) -> None:
@@ -195,12 +198,14 @@ class QemuAdapter(ProgramAdapter):
         async with self._monitor(program) as monitor:
             await monitor.resume(note.status if note else "running")
         self._note(moving=False)
+        self._mark = ""
         await self._close()
 
     def restore(self) -> None:
         """Set back what a QEMU that was refused has changed of the interfaces, and remove its socket."""
         self._set_back()
-        self._remove_old_sockets()
+        if self._mark:
+            self._path(self._mark).unlink(missing_ok=True)
 
     def _set_back(self) -> None:
         note = self._note() if self._shared else None
