@@ -39,7 +39,7 @@ test:
 	@.venv/bin/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 matrix:
-	@packaging/bootstrap test
+	@packaging/bootstrap matrix
 	@.venv/bin/python -m pytest -n $(JOBS) --dist loadfile -m matrix $(ARGS)
 
 fuzz:

@@ -3,7 +3,6 @@
 once, and the daemon learns nothing of it."""
 
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from tests.pages import ROOT
 from tests.process.disks import STORAGE, Daemon, Storage, User, binary, own, running, using
 from tests.support import eventually
 from tests.tables import publish
@@ -206,9 +204,6 @@ def test_the_table_of_disks(tmp_path: Path) -> None:
         for mode in ("live", "restart", "exec", "refuse", "die")
     ]
     rows.append(killed(tmp_path / "killed", 10))
-    version = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(version, capture_output=True, text=True, check=True).stdout.strip()
-    rows.append(["date and commit", f"{time.strftime('%Y-%m-%d')}, {commit}", *[""] * 6])
     head = [
         "storage daemon",
         "mode",
