@@ -75,15 +75,11 @@ def soak(machine: PrivateSystemd, install: Install, upgrades: int, parts: int) -
         assert {1 + number} == {answer[1] for answer in answers}
     rows.insert(0, [str(len(MODES)), *map(str, found[0]), ""])
     first, last = found[0], found[-1]
-    assert first[:7] == last[:7], rows
+    # A thread that the last instance has begun with may not have ended yet.
+    assert first[:7] == last[:7] or eventually(lambda: census(service)[:7] == first[:7]), rows
     assert last[7] < first[7] * 1.1 + SLACK, rows
     assert last[8] < first[8] * 1.1 + SLACK, rows
     return rows
-
-
-def test_a_few_leave_nothing(host_machine: PrivateSystemd, install: Install) -> None:
-    """One of each mode, as in the long run."""
-    soak(host_machine, install, len(MODES), 1)
 
 
 @pytest.mark.matrix
