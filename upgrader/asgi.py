@@ -51,8 +51,11 @@ def serve(**options: Any) -> None:
         raise click.UsageError(f"--workers: {_ONE_PROCESS}")
     if config.timeout_graceful_shutdown is not None:  # the unit has the last word
         os.environ.setdefault("UPGRADER_DRAIN_TIMEOUT", f"{config.timeout_graceful_shutdown}s")
-    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-        runner.run(_serve(config, options))
+    try:
+        with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+            runner.run(_serve(config, options))
+    except UpgradeError as error:  # at a desk; nobody has to look into this program because of it
+        raise SystemExit(f"asgi: {error}") from error
 
 
 def configuration(options: dict[str, Any]) -> uvicorn.Config:

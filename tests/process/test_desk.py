@@ -11,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.process.chat import DEADLINE, Client
 from tests.support import eventually
 
@@ -81,6 +83,23 @@ def test_an_address_in_use_is_one_line(tmp_path: Path) -> None:
     assert (
         f"asgi: listener 'http': cannot bind unix:{path}: Address already in use\n" == done.stderr
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["upgrader.asgi", "nosuch:app"], "asgi: the application cannot be loaded\n"),
+        (["upgrader.run", "--", "true"], "upgrader.run: --listen: the program is given no listener\n"),
+        (["upgrader.run", "--listen", "http=:99999", "--", "true"], "python -m upgrader.run: :99999: "),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_served_is_told_last(arguments: list[str], said: str) -> None:
+    """Without a traceback through a program that nobody at the desk has written."""
+    command = [sys.executable, "-m", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
+
+    assert 1 == done.returncode
+    assert said in done.stderr.splitlines(keepends=True)[-1]
 
 
 def test_a_child_ends_with_its_program(tmp_path: Path) -> None:

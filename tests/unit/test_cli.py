@@ -49,6 +49,7 @@ def outcome(monkeypatch: pytest.MonkeyPatch) -> list[Outcome]:
     ("arguments", "words"),
     [
         (["upgrade"], "name units, or give --all"),
+        (["upgrade", "--all", "web"], "name units, or give --all, not both"),
         (["upgrade", "web", "--mode", "warm"], "'warm' is not one of 'auto', 'live', 'restart'"),
         (["upgrade", "web", "--timeout", "5x"], "'5x' is not a time span"),
         (["upgrade", "web", "--timeout", "0"], "not a time to wait"),

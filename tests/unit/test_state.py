@@ -207,7 +207,10 @@ def test_converters_may_return_objects() -> None:
 
 @pytest.mark.parametrize(
     ("converter", "message"),
-    [(lambda fields: None, "does not decode"), (lambda fields: fields.popitem()[9], "IndexError")],
+    [
+        (lambda fields: None, "the converter from 1 has returned NoneType, not a dict"),
+        (lambda fields: fields.popitem()[9], "IndexError"),
+    ],
 )
 def test_a_converter_that_fails_is_named(converter: Any, message: str) -> None:
     """A converter that raises or returns nonsense refuses the state, by name."""

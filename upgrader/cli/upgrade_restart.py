@@ -132,7 +132,7 @@ def upgrade(
     except ValueError as error:
         raise click.UsageError(f"--exec-command: {error}") from error
     if everything == bool(units):
-        raise click.UsageError("name units, or give --all")
+        raise click.UsageError("name units, or give --all, not both")
     try:
         names = expand(units, everything=everything, user=user)
     except UnitError as error:

@@ -379,12 +379,16 @@ def _form_for(d: StateVersions, saved: SavedState) -> tuple[int, bytes]:
 
 def _to_version(d: StateVersions, version: int, data: bytes) -> bytes:
     """The fields of a saved state after all converters that lie in between."""
-    converters = [d.converters[v] for v in sorted(d.converters) if version <= v < d.version]
+    converters = {v: d.converters[v] for v in sorted(d.converters) if version <= v < d.version}
     if not converters:
         return data
     fields = msgspec.msgpack.decode(data, type=dict[str, Any])
-    for converter in converters:
+    for v, converter in converters.items():
         fields = converter(fields)
+        if not isinstance(fields, dict):
+            raise TypeError(
+                f"the converter from {v} has returned {type(fields).__name__}, not a dict"
+            )
     # Back to bytes: only msgpack's own decoder turns each of them into what the class declares.
     return msgspec.msgpack.encode(fields)
 

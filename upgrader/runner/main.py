@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 
+from upgrader.errors import UpgradeError
 from upgrader.runner.options import RunnerOptions
 
 
@@ -18,5 +19,8 @@ def main(arguments: Sequence[str]) -> int:
         return end_left_over()
     from upgrader.runner.runner import Runner
 
-    asyncio.run(Runner(RunnerOptions.parse(arguments, os.environ)).run())
+    try:
+        asyncio.run(Runner(RunnerOptions.parse(arguments, os.environ)).run())
+    except UpgradeError as error:  # at a desk; nobody has to look into this program because of it
+        raise SystemExit(f"python -m upgrader.run: {error}") from error
     return 0
