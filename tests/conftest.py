@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 import stat
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -157,9 +158,11 @@ def _open_fds() -> Counter[tuple[int, int, str]]:
 @pytest.fixture(autouse=True)
 def no_leaked_fds() -> Iterator[None]:
     """A test closes what it opens."""
-    before = _open_fds()
+    before, threads = _open_fds(), set(threading.enumerate())
     yield
     if _open_fds() - before:
+        for thread in set(threading.enumerate()) - threads:  # one that is about to end holds what it had
+            thread.join(1)
         gc.collect()
     leaked = _open_fds() - before
 
