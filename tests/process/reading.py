@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Reads and stats the file PATH again and again, each time what it must be, until a line comes: then it says
-how often, how often not, and the longest wait in ms. `python reading.py PATH CONTENT`"""
+"""Reads and stats the file PATH again and again, each time what it must be, until its input ends. At each line
+that comes, it says how often that was so, how often not, and the longest wait in ms. `python reading.py PATH
+CONTENT`"""
 
 import os
 import select
@@ -12,7 +13,11 @@ done = failed = 0
 longest = 0.0
 kept = os.open(PATH, os.O_RDONLY)  # one that stays open, besides those that are opened each time
 print("reading", flush=True)
-while not select.select([sys.stdin], [], [], 0.01)[0]:
+while True:
+    if select.select([sys.stdin], [], [], 0.01)[0]:
+        if not sys.stdin.readline():
+            break
+        print(done, failed, round(longest * 1000), flush=True)
     begun = time.monotonic()
     try:
         with open(PATH) as anew:
@@ -29,4 +34,3 @@ while not select.select([sys.stdin], [], [], 0.01)[0]:
         print(error, file=sys.stderr)
         failed += 1
     longest = max(longest, time.monotonic() - begun)
-print(done, failed, round(longest * 1000), flush=True)
