@@ -161,8 +161,8 @@ def no_leaked_fds() -> Iterator[None]:
     before, threads = _open_fds(), set(threading.enumerate())
     yield
     if _open_fds() - before:
-        for thread in set(threading.enumerate()) - threads:  # one that is about to end holds what it had
-            thread.join(1)
+        for thread in set(threading.enumerate()) - threads:
+            thread.join(1)  # one that is about to end holds what it had
         gc.collect()
     leaked = _open_fds() - before
 

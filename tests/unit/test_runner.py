@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What a runner decides by values alone: its command line, what a program is told, what is left."""
 
+import asyncio
 import os
 import signal
 import socket
@@ -249,3 +250,28 @@ def test_what_is_stopped_sees_the_signal_that_ends_it() -> None:
         end([process], ((signal.SIGTERM, 600.0),))
 
         assert -signal.SIGTERM == started.wait(SETTLE)
+
+
+def test_a_path_is_put_back_while_its_listener_is_there(tmp_path: Path) -> None:
+    """Whoever removes it, at once; a runner that gives its listener up removes it for good."""
+    path = tmp_path / "listener"
+
+    async def back() -> bool:
+        for _ in range(3):  # what has happened is seen by the next turn of the loop
+            await asyncio.sleep(0)
+        return path.exists()
+
+    async def play() -> None:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(str(path))
+            paths = Paths("")
+            paths.keep([sock])
+            with paths.watched():
+                path.unlink()
+                assert await back()
+                path.unlink()
+                sock.close()
+                assert not await back()
+            paths.forget()
+
+    asyncio.run(play())

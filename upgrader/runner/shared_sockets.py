@@ -95,10 +95,12 @@ class Paths:
         self._pid_file = Path(pid_file) if pid_file else None
         self._pid = ""
         self._links: dict[Path, Path] = {}
+        self._sockets: tuple[socket.socket, ...] = ()
 
     def keep(self, sockets: Iterable[socket.socket]) -> None:
         """Make the links, as far as this process may write there."""
-        for sock in sockets:
+        self._sockets = tuple(sockets)
+        for sock in self._sockets:
             name = sock.getsockname() if sock.family == socket.AF_UNIX else ""
             if not isinstance(name, str) or not name.startswith("/"):
                 continue
@@ -120,11 +122,11 @@ class Paths:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """Put back at once whatever goes away meanwhile: an old program may remove it when it begins to
-        drain, and drain for hours."""
+        """Put back at once whatever goes away meanwhile, as long as this process has the listeners: an old
+        program may remove it when it begins to drain, and drain for hours."""
         paths = [*self._links, *([self._pid_file] if self._pid_file else ())]
         try:
-            watch = WatchedPaths(paths, self.restore) if paths else None
+            watch = WatchedPaths(paths, self._restore_ours) if paths else None
         except OSError as error:
             _log.warning("files that are removed are put back late: %s", error.strerror)
             watch = None
@@ -134,6 +136,11 @@ class Paths:
         finally:
             if watch:
                 watch.close()
+
+    def _restore_ours(self) -> None:
+        # What is closed is given up, with its file.
+        if all(sock.fileno() >= 0 for sock in self._sockets):
+            self.restore()
 
     def restore(self) -> None:
         """Put back what is missing or is another's."""
