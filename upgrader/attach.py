@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -34,9 +33,10 @@ class attach:  # noqa: N801, it reads as a function
 
     def __enter__(self) -> blocking.Instance:
         from upgrader.blocking.instance import Instance
+        from upgrader.instance.process import in_loop
 
         with _explained(self._service):
-            if "asyncio" in sys.modules and sys.modules["asyncio"]._get_running_loop() is not None:
+            if in_loop():
                 raise DeclarationError(
                     "with attach()", "is for programs without asyncio", remedy="write async with"
                 )

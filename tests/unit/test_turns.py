@@ -2,8 +2,10 @@
 """Turns: what a migration waits for, and what never waits for a migration."""
 
 import asyncio
+import gc
 import re
 import threading
+import weakref
 
 from upgrader.instance.turns import Turns, begins_handler, kind
 
@@ -122,3 +124,24 @@ def test_r21_a_kind_of_turns_is_held_while_others_begin() -> None:
     turns.open()
     assert begun.wait(DEADLINE)
     held.join(DEADLINE)
+
+
+def test_a_handler_that_has_ended_is_gone() -> None:
+    """Without a collection, of which there is none while clients wait: there may be thousands."""
+
+    async def handler() -> None:
+        begins_handler("door")
+
+    async def play() -> None:
+        gc.disable()
+        try:
+            task = asyncio.create_task(handler())
+            ended = weakref.ref(task)
+            await task
+            del task
+            await asyncio.sleep(0)
+            assert ended() is None
+        finally:
+            gc.enable()
+
+    asyncio.run(play())

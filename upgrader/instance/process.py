@@ -10,6 +10,7 @@ import gc
 import os
 import resource
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping
 
 from upgrader.errors import BusError
@@ -125,6 +126,11 @@ def make_room_for_fds() -> None:
     last = (_TABLE if soft == resource.RLIM_INFINITY else min(soft, _TABLE)) - 1
     with contextlib.suppress(OSError), open(os.devnull, "rb", buffering=0) as any_file:
         os.close(fcntl.fcntl(any_file, fcntl.F_DUPFD_CLOEXEC, last))
+
+
+def in_loop() -> bool:
+    """Whether an asyncio loop runs in this thread; asyncio is not loaded for that."""
+    return "asyncio" in sys.modules and sys.modules["asyncio"]._get_running_loop() is not None
 
 
 def begin_thread(call: Callable[[], object]) -> None:

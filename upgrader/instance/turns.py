@@ -7,15 +7,16 @@ closes the turns, which lets running ones end and makes new ones wait, and freez
 
 import contextlib
 import itertools
-import sys
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Collection
 from contextvars import ContextVar, Token
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from upgrader.instance.process import in_loop
 from upgrader.protocol.values import Value
 
 if TYPE_CHECKING:  # loaded only by those who use it
@@ -30,7 +31,10 @@ _COMPARED = 100  # turns of a kind that are remembered
 #: The turn that this thread or task is inside of, or was started by.
 _inside: ContextVar[int] = ContextVar("upgrader_turn", default=0)
 #: The listener and the task of the handler that has started this thread or task; until that has had a turn.
-_started_by: ContextVar[tuple[str, object] | None] = ContextVar("upgrader_handler", default=None)
+#: A task has this in its own context, so a strong reference would keep it after its end.
+_started_by: ContextVar[tuple[str, weakref.ref[Any]] | None] = ContextVar(
+    "upgrader_handler", default=None
+)
 
 
 def begins_handler(listener: str) -> None:
@@ -38,7 +42,9 @@ def begins_handler(listener: str) -> None:
     answered for, begins its first turn even while turns are held: it would be gone otherwise."""
     import asyncio
 
-    _started_by.set((listener, asyncio.current_task()))
+    task = asyncio.current_task()
+    assert task
+    _started_by.set((listener, weakref.ref(task)))
 
 
 class _Running:
@@ -240,7 +246,7 @@ class Turn:
 
     def __enter__(self) -> None:
         # A loop's own thread must not wait for itself; a freeze cannot happen inside a callback.
-        self._number = self._turns.enter(threading.current_thread().name, wait=not _in_loop())
+        self._number = self._turns.enter(threading.current_thread().name, wait=not in_loop())
         self._around = _inside.set(self._number)
 
     def __exit__(
@@ -278,17 +284,17 @@ class Turn:
 def _handler() -> str:
     """The listener whose handler has started this task or thread, which has had no turn yet; the
     handler itself is at no safe point in a turn, so its turns are as others."""
-    listener, task = _started_by.get() or ("", None)
-    if listener and _in_loop():
+    started_by = _started_by.get()
+    if started_by is None:
+        return ""
+    listener, handler = started_by
+    if in_loop():
         import asyncio
 
-        return "" if asyncio.current_task() is task else listener
+        task = asyncio.current_task()
+        return "" if task is not None and task is handler() else listener
     return listener
 
 
 def _bounded(seconds: float) -> float:
     return max(0.0, min(seconds, threading.TIMEOUT_MAX))
-
-
-def _in_loop() -> bool:
-    return "asyncio" in sys.modules and sys.modules["asyncio"]._get_running_loop() is not None
