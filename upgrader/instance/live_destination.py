@@ -287,7 +287,7 @@ class LiveDestination:
 
     def _take_piece(self, record: records.TablePiece, fds: list[Fd]) -> Fd:
         """The FD of the next piece; raises ProtocolError for anything else."""
-        if record.number != self._pieces or len(fds) != 1 or self._stream < 3:
+        if record.number != self._pieces or len(fds) != 1 or self._stream < records.TABLES:
             for fd in fds:
                 fd.close()
             why = f"number {record.number} with {len(fds)} FDs, after {self._pieces}"

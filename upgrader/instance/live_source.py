@@ -235,7 +235,7 @@ class LiveSource:
     def freeze(self) -> Event | None:
         """FREEZE: nothing can be sent if that fails."""
         self._last = self._clock() + self._timeout
-        self._deadline = min(self._last, self._clock() + self._limit)
+        self.extend()
         try:
             self._built = self._steps.freeze()
         except (UpgradeError, OSError) as error:

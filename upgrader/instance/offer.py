@@ -18,9 +18,6 @@ from upgrader.protocol.state import check_readable
 from upgrader.protocol.state_shape import name_some
 from upgrader.protocol.varlink import VarlinkError, invalid, refused
 
-#: The version of the stream from which on pieces of tables come before the image.
-_TABLES = 3
-
 
 @dataclass(frozen=True, slots=True)
 class Offer:
@@ -98,7 +95,7 @@ class Offer:
             raise invalid("speak_tls") from error
         taken = frozenset(str(name) for name in withheld)
         tables = _versions("tables", parameters.get("tables") or {})
-        if stream < _TABLES:
+        if stream < records.TABLES:
             tables = {}
         return cls(readers, takes_passed, taken, stream, tls, speak, tables, made=True)
 

@@ -153,11 +153,6 @@ def seal(manifest: Manifest) -> Fd:
     return memfd
 
 
-def show_formats() -> str:
-    """The formats that are read, for people."""
-    return f"formats {', '.join(map(str, FORMATS))}"
-
-
 def checksum(memfd: Fd) -> int:
     """The checksum in the header of an image: the CRC-32 of its manifest. Raises ImageError."""
     header = os.pread(memfd.fileno(), HEADER.size, 0)

@@ -18,6 +18,8 @@ MAGIC = b"UPGR"
 #: Versions of the stream that are read. 2: an Ack names what it acknowledges, an Abort has a code. 3:
 #: pieces of tables come before the image.
 VERSIONS = (1, 2, 3)
+#: The version from which on pieces of tables come.
+TABLES = 3
 #: What is parked needs nothing newer, and an older library can still load it.
 PARKED = 1
 #: 192 bytes of data and its bookkeeping fill one kernel buffer of 768 bytes: 278 records fit a
