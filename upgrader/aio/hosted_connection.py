@@ -149,10 +149,12 @@ class HostedConnection:
         endless = self.endless and not self.moves_anew
         return not self.gone and (endless or self._ask(self.adapter.answering, True))
 
-    def hold(self, *, crosses: bool = True, anew: bool = False) -> None:
+    def hold(self, *, crosses: bool = True, anew: bool = False, refused: str = "") -> None:
         """The library goes on with what it is at, no time-out of it runs, and it gets nothing new
-        if the connection can move (`crosses`; `anew`: also if it has no end)."""
+        if the connection can move (`crosses`; `anew`: also if it has no end; `refused`: why it cannot
+        without TLS)."""
         self.takes_anew = anew
+        self.refused = refused
         self._stop_clock()
         if self._gate or self.stays or isinstance(self._current, asyncio.BufferedProtocol):
             return
@@ -163,6 +165,7 @@ class HostedConnection:
 
     def release(self) -> None:
         """As if it had never been held."""
+        self.refused = ""
         gate, self._gate = self._gate, None
         if gate and self._now is gate:
             self.transport.set_protocol(gate.inner)

@@ -115,8 +115,7 @@ class HostedListener:
             elif self._over:
                 hosted.end(answers=False)
             elif self._held:
-                hosted.refused = self._refused
-                hosted.hold(crosses=self._crosses, anew=self._anew)
+                hosted.hold(crosses=self._crosses, anew=self._anew, refused=self._refused)
 
         newcomer = Newcomer(protocol, unread, made)
         task = self._loop.create_task(self._connect(sock, newcomer, moved))
@@ -178,8 +177,7 @@ class HostedListener:
         self._anew = newest >= self._adapter.REPLAYS
         self._acceptor.close()
         for hosted in self.connections:
-            hosted.refused = self._refused
-            hosted.hold(crosses=crosses, anew=self._anew)
+            hosted.hold(crosses=crosses, anew=self._anew, refused=self._refused)
             if (
                 for_good
                 and not (hosted.gone or hosted in self._ending)
@@ -197,7 +195,6 @@ class HostedListener:
         self._moving = []
         self._refused = ""
         for hosted in self.connections:
-            hosted.refused = ""
             hosted.release()
         self.open()
 

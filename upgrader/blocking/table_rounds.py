@@ -34,14 +34,15 @@ class TableRounds:
 
     def begin(self, request: MigrationRequest | Execution, loop: Loop) -> None:
         """Begin, if that is a request of a destination that takes tables in rounds."""
-        channel = getattr(request, "sock", None)
-        if channel is None:  # the process becomes the new version
+        from upgrader.instance.live_source import MigrationRequest  # loaded since it answers
+
+        if not isinstance(request, MigrationRequest):  # the process becomes the new version
             return
-        self._copying = self._source.copy(request, loop)  # type: ignore[arg-type]
+        self._copying = self._source.copy(request, loop)
         if self._copying:
             self._until = time.monotonic()
-            self._channel = channel
-            self._selector.register(channel, selectors.EVENT_READ, self)
+            self._channel = request.sock
+            self._selector.register(request.sock, selectors.EVENT_READ, self)
 
     def over(self) -> bool:
         """Copy some more; returns whether nothing is left to do."""
