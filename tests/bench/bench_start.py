@@ -146,12 +146,7 @@ def test_ready(tmp_path: Path) -> None:
             def start() -> float:
                 begin = time.perf_counter()
                 with subprocess.Popen([sys.executable, program], env=environment) as process:
-                    while True:
-                        data, fds, _, _ = socket.recv_fds(notify, 4096, 8)
-                        for number in fds:
-                            os.close(number)
-                        if b"READY=1" in data:
-                            break
+                    until_ready(notify)
                     took = time.perf_counter() - begin
                     process.kill()
                 return took
@@ -159,6 +154,15 @@ def test_ready(tmp_path: Path) -> None:
             return start
 
         print(f"\n{compared({name: started(text) for name, text in programs.items()})}")
+
+
+def until_ready(notify: socket.socket) -> None:
+    """Wait for READY=1, and close what comes with it."""
+    data = b""
+    while b"READY=1" not in data:
+        data, fds, _, _ = socket.recv_fds(notify, 4096, 8)
+        for number in fds:
+            os.close(number)
 
 
 def test_behind_a_runner() -> None:
@@ -187,12 +191,7 @@ def behind_a_runner(tmp_path: Path) -> None:
             with subprocess.Popen(
                 [*before, sys.executable, str(program)], env=environment, stderr=subprocess.DEVNULL
             ) as process:
-                while True:
-                    data, fds, _, _ = socket.recv_fds(notify, 4096, 8)
-                    for number in fds:
-                        os.close(number)
-                    if b"READY=1" in data:
-                        break
+                until_ready(notify)
                 took = time.perf_counter() - begin
                 children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
                 if before:

@@ -210,9 +210,8 @@ class AsyncioRuntime:
                 "%d handlers of adopted connections have not come to their first wait within"
                 " downtime-limit: the others go on without them", late,
             )  # fmt: skip
-        if (
-            arrivals := self.connections.take_arrivals()
-        ):  # in a task: this instance can be asked meanwhile
+        if arrivals := self.connections.take_arrivals():
+            # In a task: this instance can be asked meanwhile.
             parameters = self._parts.report.parameters
             self._replays = replays.Replays(
                 arrivals, parameters.replay_timeout, parameters.websocket_spread

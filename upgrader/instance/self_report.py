@@ -53,9 +53,8 @@ class SelfReport:
         self.standing = Standing.SERVING
         self.gap: Gap | None = None  #: since the freeze, in which datagrams may have been dropped
         self.tls_memory = ""  #: the kind in which the keys of TLS connections cross, if they do
-        self.preflight_first = (
-            False  #: an upgrade begins with a preflight, if nobody says otherwise
-        )
+        #: An upgrade begins with a preflight, if nobody says otherwise.
+        self.preflight_first = False
         self.drains_until = 0.0  #: seconds since the epoch, once another instance owns everything
         self._configured = Parameters.from_environment(environment)
         self.parameters = self._configured

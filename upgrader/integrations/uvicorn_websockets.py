@@ -40,9 +40,8 @@ class Movable:
         self.crossing = Crossing(self, self.traffic, before)
         if before:
             self.logger = _Quiet(self.logger, self.crossing)
-            if hasattr(
-                getattr(self, "conn", None), "logger"
-            ):  # the library below has its own lines
+            # The library below has lines of its own.
+            if hasattr(getattr(self, "conn", None), "logger"):
                 self.conn.logger = self.logger
         self._application = self.app
         self.app = self._run_application

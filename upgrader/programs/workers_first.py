@@ -18,9 +18,8 @@ from upgrader.runner.processes import RunningProcess
 from upgrader.systemd.process_start import process_started
 
 _LOOK = 0.01  # seconds between two looks whether the master is stopped
-_BEGUN = (
-    1.0  # seconds after which a worker heeds what it is told: before, it may still do as its master
-)
+#: Seconds after which a worker heeds what it is told: before, it may still do as its master.
+_BEGUN = 1.0
 
 
 class WorkersFirst(ProgramAdapter):

@@ -248,9 +248,8 @@ def encode(value: object | None) -> bytes:
         return save(value).data  # which says why not
 
 
-_described: Callable[[type], StateVersions] = functools.cache(
-    describe
-)  # thousands may be of one class, and clients wait
+#: Thousands may be of one class, and clients wait.
+_described: Callable[[type], StateVersions] = functools.cache(describe)
 
 
 @functools.cache

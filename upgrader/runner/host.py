@@ -62,9 +62,8 @@ class Host:
         self.directory = Path(self.given.get("RUNTIME_DIRECTORY", "").partition(":")[0] or "/run")
         self.serves = False  #: this is the owner, and PID 1 listens to it
         self.named = 0  #: the process that the program has called its main one
-        self.on_named: Callable[[], None] = lambda: (
-            None
-        )  #: called whenever it does, while this serves
+        #: Called whenever it does, while this serves.
+        self.on_named: Callable[[], None] = lambda: None
         self.properties: dict[str, Any] = {}  #: of the unit
         self._environment = _of_the_program(self.given)
         self._limits = soft_limits()
