@@ -2,8 +2,10 @@
 """Tables in rounds: all that is written crosses, nothing that comes is trusted, and nobody waits."""
 
 import contextlib
+import copy
 import dataclasses
 import os
+import pickle
 import random
 import socket
 import struct
@@ -31,6 +33,7 @@ from upgrader.protocol.fd import Fd
 from upgrader.protocol.saved_state import SavedState
 from upgrader.protocol.state import describe, load, save
 from upgrader.protocol.switchover import Destination, Event, Source
+from upgrader.protocol.table import retire
 from upgrader.protocol.table_pieces import Head, Piece, Writing
 from upgrader.protocol.table_reader import TableReader
 from upgrader.protocol.varlink_types import Trial
@@ -46,6 +49,10 @@ class Stock:
     count: int = 0
     items: upgrader.Table[str, Item] = dataclasses.field(default_factory=upgrader.Table)
     names: upgrader.Table[int, str] = dataclasses.field(default_factory=upgrader.Table)
+
+    def __post_init__(self) -> None:
+        self.begun_with = len(self.items)
+        self.same_items = self.items
 
 
 ALL = {"stock.items": 1, "stock.names": 1}
@@ -80,9 +87,7 @@ class Both:
         return self.rounds.save("stock", self.declared) or save(self.stock)
 
     def loaded(self, saved: SavedState) -> Stock:
-        there, _ = load(Stock, saved)
-        self.reader.fill(saved, there)
-        return there
+        return load(Stock, saved, lambda there: self.reader.fill(saved, there))[0]
 
 
 @pytest.fixture
@@ -161,6 +166,55 @@ def test_another_table_in_its_place_goes_whole(both: Both) -> None:
     saved = both.finish()
 
     assert both.stock == both.loaded(saved)
+
+
+def test_what_a_state_makes_of_its_tables(both: Both) -> None:
+    """`__post_init__` sees them as they are then, in rounds or whole, and may keep them."""
+    for saved in (save(both.stock), None):
+        if saved is None:
+            both.rounds.begin()
+            both.round()
+        there = both.loaded(saved or both.finish())
+
+        assert len(both.stock.items) == there.begun_with
+        assert there.items is there.same_items
+
+
+def test_a_table_in_two_fields(both: Both) -> None:
+    """What is written to it is seen in both."""
+    both.stock.names = both.stock.items  # type: ignore[assignment]
+    rounds = Rounds.of(both.declarations, offer())
+    assert rounds
+    both.rounds = rounds
+    both.rounds.begin()
+    both.round()
+    both.stock.items["new"] = Item(-1)
+    saved = both.finish()
+
+    assert ["items"] == [*(saved.tables or ())]
+    whole = msgspec.msgpack.decode(saved.data)
+    assert both.stock.items.keys() == whole["names"].keys()
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [copy.copy, copy.deepcopy, lambda table: pickle.loads(pickle.dumps(table))],
+    ids=["copy", "deepcopy", "pickle"],
+)
+def test_a_copy_of_a_table_is_one_of_its_own(copied: Callable[[Any], Any], both: Both) -> None:
+    """Also while changes are recorded, and of one that was given away."""
+    both.rounds.begin()
+    both.round()
+    items = both.stock.items
+    mine = copied(items)
+    mine["mine"] = Item(1)
+
+    assert upgrader.Table is type(mine)
+    assert {**items, "mine": Item(1)} == mine
+    assert both.rounds.left == 0
+    given = upgrader.Table(items)
+    retire(given)
+    assert items == copied(given)
 
 
 def test_a_value_that_cannot_be_saved(both: Both) -> None:

@@ -3,7 +3,7 @@
 
 import dataclasses
 import datetime
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import pytest
@@ -138,6 +138,14 @@ def test_no_connection_has_a_table() -> None:
 
     with pytest.raises(DeclarationError, match="not of each connection's"):
         declarations.add_connections(Connections(bound, Rooms, lambda peer: None))
+
+
+def test_a_table_has_no_subclasses() -> None:
+    """While changes are recorded, it would be without its methods; and it comes back without them."""
+    with pytest.raises(DeclarationError, match="write methods of the state"):
+
+        class Users(upgrader.Table[str, int] if TYPE_CHECKING else upgrader.Table):  # type: ignore[misc]
+            pass
 
 
 WRITES: list[Any] = [

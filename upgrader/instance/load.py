@@ -359,9 +359,8 @@ class Loader:
             if self._migration:
                 self._migration.progress(0)
             if declared := self._declarations.states.get(saved.name):
-                value, unknown = load(declared.cls, saved)
-                if saved.tables:
-                    unknown += self._tables.fill(saved, value)
+                fill = functools.partial(self._tables.fill, saved) if saved.tables else None
+                value, unknown = load(declared.cls, saved, fill)
                 declared.fill(value)
                 if unknown:
                     self._dropped.setdefault(declared.description.item, set()).update(unknown)

@@ -130,9 +130,11 @@ class Rounds:
             d, reader = declared.description, offer.readers.states.get(name, 0)
             if not d.tables or small or any(version >= reader for version in d.backward):
                 continue
-            for field in table.tables_of(declared.value, d.tables):
+            for field, found in table.tables_of(declared.value, d.tables).items():
                 oldest = offer.tables.get(f"{name}.{field}")
-                if oldest is not None and oldest <= d.version:
+                # One that is in two fields records what changes for one of them.
+                twice = any(each.table is found for each in copied)
+                if oldest is not None and oldest <= d.version and not twice:
                     copied.append(_Copied(declared, field))
         return cls(copied) if copied else None
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -86,9 +86,11 @@ class StateVersions(Value):
 
     @functools.cached_property
     def decode(self) -> Callable[[bytes], Any]:
-        """Decode the fields of this version; raises as msgspec does, and whatever the author's
-        `__post_init__` raises."""
-        return msgspec.msgpack.Decoder(self.cls).decode
+        """Decode the fields of this version, with tables as far as `table.unfinished`; raises as msgspec
+        does, and whatever the author's `__post_init__` raises."""
+        return msgspec.msgpack.Decoder(
+            table.unfinished(self.cls) if self.tables else self.cls
+        ).decode
 
     def prepare(self) -> None:
         """Make beforehand what the first `load` would make while clients wait."""
@@ -292,36 +294,54 @@ def header(cls: type) -> SavedState:
     return saved_state.SavedState(d.name, d.version, d.readable_from, b"", shape=d.shape.mark)
 
 
-def load(cls: type[T], saved: SavedState) -> tuple[T, tuple[str, ...]]:
+def load(
+    cls: type[T], saved: SavedState, fill: Callable[[T], tuple[str, ...]] | None = None
+) -> tuple[T, tuple[str, ...]]:
     """Decode a saved state into `cls`; also returns the fields, at every depth, that `cls` does not
-    know.
+    know. `fill` puts tables into it that came apart, and returns such fields of those.
 
     Raises IncompatibleState where the versions cannot meet, UnreadableState where it is another
-    state, where the fields do not decode, and where one is missing that no `since` explains.
+    state, where the fields do not decode, and where one is missing that no `since` explains; and what
+    `fill` raises.
     """
     d = describe(cls)
     if saved.name != d.name:
         raise UnreadableState(d.item, f"the image has state {saved.name!r} in its place")
     d.check_readable(saved.version, saved.readable_from)
     version, data = _form_for(d, saved)
-    try:
+    unknown: tuple[str, ...] = ()
+    with _readable(d, saved):
         if version < d.version:
             data = _to_version(d, version, data)
         value = d.decode(data)
-        if d.tables:
-            table.make(value, d.tables)
-        if data is saved.data and saved.shape == d.shape.mark:
-            return value, ()
-        found = d.shape.compare(data)
-        if found.missing:
-            d.shape.complete(value)
-    except Exception as error:  # the author's converters and __post_init__ raise what they like
+        found = None
+        if not (data is saved.data and saved.shape == d.shape.mark):
+            found = d.shape.compare(data)
+            unknown = found.unknown
+            if found.missing:
+                d.shape.complete(value)
+    if found:
+        old = saved.shape is msgspec.UNSET
+        require_explained(d, saved.version, found.missing, version, old=old)
+    if d.tables:
+        if fill:
+            unknown += fill(value)
+        table.make(value, d.tables)
+        with _readable(d, saved):
+            table.finish(value, cls)
+    return value, unknown
+
+
+@contextlib.contextmanager
+def _readable(d: StateVersions, saved: SavedState) -> Iterator[None]:
+    """Raise UnreadableState for whatever is raised: the author's converters and `__post_init__` raise what
+    they like."""
+    try:
+        yield
+    except Exception as error:
         name = "" if isinstance(error, msgspec.MsgspecError) else f"{type(error).__name__}: "
         why = f"version {saved.version} does not decode: {name}{error}"
         raise UnreadableState(d.item, why) from error
-    old = saved.shape is msgspec.UNSET
-    require_explained(d, saved.version, found.missing, version, old=old)
-    return value, found.unknown
 
 
 def require_explained(

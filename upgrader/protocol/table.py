@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from upgrader.errors import Retired
+from upgrader.errors import DeclarationError, Retired
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -32,6 +32,17 @@ class Table(dict[K, V]):
     __slots__ = ("_changed",)
     _changed: set[Any]
 
+    def __init_subclass__(cls, *, own: bool = False) -> None:
+        if not own:  # while changes are recorded, it would be without what it adds
+            why = "a Table has no subclasses: it is a dict when it is loaded"
+            raise DeclarationError(
+                f"class {cls.__name__}", why, remedy="write methods of the state instead"
+            )
+
+    def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
+        # A copy records nothing, and can be written to.
+        return Table, (dict(self),)
+
     if not TYPE_CHECKING:
         # What an annotation becomes: msgspec decodes it as the dict that it is.
         def __class_getitem__(cls, types):
@@ -41,7 +52,7 @@ class Table(dict[K, V]):
             return Annotated[dict[key, value], msgspec.Meta(extra={MARK: True})]
 
 
-class _Recorded(Table):  # type: ignore[type-arg]
+class _Recorded(Table, own=True):  # type: ignore[type-arg]
     """A table of which the keys that change are recorded; after the change, so that whoever takes a
     key from the record finds what belongs to it."""
 
@@ -85,7 +96,7 @@ class _Recorded(Table):  # type: ignore[type-arg]
         self._changed.update(keys)
 
 
-class _Retired(Table):  # type: ignore[type-arg]
+class _Retired(Table, own=True):  # type: ignore[type-arg]
     """A table of another instance's: nothing can be written to it here."""
 
     __slots__ = ()
@@ -106,6 +117,7 @@ def record(table: Table[Any, Any], changed: set[Any]) -> None:
 def forget(table: Table[Any, Any]) -> None:
     """Record no changes any more, unless it has been given away."""
     if isinstance(table, _Recorded):
+        table._changed = set()  # a thread may be in the middle of a write
         table.__class__ = Table  # type: ignore[assignment]
 
 
@@ -126,3 +138,18 @@ def make(value: object, names: Iterable[str]) -> None:
         found = getattr(value, name)
         if isinstance(found, dict) and not isinstance(found, Table):
             object.__setattr__(value, name, Table(found))
+
+
+def unfinished(cls: type) -> type:
+    """What is decoded in place of a state: its `__post_init__` may read tables, which come later."""
+    if not hasattr(cls, "__post_init__"):
+        return cls
+    more = {"__slots__": (), "__post_init__": lambda self: None}
+    return type(cls.__name__, (cls,), more)
+
+
+def finish(value: Any, cls: type) -> None:
+    """Make the state of that, once its tables are there; raises what `__post_init__` raises."""
+    if type(value) is not cls:
+        object.__setattr__(value, "__class__", cls)
+        value.__post_init__()
