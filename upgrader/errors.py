@@ -13,6 +13,7 @@ UpgradeError
 ├── RefusedError            something offered by the other side is refused    .item
 │   ├── ImageError          the image is damaged or of an unknown format
 │   ├── ProtocolError       a record breaks the rules of the stream
+│   │   └── ForeignError    it is no channel of ours at all
 │   ├── MismatchError       an FD is not what the manifest says               .expected .found
 │   ├── IncompatibleState   a state version this program cannot read          .offered .readable_from .own
 │   ├── UnreadableState     a state whose fields do not decode
@@ -150,6 +151,10 @@ class ImageError(RefusedError):
 
 class ProtocolError(RefusedError):
     """A record breaks the rules of the stream: kind, order, size, count or version."""
+
+
+class ForeignError(ProtocolError):
+    """What was to be read as a channel of upgrader is something else."""
 
 
 class MismatchError(RefusedError):

@@ -137,6 +137,12 @@ class Service:
         return int(self.show("NFileDescriptorStore")[0])
 
     @property
+    def stored_names(self) -> set[str]:
+        """Their names; from systemd 254 on."""
+        asked = ["systemd-analyze", "fdstore", "--no-pager", self.unit]
+        return {line.split()[0] for line in self.machine.run(asked).stdout.splitlines() if line}
+
+    @property
     def status(self) -> Status:
         """How the instance that serves came to be; it may have begun just now."""
         found: list[Description] = []

@@ -4,18 +4,12 @@ that know only LISTEN_FDS too."""
 
 from tests.support import eventually
 from tests.system.reloading import live, reload, socket_there
-from tests.system.serving import PROGRAMS, Install, Service
+from tests.system.serving import PROGRAMS, Install
 from tests.system.tool import found, status, upgrader
 from upgrader.lab.private_systemd import PrivateSystemd
 from upgrader.protocol.status_text import Origin
 
 STORE = "Environment=UPGRADER_BACKEND_TRANSFER_MECHANISM=fd-store"
-
-
-def stored_names(service: Service) -> set[str]:
-    """What PID 1 holds, by name."""
-    asked = ["systemd-analyze", "fdstore", "--no-pager", service.unit]
-    return {line.split()[0] for line in service.machine.run(asked).stdout.splitlines() if line}
 
 
 def test_restarts_by_the_fd_store(any_machine: PrivateSystemd, install: Install) -> None:
@@ -36,7 +30,7 @@ def test_restarts_by_the_fd_store(any_machine: PrivateSystemd, install: Install)
         service.restart(check=False)
         service.until(ActiveState="activating", SubState="auto-restart")
         if any_machine.systemd_version >= 254:
-            names = stored_names(service)
+            names = service.stored_names
             assert {"upgrader-listener-door", "upgrader-image-4", "upgrader-ledger-4"} < names
             assert {f"upgrader-entry-4.{index}" for index in (1, 2, 3)} < names
         service.environment()

@@ -6,6 +6,7 @@ import socket
 
 import pytest
 
+from tests.support import eventually
 from tests.system.reloading import installed, live
 from tests.system.serving import Client, Install, Service, network_of
 from tests.system.tool import upgrade
@@ -111,3 +112,41 @@ def test_u2_a_version_that_fails_leaves_the_address(
                 assert (1, 3, 1) == newcomer.add()
         assert "done" == upgrade(service, "--mode", "live")["result"]
         assert (3, 4, 2) == client.add()
+
+
+STORES = """\
+import os
+from upgrader.protocol.fd import Fd
+from upgrader.systemd.fdstore import FdStore, Stored, StoreName
+from upgrader.systemd.notify import Notifier
+store = FdStore(Notifier.from_environment(os.environ))
+store.push(StoreName(Stored.LISTENER, "door"), Fd(os.open("/etc/hostname", os.O_RDONLY)))
+"""
+
+
+def kill(service: Service) -> None:
+    pid = service.pid
+    service.signal("KILL")
+    assert eventually(lambda: service.pid not in (0, pid) and service.answers())
+
+
+def test_a_file_under_the_name_of_a_listener(
+    trixie_machine: PrivateSystemd, install: Install
+) -> None:
+    """Another program of the unit stores it before each start: it is named and kept aside, the newest of
+    them, and the service starts, with its own listener after a crash."""
+    machine, name = trixie_machine, "rudestore"
+    machine.write("/run/stores.py", STORES)
+    before = f"ExecStartPre={' '.join(machine.python)} /run/stores.py"
+    service = install(machine, name, "holder", *live(machine, name), before)
+    with service.connect() as client:
+        assert 1 == client.add()[0]
+    for again in (kill, Service.restart, kill):
+        again(service)
+        with service.connect() as client:
+            assert 1 == client.add()[0]
+    assert "upgrader-listener-door in the FD store is none of ours" in service.messages()
+    assert 2 == service.stored
+    if machine.systemd_version >= 254:
+        wanted = {"upgrader-aside-listener-door", "upgrader-listener-door"}
+        assert wanted < service.stored_names

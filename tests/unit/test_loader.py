@@ -15,7 +15,6 @@ import upgrader
 from upgrader.errors import (
     ImageError,
     MismatchError,
-    ProtocolError,
     RefusedError,
     UnclaimedError,
     UnsavableState,
@@ -354,14 +353,16 @@ def test_the_newer_of_two_images(bench: Bench) -> None:
 
 @pytest.mark.parametrize("make", [lambda: os.memfd_create("x"), lambda: os.open("/", os.O_RDONLY)])
 def test_a_channel_that_is_no_socket(make: Callable[[], int], bench: Bench) -> None:
-    """It is named; with UPGRADER_DISCARD=all it is thrown away."""
+    """It is named and kept under another name, and the instance starts cold."""
     bench.kept.append(("upgrader-channel-3", Fd(make())))
     bench.keep("door", bench.socket())
     bench.keep("inbox", bench.socket(socket.SOCK_DGRAM))
-    with pytest.raises(ProtocolError, match="upgrader-channel-3: is no channel"):
-        bench.load()
-    assert Origin.COLD is bench.load(discard="all").status.origin
-    assert ["FDSTOREREMOVE=1\nFDNAME=upgrader-channel-3"] == bench.told()
+    loaded = bench.load()
+    assert Origin.COLD is loaded.status.origin
+    loaded.commit(bench.notifier, bench.store, lambda: None)
+    told = bench.told()
+    assert ["FDSTOREREMOVE=1\nFDNAME=upgrader-channel-3"] == told[:1]
+    assert "FDSTORE=1\nFDNAME=upgrader-aside-channel-3\nFDPOLL=0" in told
 
 
 def test_fields_of_sessions_that_are_dropped_are_named(

@@ -7,11 +7,12 @@ import logging
 from collections.abc import Sequence
 from itertools import count, takewhile
 
-from upgrader.errors import ProtocolError, RefusedError
+from upgrader.errors import ForeignError, RefusedError
 from upgrader.instance import image_in_fd_store
 from upgrader.instance.image_in_fd_store import SpreadImage
 from upgrader.protocol.channel import ParkedChannel
 from upgrader.protocol.fd import Fd
+from upgrader.protocol.identity import identify
 from upgrader.protocol.parameters import Parameters
 from upgrader.protocol.status_text import Origin, Status
 from upgrader.systemd.fdstore import FdStore, Stored, StoreName
@@ -19,6 +20,7 @@ from upgrader.systemd.listen_fds import Passed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from upgrader.instance.commit import LoadedInstance
     from upgrader.instance.interfaces import Closeable
 
 _log = logging.getLogger("upgrader")
@@ -34,13 +36,16 @@ class ParkedImages:
         store: FdStore,
         channels: Sequence[Passed],
         stored: dict[StoreName, Fd],
+        loaded: LoadedInstance,
         opened: list[Closeable],
     ) -> None:
-        """`opened` gets whatever must be closed should the instance refuse to load."""
+        """`loaded` gets what is no image of ours, `opened` whatever must be closed should the instance
+        refuse to load."""
         self._parameters = parameters
         self._store = store
         self._channels = channels
         self._stored = stored
+        self._loaded = loaded
         self._opened = opened
         self.status = Status(1, Origin.COLD)
 
@@ -59,19 +64,25 @@ class ParkedImages:
         throw_away = not self._parameters.enabled or self._parameters.discard == "all"
         for item in self._channels:
             try:
-                channel = _as_channel(item)
-                self._opened.append(channel)
+                channel = ParkedChannel(item.fd.socket(), item.name)
+            except OSError:
+                self._set_foreign_aside(item.name, item.fd, f"it is {identify(item.fd)}")
+                continue
+            self._opened.append(channel)
+            try:
                 if channel.open():
                     self._add_further(channel)
                     waiting.append(channel)
                     continue
-                channel.close()
+            except ForeignError as error:
+                self._set_foreign_aside(item.name, channel.detach(), error.message)
+                continue
             except RefusedError as error:
                 if not throw_away:
                     raise
                 _log.error("%s is thrown away: %s", item.name, error)
+            channel.close()
             self._store.remove(item.name)
-            item.fd.close()
         # Of one generation, what was parked is newer than what was only insured.
         waiting.sort(key=lambda channel: (channel.generation, origin(channel) is Origin.RESTART))
         for older in waiting[:-1]:
@@ -81,6 +92,12 @@ class ParkedImages:
             else:
                 self._set_aside(older, f"generation {waiting[-1].generation} is newer")
         return waiting[-1] if waiting else None
+
+    def _set_foreign_aside(self, text: str, fd: Fd, why: str) -> None:
+        name = StoreName.parse(text)
+        assert name
+        self._opened.append(fd)
+        self._loaded.set_aside(name, fd, why)
 
     def _add_further(self, channel: ParkedChannel) -> None:
         """Add the channels that go on where it is full."""
@@ -104,7 +121,7 @@ class ParkedImages:
     def _set_aside(self, channel: ParkedChannel | SpreadImage, reason: str) -> None:
         """Keep the image (state, not FDs) in the store under a name that says so."""
         aside = StoreName(Stored.ASIDE, str(channel.generation))
-        for old in [name for name in self._stored if name.what is Stored.ASIDE]:
+        for old in [n for n in self._stored if n.what is Stored.ASIDE and n.item.isdecimal()]:
             self._store.remove(old)
             del self._stored[old]
         # PID 1 stores no open file twice, under whatever name: this is the same memfd opened anew.
@@ -118,14 +135,6 @@ class ParkedImages:
         )  # fmt: skip
         generation = max(self.status.generation, channel.generation + 1)
         self.status = Status(generation, Origin.COLD, set_aside=channel.generation)
-
-
-def _as_channel(item: Passed) -> ParkedChannel:
-    """The channel that PID 1 passed; raises ProtocolError if it is not a socket."""
-    try:
-        return ParkedChannel(item.fd.socket(), item.name)
-    except OSError as error:
-        raise ProtocolError(item.name, f"is no channel: {error.strerror}") from error
 
 
 def origin(image: ParkedChannel | SpreadImage) -> Origin:

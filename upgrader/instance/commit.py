@@ -16,7 +16,7 @@ from upgrader.protocol.kinds import Kind
 from upgrader.protocol.later import later
 from upgrader.protocol.rendezvous import BUS
 from upgrader.protocol.status_text import FACTS, Origin, Status, to_json
-from upgrader.systemd.fdstore import FdStore, StoreName, removal
+from upgrader.systemd.fdstore import FdStore, Stored, StoreName, removal
 from upgrader.systemd.notify import one_line
 
 if TYPE_CHECKING:
@@ -111,7 +111,19 @@ class LoadedInstance:
         self.rebinding: list[Rebinding] = []
         self.unwanted: list[StoreName] = []  #: to leave the FD store
         self.persistent: list[tuple[StoreName, HasFileno]] = []  #: to enter it
+        self.aside: list[tuple[StoreName, Fd]] = []  #: what is none of ours, to be kept there
         self.secrets: Fd | None = None  #: of `adopted`; wiped once this instance is the owner
+
+    def set_aside(self, name: StoreName, fd: Fd, why: str) -> None:
+        """Keep in the FD store, under another name, what is not what its name says; and only the newest,
+        or somebody who does that at each start would fill it."""
+        aside = StoreName(Stored.ASIDE, f"{name.what}-{name.item}")
+        _log.error(
+            "%s in the FD store is none of ours: %s; it is kept there as %s, and not used",
+            name, why, aside,
+        )  # fmt: skip
+        self.unwanted += (name, aside)
+        self.aside.append((aside, fd))
 
     def commit(self, notifier: Notifier, store: FdStore, serve: Callable[[], None]) -> None:
         """Become the owner: tell PID 1 in one datagram, then mark the channel as spent. `serve` runs
@@ -172,11 +184,13 @@ class LoadedInstance:
 
     def _tidy(self, store: FdStore) -> None:
         store.remove(*self.unwanted)
-        for name, owner in self.persistent:
+        for name, owner in (*self.persistent, *self.aside):
             try:
                 store.push(name, owner)
             except NotifyError as error:  # with too many FDs of this user in flight, none can go
                 _log.warning("%s would not survive a crash: %s", name, error)
+        for _, fd in self.aside:
+            fd.close()
 
     def _note_pause(self) -> None:
         if self.gap:

@@ -87,6 +87,16 @@ class DeclaredBackend:
             remedy = f"declare it as it is, or let it go with instance.drop({self.name!r})"
             raise BackendError(self.item, why, remedy=remedy)
 
+    def foreign(self, fd: Fd) -> str:
+        """Why an FD is not even of this kind, or nothing: it may still be another one than declared."""
+        with contextlib.suppress(UpgradeError), self._named("cannot be looked at"):
+            if not self.kind.stale(fd.fileno()) and (why := self.kind.refuse(fd.fileno())):
+                try:
+                    self.kind.describe(fd.fileno())
+                except Exception:
+                    return why
+        return ""
+
     def stale(self, fds: Sequence[Fd]) -> str:
         """Why these are of no use any more, or nothing; raises BackendError."""
         with self._named("cannot be looked at"):

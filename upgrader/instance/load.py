@@ -34,7 +34,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
-    from upgrader.instance import choose_image, gap, load_connections, load_tls, open_backends
+    from upgrader.instance import (
+        choose_image,
+        foreign_fds,
+        gap,
+        load_connections,
+        load_tls,
+        open_backends,
+    )
     from upgrader.instance.declarations import Declarations
     from upgrader.instance.interfaces import Closeable
     from upgrader.instance.live_destination import LiveDestination
@@ -50,6 +57,7 @@ if TYPE_CHECKING:
     from upgrader.protocol.parameters import Parameters
 else:
     choose_image = later("upgrader.instance.choose_image")
+    foreign_fds = later("upgrader.instance.foreign_fds")
     gap = later("upgrader.instance.gap")
     connection_secrets = later("upgrader.protocol.connection_secrets")
     load_connections = later("upgrader.instance.load_connections")
@@ -113,9 +121,14 @@ class Loader:
 
     def _load(self) -> LoadedInstance:
         channel = None
-        if self._channels or self._opening.stored:
+        stored = self._opening.stored
+        if stored:
+            foreign_fds.set_aside(
+                stored, self._opening.repeated, self._declarations.backends.values(), self._loaded
+            )
+        if self._channels or stored:
             parked = choose_image.ParkedImages(
-                self._parameters, self._store, self._channels, self._opening.stored, self._opened
+                self._parameters, self._store, self._channels, stored, self._loaded, self._opened
             )
             channel = parked.choose()
             self._loaded.status = parked.status

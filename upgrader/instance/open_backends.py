@@ -68,7 +68,8 @@ def open_backend(
     """
     kept = _take_stored(declared, stored)
     fds = list(kept.values())
-    if not declared.fds and kept and transfers and not declared.stale(fds):
+    whole = declared.stored_name(len(kept)) not in loaded.unwanted  # else one of them was set aside
+    if not declared.fds and kept and whole and transfers and not declared.stale(fds):
         opened += fds
         declared.require(fds)
         declared.use(fds)
@@ -87,7 +88,9 @@ def open_backend(
         names = declared.stored_names
         loaded.unwanted += [name for name in kept if name not in names]
         loaded.persistent += [
-            (name, fd) for name, fd in zip(names, declared.fds, strict=True) if name not in kept
+            (name, fd)
+            for name, fd in zip(names, declared.fds, strict=True)
+            if name not in kept or name in loaded.unwanted
         ]
 
 

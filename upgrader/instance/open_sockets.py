@@ -63,15 +63,16 @@ class Opening:
         self._unit = unit
         self._opened = opened
         self.stored: dict[StoreName, Fd] = {}  #: what the library has put into the FD store
-        self.others: list[
-            Passed
-        ] = []  #: under any other name: of `.socket` units, and foreign ones
+        self.repeated: list[tuple[StoreName, Fd]] = []  #: further ones of these names
+        self.others: list[Passed] = []  #: under other names: of `.socket` units, and foreign ones
 
     def add(self, item: Passed) -> None:
         """Take what PID 1 has passed, here or to the instance before."""
         name = StoreName.parse(item.name)
         if name is None:
             self.others.append(item)
+        elif name in self.stored:
+            self.repeated.append((name, item.fd))
         else:
             self.stored[name] = item.fd
 

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from upgrader.errors import ChannelBusy, ChannelError, ProtocolError, UpgradeError
+from upgrader.errors import ChannelBusy, ChannelError, ForeignError, ProtocolError, UpgradeError
 from upgrader.protocol import records
 from upgrader.protocol.fd import Fd, received
 from upgrader.protocol.identity import HasFileno
@@ -199,11 +199,13 @@ class ParkedChannel:
         told PID 1 that it owns all of this, and was killed.
 
         Raises ChannelBusy when another process reads it: the peek offset lives in the shared
-        socket, and two readers would each get half the records. Raises ProtocolError or
-        ChannelError if it is not a channel.
+        socket, and two readers would each get half the records. Raises ForeignError if it is no
+        channel, ProtocolError or ChannelError if it cannot be read.
         """
         if (self._sock.family, self._sock.type) != (socket.AF_UNIX, socket.SOCK_STREAM):
-            raise ProtocolError(self.name, "is not a UNIX stream socket")
+            raise ForeignError(self.name, "is not a UNIX stream socket")
+        if self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise ForeignError(self.name, "is a listener")
         try:
             fcntl.lockf(self._sock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -228,6 +230,10 @@ class ParkedChannel:
         except OSError as error:
             raise ProtocolError(name, f"is no channel: {error.strerror}") from error
         self.others += (name,)
+
+    def detach(self) -> Fd:
+        """Give the socket away; the caller owns it."""
+        return Fd(self._sock.detach())
 
     def count_attempt(self) -> int:
         """Count one more attempt to load; returns how many there were before.

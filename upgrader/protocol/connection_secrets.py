@@ -15,7 +15,8 @@ from upgrader.protocol.fd import Fd
 
 #: Largest file, in bytes: a bound on what a damaged one can make us allocate.
 MAX_BYTES = 1 << 28
-_MAGIC = b"UPGSECR\1"  # with the version of the format
+MAGIC = b"UPGSECR"
+_BEGIN = MAGIC + b"\1"  # with the version of the format
 _ITEM = "secrets of connections"
 
 
@@ -24,7 +25,7 @@ def write(secrets: Mapping[int, bytes]) -> Fd:
 
     Raises ImageError if they are too many, OSError when out of memory or FDs.
     """
-    document = _MAGIC + msgspec.msgpack.encode(secrets)
+    document = _BEGIN + msgspec.msgpack.encode(secrets)
     if len(document) > MAX_BYTES:
         raise ImageError(_ITEM, f"of {len(document)} bytes are too large (limit {MAX_BYTES})")
     memfd = Fd(os.memfd_create("upgrader-secrets", os.MFD_CLOEXEC))
@@ -46,10 +47,10 @@ def read(memfd: Fd) -> dict[int, bytes]:
         raise ImageError(_ITEM, f"cannot be read: {error.strerror}") from error
     if not document:
         return {}
-    if len(document) > MAX_BYTES or not document.startswith(_MAGIC):
+    if len(document) > MAX_BYTES or not document.startswith(_BEGIN):
         raise ImageError(_ITEM, "are none, or of a version that is not known")
     try:
-        return msgspec.msgpack.decode(document[len(_MAGIC) :], type=dict[int, bytes])
+        return msgspec.msgpack.decode(document[len(_BEGIN) :], type=dict[int, bytes])
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise ImageError(_ITEM, "do not decode") from error
 

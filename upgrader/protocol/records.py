@@ -12,7 +12,7 @@ from enum import StrEnum
 import msgspec
 
 from upgrader.codes import Code
-from upgrader.errors import ProtocolError
+from upgrader.errors import ForeignError, ProtocolError
 
 MAGIC = b"UPGR"
 #: Versions of the stream that are read. 2: an Ack names what it acknowledges, an Abort has a code. 3:
@@ -125,12 +125,13 @@ def abort(code: Code, reason: str) -> Abort:
 
 
 def decode(frame: bytes) -> Record:
-    """The record in a frame; raises ProtocolError that names what is wrong."""
+    """The record in a frame; raises ProtocolError that names what is wrong, ForeignError if it does
+    not begin as a record does."""
+    if not MAGIC.startswith(frame[: len(MAGIC)]):
+        raise ForeignError("record", f"starts with {frame[: len(MAGIC)]!r}, not {MAGIC!r}")
     if len(frame) != RECORD_SIZE:
         raise ProtocolError("record", f"{len(frame)} bytes instead of {RECORD_SIZE}")
-    magic, version, length = _HEADER.unpack_from(frame)
-    if magic != MAGIC:
-        raise ProtocolError("record", f"starts with {magic!r}, not {MAGIC!r}")
+    _, version, length = _HEADER.unpack_from(frame)
     if version not in VERSIONS:
         raise ProtocolError("stream", f"version {version}, this library speaks {VERSIONS}")
     if length > RECORD_SIZE - _HEADER.size:

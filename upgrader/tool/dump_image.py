@@ -75,7 +75,7 @@ def of_unit(systemd: Systemd, unit: Unit) -> list[Dump]:
     found = []
     for name, inode in systemd.stored_inodes(unit).items():
         parsed = StoreName.parse(name)
-        if parsed is not None and parsed.what in _IMAGES:
+        if parsed is not None and parsed.what in _IMAGES and parsed.item.isdecimal():
             with _from_pid1(name, inode) as fd:
                 found.append(_look(name, parsed, fd))
     return found
