@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """PHP-FPM behind a runner: requests that take long are answered by the program that has accepted them."""
 
+import contextlib
+import ctypes
 import os
+import signal
+import socket
+import struct
 import sys
 import threading
 from collections.abc import Iterator
@@ -11,7 +16,10 @@ import pytest
 
 from tests.fastcgi import ask
 from tests.process.runner_service import RunnerService
-from tests.support import SETTLE, cannot_run, eventually, php_fpm, runs
+from tests.support import SETTLE, cannot_run, eventually, php_fpm, runs, started
+from upgrader.protocol.fd import Fd
+from upgrader.runner.processes import parent
+from upgrader.testing import ServiceError
 
 _CONFIGURATION = """\
 [global]
@@ -80,12 +88,36 @@ class Slow:
         assert eventually(self._name.with_suffix(".begun").exists)
 
     def _ask(self, service: PhpService) -> None:
-        self.master = service.master(str(self._name))
+        with contextlib.suppress(OSError, ValueError):  # cut
+            self.master = service.master(str(self._name))
 
     def answered_by(self) -> int:
         self._name.with_suffix(".go").touch()
         self._thread.join(SETTLE)
         return self.master
+
+
+class Removals:
+    """How often a file is removed, by inotify(7)."""
+
+    def __init__(self, path: Path) -> None:
+        self._name = path.name.encode()
+        libc = ctypes.CDLL(None, use_errno=True)
+        self._fd = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        in_delete = 0x200
+        assert libc.inotify_add_watch(self._fd, bytes(path.parent), in_delete) >= 0
+
+    def close(self) -> int:
+        """The number of them until now."""
+        event, names = struct.Struct("iIII"), []
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(self._fd, 65536):
+                while data:
+                    length = event.unpack_from(data)[3]
+                    names.append(data[event.size : event.size + length].rstrip(b"\0"))
+                    data = data[event.size + length :]
+        os.close(self._fd)
+        return names.count(self._name)
 
 
 @pytest.fixture
@@ -120,3 +152,67 @@ def test_what_workers_are_at_is_answered(service: PhpService) -> None:
     assert third == last.answered_by()
     ending.join(SETTLE)
     assert not runs(third)
+
+
+def test_one_of_three_that_drain_is_ended(service: PhpService) -> None:
+    """Its master removes no path, which the others have: nobody would put it back between two runners."""
+    service.start(service.command())
+    masters, slow = [service.master()], []
+    removals = Removals(service.path)
+    for number in range(3):
+        slow.append(Slow(service, f"slow{number}"))
+        service.restart(service.command())
+        masters.append(service.another(*masters))
+    assert eventually(lambda: not runs(masters[0]))
+
+    assert 0 == removals.close()
+    assert [0, *masters[1:3]] == [each.answered_by() for each in slow]
+    assert masters[3] == service.master()
+
+
+@pytest.mark.parametrize("killed", [False, pytest.param(True, marks=pytest.mark.matrix)])
+def test_one_that_is_refused(service: PhpService, killed: bool) -> None:
+    """Its master removes no path, whoever ends it: its runner, or that of the one that serves."""
+    service.start(service.command())
+    first, removals = service.master(), Removals(service.path)
+    upgrade = service.begin_live(service.command("--check", "sleep 617" if killed else "false"))
+    if killed:
+        assert eventually(lambda: started("617"))
+        os.kill(parent(started("617")[0]), signal.SIGKILL)
+    with pytest.raises(ServiceError):
+        upgrade.wait()
+
+    assert 0 == removals.close()
+    assert {first} == {service.master() for _ in range(5)}
+
+
+def test_a_stop_beside_a_socket_unit(service: PhpService) -> None:
+    """What the .socket unit listens on stays at its path."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(service.path))
+        listener.listen()
+        service.store.append(("main", Fd(os.dup(listener.fileno()))))
+        service.start([each.partition("=unix")[0] for each in service.command()])
+        first, inode = service.master(), service.path.stat().st_ino
+
+        service.stop(for_good=True)
+
+        assert not runs(first)
+        assert inode == service.path.stat().st_ino
+        assert not [*service.place.glob(".*")]
+
+
+def test_another_listener(service: PhpService) -> None:
+    """A restart adds it beside the old program, which has it not."""
+    service.start(service.command())
+    first = service.master()
+    other = service.path.with_name("other")
+    pool = (
+        f"[other]\nlisten = {other}\nuser = root\ngroup = root\npm = static\npm.max_children = 1\n"
+    )
+    with (service.place / "fpm.conf").open("a") as file:
+        file.write(pool)
+
+    service.restart(service.command("--listen", f"other=unix:{other}"))
+
+    assert service.another(first) == int(ask(str(other), str(service.place / "index.php")))

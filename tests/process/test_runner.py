@@ -438,6 +438,19 @@ def test_a_path_that_goes_away(service: RunnerService) -> None:
     assert first == who(service)
 
 
+def test_a_path_that_goes_away_between_two_runners(service: RunnerService) -> None:
+    """The next one puts it back before it looks for its listener: clients of the old one come to it still."""
+    service.start(service.command())
+    first, inode = who(service), service.path.stat().st_ino
+    service.stop()
+    service.path.unlink()
+
+    service.start(service.command())
+
+    assert inode == service.path.stat().st_ino
+    assert first != another(service, first)
+
+
 def test_a_program_that_starts_its_own_successor(service: RunnerService) -> None:
     """The process that it calls its main one is the program from then on: for signals, for PID 1, and for the
     runner, which does not end with the first one."""

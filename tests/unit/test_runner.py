@@ -15,10 +15,11 @@ from upgrader.errors import DeclarationError
 from upgrader.protocol.programs import Passing, Readiness, known, program_name
 from upgrader.runner.accepted import Accepted
 from upgrader.runner.after_stop import is_restarted
+from upgrader.runner.kept_paths import Paths, put_back, remove_links
 from upgrader.runner.options import Listen, RunnerOptions, option_table
 from upgrader.runner.passing import Given, arguments, variables
 from upgrader.runner.processes import RunningProcess, end
-from upgrader.runner.shared_sockets import Paths, SocketSettings
+from upgrader.runner.shared_sockets import SocketSettings
 from upgrader.systemd.own_unit import StopReason
 
 
@@ -275,3 +276,25 @@ def test_a_path_is_put_back_while_its_listener_is_there(tmp_path: Path) -> None:
             paths.forget()
 
     asyncio.run(play())
+
+
+def test_a_path_that_nobody_has_put_back(tmp_path: Path) -> None:
+    """It is put back from the link of a runner that was killed; whatever is there is left alone."""
+    path = tmp_path / "listener"
+    listen = [Listen("main", f"unix:{path}"), Listen("tcp", ":80"), Listen("passed", None)]
+    put_back(listen)
+    assert not path.exists()
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+        inode = path.stat().st_ino
+        Paths("").keep([sock])
+        path.unlink()
+        put_back(listen)
+        assert inode == path.stat().st_ino
+        path.unlink()
+        path.write_text("another's")
+        put_back(listen)
+        assert "another's" == path.read_text()
+        remove_links(listen)
+
+    assert [path] == [*tmp_path.iterdir()]

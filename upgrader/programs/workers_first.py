@@ -4,7 +4,7 @@
 - PHP-FPM's tells the workers to quit, and kills them `process_control_timeout` later: at once, as that is 0
   where nobody has set it (`fpm_pctl_action_next` in sapi/fpm/fpm/fpm_process_ctl.c).
 - That of both removes the paths of UNIX listeners, which the next one has (`ngx_close_listening_sockets` in
-  src/core/ngx_connection.c does if its runner has died), and the PID file.
+  src/core/ngx_connection.c does if its runner has died), and the PID file; at SIGTERM as well.
 """
 
 import asyncio
@@ -12,9 +12,11 @@ import contextlib
 import math
 import signal
 import time
+from collections.abc import Sequence
 
+from upgrader.protocol.programs import Passing
 from upgrader.runner.adapter import AdapterHost, ProgramAdapter
-from upgrader.runner.processes import RunningProcess
+from upgrader.runner.processes import RunningProcess, end
 from upgrader.systemd.process_start import process_started
 
 _LOOK = 0.01  # seconds between two looks whether the master is stopped
@@ -44,11 +46,28 @@ class WorkersFirst(ProgramAdapter):
             await asyncio.sleep(_LOOK)
         workers = program.children()
         await asyncio.gather(*map(self._quits, workers))
-        if workers and not self._is_last:
+        if not self._is_last and (workers or not self._may_serve_alone):
             program.send(signal.SIGKILL)
-        else:  # it may be the only process, and serve
+        else:
             program.send(self.host.options.drain)
             program.send(signal.SIGCONT)
+
+    def end(
+        self, programs: Sequence[RunningProcess], seconds: float, *, told: bool = False
+    ) -> None:
+        """The workers after what they are at, and no master by itself."""
+        for each in programs:
+            each.send(signal.SIGSTOP)
+        telling = [] if told else [child for each in programs for child in each.children()]
+        if not told and self._may_serve_alone:
+            telling += [each for each in programs if not each.children()]
+        end(telling, ((self.host.options.drain, seconds),))
+        end(programs, ((None, seconds if told else 0),))
+
+    @property
+    def _may_serve_alone(self) -> bool:
+        """Whether a program without workers may be one process that serves, and not only their master."""
+        return self.host.options.passing is not Passing.PHP_FPM
 
     async def _quits(self, worker: RunningProcess) -> None:
         """Tell a worker, once: that interrupts what it waits for; then wait for it."""

@@ -19,7 +19,7 @@ from upgrader.protocol.programs import Passing, Readiness
 from upgrader.runner.getsocks import OldHaproxy
 from upgrader.runner.options import RunnerOptions
 from upgrader.runner.passing import Given, arguments, variables
-from upgrader.runner.processes import RunningProcess
+from upgrader.runner.processes import HARD, RunningProcess, end
 from upgrader.runner.readiness import listens
 from upgrader.runner.spawn import StartOrder
 
@@ -179,6 +179,13 @@ class ProgramAdapter:
     async def while_draining(self, program: RunningProcess) -> None:
         """Do what else it needs after `drain`; cancelled once it has ended, or when the next runner calls
         this. What it raises is told in the journal."""
+
+    def end(
+        self, programs: Sequence[RunningProcess], seconds: float, *, told: bool = False
+    ) -> None:
+        """In a thread: end programs whose listeners others go on with, and all below them. They get the drain
+        signal, unless they were `told`, so many seconds for it, and have to end then."""
+        end(programs, ((None if told else self.host.options.drain, seconds), *HARD))
 
     def stop(self, program: RunningProcess) -> None:
         """Have it end because the unit is stopped, within `drain-timeout`; `while_draining` is next."""

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""ExecStopPost= of a runner's unit: ends what is left of it, unless another runner will go on with it."""
+"""ExecStopPost= of a runner's unit: ends what is left of it, unless another runner will go on with it; then
+that finds the paths of its listeners."""
 
 import os
 import signal
 import time
 
 from upgrader.errors import BusError
+from upgrader.runner.kept_paths import put_back, remove_links
 from upgrader.runner.options import RunnerOptions
 from upgrader.runner.processes import RunningProcess, end, members, parent
 from upgrader.systemd.bus import Bus
@@ -47,17 +49,21 @@ def end_left_over() -> int:
     except BusError as error:
         print(f"systemd cannot be asked, so all is left as it is: {error}")
         return 1
+    options = _options(unit)
+    listen = options.listen if options else ()
     if is_restarted(reason, unit.restart, os.environ.get("SERVICE_RESULT", "success")):
+        put_back(listen)
         return 0
     usec = _DEFAULT if unit.timeout_stop_usec == UNSET else unit.timeout_stop_usec
     deadline = time.monotonic() + usec / 1e6 * _SHARE
     here = directory()
     own = {os.getpid()}
-    drain = _drain_signal(unit)
+    drain = options.drain if options else signal.SIGTERM
     while left := set(members(here)) - own:
         roots = [pid for pid in left if parent(pid) not in left]
         patience = max(deadline - time.monotonic() - _HARD, 0.0)
         end(_processes(roots), ((drain, patience), (signal.SIGTERM, _HARD)))
+    remove_links(listen)
     return 0
 
 
@@ -78,9 +84,9 @@ def _processes(pids: list[int]) -> list[RunningProcess]:
     return found
 
 
-def _drain_signal(unit: Unit) -> signal.Signals:
-    """The one of the program that ExecStart= names."""
+def _options(unit: Unit) -> RunnerOptions | None:
+    """Those that ExecStart= names."""
     try:
-        return RunnerOptions.parse(runner_arguments(unit), os.environ).drain
+        return RunnerOptions.parse(runner_arguments(unit), os.environ)
     except SystemExit:  # the line is made of variables, say
-        return signal.SIGTERM
+        return None

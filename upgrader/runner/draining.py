@@ -3,6 +3,7 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import field
@@ -12,8 +13,8 @@ from upgrader.instance.handles import Declared
 from upgrader.protocol.programs import MOST_DRAINED
 from upgrader.runner.adapter import ProgramAdapter
 from upgrader.runner.host import PROGRAM, Host, in_thread
+from upgrader.runner.kept_paths import Paths
 from upgrader.runner.processes import HARD, RunningProcess, age, end, session
-from upgrader.runner.shared_sockets import Paths
 
 _log = logging.getLogger("upgrader")
 
@@ -63,7 +64,7 @@ class Draining:
             ended = await process.ends(limit)
         if not ended:
             _log.warning("%s has not ended within %.0f s after it was replaced", process, limit)
-            await in_thread(end, [process], HARD)
+            await in_thread(functools.partial(self._adapter.end, [process], 0, told=True))
         # One that was killed has left its workers behind.
         await in_thread(end, session(int(name.rpartition(".")[2])), HARD)
         self._paths.restore()

@@ -13,7 +13,7 @@ from upgrader.protocol.fd import Fd
 from upgrader.systemd.cgroup import directory
 from upgrader.systemd.process_start import process_started
 
-#: How a process is ended that has not ended at its drain signal, before SIGKILL.
+#: How most programs are ended that have not ended at their drain signal, before SIGKILL.
 HARD = ((signal.SIGTERM, 1.0),)
 
 

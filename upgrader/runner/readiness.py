@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Whether a program waits for its listeners, as the kernel tells it."""
+"""Whether a program has its listeners, and waits for them, as the kernel tells it."""
 
 import contextlib
 import os
@@ -28,6 +28,20 @@ def listens(program: RunningProcess, inodes: Iterable[int]) -> bool:
                 missing -= {inode for inode in missing if f"socket:[{inode}]" in sockets}
         if not missing:
             return True
+    return False
+
+
+def has(program: RunningProcess, inode: int) -> bool:
+    """Whether a socket may be open in a process of the program: it is, or nobody tells."""
+    for process in program.tree():
+        place = f"/proc/{process.pid}"
+        with contextlib.suppress(FileNotFoundError):  # it has ended, or closed that
+            try:
+                links = [os.readlink(f"{place}/fd/{number}") for number in _numbers(place)]
+            except PermissionError:
+                return True
+            if f"socket:[{inode}]" in links:
+                return True
     return False
 
 

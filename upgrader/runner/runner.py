@@ -9,6 +9,7 @@ drains it once its own program is ready.
 
 import asyncio
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -22,11 +23,11 @@ from upgrader.errors import VerifyError
 from upgrader.runner.adapters import adapter_for
 from upgrader.runner.draining import Draining, ToldToDrain, draining
 from upgrader.runner.host import PROGRAM, Host, ProgramEnded, in_thread
+from upgrader.runner.kept_paths import Paths, put_back
 from upgrader.runner.options import RunnerOptions
 from upgrader.runner.processes import HARD, RunningProcess, end
 from upgrader.runner.program_report import ProgramReport
 from upgrader.runner.program_state import ProgramState
-from upgrader.runner.shared_sockets import Paths
 from upgrader.runner.spawn import find_program
 from upgrader.runner.start import ProgramStart
 from upgrader.systemd.subreaper import adopt_orphans
@@ -73,6 +74,7 @@ class Runner:
 
     def _declare(self) -> None:
         instance = self._instance
+        put_back(self._options.listen)
         self._host.attach(instance, needs_listener=self._adapter.needs_listener)
         self._draining = Draining(
             self._host, self._adapter, self._paths, instance.state(ToldToDrain)
@@ -196,17 +198,22 @@ class Runner:
             return
         if ended is upgrader.Ended.MIGRATED and self._host.may_be_left:
             return
+        adapter, stopped = self._adapter, ended is upgrader.Ended.STOPPED
+        if stopped:
+            self._paths.give_up()
         left = [each for each in self._host.programs().values() if not each.ended]
         for each in left:
-            self._adapter.stop(each)
+            (adapter.stop if stopped or adapter.stateful else adapter.drain)(each)
         patience = max(self._instance._runtime.deadline - time.monotonic() - HARD[0][1], 1.0)
-        async with draining(self._adapter, left):
-            await in_thread(end, left, ((None, patience), *HARD))
-        if ended is upgrader.Ended.STOPPED:
+        async with draining(adapter, left):
+            if stopped:
+                await in_thread(end, left, ((None, patience), *HARD))
+            else:
+                await in_thread(functools.partial(adapter.end, left, patience, told=True))
+        self._paths.restore()
+        if stopped:
             self._paths.forget()
             await in_thread(self._host.forget_all)
-        else:  # the next start has them
-            self._paths.restore()
 
     async def _outlive_program(self) -> None:
         """The next runner drains it; but some programs take the death of their parent for an upgrade,

@@ -1,22 +1,17 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What programs change of the listeners that they share: flags, backlog, options, files; put back.
+"""What programs change of the listeners that they share: flags, backlog, options; put back.
 
-They are of the open file description (or of the file), so what a new program sets, the old one has,
-and what an old one takes away, the new one lacks.
+They are of the open file description, so what a new program sets, the old one has.
 """
 
 import contextlib
-import functools
-import logging
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 from upgrader.backends.listener import BACKLOG
 from upgrader.errors import VerifyError
-from upgrader.runner.watched_paths import WatchedPaths
 
 _TCP_INFO_BACKLOG = struct.Struct("28xI")  # struct tcp_info: tcpi_sacked, for a listener
 #: RunnerOptions that servers set on listeners: (level, number).
@@ -26,7 +21,6 @@ _OPTIONS = (
     (socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT),
     (socket.IPPROTO_TCP, socket.TCP_FASTOPEN),
 )
-_log = logging.getLogger("upgrader")
 
 
 class SocketSettings:
@@ -86,90 +80,6 @@ def _backlog(sock: socket.socket) -> int:
         return BACKLOG
     info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BACKLOG.size)
     return int(_TCP_INFO_BACKLOG.unpack(info)[0])
-
-
-class Paths:
-    """The files of UNIX listeners, each with a hard link beside it, and the PID file."""
-
-    def __init__(self, pid_file: str) -> None:
-        self._pid_file = Path(pid_file) if pid_file else None
-        self._pid = ""
-        self._links: dict[Path, Path] = {}
-        self._sockets: tuple[socket.socket, ...] = ()
-
-    def keep(self, sockets: Iterable[socket.socket]) -> None:
-        """Make the links, as far as this process may write there."""
-        self._sockets = tuple(sockets)
-        for sock in self._sockets:
-            name = sock.getsockname() if sock.family == socket.AF_UNIX else ""
-            if not isinstance(name, str) or not name.startswith("/"):
-                continue
-            path = Path(name)
-            link = path.with_name(f".{path.name}.upgrader")
-            try:
-                inode = path.stat().st_ino
-                if not (link.exists() and link.stat().st_ino == inode):
-                    link.unlink(missing_ok=True)
-                    os.link(path, link)
-            except OSError as error:
-                _log.warning("%s cannot be put back if it is removed: %s", path, error.strerror)
-            else:
-                self._links[path] = link
-
-    def note_pid(self, pid: int) -> None:
-        """The program that serves, should an old one remove the PID file."""
-        self._pid = f"{pid}\n"
-
-    @contextlib.contextmanager
-    def watched(self) -> Iterator[None]:
-        """Put back at once whatever goes away meanwhile, as long as this process has the listeners: an old
-        program may remove it when it begins to drain, and drain for hours."""
-        paths = [*self._links, *([self._pid_file] if self._pid_file else ())]
-        try:
-            watch = WatchedPaths(paths, self._restore_ours) if paths else None
-        except OSError as error:
-            _log.warning("files that are removed are put back late: %s", error.strerror)
-            watch = None
-        self.restore()  # what has gone before
-        try:
-            yield
-        finally:
-            if watch:
-                watch.close()
-
-    def _restore_ours(self) -> None:
-        # What is closed is given up, with its file.
-        if all(sock.fileno() >= 0 for sock in self._sockets):
-            self.restore()
-
-    def restore(self) -> None:
-        """Put back what is missing or is another's."""
-        for path, link in self._links.items():
-            with contextlib.suppress(OSError):
-                if not path.exists() or path.stat().st_ino != link.stat().st_ino:
-                    _replace(path, functools.partial(os.link, link))
-                    _log.info("%s was removed by an old program, and is back", path)
-        if self._pid_file and self._pid and not self._pid_file.exists():
-            with contextlib.suppress(OSError):
-                _replace(self._pid_file, self._write_pid)
-
-    def _write_pid(self, path: Path) -> None:
-        path.write_text(self._pid)
-
-    def forget(self) -> None:
-        """Remove the links: the listeners are given up."""
-        for link in self._links.values():
-            with contextlib.suppress(OSError):
-                link.unlink()
-        self._links.clear()
-
-
-def _replace(path: Path, make: Callable[[Path], object]) -> None:
-    """Make a file beside a path, and give it that name."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.unlink(missing_ok=True)
-    make(beside)
-    os.rename(beside, path)
 
 
 def record(sockets: Sequence[socket.socket]) -> list[SocketSettings]:

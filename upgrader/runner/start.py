@@ -7,16 +7,20 @@ import contextlib
 import logging
 import os
 from collections.abc import Sequence
+from socket import socket as Socket
 
 from upgrader.errors import VerifyError
+from upgrader.protocol.identity import identify
 from upgrader.protocol.rendezvous import PREFLIGHT, PREFLIGHT_1
 from upgrader.runner.accepted import Accepted
 from upgrader.runner.adapter import ProgramAdapter, StartRequest
 from upgrader.runner.host import PROGRAM, TRIAL, Host, in_thread
+from upgrader.runner.kept_paths import Paths
 from upgrader.runner.passing import Given
 from upgrader.runner.private_listeners import private_listeners
 from upgrader.runner.processes import HARD, RunningProcess, end, session
-from upgrader.runner.shared_sockets import Paths, SocketSettings, record
+from upgrader.runner.readiness import has
+from upgrader.runner.shared_sockets import SocketSettings, record
 from upgrader.runner.spawn import StartOrder, find_program
 from upgrader.systemd.listen_fds import Passed
 from upgrader.systemd.process_start import process_started
@@ -61,8 +65,9 @@ class ProgramStart:
             await self._try(ends=True)
         start = self._what(host.listeners)
         settings = record(host.sockets)
-        for each in settings if host.options.blocking else ():
-            each.require_blocking(beside=self._is_beside)
+        if host.options.blocking:
+            for sock, each in zip(host.sockets, settings, strict=True):
+                each.require_blocking(beside=self._may_be_served(sock))
         async with adapter.starting(start) as order:
             program = await self._start(order, start, settings)
         for each in settings:
@@ -76,9 +81,10 @@ class ProgramStart:
         self, program: RunningProcess, settings: Sequence[SocketSettings] | None = None
     ) -> None:
         """End a program and all below it, and put back what it has changed."""
+        await in_thread(self._adapter.end, [program], REFUSED)
         # An orphan of the program is this process's child by now.
-        below = [program, *RunningProcess.of(os.getpid()).tree()[1:]]
-        await in_thread(end, below, ((self._host.options.drain, REFUSED), *HARD))
+        left = RunningProcess.of(os.getpid()).tree()[1:]
+        await in_thread(end, left, ((self._host.options.drain, REFUSED), *HARD))
         await in_thread(self._put_back, self.settings if settings is None else settings)
         if not self._host.is_live:  # else the one that serves gives it up
             for kept in (PROGRAM, TRIAL):
@@ -88,11 +94,10 @@ class ProgramStart:
         """In a thread: end what a new runner has started, which has not taken over and may be gone."""
         kept = [item for item in items if item.name.startswith((PROGRAM, TRIAL))]
         started = [RunningProcess(item.fd.duplicate()) for item in kept]
-        how = ((self._host.options.drain, REFUSED), *HARD)
-        end(started, how)
+        self._adapter.end(started, REFUSED)
         # One that was killed has left its workers behind, which accept.
         left = [each for item in kept for each in session(int(item.name.rpartition(".")[2]))]
-        end(left, how)
+        end(left, ((self._host.options.drain, REFUSED), *HARD))
         self._put_back(self.settings)
 
     def _put_back(self, settings: Sequence[SocketSettings]) -> None:
@@ -106,6 +111,13 @@ class ProgramStart:
     def _is_beside(self) -> bool:
         """Whether another program may serve."""
         return self._host.is_live or any(not p.ended for p in self._host.programs().values())
+
+    def _may_be_served(self, sock: Socket) -> bool:
+        """Whether another program may have a listener. After a restart, that which is bound anew has none."""
+        if self._host.is_live:
+            return True
+        inode = identify(sock).inode
+        return any(has(each, inode) for each in self._host.programs().values() if not each.ended)
 
     def _what(self, listeners: Sequence[Given], *, private: bool = False) -> StartRequest:
         host, adapter = self._host, self._adapter
