@@ -177,8 +177,10 @@ def test_files_are_put_back(tmp_path: Path) -> None:
         assert "17\n" == pid_file.read_text()
         path.unlink()
         path.write_text("another's")
+        pid_file.write_text("18")  # of a program that was refused
         paths.restore()
         assert inode == path.stat().st_ino
+        assert "17\n" == pid_file.read_text()
         paths.forget()
 
     assert {path, pid_file} == set(tmp_path.iterdir())

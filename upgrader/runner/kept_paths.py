@@ -48,7 +48,7 @@ class Paths:
                 self._links[path] = link
 
     def note_pid(self, pid: int) -> None:
-        """The program that serves, should an old one remove the PID file."""
+        """The program that serves, should an old one remove the PID file, or one that is refused leave its own."""
         self._pid = f"{pid}\n"
 
     @contextlib.contextmanager
@@ -80,7 +80,7 @@ class Paths:
                 if not path.exists() or path.stat().st_ino != link.stat().st_ino:
                     _replace(path, functools.partial(os.link, link))
                     _log.info("%s was removed by an old program, and is back", path)
-        if self._pid_file and self._pid and not self._pid_file.exists():
+        if self._pid_file and self._pid and _text(self._pid_file).strip() != self._pid.strip():
             with contextlib.suppress(OSError):
                 _replace(self._pid_file, self._write_pid)
 
@@ -122,6 +122,14 @@ def _paths(listen: Iterable[Listen]) -> Iterator[Path]:
     for each in listen:
         if each.address and each.address.startswith("unix:/"):
             yield Path(each.address.removeprefix("unix:"))
+
+
+def _text(path: Path) -> str:
+    """What is in a file, empty if it is not there."""
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 def _link(path: Path) -> Path:
