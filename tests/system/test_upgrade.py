@@ -260,7 +260,8 @@ def test_a_unit_that_does_not_run(service: Service) -> None:
     ],
 )
 def test_a_version_that_does_not_start(service: Service, version: str, cause: str) -> None:
-    """It is 3, the cause is named, and with the good version back everything is loaded."""
+    """It is 3, the cause is named, and so is that systemd tries again; with the good version back
+    everything is loaded."""
     put(service, version)
     change(service, HASTY)
     done = upgrade(service)
@@ -268,9 +269,10 @@ def test_a_version_that_does_not_start(service: Service, version: str, cause: st
     assert done.returncode == 3
     assert done.stdout == ""
     line, *remedy = done.stderr.splitlines()
-    assert line.startswith(f"{service.unit}: not upgraded, NOT SERVING: ")
+    assert line.startswith(f"{service.unit}: not upgraded, NOT SERVING, systemd tries again: ")
     assert cause in line
     assert any("is kept" in each for each in remedy)
+    assert f"; whether it serves by now: upgrader status {service.unit}" in remedy[0]
     assert f"  to try at once: systemctl restart {service.unit}" in remedy
     put(service, "good")
     service.machine.run(["systemctl", "restart", service.unit])
@@ -294,6 +296,7 @@ def test_what_is_lost_is_said_to_be_lost(service: Service) -> None:
     done = upgrade(service)
 
     assert done.returncode == 3
+    assert "NOT SERVING: " in done.stderr
     assert "the image is lost" in done.stderr
 
 
@@ -323,7 +326,7 @@ def test_a_stray_ready_is_no_success(service: Service) -> None:
     done = upgrade(service)
 
     assert done.returncode == 3, done.stderr
-    assert "NOT SERVING: " in done.stderr
+    assert "NOT SERVING" in done.stderr
     assert "this version fails a little later" in done.stderr
     assert service.inside(f"/var/lib/upgrader/hold/{service.unit}").exists()
     put(service, "good")

@@ -224,6 +224,11 @@ class Unit(Value):
         return self.sub_state.startswith("auto-restart")
 
     @property
+    def may_serve_soon(self) -> bool:
+        """PID 1 starts it, or will by itself."""
+        return self.retries or self.active_state == "activating"
+
+    @property
     def settled(self) -> bool:
         """Nothing more happens soon: started, failed, stopped, or between two attempts."""
         return self.serves or self.retries or self.active_state in ("inactive", "failed")

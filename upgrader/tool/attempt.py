@@ -116,14 +116,15 @@ class Attempt:
         *,
         code: Code | None = None,
         bad_version: bool = False,
+        now: Unit | None = None,
         after: Status | None = None,
         pause: float | None = None,
     ) -> Outcome:
-        """It is not done, and this is how the unit stands."""
+        """It is not done, and this is how the unit stands; `now`: one that does not serve."""
         return Outcome.failed(
             Verb.UPGRADE, self.unit.id, result, cause, remedy, mode=self.mode, upgrade=self.id,
-            code=code, bad_version=bad_version, before=self._before, after=after,
-            pause_seconds=pause,
+            code=code, bad_version=bad_version, retries=bool(now and now.may_serve_soon),
+            before=self._before, after=after, pause_seconds=pause,
         )  # fmt: skip
 
     def lost(self, error: UnitError) -> Outcome:

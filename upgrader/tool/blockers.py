@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from upgrader.protocol.systemd_syntax import boolean
+from upgrader.protocol.wording import show_duration
 from upgrader.systemd.fdstore import Stored, StoreName
 from upgrader.systemd.unit import FdStoreContents, Unit
 from upgrader.tool.journal_fields import whole_or
@@ -153,10 +154,11 @@ def what_to_do(systemd: Systemd, unit: Unit, others: int = 0) -> str:
     `others` counts the FDs that were stored while the unit served.
     """
     parked = parked_image(systemd.fd_store(unit), others)
+    again = f"{tries_again(unit)}\n" if unit.retries else ""
     if parked is None:
         return (
-            "the image is lost; put a good version in place, and start it cold:"
-            f" systemctl start {unit.id}"
+            f"{again}the image is lost; put a good version in place, and start it cold:"
+            f" systemctl restart {unit.id}"
         )
     kept = f"the image{of_generation(parked)} is kept"
     discard = f"to start without the image: upgrader discard {unit.id}"
@@ -164,13 +166,19 @@ def what_to_do(systemd: Systemd, unit: Unit, others: int = 0) -> str:
         if kept_only_while(systemd, unit):
             kept += " only while systemd goes on trying"
         return (
-            f"{kept}; put a good version in place, and the next attempt loads it\n"
+            f"{again}{kept}; put a good version in place, and the next attempt loads it\n"
             f"to try at once: systemctl restart {unit.id}\n{discard}"
         )
     soon = ""
     if unit.active_state == "failed" and unit.restart != "no":  # so it met the start limit
         soon = f", at least {unit.start_limit_usec / 1e6:g}s after the last attempt"
     return f"{kept}; put a good version in place, then{soon}: systemctl start {unit.id}\n{discard}"
+
+
+def tries_again(unit: Unit) -> str:
+    """What a unit does that PID 1 starts again by itself, and where to see whether it serves."""
+    span = show_duration(unit.restart_usec / 1e6)
+    return f"systemd tries again after {span}; whether it serves by now: upgrader status {unit.id}"
 
 
 _PARKED = (Stored.CHANNEL, Stored.IMAGE)

@@ -143,12 +143,16 @@ def _start(
     except UnitError as error:
         now = systemd.unit(unit.id)
         if not now.serves:
-            return Outcome.of_error(verb, unit.id, error, Result.NOT_SERVING)
+            outcome = Outcome.of_error(verb, unit.id, error, Result.NOT_SERVING)
+            return replace(outcome, retries=now.may_serve_soon)
     if not now.serves:
         why = failure_cause.cause(
             failure_cause.read(unit, attempt.since, user=systemd.user), now
         ).text
-        return Outcome.failed(verb, unit.id, Result.NOT_SERVING, why, what_to_do(systemd, now))
+        return Outcome.failed(
+            verb, unit.id, Result.NOT_SERVING, why, what_to_do(systemd, now),
+            retries=now.may_serve_soon,
+        )  # fmt: skip
     said = look(systemd, now).said
     after = instance_client.status(said) if said else None
     if after is not None and after.source_generation is not None:

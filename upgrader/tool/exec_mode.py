@@ -67,6 +67,7 @@ def execute(attempt: Attempt, command: Sequence[str] = ()) -> Outcome:
             failure_cause.cause(entries, now).text,
             what_to_do(systemd, now),
             bad_version=True,
+            now=now,
         )
     after = instance_client.status(main)
     if after.generation > attempt.generation and after.origin is Origin.EXEC:

@@ -22,7 +22,7 @@ from upgrader.systemd.live_limits import (
 from upgrader.systemd.unit import Unit
 from upgrader.tool import failure_cause, instance_client
 from upgrader.tool.attempt import Attempt
-from upgrader.tool.blockers import what_to_do
+from upgrader.tool.blockers import tries_again, what_to_do
 from upgrader.tool.course import Course
 from upgrader.tool.instance_client import InstanceError
 from upgrader.tool.outcome import Outcome, Result, Verb
@@ -186,15 +186,15 @@ def _not_serving(attempt: Attempt, now: Unit) -> Outcome:
         # If the source dies, systemd ends the new main process as well, which then parks and exits.
         if now.exec_main_pid != attempt.unit.main_pid and not failure_cause.ended_well(now):
             why, remedy = failure_cause.cause(entries, now).text, what_to_do(attempt.systemd, now)
-            return attempt.failed(Result.NOT_SERVING, why, remedy, bad_version=True)
+            return attempt.failed(Result.NOT_SERVING, why, remedy, bad_version=True, now=now)
         interrupted = failure_cause.killed(entries) or failure_cause.ended(now)
     # What is parked for the next start may only be on its way.
-    return attempt.failed(Result.NOT_SERVING, interrupted, _look(now))
+    return attempt.failed(Result.NOT_SERVING, interrupted, _look(now), now=now)
 
 
 def _look(now: Unit) -> str:
     if now.retries:
-        return f"systemd starts it again by itself (Restart=); see: systemctl status {now.id}"
+        return tries_again(now)
     return f"to start it: systemctl start {now.id}"
 
 

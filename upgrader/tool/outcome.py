@@ -146,7 +146,7 @@ class Outcome:
 
     `mode` is the one that was used, None if none was; `upgrade` is the id. `bad_version`: it
     failed because of the version on disk, so nothing should start that one; `code` says why, where
-    the instances know. `changed`: another instance serves than before, or none, or would, where that
+    the instances know. `retries`: nobody serves, and systemd goes on trying to start it (`Restart=`). `changed`: another instance serves than before, or none, or would, where that
     was all that was asked.
 
     `before` and `after` are what the instances say of themselves; `text` completes the line of a
@@ -166,6 +166,7 @@ class Outcome:
     remedy: str = ""
     code: Code | None = None
     bad_version: bool = False
+    retries: bool = False
     warnings: tuple[str, ...] = ()
     before: Status | None = None
     after: Status | None = None
@@ -209,6 +210,7 @@ class Outcome:
         upgrade: str = "",
         code: Code | None = None,
         bad_version: bool = False,
+        retries: bool = False,
         warnings: tuple[str, ...] = (),
         before: Status | None = None,
         after: Status | None = None,
@@ -219,8 +221,8 @@ class Outcome:
             raise ValueError("a failure is not done")
         return cls(
             verb, unit, result, mode=mode, upgrade=upgrade, cause=cause, remedy=remedy, code=code,
-            bad_version=bad_version, warnings=warnings, before=before, after=after,
-            pause_seconds=pause_seconds, changed=mode is not None and result in _CHANGED,
+            bad_version=bad_version, retries=retries, warnings=warnings, before=before,
+            after=after, pause_seconds=pause_seconds, changed=mode is not None and result in _CHANGED,
         )  # fmt: skip
 
     @classmethod
@@ -247,7 +249,8 @@ class Outcome:
         if self.result is Result.DONE:
             return f"{unit}{self.text}"
         stands = f", {_STANDS[self.result]}" if self.result in _STANDS else ""
-        return f"{unit}{_FAILED[self.verb]}{stands}: {self.cause}"
+        again = ", systemd tries again" if self.retries else ""
+        return f"{unit}{_FAILED[self.verb]}{stands}{again}: {self.cause}"
 
     def json(self) -> bytes:
         """One object: the fields, and `line`, `exit_code` and `serves`."""

@@ -151,7 +151,8 @@ def _not_serving(attempt: Attempt, now: Unit, word: str) -> Outcome:
             entries, now, old_invocation=unit.invocation_id, written=attempt.output.lines()
         ).text
     remedy = what_to_do(systemd, now, unit.stored_fds)
-    return attempt.failed(Result.NOT_SERVING, why, remedy, bad_version=tried and not stopped)
+    bad = tried and not stopped
+    return attempt.failed(Result.NOT_SERVING, why, remedy, bad_version=bad, now=now)
 
 
 def _expected(attempt: Attempt, after: Status) -> bool:
@@ -202,4 +203,5 @@ def _overdue(attempt: Attempt, error: WaitTimeout) -> Outcome:
         Result.OLD_SERVES if untouched else Result.NOT_SERVING,
         f"not ready after {show_duration(error.seconds)} (--timeout), it is {now.active_state}",
         f"the restart goes on in systemd; see: systemctl status {unit.id}",
+        now=now,
     )
