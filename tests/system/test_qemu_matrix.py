@@ -29,7 +29,7 @@ from upgrader.lab.guest import guest as guest_files
 from upgrader.lab.private_systemd import PrivateSystemd
 from upgrader.lab.private_systemd.errors import TreeError
 from upgrader.lab.private_systemd.suites import fetch
-from upgrader.lab.virtual_machine import GUEST, PREFIX, Pings, connect_interface, pinging
+from upgrader.lab.virtual_machine import PREFIX, Pings, connect_interface, pinging
 from upgrader.programs.qemu import Machine as Description
 from upgrader.programs.qemu import Monitor, Placing, QemuError, tap
 from upgrader.programs.qemu.shared import make_memory
@@ -39,6 +39,7 @@ pytestmark = [pytest.mark.matrix, pytest.mark.timeout(1800)]
 
 MEMORY = 512  # MiB
 TIMES = 5
+ROUNDS = 6  #: of an upgrade by hand and one by upgrader, each second one the other way round
 RATIO = 1.3  # of the ping gaps in the middle of five, to those by hand in the same run
 MOST = 2  # pings that are lost in one upgrade, in the middle of five
 #: Whose QEMU is run: that of this machine (7.2 on Debian 12), of Debian 13 and of sid.
@@ -85,13 +86,16 @@ def watched(guest: Machine) -> Iterator[Pings]:
         assert guest.counts()
 
 
+HAND = ("10.78.0.1", "10.78.0.2")  #: its network
+
+
 class ByHand:
     """The same guest in QEMUs that are driven over QMP as its manual says, without upgrader: memory shared,
     `x-ignore-shared`, a UNIX socket, and the interface set right while the second QEMU starts."""
 
     def __init__(self, machine: PrivateSystemd, files: Guest, directory: Path) -> None:
         self.console = directory / "console"
-        words = files.command(QEMU, f"{GUEST}/{PREFIX}", str(self.console), memory=MEMORY)
+        words = files.command(QEMU, f"{HAND[1]}/{PREFIX}", str(self.console), memory=MEMORY)
         words += network("vm-hand")
         self._machine = Description.read(words)
         self._directory = directory
@@ -100,7 +104,7 @@ class ByHand:
         self._kind = versioned(QEMU, self._machine.type)
         with network_of(machine):
             self._tap = tap.open_tap("vm-hand")
-        connect_interface(machine, "vm-hand")
+        connect_interface(machine, "vm-hand", HAND[0])
         self._process, self._path = self._start(incoming=False)
 
     def _start(self, *, incoming: bool) -> tuple[subprocess.Popen[bytes], Path]:
@@ -124,6 +128,11 @@ class ByHand:
         assert eventually(self.console.exists)
         first = seen()
         return eventually(lambda: seen() >= first + more, BOOT)
+
+    @property
+    def pids(self) -> list[str]:
+        """Its processes."""
+        return [str(self._process.pid)]
 
     def upgrade(self) -> None:
         """Have the machine go on in another QEMU."""
@@ -153,6 +162,18 @@ class ByHand:
         self._process.wait()
         self._tap.close()
         self._memory.close()
+
+
+@contextlib.contextmanager
+def standing_still(pids: Sequence[str]) -> Iterator[None]:
+    """Stop processes by a signal, for some time."""
+    for pid in pids:
+        os.kill(int(pid), signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(int(pid), signal.SIGCONT)
 
 
 def row(suite: str, mode: str, seen: list[Pings]) -> tuple[str, ...]:
@@ -203,27 +224,36 @@ def test_each_qemu_and_the_next(host_machine: PrivateSystemd) -> None:
 
 
 def test_beside_a_migration_by_hand(host_machine: PrivateSystemd, tmp_path: Path) -> None:
-    """Five upgrades of the same guest, by hand and by upgrader, one after the other in one run."""
+    """Two guests that are the same, one upgraded by hand and one by upgrader, in turn: by hand, ours,
+    ours, by hand, and so on. The other one stands still meanwhile."""
     needs_qemu()
     hand = ByHand(host_machine, guest_files(), tmp_path)
-    by_hand = []
+    by_hand: list[Pings] = []
+    ours: list[Pings] = []
+
+    def once_by_hand() -> None:
+        with standing_still(guest.qemus()), pinging(host_machine, HAND[1]) as pings:
+            assert hand.counts(3)
+            hand.upgrade()
+            assert hand.counts(10)
+        by_hand.append(pings)
+
+    def once_ours() -> None:
+        with standing_still(hand.pids), watched(guest) as pings:
+            done = upgrade(guest, "--mode", "live")
+            assert 0 == done["exit_code"], done
+        assert eventually(lambda: len(guest.qemus()) == 1)
+        ours.append(pings)
+
     try:
         assert hand.counts(1)
-        for _ in range(TIMES):
-            with pinging(host_machine) as pings:
-                assert hand.counts(3)
-                hand.upgrade()
-                assert hand.counts(10)
-            by_hand.append(pings)
+        with booted(host_machine, "host") as guest:
+            for number in range(ROUNDS):
+                turns = (once_by_hand, once_ours)
+                for turn in turns if number % 2 == 0 else reversed(turns):
+                    turn()
     finally:
         hand.close()
-    ours = []
-    with booted(host_machine, "host") as guest:
-        for _ in range(TIMES):
-            with watched(guest) as pings:
-                done = upgrade(guest, "--mode", "live")
-                assert 0 == done["exit_code"], done
-            ours.append(pings)
     medians = [statistics.median(each.longest_gap for each in seen) for seen in (by_hand, ours)]
     publish(
         "qemu by hand",

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.support import eventually
 from upgrader.programs.qemu import monitor
 from upgrader.programs.qemu.monitor import Monitor, QemuError
 from upgrader.protocol.fd import Fd
@@ -74,6 +75,8 @@ class Qemu:
         if answer is not None:
             reply = answer if "error" in answer else {"return": answer}
             self.send({**reply, **({"id": message["id"]} if "id" in message else {})})
+        if command == "migrate-incoming" and answer == {}:
+            self.read_state()
         if command in ("migrate", "migrate-incoming") and answer == {}:
             self.send({"event": "MIGRATION", "data": {"status": "completed"}})
 
@@ -112,12 +115,12 @@ class Qemu:
         self.status = "postmigrate"
         return {}
 
-    def migrate_incoming(self) -> dict[str, Any]:
+    def read_state(self) -> None:
+        """What it has answered `migrate-incoming` for."""
         while data := os.read(self.given[0], 1 << 16):
             self.read += data
         self.close_given()
         self.status = "paused"
-        return {}
 
 
 @pytest.fixture
@@ -160,6 +163,62 @@ def test_a_state_goes_from_one_to_the_other(qemu: Qemu, tmp_path: Path) -> None:
 
     assert STATE == qemu.read
     assert "paused" == qemu.status
+
+
+def test_little_is_asked_while_a_machine_stands_still(qemu: Qemu, tmp_path: Path) -> None:
+    """A QEMU that expects a state is given it, and told to go on."""
+
+    async def goes_on() -> tuple[list[str], list[str]]:
+        with Fd(os.memfd_create("state")) as state:
+            os.write(state.fileno(), STATE)
+            async with Monitor.open(tmp_path / "qmp", 5) as asked:
+                await asked.expect()
+                before = [*qemu.asked]
+                await asked.load(state)
+                await asked.resume()
+        return before, qemu.asked[len(before) :]
+
+    before, asked = asyncio.run(goes_on())
+    assert "migrate-incoming" == before[-1]
+    assert ["cont", "query-status"] == asked
+    assert STATE == qemu.read
+
+
+def test_a_state_that_never_comes(qemu: Qemu, tmp_path: Path) -> None:
+    """A QEMU that expects one is told so by the end of the session."""
+
+    async def nothing() -> None:
+        async with Monitor.open(tmp_path / "qmp", 5) as asked:
+            await asked.expect()
+
+    asyncio.run(nothing())
+    assert eventually(lambda: not qemu.given)
+    assert b"" == qemu.read
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "told"),
+    [("shutdown", ERROR, "in QEMU's own words"), ("paused", {}, "the machine is paused")],
+)
+def test_a_machine_that_does_not_go_on(
+    qemu: Qemu,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    status: str,
+    answer: dict[str, Any],
+    told: str,
+) -> None:
+    """It is not taken for one that runs, whatever it has answered."""
+    monkeypatch.setattr(monitor, "_FINAL", 0.1)
+    qemu.status = status
+    qemu.answers["cont"] = lambda: answer
+
+    async def goes_on() -> None:
+        async with Monitor.open(tmp_path / "qmp", 5) as asked:
+            await asked.resume()
+
+    with pytest.raises(QemuError, match=told):
+        asyncio.run(goes_on())
 
 
 @pytest.mark.parametrize("command", ["query-status", "getfd", "migrate"])

@@ -30,9 +30,9 @@ _CLONE_NEWNET = 0x40000000
 _TICK = re.compile(rb"^tick (\d+)\r?\n", re.MULTILINE)
 
 
-def connect_interface(machine: PrivateSystemd, interface: str) -> None:
+def connect_interface(machine: PrivateSystemd, interface: str, address: str = HOST) -> None:
     """Give the host's end of the network its address, once the interface is there."""
-    machine.run(["ip", "address", "add", f"{HOST}/{PREFIX}", "dev", interface])
+    machine.run(["ip", "address", "add", f"{address}/{PREFIX}", "dev", interface])
     machine.run(["ip", "link", "set", interface, "up"])
 
 
@@ -101,12 +101,12 @@ class Pings:
 
 
 @contextlib.contextmanager
-def pinging(machine: PrivateSystemd) -> Iterator[Pings]:
-    """Ping the guest a hundred times a second; wait for late answers at the end."""
+def pinging(machine: PrivateSystemd, address: str = GUEST) -> Iterator[Pings]:
+    """Ping a guest a hundred times a second; wait for late answers at the end."""
     sock = _icmp_socket(machine)
     pings = Pings()
     done = threading.Event()
-    thread = threading.Thread(target=_ping, args=(sock, pings, done), daemon=True)
+    thread = threading.Thread(target=_ping, args=(sock, address, pings, done), daemon=True)
     with sock:
         thread.start()
         try:
@@ -138,7 +138,7 @@ def _icmp_socket(machine: PrivateSystemd) -> socket.socket:
     return made[0]
 
 
-def _ping(sock: socket.socket, pings: Pings, done: threading.Event) -> None:
+def _ping(sock: socket.socket, address: str, pings: Pings, done: threading.Event) -> None:
     due, number = time.monotonic(), 0
     until = float("inf")
     while time.monotonic() < until:
@@ -149,7 +149,7 @@ def _ping(sock: socket.socket, pings: Pings, done: threading.Event) -> None:
             message = _ECHO.pack(_REQUEST, 0, 0, _OURS, 0, number)
             message = _ECHO.pack(_REQUEST, 0, _checksum(message), _OURS, 0, number)
             pings.sent[number] = time.monotonic()
-            sock.sendto(message, (GUEST, 0))
+            sock.sendto(message, (address, 0))
         sock.settimeout(max(due - time.monotonic(), 0.0005))
         with contextlib.suppress(TimeoutError, BlockingIOError):
             data = sock.recv(2000)

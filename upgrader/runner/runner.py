@@ -110,8 +110,8 @@ class Runner:
         """Drain what served before, and wait for the end of the program, which raises ProgramEnded."""
         assert self._program
         self._host.serves = True
+        await self._state.begin()  # before anything else: nobody serves
         self._make_ordinary(self._program)
-        await self._state.begin()
         self._report.begin(self._program)
         self._draining.begin(self._program)
         self._host.on_named = self._go_on_with_another

@@ -164,6 +164,8 @@ class QemuAdapter(ProgramAdapter):
             await monitor.status()
             if not start.private:
                 self.offers = await offers(monitor)
+            if start.incoming:
+                await monitor.expect()  # so that the pause has less to do
         if start.private:  # nobody else asks it
             self._path(self._mark).unlink(missing_ok=True)
         if start.incoming:

@@ -8,6 +8,7 @@ saved it, and can be resumed there until it runs in another one.
 
 import asyncio
 import contextlib
+import fcntl
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -54,9 +55,10 @@ class QemuEnded(QemuError):
 class Monitor:
     """A QMP session. Only one is served at a time: others wait for its end."""
 
-    def __init__(self, client: QMPClient, path: Path) -> None:
+    def __init__(self, client: QMPClient, events: EventListener) -> None:
         self._client = client
-        self._path = path
+        self._events = events
+        self._writer = Fd(-1)  # of the pipe at which a QEMU waits for a state
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -72,10 +74,17 @@ class Monitor:
         except (ConnectError, OSError) as error:
             raise QemuEnded(f"QEMU does not answer at {path}: {_show(error)}") from error
         try:
-            yield cls(client, path)
+            with client.listener("MIGRATION") as events:
+                monitor = cls(client, events)
+                with contextlib.closing(monitor):
+                    yield monitor
         finally:
             with contextlib.suppress(QMPError, EOFError, OSError):
                 await client.disconnect()
+
+    def close(self) -> None:
+        """Give up the pipe of a state that has never come."""
+        self._writer.close()
 
     async def ask(self, command: str, **arguments: Any) -> Any:
         """Execute one command; raises QemuError, with QEMU's own words, or QemuEnded."""
@@ -106,20 +115,27 @@ class Monitor:
             with reader:
                 with writer:
                     await self._give(writer)
-                await self._move("migrate", _copy(reader, state))
+                await self._move(_copy(reader, state), "migrate")
         except BaseException:
             with contextlib.suppress(QemuError):
                 await self.ask("migrate_cancel")
                 await self.resume(before)
             raise
 
-    async def load(self, state: Fd) -> None:
-        """Load a state into a QEMU that waits for one; the machine stands still. Raises QemuError."""
+    async def expect(self) -> None:
+        """Have a QEMU wait for a state: `load` has only to give it one then. Raises QemuError."""
         await self._prepare(late_block_activate=True)
-        reader, writer = _pipe()
+        reader, self._writer = _pipe()
         with reader:
             await self._give(reader)
-        await self._move("migrate-incoming", _feed(state, writer))
+        await self._begin("migrate-incoming")
+
+    async def load(self, state: Fd) -> None:
+        """Load a state into a QEMU that waits for one; the machine stands still. Raises QemuError."""
+        if self._writer.fileno() < 0:
+            await self.expect()
+        writer, self._writer = self._writer, Fd(-1)
+        await self._move(_feed(state, writer))
 
     async def resume(self, wanted: str = "running") -> None:
         """Have the machine do what it did before its state was saved, or in the process that has
@@ -127,14 +143,18 @@ class Monitor:
         if wanted != "running":
             return
         deadline = asyncio.get_running_loop().time() + _FINAL
-        while (status := await self.status()) != "running":
+        while True:
+            refused = None
             try:
-                await self.ask("cont")
-            except QemuError:
-                late = asyncio.get_running_loop().time() > deadline
-                if status != "finish-migrate" or late:
-                    raise
-                await asyncio.sleep(_AGAIN)
+                await self.ask("cont")  # before it is asked anything else: it stands still
+            except QemuError as error:
+                refused = error
+            if (status := await self.status()) == "running":
+                return
+            late = asyncio.get_running_loop().time() > deadline
+            if late or (refused and status != "finish-migrate"):
+                raise refused or QemuError(f"the machine is {status}")
+            await asyncio.sleep(_AGAIN)
 
     async def _prepare(self, *, late_block_activate: bool = False) -> None:
         wanted = {"events": True, "x-ignore-shared": True}
@@ -150,14 +170,18 @@ class Monitor:
         self._client.send_fd_scm(fd.fileno())
         await self.ask("getfd", fdname=_NAME)
 
-    async def _move(self, command: str, pumped: Coroutine[Any, Any, None]) -> None:
+    async def _begin(self, command: str) -> None:
+        self._events.clear()
+        await self.ask(command, uri=f"fd:{_NAME}")
+
+    async def _move(self, pumped: Coroutine[Any, Any, None], command: str = "") -> None:
         """Have a state go through the pipe that was given, and be `pumped` at its other end; raises
-        QemuError unless it is whole."""
+        QemuError unless it is whole. `command` begins that, unless it has begun."""
         pump = asyncio.ensure_future(pumped)
         try:
-            with self._client.listener("MIGRATION") as events:
-                await self.ask(command, uri=f"fd:{_NAME}")
-                status = await self._end_of_migration(events)
+            if command:
+                await self._begin(command)
+            status = await self._end_of_migration()
             if status != "completed":
                 why = (await self.ask("query-migrate")).get("error-desc", status)
                 raise QemuError(f"QEMU could not move the state: {why}")
@@ -169,13 +193,13 @@ class Monitor:
             pump.cancel()
             await asyncio.wait((pump,))
 
-    async def _end_of_migration(self, events: EventListener) -> str:
+    async def _end_of_migration(self) -> str:
         """How it has ended, as MigrationStatus of the QMP reference; raises QemuEnded if QEMU has."""
         ended = asyncio.ensure_future(self._client.runstate_changed())
         try:
             async with asyncio.timeout(_PATIENCE):
                 while True:
-                    said = asyncio.ensure_future(events.get())
+                    said = asyncio.ensure_future(self._events.get())
                     try:
                         await asyncio.wait((said, ended), return_when=asyncio.FIRST_COMPLETED)
                         if not said.done():
@@ -192,7 +216,10 @@ class Monitor:
 
 
 def _pipe() -> tuple[Fd, Fd]:
+    """One that a whole state fits into, if that is allowed: nobody waits for a reader then."""
     reader, writer = os.pipe2(os.O_CLOEXEC)
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, _CHUNK)
     return Fd(reader), Fd(writer)
 
 
