@@ -44,6 +44,7 @@ from upgrader.errors import (
 )
 from upgrader.hooks import policy
 from upgrader.hooks.queue import QueueTurn
+from upgrader.instance.control_listener import Places
 from upgrader.instance.control_socket import Control
 from upgrader.instance.declared_backend import DeclaredBackend
 from upgrader.instance.notify_relay import NotifyRelay
@@ -331,7 +332,7 @@ def _control(
 ) -> Callable[[bytes], None]:
     """Whatever one client says, another one is answered."""
     path = place / name
-    control = Control(place / "socket", _Answers(), "0")
+    control = Control(Places(place / "socket"), _Answers(), "0")
     stack.callback(control.close)
     control.open()
 

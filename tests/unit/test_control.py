@@ -20,7 +20,7 @@ import pytest
 from tests.support import SETTLE, eventually
 from upgrader.codes import Code
 from upgrader.instance import control_socket
-from upgrader.instance.control_listener import Caller, remove_dead
+from upgrader.instance.control_listener import Caller, Places, remove_dead
 from upgrader.instance.control_socket import Control
 from upgrader.instance.phases import News, Phases
 from upgrader.instance.self_description import public
@@ -114,7 +114,7 @@ def instance() -> Instance:
 def path(tmp_path: Path, instance: Instance) -> Iterator[Path]:
     """The path of a socket that answers."""
     path = tmp_path / "upgrader.sock"
-    answering = Control(path, instance, "1.0")
+    answering = Control(Places(path), instance, "1.0")
     answering.open()
     instance.progress.on_change(answering.announce)
     yield path
@@ -225,7 +225,7 @@ def test_an_abstract_name(instance: Instance) -> None:
     """Of a unit without RuntimeDirectory=: this user is answered, as at a path, and nothing is left
     behind."""
     name = socket_name(os.urandom(16).hex())
-    answering = Control(name, instance, "1.0")
+    answering = Control(Places(name), instance, "1.0")
     answering.open()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(SETTLE)
@@ -316,7 +316,7 @@ def test_an_abstract_name_is_read_by_all(
     """Anybody can connect to it, and is told what everybody may know."""
     monkeypatch.setattr(control_socket, "caller_at", lambda sock: Caller(1, os.geteuid() + 1))
     name = socket_name(os.urandom(16).hex())
-    answering = Control(name, instance, "1.0")
+    answering = Control(Places(name), instance, "1.0")
     answering.open()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(SETTLE)
@@ -332,7 +332,7 @@ def test_who_may_not_ask_takes_nobody_s_place(
     uids = [os.geteuid(), *[os.geteuid() + 1] * 50]
     monkeypatch.setattr(control_socket, "caller_at", lambda sock: Caller(1, uids.pop(0)))
     name = socket_name(os.urandom(16).hex())
-    answering = Control(name, instance, "1.0")
+    answering = Control(Places(name), instance, "1.0")
     answering.open()
     with contextlib.ExitStack() as stack:
         stack.callback(answering.close)
@@ -519,7 +519,7 @@ def test_who_asks_late_is_not_told_twice(path: Path, instance: Instance) -> None
 def test_the_last_news_come_before_the_end(tmp_path: Path, instance: Instance) -> None:
     """Who waits for the end of a migration is told, although the process ends with it."""
     path = tmp_path / "a.sock"
-    answering = Control(path, instance, "1.0")
+    answering = Control(Places(path), instance, "1.0")
     answering.open()
     instance.progress.on_change(answering.announce)
     instance.progress.begin("live", 1)
@@ -556,10 +556,10 @@ def test_fds_are_not_taken(path: Path, instance: Instance) -> None:
 
 def test_a_second_path(tmp_path: Path, path: Path, instance: Instance) -> None:
     """An instance that is replaced answers beside the new one, whose path stays when it ends."""
-    old = Control(path, instance, "1.0")
+    old = Control(Places(path), instance, "1.0")
     old.open()
     beside = tmp_path / "draining-1.sock"
-    new = Control(path, instance, "1.0")
+    new = Control(Places(path), instance, "1.0")
     new.open()
     old.also_at(beside)
     assert "x" == describe(beside)["service"] == describe(path)["service"]
@@ -576,9 +576,9 @@ def test_one_that_comes_as_another_ends_keeps_its_path(
 ) -> None:
     """The new instance takes the path just when the old one has seen its own socket there: it is
     the new one's from then on."""
-    old = Control(path, instance, "1.0")
+    old = Control(Places(path), instance, "1.0")
     old.open()
-    new = Control(path, instance, "1.0")
+    new = Control(Places(path), instance, "1.0")
     look = Path.stat
 
     def stat(self: Path, **options: bool) -> os.stat_result:
@@ -600,17 +600,17 @@ def test_nobody_reaches_what_is_not_open(tmp_path: Path, instance: Instance) -> 
     """A new instance has its socket ready, and the old one answers until it takes the place; what
     one that was killed has left is removed."""
     path = tmp_path / "upgrader.sock"
-    old = Control(path, instance, "1.0")
+    old = Control(Places(path), instance, "1.0")
     old.open()
     place = path.stat().st_ino
-    failed = Control(path, instance, "1.0")
+    failed = Control(Places(path), instance, "1.0")
     failed.close()
     both = {path, path.with_name("status.sock")}
     assert (both, place) == (set(tmp_path.iterdir()), path.stat().st_ino)
 
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(tmp_path / ".upgrader.sock.1"))
-    new = Control(path, instance, "1.0")
+    new = Control(Places(path), instance, "1.0")
     new.open()
 
     assert both == set(tmp_path.iterdir())
@@ -622,13 +622,13 @@ def test_nobody_reaches_what_is_not_open(tmp_path: Path, instance: Instance) -> 
 
 def test_an_instance_may_end_before_it_answers(tmp_path: Path, instance: Instance) -> None:
     """At whatever moment: nothing is left, and nobody is reached."""
-    control = Control(tmp_path / "upgrader.sock", instance, "1.0")
+    control = Control(Places(tmp_path / "upgrader.sock"), instance, "1.0")
     control.close()
     control.open()
     control.close()
     assert [] == list(tmp_path.iterdir())
     for _ in range(20):
-        control = Control(tmp_path / "upgrader.sock", instance, "1.0")
+        control = Control(Places(tmp_path / "upgrader.sock"), instance, "1.0")
         opening = threading.Thread(target=control.open)
         opening.start()
         control.close()

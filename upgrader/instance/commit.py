@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from upgrader.systemd.notify import Notifier
 else:
     image_in_fd_store = later("upgrader.instance.image_in_fd_store")
-    connection_secrets = later("upgrader.protocol.connection_secrets")
+    connection_secrets = later("upgrader.protocol.connection_secrets", loading=True)
 
 #: Bytes: PID 1 takes 4096 in all, and drops what is longer, READY=1 included.
 _FACTS = 1000

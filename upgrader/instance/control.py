@@ -22,6 +22,7 @@ from upgrader.systemd.listen_fds import own_number
 
 if TYPE_CHECKING:  # loaded by the instances that can be asked
     from upgrader.instance.control_answers import Negotiation
+    from upgrader.instance.control_listener import Places
     from upgrader.instance.control_socket import Control
     from upgrader.instance.exec_mode import Execution
     from upgrader.instance.interfaces import Keeper
@@ -29,6 +30,16 @@ if TYPE_CHECKING:  # loaded by the instances that can be asked
 
 #: Free numbers of FDs that clients do not use up before the socket is made.
 _PLENTY = 1024
+#: What an instance that can be asked loads, in pieces.
+_ANSWERING = (
+    "shutil",
+    "upgrader.instance.exec_mode",
+    "upgrader.instance.live_source",
+    "upgrader.systemd.start_record",
+    "upgrader.instance.control_calls",
+    "upgrader.instance.control_answers",
+    "upgrader.instance.control_socket",
+)
 _AGAIN = 1.0  # seconds until the socket is tried again
 _NOT_HEARD = "systemd cannot be asked from here, so there is no live upgrade"
 #: Should it park at each SIGTERM, clients of a stopped unit would hang instead of being refused. Units
@@ -46,9 +57,10 @@ class Answering:
         self._number = int(own_number(environment))
         invocation = environment.get("INVOCATION_ID", "")
         self._name = socket_name(invocation) if invocation else ""
+        self._places: Places | None = None
         self._control: Control | None = None
         self._make: Callable[[], None] = lambda: None
-        self._closed = False
+        self._opened = self._closed = self._given_up = False
         self.negotiation: Negotiation | None = None  #: who may migrate, once it can be asked
 
     def prepare(
@@ -60,24 +72,22 @@ class Answering:
         *,
         now: bool,
     ) -> None:
-        """Say what the socket calls, in another thread; `keeper` keeps FDs of a destination. `now`: make it at once, because the source
-        still serves; later, clients would wait for that."""
+        """Say what the socket calls, in another thread; `keeper` keeps FDs of a destination. `now`: listen
+        at once, beside the source: whoever asks for this instance then waits until it answers."""
         if not self._report.supervised:
             return
-        path, name = self._path, self._name
-        if not path and not name:
+        if not self._path and not self._name:
             _log.info("no RuntimeDirectory=: this instance has no socket, and no live upgrade")
             return
 
         def make() -> None:
             from functools import partial
-            from pathlib import Path
 
-            from upgrader.instance import live_source  # noqa: F401
             from upgrader.instance.control_answers import Negotiation
             from upgrader.instance.control_socket import Control
             from upgrader.systemd.start_record import ask_settings
 
+            assert self._places
             report = self._report
             report.ask_settings = partial(
                 ask_settings, report.unit, self._number, ENVIRONMENT, report.made_from
@@ -90,13 +100,12 @@ class Answering:
             self.negotiation = Negotiation(
                 report, VERSION, on_request, on_reload, keeper, on_settle
             )
-            place = Path(path) if path else name
-            self._control = control = Control(place, self.negotiation, VERSION)
+            self._control = control = Control(self._places, self.negotiation, VERSION)
             report.progress.on_change(control.announce)
 
         self._make = make
         if now:
-            self._try_to_make()
+            self._try(self._listen)
 
     def before_clients(self) -> None:
         """Make the socket now if FDs are scarce: once clients are served, they may use up all of
@@ -104,12 +113,28 @@ class Answering:
         if free_numbers() < _PLENTY:
             self._try_to_make()
 
+    def _listen(self) -> None:
+        """Listen where callers look for this instance, or will."""
+        if self._places or not self._report.supervised or not (self._path or self._name):
+            return
+        from pathlib import Path
+
+        from upgrader.instance.control_listener import Places
+
+        self._places = Places(Path(self._path) if self._path else self._name)
+
+    def _take_place(self) -> None:
+        if self._places:
+            self._places.open()
+
     def open(self, then: Callable[[], object]) -> None:
         """Answer from now on; made in a thread if it is not there yet: clients wait. Call `then` in
         that thread, once it is done."""
 
         def opening() -> None:
-            while not self._closed and not self._try_to_make():
+            while not self._closed and not (
+                self._try(self._listen) and self._try(self._take_place) and self._try_to_make()
+            ):
                 time.sleep(_AGAIN)
             if self._closed:  # perhaps before there was something to close
                 self.close()
@@ -120,20 +145,32 @@ class Answering:
             self._report.watched.read()
             self._report.try_states()
 
+        self._opened = True
         begin_thread(opening)
 
     def _try_to_make(self) -> bool:
-        """Load what is loaded later, and make the socket unless it is there; False if that may go
-        well another time."""
-        make, self._make = self._make, lambda: None
+        """Load what is loaded later, and make what answers unless it is there; False as `_try`."""
+
+        def make() -> None:
+            load_all(_ANSWERING if self._report.supervised else ())
+            self._listen()
+            self._make()
+            self._make = lambda: None
+
+        return self._try(make)
+
+    def _try(self, step: Callable[[], None]) -> bool:
+        """False if it may go well another time; one that never will is the last."""
         try:
-            load_all()
-            make()
+            if not self._given_up:
+                step()
         except OSError as error:
             _log.error("%s: nobody can ask this instance: %s", self._path or self._name, error)
             if error.errno in (errno.EMFILE, errno.ENFILE):
-                self._make = make
                 return False
+            self._given_up = True
+            if self._places:
+                self._places.close()
         return True
 
     def drain(self) -> None:
@@ -152,6 +189,10 @@ class Answering:
         self._closed = True
         if self._control:
             self._control.close()
+        elif self._places and self._opened:  # the thread ends the rest
+            self._places.remove()
+        elif self._places:
+            self._places.close()
 
     @property
     def restart_announced(self) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from upgrader.protocol.fd import Fd
+from upgrader.protocol.rendezvous import DRAINING, STATUS_SOCKET
 
 #: The place of a socket before its place is free, by the name of that and a PID.
 BESIDE = ".{}.{}"
@@ -44,6 +45,68 @@ def caller_at(sock: socket.socket) -> Caller:
     except OSError:  # an older kernel, or it has ended already
         return Caller(pid, uid)
     return Caller(pid, uid, pidfd)
+
+
+class Places:
+    """Where an instance listens: at a path and, for all users, at another one beside it; or at an abstract
+    name. Who connects waits for whoever takes the listeners. At a path, nobody can before `open`."""
+
+    def __init__(self, place: Path | str) -> None:
+        """`place`: a path, or an abstract name, which begins with a NUL. Raises OSError."""
+        self.path = place if isinstance(place, Path) else None
+        self.listeners: list[socket.socket] = []
+        self.for_all: socket.socket | None = None  #: where one may only read
+        self._inodes: dict[Path, int] = {}
+        self._wanted: dict[Path, Path] = {}
+        if isinstance(place, str):
+            self.listeners.append(listen(place))
+            return
+        try:
+            self._listen_beside(place, 0o600)
+            self.for_all = self._listen_beside(place.with_name(STATUS_SOCKET), 0o666)
+        except BaseException:
+            self.close()
+            raise
+
+    def _listen_beside(self, path: Path, mode: int) -> socket.socket:
+        listener, beside = listen_beside(path, mode)
+        self.listeners.append(listener)
+        self._inodes[beside] = beside.stat().st_ino
+        self._wanted[beside] = path
+        return listener
+
+    def open(self) -> None:
+        """Take the place of the instance before, once; raises OSError."""
+        if not self.path or not self._wanted:
+            return
+        names = [BESIDE.format(path.name, "*") for path in self._wanted.values()]
+        for beside, path in list(self._wanted.items()):
+            self._inodes[path] = self._inodes.pop(beside)
+            os.rename(beside, path)
+            del self._wanted[beside]
+        for pattern in (DRAINING.format("*"), *names):
+            remove_dead(self.path.parent, pattern)
+
+    def also_at(self, path: Path) -> socket.socket:
+        """Listen at a second path, too; raises OSError."""
+        listener, beside = listen_beside(path)
+        os.rename(beside, path)
+        self._inodes[path] = path.stat().st_ino
+        self.listeners.append(listener)
+        return listener
+
+    def remove(self) -> None:
+        """Give up the paths, except one that another instance has by now."""
+        inodes, self._inodes = self._inodes, {}
+        for path, inode in inodes.items():
+            with contextlib.suppress(OSError):
+                remove_own(path, inode)
+
+    def close(self) -> None:
+        """Give up the paths, and listen no more."""
+        self.remove()
+        for listener in self.listeners:
+            listener.close()
 
 
 def listen(name: str) -> socket.socket:

@@ -30,19 +30,10 @@ from upgrader.instance.control_calls import (
     answer_reader,
     told,
 )
-from upgrader.instance.control_listener import (
-    BESIDE,
-    Caller,
-    caller_at,
-    listen,
-    listen_beside,
-    remove_dead,
-    remove_own,
-)
+from upgrader.instance.control_listener import Caller, Places, caller_at
 from upgrader.instance.phases import News
 from upgrader.instance.process import reserve
 from upgrader.protocol import varlink
-from upgrader.protocol.rendezvous import DRAINING, STATUS_SOCKET
 from upgrader.protocol.varlink import INTERFACE, VarlinkError
 from upgrader.protocol.varlink_messages import Call, Reply, encode
 
@@ -67,14 +58,11 @@ _log = logging.getLogger("upgrader")
 
 
 class Control:
-    """The listening socket and its thread. Nobody can reach it before `open`."""
+    """The thread that answers at the places of an instance. Nobody is answered before `open`."""
 
-    def __init__(self, place: Path | str, answers: Answers, version: str) -> None:
-        """`place`: a path, or an abstract name, which begins with a NUL; `version` of the library.
-
-        Raises OSError if it cannot listen there.
-        """
-        self._path = place if isinstance(place, Path) else None
+    def __init__(self, places: Places, answers: Answers, version: str) -> None:
+        """`version`: of the library. `places` are closed with this. Raises OSError if FDs are scarce."""
+        self._places = places
         self._answers = answers
         self._version = version
         self._selector = selectors.DefaultSelector()
@@ -84,57 +72,26 @@ class Control:
         self._todo: deque[Callable[[], object]] = deque()
         self._clients: dict[socket.socket, _Client] = {}
         self._spare = reserve(_SPARE)
-        self._paths: dict[Path, int] = {}
-        self._places: dict[Path, Path] = {}
-        self._listeners: list[socket.socket] = []
-        self._for_all: socket.socket | None = None
-        try:
-            self._listen(place)
-        except BaseException:
-            self._end()
-            for path in self._paths:
-                path.unlink(missing_ok=True)
-            raise
-        for sock in (*self._listeners, self._wake):
+        for sock in (*places.listeners, self._wake):
             self._selector.register(sock, selectors.EVENT_READ)
         self._thread: threading.Thread | None = None
         self._opening = threading.Lock()  # an instance may end as soon as it is ready
         self._closed = False
         self._watched = False  # somebody may want news
 
-    def _listen(self, place: Path | str) -> None:
-        if isinstance(place, str):
-            self._listeners.append(listen(place))
-            return
-        for path, mode in (place, 0o600), (place.with_name(STATUS_SOCKET), 0o666):
-            listener, beside = listen_beside(path, mode)
-            self._listeners.append(listener)
-            self._paths[beside] = beside.stat().st_ino
-            self._places[beside] = path
-        self._for_all = listener
-
     def open(self) -> None:
-        """Take the place of the instance before, and answer, unless it is closed by now; raises
-        OSError."""
+        """Take the place of the instance before, unless that is done, and answer, unless it is closed by
+        now; raises OSError."""
         with self._opening:
             if self._closed:
                 return
-            if self._path:
-                for beside, path in self._places.items():
-                    self._paths[path] = self._paths.pop(beside)
-                    os.rename(beside, path)
-                names = [BESIDE.format(path.name, "*") for path in self._places.values()]
-                for pattern in (DRAINING.format("*"), *names):
-                    remove_dead(self._path.parent, pattern)
+            self._places.open()
             self._thread = threading.Thread(target=self._run, name="upgrader-control", daemon=True)
             self._thread.start()
 
     def also_at(self, path: Path) -> None:
         """Answer at a second path, too; raises OSError."""
-        listener, beside = listen_beside(path)
-        os.rename(beside, path)
-        self._paths[path] = path.stat().st_ino
-        self._listeners.append(listener)
+        listener = self._places.also_at(path)
         self._later(lambda: self._selector.register(listener, selectors.EVENT_READ))
 
     def announce(self, news: News) -> None:
@@ -153,9 +110,7 @@ class Control:
             self._thread.join(_LAST_WORDS * 5)
         else:
             self._end()
-        for path, inode in self._paths.items():
-            with contextlib.suppress(OSError):
-                remove_own(path, inode)
+        self._places.remove()
 
     # The thread
 
@@ -203,8 +158,8 @@ class Control:
         sock.setblocking(False)
         client = _Client(sock, caller_at(sock))
         # A path has a mode; a name in the abstract has none.
-        stranger = self._path is None and client.caller.uid not in (0, os.geteuid())
-        client.reads_only = stranger or listener is self._for_all
+        stranger = self._places.path is None and client.caller.uid not in (0, os.geteuid())
+        client.reads_only = stranger or listener is self._places.for_all
         self._make_room(client)
         self._clients[sock] = client
         self._selector.register(sock, selectors.EVENT_READ, client)
@@ -369,8 +324,7 @@ class Control:
             self._drop(client)
         self._spare.clear()
         self._selector.close()
-        for listener in self._listeners:
-            listener.close()
+        self._places.close()
         self._wake.close()
         self._waker.close()
         self._todo.clear()

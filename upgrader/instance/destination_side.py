@@ -25,6 +25,7 @@ from upgrader.instance.load import Loader
 from upgrader.instance.process import begin_thread, is_main, no_collection, reserve
 from upgrader.instance.self_report import SelfReport
 from upgrader.protocol.fd import Fd
+from upgrader.protocol.later import load_for_loading
 from upgrader.protocol.rendezvous import EXECUTED, PREFLIGHT, PREFLIGHT_1, TAKEOVER, UPGRADE
 from upgrader.systemd.fdstore import FdStore, Stored, StoreName
 from upgrader.systemd.journal import JournalOutcome, Priority
@@ -179,6 +180,8 @@ class DestinationSide:
         loader = self._loader()
         self._passed = []
         with no_collection():
+            if self.live:
+                load_for_loading()
             loaded = loader.load()
         report.generation = loaded.status.generation
         report.inherit(loaded.overrides)

@@ -57,17 +57,17 @@ if TYPE_CHECKING:
     from upgrader.protocol.parameters import Parameters
 else:
     choose_image = later("upgrader.instance.choose_image")
-    foreign_fds = later("upgrader.instance.foreign_fds")
-    gap = later("upgrader.instance.gap")
-    connection_secrets = later("upgrader.protocol.connection_secrets")
-    load_connections = later("upgrader.instance.load_connections")
-    load_tls = later("upgrader.instance.load_tls")
-    open_backends = later("upgrader.instance.open_backends")
-    identity = later("upgrader.protocol.identity")
-    image = later("upgrader.protocol.image")
-    records = later("upgrader.protocol.records")
-    state_shape = later("upgrader.protocol.state_shape")
-    table_reader = later("upgrader.protocol.table_reader")
+    foreign_fds = later("upgrader.instance.foreign_fds", loading=True)
+    gap = later("upgrader.instance.gap", loading=True)
+    connection_secrets = later("upgrader.protocol.connection_secrets", loading=True)
+    load_connections = later("upgrader.instance.load_connections", loading=True)
+    load_tls = later("upgrader.instance.load_tls", loading=True)
+    open_backends = later("upgrader.instance.open_backends", loading=True)
+    identity = later("upgrader.protocol.identity", loading=True)
+    image = later("upgrader.protocol.image", loading=True)
+    records = later("upgrader.protocol.records", loading=True)
+    state_shape = later("upgrader.protocol.state_shape", loading=True)
+    table_reader = later("upgrader.protocol.table_reader", loading=True)
 
 _NAMED = 20  # items of one kind that are named in the log before only their number is
 _LONGEST = 200  # characters of a reason that is counted

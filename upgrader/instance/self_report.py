@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from upgrader.protocol import phase, varlink_types
     from upgrader.systemd.unit_settings import Settings
 else:
-    phase = later("upgrader.protocol.phase")
-    phases = later("upgrader.instance.phases")
-    varlink_types = later("upgrader.protocol.varlink_types")
+    phase = later("upgrader.protocol.phase", loading=True)
+    phases = later("upgrader.instance.phases", loading=True)
+    varlink_types = later("upgrader.protocol.varlink_types", loading=True)
     watched_files = later("upgrader.instance.watched_files")
 
 _TRIAL = 1.0  # seconds up to which a trial of the states is worth its time

@@ -7,11 +7,17 @@ of one is used: the files on disk may be another version's later.
 
 from __future__ import annotations
 
+import sys
+import time
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from types import ModuleType
     from typing import Any
+
+
+_PAUSE = 0.001  # seconds
 
 
 class Later:
@@ -28,20 +34,37 @@ class Later:
 
 
 _ALL: dict[str, Later] = {}
+_LOADING: set[str] = set()
 
 
-def later(name: str) -> Later:
-    """What stands for the module `name`."""
+def later(name: str, *, loading: bool = False) -> Later:
+    """What stands for the module `name`. `loading`: an image is loaded with it, while clients wait."""
+    if loading:
+        _LOADING.add(name)
     return _ALL.setdefault(name, Later(name))
 
 
-def load_all() -> None:
-    """Load all of them, and those that they name."""
+def load_all(also: Sequence[str] = ()) -> None:
+    """Load all of them, those that they name, and at last `also`, with a pause after each: clients are
+    served meanwhile, and want the interpreter and the CPU."""
+    _load_each(_ALL, _PAUSE)
+    _load_each(also, _PAUSE)
+
+
+def load_for_loading() -> None:
+    """Load those with which an image is loaded, and those of them that they name."""
+    _load_each(_LOADING)
+
+
+def _load_each(names: Collection[str], pause: float = 0.0) -> None:
     loaded: set[str] = set()
-    while wanted := _ALL.keys() - loaded:
+    while wanted := [name for name in names if name not in loaded]:
         for name in wanted:
+            new = name not in sys.modules
             _load(name)
-        loaded |= wanted
+            if new and pause:
+                time.sleep(pause)
+        loaded.update(wanted)
 
 
 def names(package: str, places: Mapping[str, Sequence[str]]) -> Callable[[str], object]:

@@ -39,11 +39,11 @@ if TYPE_CHECKING:
     from upgrader.protocol import saved_state, state_shape, state_trial, table
     from upgrader.protocol.saved_state import SavedState
 else:
-    msgspec = later("msgspec")
-    saved_state = later("upgrader.protocol.saved_state")
-    state_shape = later("upgrader.protocol.state_shape")
+    msgspec = later("msgspec", loading=True)
+    saved_state = later("upgrader.protocol.saved_state", loading=True)
+    state_shape = later("upgrader.protocol.state_shape", loading=True)
     state_trial = later("upgrader.protocol.state_trial")
-    table = later("upgrader.protocol.table")
+    table = later("upgrader.protocol.table", loading=True)
 
 T = TypeVar("T")
 Converter = Callable[[dict[str, Any]], dict[str, Any]]

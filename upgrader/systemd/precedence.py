@@ -52,8 +52,8 @@ class Courtesy:
 def _set(nice: int, pid: int | str = "self") -> bool:
     """False if another one was set too short a time ago."""
     try:
-        with open(f"/proc/{pid}/autogroup", "w", encoding="ascii") as file:
-            file.write(str(nice))
+        with open(f"/proc/{pid}/autogroup", "wb", buffering=0) as file:
+            file.write(b"%d" % nice)
     except BlockingIOError:
         return False
     except OSError:
