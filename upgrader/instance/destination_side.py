@@ -83,7 +83,8 @@ class DestinationSide:
         """The migration that takeover has started this process for, if any."""
         if TAKEOVER not in environment:
             return None
-        from upgrader.instance.live_destination import LiveDestination
+        with no_collection():
+            from upgrader.instance.live_destination import LiveDestination
 
         forget(environment)
         return LiveDestination.from_line(

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What a new process says to takeover: a datagram a word, on a SEQPACKET socket; does no IO."""
+"""What a new process says to takeover: a datagram a word, on a SEQPACKET socket."""
 
 from __future__ import annotations
 
 import json
+import socket
 from enum import StrEnum
 
 from upgrader.codes import Code
@@ -61,3 +62,19 @@ def encode_1(word: Word) -> bytes:
 def _decode_1(data: bytes) -> Word | None:
     said, _, reason = data.decode(errors="replace").partition(": ")
     return Word(Said(said), reason=reason) if said in [*Said] else None
+
+
+def hear(line: socket.socket) -> tuple[list[Word], bool]:
+    """What the new process has said by now, and whether it may say more."""
+    words: list[Word] = []
+    while True:
+        try:
+            data = line.recv(LIMIT, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return words, True
+        except OSError:
+            return words, False
+        if not data:
+            return words, False
+        if word := decode(data):
+            words.append(word)

@@ -28,6 +28,16 @@ def call(
     return _next_reply(sock, bytearray(), 1 if upgrade else 65536).parameters
 
 
+def ask(sock: socket.socket, method: str) -> None:
+    """Call a method without parameters, and do not wait for the reply; raises OSError."""
+    _send(sock, {"method": method})
+
+
+def answer(sock: socket.socket) -> dict[str, Any]:
+    """The reply to what was asked; raises as `call`."""
+    return _next_reply(sock, bytearray(), 65536).parameters
+
+
 def watch(sock: socket.socket, method: str) -> Iterator[dict[str, Any]]:
     """Call a method with "more", and yield each of its replies; raises as `call`, whose timeout is
     for each."""

@@ -21,6 +21,7 @@ from upgrader.systemd.bus_values import read
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any, Self
 
 #: PID 1's own socket (root only, works without a bus), then the system bus.
@@ -101,8 +102,9 @@ class Bus:
         items = _read("v", body)[0]
         return dict(str(item).partition("=")[::2] for item in items)
 
-    def constants(self, unit: str) -> dict[str, Any]:
-        """The properties of a service that PID 1 declares as constant: its settings for processes.
+    def constants(self, unit: str, properties: Mapping[str, Any]) -> dict[str, Any]:
+        """Of the properties of a service, those that PID 1 declares as constant: its settings for
+        processes.
 
         https://dbus.freedesktop.org/doc/dbus-specification.html#introspection-format
         """
@@ -111,8 +113,7 @@ class Bus:
         body = self._ask(path, "org.freedesktop.DBus.Introspectable", "Introspect")
         described = str(_read("s", body)[0]).partition(f'"{interface}"')[2].partition("</interf")[0]
         names = set(re.findall(_CONSTANT, described))
-        body = self._ask(path, "org.freedesktop.DBus.Properties", "GetAll", interface)
-        return {name: value for name, value in _read("a{sv}", body)[0] if name in names}
+        return {name: value for name, value in properties.items() if name in names}
 
     def begin_job(self, method: str, unit: str) -> None:
         """Have a job begun, by `ReloadUnit` or `RestartUnit`, unless another one is in its way."""

@@ -2,6 +2,7 @@
 """When a process was started: by that a caller knows whether an instance came after its wish."""
 
 import os
+import time
 
 
 def process_started(pid: int) -> float:
@@ -12,3 +13,8 @@ def process_started(pid: int) -> float:
     with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
         fields = file.read().rpartition(")")[2].split()
     return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+
+
+def process_age(pid: int) -> float:
+    """Seconds since a process was started; raises as `process_started`."""
+    return max(time.clock_gettime(time.CLOCK_BOOTTIME) - process_started(pid), 0.0)

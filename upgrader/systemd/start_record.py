@@ -41,8 +41,9 @@ def ask_settings(unit: str, number: int, environ: bytes, word: str | None) -> Se
     with contextlib.suppress(BusError), Bus(_BUS) as bus:
         bus.get(unit, "MainPID")
         found = Settings(heard=True)
-        now = settings(bus, unit)
-        if not (started := bus.get(unit, "ExecStartEx")):
+        properties = bus.properties(unit)
+        now = settings(bus, unit, properties)
+        if not (started := properties.get("ExecStartEx")):
             return found
         found = now.replace(checksum="")  # whatever was read since
         command = commands(started)[-1]

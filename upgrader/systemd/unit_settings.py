@@ -16,6 +16,7 @@ from upgrader.systemd.unit import credential_names
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import Any
 
     from upgrader.systemd.bus import Bus
     from upgrader.systemd.unit import ExecCommand
@@ -58,10 +59,10 @@ class Settings(Value):
         return self.command != before.command or bool(left_out)
 
 
-def settings(bus: Bus, unit: str) -> Settings:
-    """What PID 1 calls constant of a unit: all that changes at run time is left out. Raises
-    BusError."""
-    constants = bus.constants(unit)
+def settings(bus: Bus, unit: str, properties: Mapping[str, Any]) -> Settings:
+    """What PID 1 calls constant of a unit with these properties: all that changes at run time is left
+    out. Raises BusError."""
+    constants = bus.constants(unit, properties)
     directory = constants.get("WorkingDirectory", "")
     return Settings(
         checksum=_checksum(sorted(constants.items())),

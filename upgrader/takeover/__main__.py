@@ -24,16 +24,16 @@ from upgrader.errors import BusError, NotifyError, UpgradeError
 from upgrader.protocol.fd import Fd
 from upgrader.protocol.rendezvous import PREFLIGHT, PREFLIGHT_1, TAKEOVER, UPGRADE, socket_path
 from upgrader.protocol.systemd_syntax import boolean
-from upgrader.protocol.takeover_line import LIMIT, Said, Word, decode
+from upgrader.protocol.takeover_line import Said, hear
 from upgrader.protocol.varlink import INTERFACE, VarlinkError
-from upgrader.protocol.varlink_client import call
+from upgrader.protocol.varlink_client import answer, call
 from upgrader.systemd import cgroup, journal, precedence
 from upgrader.systemd.bus import Bus
 from upgrader.systemd.journal import JournalOutcome, Priority
 from upgrader.systemd.live_limits import RESTART, Limit, LimitKind, live_limits
 from upgrader.systemd.main_command import MainCommand, given_environment, main_process
 from upgrader.systemd.notify import PATIENCE, Notifier
-from upgrader.systemd.process_start import process_started
+from upgrader.systemd.process_start import process_age
 from upgrader.systemd.unit import UNSET, SocketUnit, Unit
 from upgrader.systemd.unit_settings import (
     Settings,
@@ -42,11 +42,16 @@ from upgrader.systemd.unit_settings import (
     settings,
 )
 from upgrader.takeover.launch import NewProcess
-from upgrader.takeover.running_instance import Limited, RunningInstance, TakeoverError
+from upgrader.takeover.running_instance import (
+    Limited,
+    RunningInstance,
+    TakeoverError,
+    begin_to_describe,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
 _USAGE = """\
@@ -116,7 +121,7 @@ class Takeover:
     """One reload."""
 
     def __init__(self) -> None:
-        self._began = time.monotonic() - _age()
+        self._began = time.monotonic() - process_age(os.getpid())
         self._upgrade = os.urandom(16).hex()
         self._name = cgroup.own_unit()
         self._control = given_environment()
@@ -147,15 +152,18 @@ class Takeover:
 
     def run(self) -> None:
         """Do what the reload is for; raises TakeoverError or HalfwayError."""
-        self._ask_systemd()
         path = socket_path(self._control)
         if path is None:
+            self._ask_systemd()
             raise _limited(live_limits(self._unit) or [_NO_DIRECTORY])
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.settimeout(_BUS_TIMEOUT)
             try:
-                sock.connect(path)
-                source = RunningInstance.from_answer(call(sock, f"{INTERFACE}.Describe", {}))
+                failed = begin_to_describe(sock, path)  # it answers while systemd is asked
+                self._ask_systemd()
+                if failed:
+                    raise failed
+                source = RunningInstance.from_answer(answer(sock))
                 self._generation = source.generation
                 self._upgrade = source.upgrade or self._upgrade
                 self._preflight = source.preflight
@@ -183,7 +191,8 @@ class Takeover:
         """What the unit is after the newest daemon-reload."""
         try:
             with Bus(_BUS_TIMEOUT) as bus:
-                self._unit = Unit.from_properties("", bus.properties(self._name))
+                properties = bus.properties(self._name)
+                self._unit = Unit.from_properties("", properties)
                 self._sockets = [
                     SocketUnit.from_properties(bus.properties(each))
                     for each in self._unit.triggered_by
@@ -191,7 +200,7 @@ class Takeover:
                 ]
                 if not self._unit.main_pid or not self._unit.exec_start:
                     raise TakeoverError(f"{self._name} has no main process", Code.REFUSED)
-                self._settings = self._ask_settings(bus)
+                self._settings = self._ask_settings(bus, properties)
         except BusError as error:
             why = f"systemd cannot be asked about {self._name or 'this process'}: {error}"
             raise TakeoverError(why, Code.UNKNOWN) from error
@@ -201,12 +210,12 @@ class Takeover:
         span = self._unit.timeout_start_usec
         self._deadline = float("inf") if span == UNSET else self._began + span / 1e6 * _SHARE
 
-    def _ask_settings(self, bus: Bus) -> Settings:
+    def _ask_settings(self, bus: Bus, properties: Mapping[str, Any]) -> Settings:
         """What PID 1 would make a main process from now; nothing if it does not say."""
         command = self._unit.exec_start[-1]
         made = main_process(self._unit, self._control, os.getpid(), {})
         with contextlib.suppress(BusError):
-            return settings(bus, self._name).replace(
+            return settings(bus, self._name, properties).replace(
                 command=command_checksum(command),
                 environment=environment_checksums(made.environment, bus.environment(), command),
             )
@@ -283,7 +292,7 @@ class Takeover:
                 raise TakeoverError(why, Code.NOT_READY_IN_TIME)
             if self._told in readable:
                 raise TakeoverError(_STOPPED, Code.TAKEOVER_STOPPED)
-            words, more = _hear(line)
+            words, more = hear(line)
             for word in words:
                 if word.said is Said.COMMITTED:
                     return
@@ -305,7 +314,7 @@ class Takeover:
         give_up = min(self._deadline, time.monotonic()) + _BUS_TIMEOUT
         source_lives = True
         while time.monotonic() < give_up:
-            words, _ = _hear(line)
+            words, _ = hear(line)
             if any(word.said is Said.COMMITTED for word in words):
                 return True
             if not source_lives and new.ended:
@@ -348,11 +357,6 @@ class Takeover:
         raise HalfwayError(f"systemd does not say that process {new.pid} is the main one")
 
 
-def _age() -> float:
-    """Seconds since this process was started, which is longer than since it runs this code."""
-    return max(time.clock_gettime(time.CLOCK_BOOTTIME) - process_started(os.getpid()), 0.0)
-
-
 def _limited(limits: Sequence[Limit]) -> TakeoverError:
     """The error for what forbids a live upgrade."""
     message = "; ".join(limit.cause for limit in limits)
@@ -363,22 +367,6 @@ def _limited(limits: Sequence[Limit]) -> TakeoverError:
             " the running instance may fail to write there"
         )
     return Limited(message, limits[0].kind, remedy=limits[0].remedy)
-
-
-def _hear(line: socket.socket) -> tuple[list[Word], bool]:
-    """What the new process has said by now, and whether it may say more."""
-    words: list[Word] = []
-    while True:
-        try:
-            data = line.recv(LIMIT, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return words, True
-        except OSError:
-            return words, False
-        if not data:
-            return words, False
-        if word := decode(data):
-            words.append(word)
 
 
 def _as_the_source_says(sock: socket.socket, upgrade: str, error: BaseException) -> BaseException:

@@ -87,7 +87,6 @@ def _become(
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         os.setsid()
-        precedence.give_way()
         pid = os.getpid()
         os.write(tell, str(pid).encode())
         if not os.read(gate, 1):
@@ -99,6 +98,7 @@ def _become(
         # Should memory run out in the overlap, the one that does not serve yet goes first.
         with open(_OOM, "w", encoding="ascii") as file:
             file.write("1000")
+        precedence.give_way()
         os.execve(path, [*command.arguments], dict(command.environment))
     except Exception as error:
         why = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from upgrader.errors import BusError
 from upgrader.protocol.varlink_types import Description, Started
 from upgrader.systemd.bus import Bus
-from upgrader.systemd.process_start import process_started
+from upgrader.systemd.process_start import process_age
 from upgrader.systemd.unit import Unit, as_text
 from upgrader.systemd.unit_settings import Settings, command_checksum, settings
 from upgrader.tool.systemd_client import Systemd
@@ -43,14 +43,14 @@ def _settings_differ(systemd: Systemd, unit: Unit, started: Started) -> bool:
     now = Settings(command=command_checksum(unit.exec_start[-1]) if unit.exec_start else "")
     if before.checksum and not systemd.user:
         with contextlib.suppress(BusError), Bus(_BUS) as bus:
-            now = now.replace(checksum=settings(bus, unit.id).checksum)
+            now = now.replace(checksum=settings(bus, unit.id, bus.properties(unit.id)).checksum)
     return now.differs(before)
 
 
 def _newer(systemd: Systemd, unit: Unit) -> Iterator[str]:
     """The files of EnvironmentFile= that were written after the main process was started."""
     with contextlib.suppress(OSError):
-        age = time.clock_gettime(time.CLOCK_BOOTTIME) - process_started(unit.main_pid)
+        age = process_age(unit.main_pid)
         began = time.time() - age
         for path, _ in systemd.properties(unit).get("EnvironmentFiles", ()):
             with contextlib.suppress(FileNotFoundError):

@@ -22,7 +22,7 @@ import msgspec
 from upgrader.errors import UpgradeError
 from upgrader.protocol.varlink import LARGEST
 from upgrader.protocol.varlink_types import Description
-from upgrader.systemd.process_start import process_started
+from upgrader.systemd.process_start import process_age
 from upgrader.systemd.unit import Unit
 
 _SYSTEM = Path("/var/lib/upgrader/hold")
@@ -137,7 +137,7 @@ def _began(unit: Unit, said: Description | None) -> float:
         return 0.0
     began = max(unit.active_enter_time / 1e6, said.since if said else 0.0)
     with contextlib.suppress(OSError):
-        age = time.clock_gettime(time.CLOCK_BOOTTIME) - process_started(unit.main_pid)
+        age = process_age(unit.main_pid)
         began = max(began, time.time() - age)
     return began
 
