@@ -54,6 +54,7 @@ from upgrader.protocol import (
     channel,
     connection_secrets,
     image,
+    ledger,
     records,
     saved_state,
     state,
@@ -174,11 +175,11 @@ def _order(data: bytes) -> None:
 def _parked(data: bytes) -> None:
     """As PID 1 passes it: the first record has the image and the ledger, each other one an FD."""
     reader, writer = channel.pair()
-    with reader, writer, channel.new_ledger() as ledger, image.seal(_MANIFEST) as memfd:
+    with reader, writer, ledger.new_ledger() as attempts, image.seal(_MANIFEST) as memfd:
         reader.setblocking(False)
         for at in range(0, len(data), records.RECORD_SIZE):
             frame = data[at : at + records.RECORD_SIZE]
-            fds = [memfd.fileno(), ledger.fileno()] if at == 0 else [memfd.fileno()]
+            fds = [memfd.fileno(), attempts.fileno()] if at == 0 else [memfd.fileno()]
             with contextlib.suppress(BlockingIOError):
                 writer.setblocking(False)
                 socket.send_fds(writer, [frame], [] if b"end" in frame else fds)
@@ -233,7 +234,10 @@ def _secrets(data: bytes) -> None:
 
 def _unseal(data: bytes) -> None:
     with _memfd(data) as memfd:
-        image.unseal(memfd)
+        for crowd in image.unseal(memfd).crowds or ():
+            crowd.check()
+            assert len(crowd) == len(crowd.each_session) == len(crowd.numbers)
+            crowd.identity(len(crowd) - 1), crowd.state(len(crowd) - 1)
         image.checksum(memfd)
 
 
@@ -276,8 +280,8 @@ def _facts(data: bytes) -> None:
 def _ledger(data: bytes) -> None:
     with Fd(os.memfd_create("fuzz", os.MFD_CLOEXEC)) as memfd:
         os.write(memfd.fileno(), data)
-        channel.is_taken_back(memfd)
-        channel.count_attempt(memfd)
+        ledger.is_taken_back(memfd)
+        ledger.count_attempt(memfd)
 
 
 def _state(data: bytes) -> None:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Many idle connections: `python idle.py FACE LAZY PATH [refuse | small]`; a line is answered with how many lines
+"""Many idle connections: `python idle.py FACE LAZY PATH [refuse | small | older]`; a line is answered with how many lines
 came on its connection, how many handlers were called in this process, and the generation.
 
 `all` has a line sent to all peers; an empty line is answered with nothing. `refuse`: it does not take
-over; `small`: a channel takes what the kernel's least buffer takes.
+over; `small`: a channel takes what the kernel's least buffer takes;
+`older`: as a library that knows no crowds.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ import sys
 from typing import Any
 
 import upgrader
-from upgrader.protocol import channel
+from upgrader.protocol import channel, image
 
 FACE, LAZY, PATH, *OPTIONS = sys.argv[1:]
 
@@ -75,6 +76,8 @@ def run_blocking() -> None:
 if __name__ == "__main__":
     if OPTIONS == ["small"]:
         channel.pair = small_pair
+    if OPTIONS == ["older"]:
+        image.FORMATS = (1, 2, 3)
     if FACE == "aio":
         asyncio.run(run_aio())
     else:

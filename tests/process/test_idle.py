@@ -108,6 +108,15 @@ def test_a_version_that_refuses(face: str, make: Callable[..., Idle]) -> None:
     assert "2 2 3" == idle.clients[2].ask("x")
 
 
+def test_a_library_that_knows_no_crowds(face: str, make: Callable[..., Idle]) -> None:
+    """It gets its connections as ever, from and to one that does."""
+    idle = make(face)
+    for generation, options in ((2, ()), (3, ["older"]), (4, ())):
+        status = idle.live(*options)
+        assert (generation, CLIENTS + 1, 0) == (status.generation, status.fds, status.left_behind)
+    assert {"2"} == {client.ask("x").split()[0] for client in idle.clients}
+
+
 def test_all_peers(make: Callable[..., Idle], face: str) -> None:
     """Whoever looks at all peers has all of them: on asyncio, each with its handler."""
     idle = make(face)

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What is committed of stream versions 1 to 3 and image formats 1 to 3: every later version must read it.
+"""What is committed of stream versions 1 to 3 and image formats 1 to 4: every later version must read it.
 
 `python -m tests.unit.golden` writes the files; a released one is never written again.
 """
 
 import os
 import stat
+from array import array
 from pathlib import Path
 
 from upgrader.codes import Code
 from upgrader.protocol import records
 from upgrader.protocol.connection_state import ConnectionState
+from upgrader.protocol.crowd import Crowd
 from upgrader.protocol.identity import Identity
 from upgrader.protocol.image import (
     BackendFacts,
@@ -18,6 +20,7 @@ from upgrader.protocol.image import (
     Manifest,
     ManifestEntry,
     ManifestOverTls,
+    in_columns,
     seal,
 )
 from upgrader.protocol.kinds import Kind, Waiting
@@ -130,6 +133,20 @@ IMAGES = {
         entries=[
             MANIFEST.entries[0],
             ManifestEntry("table", Kind.TABLE, Identity(18, stat.S_IFREG)),
+        ],
+    ),
+    "v4-image": in_columns(
+        Manifest(
+            service="web",
+            generation=6,
+            program="2.4",
+            frozen_at=123_456_789_000,
+            sessions={"http": SavedState("session", 1, 1, b"")},
+            entries=MANIFEST.entries[:1],
+        ),
+        [
+            Crowd("http", 2, 1, "127.0.0.1:80", array("Q", [21, 22]).tobytes(), [b"\x80"]),
+            Crowd("http", 10, 1, "[::1]:80", array("Q", [23, 24]).tobytes(), [b"\x80", b"\x81"]),
         ],
     ),
     "v1-image-tls": ManifestOverTls(

@@ -24,7 +24,7 @@ from upgrader.aio.tls_layer import TlsCrossing
 from upgrader.instance.adopted import Adopted
 from upgrader.instance.declarations import Protocols
 from upgrader.instance.declared_socket import Bound
-from upgrader.instance.save import Frozen
+from upgrader.instance.frozen import Frozen
 from upgrader.integrations import aiohttp as our_aiohttp
 from upgrader.integrations import uvicorn as our_uvicorn
 from upgrader.protocol.fd import Fd

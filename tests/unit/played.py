@@ -22,9 +22,10 @@ from typing import Any, NamedTuple, Self
 from tests.unit.protocol import EARLY_ACK, Channel, Model, Op, Process, Rules, Unit, World, owns
 from upgrader.codes import Code
 from upgrader.errors import NotifyError, UpgradeError, VerifyError
+from upgrader.instance.frozen import Built
 from upgrader.instance.live_destination import LiveDestination
-from upgrader.instance.live_source import Built, LiveSource, MigrationRequest
-from upgrader.protocol import channel, image, interpreter, records, table_pieces
+from upgrader.instance.live_source import LiveSource, MigrationRequest
+from upgrader.protocol import channel, image, interpreter, ledger, records, table_pieces
 from upgrader.protocol.channel import ReceivedImage
 from upgrader.protocol.connection_state import ConnectionState
 from upgrader.protocol.fd import Fd
@@ -422,7 +423,7 @@ class Play:
 
     def _check_taken_back(self) -> None:
         """Before the source serves, its image is worth nothing, whoever may have it."""
-        assert not self.live_source._ledger or channel.is_taken_back(self.live_source._ledger)
+        assert not self.live_source._ledger or ledger.is_taken_back(self.live_source._ledger)
 
     def _destination_sees(self, event: Event) -> None:
         if event is Event.REFUSED:

@@ -396,7 +396,7 @@ def source(kind: BackendKind) -> Declarations:
 def test_an_offer_names_kinds_and_versions() -> None:
     """And all formats of images."""
     said = offer()
-    assert ([1, 2, 3], 1) == (said["images"], said["image"])
+    assert ([1, 2, 3, 4], 1) == (said["images"], said["image"])
     assert {"hits": "test.counter"} == said["backend_kinds"]
     assert {"test.counter": 3} == said["kind_versions"]
     assert ["hits"] == said["backends"]

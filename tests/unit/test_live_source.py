@@ -16,6 +16,7 @@ from upgrader.instance.live_source import LiveSource, MigrationRequest
 from upgrader.instance.offer import common_stream
 from upgrader.instance.self_report import SelfReport
 from upgrader.protocol import channel, image, interpreter, records
+from upgrader.protocol.ledger import new_ledger
 from upgrader.protocol.switchover import DestinationAction, Event, Source, SourceAction
 from upgrader.protocol.varlink import VarlinkError
 
@@ -195,7 +196,7 @@ def test_a_destination_that_never_stops_talking(make: Callable[[int], Bench]) ->
 def test_an_image_that_is_not_taken(make: Callable[[int], Bench]) -> None:
     """A destination that reads nothing, or too slowly, holds the source for the limit."""
     bench = make(2)
-    with image.seal(bench.here.freeze().manifest) as memfd, channel.new_ledger() as ledger:
+    with image.seal(bench.here.freeze().manifest) as memfd, new_ledger() as ledger:
         with contextlib.suppress(BlockingIOError):
             while True:
                 channel.send(bench.source, records.Go(), version=2)

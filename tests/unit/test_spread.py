@@ -9,11 +9,11 @@ import pytest
 
 from upgrader.instance import image_in_fd_store
 from upgrader.protocol import image, records
-from upgrader.protocol.channel import new_ledger
 from upgrader.protocol.fd import Fd
 from upgrader.protocol.identity import identify
 from upgrader.protocol.image import Manifest, ManifestEntry
 from upgrader.protocol.kinds import Kind
+from upgrader.protocol.ledger import new_ledger
 from upgrader.systemd.fdstore import Stored, StoreName
 
 Store = dict[StoreName, Fd]

@@ -9,7 +9,7 @@ import pytest
 
 from upgrader.instance.connection import ConnectionStream, show_peer
 from upgrader.instance.freeze import freeze
-from upgrader.instance.save import Frozen
+from upgrader.instance.frozen import Frozen
 from upgrader.protocol.connection_state import ConnectionState
 from upgrader.protocol.identity import identify
 from upgrader.protocol.image import LeftBehind

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from upgrader.aio import hosted_end, hosted_listener, readers, replays
     from upgrader.aio.handled_connection import HandledConnection
     from upgrader.aio.peer import Peer
-    from upgrader.instance import save
+    from upgrader.instance.frozen import Moving
     from upgrader.instance.interfaces import Open
     from upgrader.protocol import image
 else:
@@ -79,6 +79,8 @@ class AllConnections:
             for adopted in loaded.adopted:
                 if adopted.listener in self.handled:
                     self.handled[adopted.listener].adopt(adopted)
+            for crowd in loaded.crowds:
+                self.handled[crowd.listener].adopt_crowd(crowd)
 
     def take_arrivals(self) -> list[replays.MovedAnew]:
         """Those of libraries that have no end, whose handlers have to begin anew."""
@@ -94,17 +96,17 @@ class AllConnections:
 
     # A migration
 
-    def freeze(self) -> tuple[list[save.Frozen], list[image.LeftBehind]]:
+    def freeze(self) -> tuple[list[Moving], list[image.LeftBehind]]:
         """What moves, and what stays and why; nothing changes, and nothing else may run meanwhile."""
-        frozen: list[save.Frozen] = []
+        frozen: list[Moving] = []
         left: list[image.LeftBehind] = []
         for name, handled in self.handled.items():
             moving, staying = handled.freeze(crosses=self._parts.answering.crosses(name))
             frozen += moving
             left += staying
         for hosting in self.hosted.values():
-            moving, staying = hosting.freeze()
-            frozen += moving
+            hosted, staying = hosting.freeze()
+            frozen += hosted
             left += staying
         return frozen, left
 

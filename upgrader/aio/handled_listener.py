@@ -25,13 +25,14 @@ from upgrader.protocol.later import later
 
 if TYPE_CHECKING:
     from upgrader.aio.tls_layer import TlsCrossing
-    from upgrader.instance import freeze, save
+    from upgrader.instance import freeze
     from upgrader.instance.adopted import Adopted
+    from upgrader.instance.adopted_crowd import AdoptedCrowd
+    from upgrader.instance.frozen import Moving
     from upgrader.instance.interfaces import Open
     from upgrader.protocol import image
 else:
     freeze = later("upgrader.instance.freeze")
-    save = later("upgrader.instance.save")
     image = later("upgrader.protocol.image")
 
 
@@ -63,6 +64,7 @@ class HandledListener:
         self._moving: list[HandledConnection] = []
         self._unheard = Unheard(self._loop, self._adopt)
         self._moving_unheard: list[Adopted] = []
+        self._moving_crowds: list[AdoptedCrowd] = []
         self._ended = asyncio.Event()  # one of them has
 
     @property
@@ -73,7 +75,7 @@ class HandledListener:
     @property
     def open_connections(self) -> Sequence[Open]:
         """The same, with those whose clients have said nothing since they have moved here."""
-        return [*(connection.stream for connection in self.connections), *self._unheard.all]
+        return [*(connection.stream for connection in self.connections), *self._unheard.open]
 
     @property
     def peers(self) -> list[tuple[HandledConnection, Peer[Any]]]:
@@ -99,6 +101,14 @@ class HandledListener:
         if not (lazy and self._unheard.take(adopted)):
             self._adopt(adopted)
 
+    def adopt_crowd(self, crowd: AdoptedCrowd) -> None:
+        """Take in connections that are alike."""
+        if self._declared.lazy:
+            self._unheard.take_crowd(crowd)
+            return
+        for number in crowd.numbers:
+            self._adopt(crowd.take(number))
+
     def _adopt(self, adopted: Adopted) -> None:
         """Call the handler anew."""
         stream = self._stream(adopted)
@@ -111,7 +121,7 @@ class HandledListener:
     def open(self) -> None:
         """Accept whoever comes, and hear whoever is here."""
         self._acceptor.open()
-        self._unheard.open()
+        self._unheard.listen()
 
     def _accept(self, sock: socket.socket) -> None:
         session = self._declared.session() if self._declared.session else None
@@ -179,11 +189,11 @@ class HandledListener:
             connection.resume()
         self.open()
 
-    def freeze(self, *, crosses: bool) -> tuple[list[save.Frozen], list[image.LeftBehind]]:
+    def freeze(self, *, crosses: bool) -> tuple[list[Moving], list[image.LeftBehind]]:
         """What moves, and what stays and why; nothing changes. `crosses`: backend-transfer is on."""
-        frozen: list[save.Frozen] = []
+        frozen: list[Moving] = []
         left: list[image.LeftBehind] = []
-        self._moving, self._moving_unheard = [], []
+        self._moving, self._moving_unheard, self._moving_crowds = [], [], []
         if not crosses:
             why = "backend-transfer=no"
             return frozen, [
@@ -207,6 +217,8 @@ class HandledListener:
             else:
                 frozen.append(item)
                 self._moving_unheard.append(adopted)
+        self._moving_crowds = [*self._unheard.crowds]
+        frozen += [crowd.freeze() for crowd in self._moving_crowds]
         return frozen, left
 
     def let_go(self) -> None:
@@ -223,6 +235,8 @@ class HandledListener:
             connection.stream.sock.close()
         for adopted in self._moving_unheard:
             adopted.close()
+        for crowd in self._moving_crowds:
+            crowd.close()
         self._unheard.end()
 
     def finish(self) -> None:

@@ -15,7 +15,7 @@ from upgrader.aio.hosted_connection import ANEW
 from upgrader.aio.replays import LetIn, MovedAnew
 from upgrader.errors import UnreadableState
 from upgrader.instance.declarations import Protocols
-from upgrader.instance.save import Frozen
+from upgrader.instance.frozen import Frozen
 
 if TYPE_CHECKING:  # TLS is loaded where its connections move
     from upgrader.aio.tls_layer import TlsCrossing

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from upgrader.aio.adapter import Adapter
 from upgrader.aio.gates import Gate, Watch
-from upgrader.instance.save import Frozen
+from upgrader.instance.frozen import Frozen
 from upgrader.protocol.connection_state import ConnectionState
 from upgrader.protocol.identity import Identity
 from upgrader.protocol.image import LeftBehind

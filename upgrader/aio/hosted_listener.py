@@ -16,7 +16,7 @@ from upgrader.aio.hosted_arrivals import Arrivals
 from upgrader.aio.hosted_connection import HostedConnection
 from upgrader.aio.replays import MovedAnew
 from upgrader.instance.declarations import Protocols
-from upgrader.instance.save import Frozen
+from upgrader.instance.frozen import Frozen
 from upgrader.protocol.identity import Identity, identify
 from upgrader.protocol.image import LeftBehind
 

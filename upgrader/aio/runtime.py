@@ -28,8 +28,8 @@ from upgrader.systemd.journal import JournalOutcome, Priority
 
 if TYPE_CHECKING:
     from upgrader.aio import replays, table_rounds, two_waits
-    from upgrader.instance import save
     from upgrader.instance.exec_mode import Execution
+    from upgrader.instance.frozen import Moving
     from upgrader.instance.live_source import MigrationRequest
     from upgrader.instance.turns import Settled
     from upgrader.protocol import image, switchover, varlink_types, wording
@@ -387,7 +387,7 @@ class AsyncioRuntime:
             self.connections.drop()
         return source.frozen
 
-    def freeze(self) -> tuple[list[save.Frozen], list[image.LeftBehind]]:
+    def freeze(self) -> tuple[list[Moving], list[image.LeftBehind]]:
         """What moves, and what stays and why; nothing changes. Raises BusyWork."""
         if busy := self._two_waits.busy():
             raise BusyWork(busy)

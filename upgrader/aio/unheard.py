@@ -9,6 +9,7 @@ import contextlib
 import select
 import socket
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from upgrader.protocol.kinds import Waiting
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     import asyncio
 
     from upgrader.instance.adopted import Adopted
+    from upgrader.instance.adopted_crowd import AdoptedCrowd
+    from upgrader.instance.interfaces import Open
 
 _BATCH = 256  # of them between two looks at everybody else, for less than a millisecond
 
@@ -29,14 +32,20 @@ class Unheard:
         self._loop = loop
         self._heard = heard
         self._all: dict[int, Adopted] = {}  # by FD
+        self.crowds: list[AdoptedCrowd] = []  #: those that are alike; none is empty
         self._unwatched: set[int] = set()
         self._epoll: select.epoll | None = None
         self._held = True
 
     @property
     def all(self) -> Sequence[Adopted]:
-        """All of them; asked from any thread."""
+        """All that are not in a crowd; asked from any thread."""
         return list(self._all.values())
+
+    @property
+    def open(self) -> Sequence[Open]:
+        """All of them; asked from any thread."""
+        return [*self.all, *(member for crowd in [*self.crowds] for member in crowd.members)]
 
     def take(self, adopted: Adopted) -> bool:
         """Take a connection in; False if there is something to do for it already."""
@@ -48,10 +57,15 @@ class Unheard:
         self._unwatched.add(number)
         return True
 
-    def open(self) -> None:
+    def take_crowd(self, crowd: AdoptedCrowd) -> None:
+        """Take in connections that are alike."""
+        self.crowds.append(crowd)
+        self._unwatched.update(crowd.numbers)
+
+    def listen(self) -> None:
         """Listen to them."""
         self._held = False
-        if self._all:
+        if self._all or self.crowds:
             self._epoll = self._epoll or select.epoll()
             self._loop.add_reader(self._epoll.fileno(), self._listen)
             self._watch()
@@ -64,17 +78,21 @@ class Unheard:
 
     def wake(self) -> None:
         """Treat all of them as if they had said something."""
-        for number in [*self._all]:
+        for number in self._numbers:
             self._call(number)
 
     def forget(self, moved: Sequence[Adopted]) -> None:
-        """These are another instance's; none is closed here."""
+        """These and all crowds are another instance's; none is closed here."""
         self.hold()
+        crowds, self.crowds = self.crowds, []
         # Not one by one: the next instance needs the CPU now.
         if len(moved) == len(self._all):
             self._all.clear()
             self._unwatched.clear()
-        for adopted in moved if self._all else ():
+            return
+        for number in chain(*(crowd.numbers for crowd in crowds)):
+            self._unwatch(number)
+        for adopted in moved:
             self._drop(adopted.fileno())
 
     def end(self) -> None:
@@ -85,9 +103,8 @@ class Unheard:
 
     def close(self) -> None:
         """Close all of them, for their clients as well."""
-        for adopted in self.all:
-            self._drop(adopted.fileno())
-            with contextlib.suppress(OSError), adopted.take() as sock:
+        for number in self._numbers:
+            with contextlib.suppress(OSError), self._drop(number).take() as sock:
                 sock.shutdown(socket.SHUT_RDWR)
         self.hold()
         self.end()
@@ -109,10 +126,23 @@ class Unheard:
     def _call(self, number: int) -> None:
         self._heard(self._drop(number))
 
+    @property
+    def _numbers(self) -> list[int]:
+        return [*self._all, *chain(*(crowd.numbers for crowd in self.crowds))]
+
     def _drop(self, number: int) -> Adopted:
+        self._unwatch(number)
+        if adopted := self._all.pop(number, None):
+            return adopted
+        crowd = next(each for each in self.crowds if number in each)
+        adopted = crowd.take(number)
+        if not crowd:
+            self.crowds.remove(crowd)
+        return adopted
+
+    def _unwatch(self, number: int) -> None:
         if number in self._unwatched:
             self._unwatched.remove(number)
         elif self._epoll:
             # Not by closing it: as long as another process has the connection, it would be reported.
             self._epoll.unregister(number)
-        return self._all.pop(number)

@@ -19,13 +19,13 @@ from upgrader.protocol.kinds import Waiting
 from upgrader.protocol.later import later
 
 if TYPE_CHECKING:
-    from upgrader.instance import freeze, save
+    from upgrader.instance import freeze
     from upgrader.instance.adopted import Adopted
+    from upgrader.instance.frozen import Moving
     from upgrader.instance.interfaces import Open
     from upgrader.protocol import image
 else:
     freeze = later("upgrader.instance.freeze")
-    save = later("upgrader.instance.save")
     image = later("upgrader.protocol.image")
 
 _log = logging.getLogger("upgrader")
@@ -83,7 +83,7 @@ class ServedConnections:
             name: self._declarations.values(connections.handler, skip=1)
             for name, connections in self._declarations.connections.items()
         }
-        for adopted in loaded.adopted:
+        for adopted in loaded.each_adopted():
             self._adopt(adopted)
         self.beginning = False
         for connection, _ in self.served:
@@ -175,25 +175,25 @@ class ServedConnections:
         self._selector.unregister(connection.stream.sock)
         connection.stream.close(shared=connection.adopted)
 
-    def freeze(self) -> tuple[list[save.Frozen], list[image.LeftBehind]]:
+    def freeze(self) -> tuple[list[Moving], list[image.LeftBehind]]:
         """What moves, and what stays and why; nothing changes."""
-        frozen: list[save.Frozen] = []
+        frozen: list[Moving] = []
         left: list[image.LeftBehind] = []
         self._staying = []
         for connection, _ in self._served.values():
             if connection.stream.lost:
                 continue
-            item: save.Frozen | image.LeftBehind
+            item: Moving | image.LeftBehind
             if self._parts.answering.crosses(connection.listener):
                 item = freeze.freeze(connection.listener, connection.stream, connection.session)
             else:
                 why = "backend-transfer=no"
                 item = image.LeftBehind(connection.listener, connection.address, why)
-            if isinstance(item, save.Frozen):
-                frozen.append(item)
-            else:
+            if isinstance(item, image.LeftBehind):
                 left.append(item)
                 self._staying.append(connection)
+            else:
+                frozen.append(item)
         return frozen, left
 
     def close_copies(self) -> None:

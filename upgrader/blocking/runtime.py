@@ -38,9 +38,10 @@ from upgrader.protocol.later import later
 
 if TYPE_CHECKING:
     from upgrader.blocking import draining
-    from upgrader.instance import author_calls, save
+    from upgrader.instance import author_calls
     from upgrader.instance.author_calls import AuthorRound
     from upgrader.instance.exec_mode import Execution
+    from upgrader.instance.frozen import Moving
     from upgrader.instance.live_source import LiveSource, MigrationRequest
     from upgrader.protocol import image, switchover
 else:
@@ -383,7 +384,7 @@ class BlockingRuntime:
         farewell.wait(max(left, _GRACE))
         farewell.log("the end of a replaced instance")
 
-    def freeze(self) -> tuple[list[save.Frozen], list[image.LeftBehind]]:
+    def freeze(self) -> tuple[list[Moving], list[image.LeftBehind]]:
         """What moves, and what stays and why; nothing changes. Raises BusyWork."""
         busy = self._parts.turns.shown(self._parts.turns.begun())
         if busy := busy + (self._round.late if self._round else []):

@@ -21,10 +21,11 @@ from upgrader.systemd.notify import one_line
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from upgrader.instance import image_in_fd_store
     from upgrader.instance.adopted import Adopted
+    from upgrader.instance.adopted_crowd import AdoptedCrowd
     from upgrader.instance.declared_backend import DeclaredBackend
     from upgrader.instance.gap import Gap
     from upgrader.instance.image_in_fd_store import SpreadImage
@@ -100,6 +101,7 @@ class LoadedInstance:
     def __init__(self) -> None:
         self.status = Status(1, Origin.COLD)
         self.adopted: list[Adopted] = []
+        self.crowds: list[AdoptedCrowd] = []  #: that were adopted besides
         self.channel: ParkedChannel | SpreadImage | None = None
         self.migration: LiveDestination | None = None
         self.stayed: dict[str, int] = {}  #: how many were left behind, by the reason
@@ -124,6 +126,13 @@ class LoadedInstance:
         )  # fmt: skip
         self.unwanted += (name, aside)
         self.aside.append((aside, fd))
+
+    def each_adopted(self) -> Iterator[Adopted]:
+        """All connections, one by one."""
+        yield from self.adopted
+        for crowd in self.crowds:
+            for number in crowd.numbers:
+                yield crowd.take(number)
 
     def commit(self, notifier: Notifier, store: FdStore, serve: Callable[[], None]) -> None:
         """Become the owner: tell PID 1 in one datagram, then mark the channel as spent. `serve` runs

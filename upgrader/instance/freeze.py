@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from upgrader.errors import UnsavableState
 from upgrader.instance.connection import show_peer
-from upgrader.instance.save import Frozen
+from upgrader.instance.frozen import Frozen
 from upgrader.protocol.connection_state import ConnectionState
 from upgrader.protocol.image import LeftBehind
 from upgrader.protocol.kinds import Waiting

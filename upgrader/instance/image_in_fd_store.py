@@ -10,9 +10,11 @@ from collections.abc import Container, Mapping, Sequence
 
 from upgrader.errors import BusError, ChannelError
 from upgrader.protocol import image, records
-from upgrader.protocol.channel import ReceivedImage, count_attempt, new_ledger
+from upgrader.protocol.channel import ReceivedImage
 from upgrader.protocol.fd import Fd
 from upgrader.protocol.identity import HasFileno, identify
+from upgrader.protocol.ledger import count_attempt, new_ledger
+from upgrader.protocol.received_fds import ReceivedFds
 from upgrader.systemd.bus import Bus
 from upgrader.systemd.fdstore import FdStore, Stored, StoreName
 from upgrader.systemd.own_unit import TIMEOUT
@@ -65,8 +67,9 @@ class SpreadImage:
         cut = len(fds) < len(manifest.entries)
         reason = records.EndReason.CHANNEL_FULL if cut else records.EndReason.COMPLETE
         return ReceivedImage(
-            self.generation, len(manifest.entries), self.image, self._ledger, fds, reason
-        )
+            self.generation, len(manifest.entries), self.image, self._ledger,
+            ReceivedFds(fds), reason,
+        )  # fmt: skip
 
     def spend(self) -> None:
         """PID 1 has let go of it."""

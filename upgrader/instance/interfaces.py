@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from upgrader.instance import save
+from upgrader.instance.frozen import Moving
 from upgrader.protocol import image
 from upgrader.protocol.identity import HasFileno
 from upgrader.protocol.kinds import Waiting
@@ -33,7 +33,7 @@ class Open(Protocol):
 class Loop(Protocol):
     """What a loop does with its connections, in the order of a migration."""
 
-    def freeze(self) -> tuple[list[save.Frozen], list[image.LeftBehind]]:
+    def freeze(self) -> tuple[list[Moving], list[image.LeftBehind]]:
         """What moves, and what stays and why; nothing changes.
 
         Raises BusyWork if that would cut in two what is between two safe points.

@@ -19,7 +19,7 @@ from upgrader.codes import Code
 from upgrader.errors import ChannelError, PreflightPassed, ProtocolError, UpgradeError
 from upgrader.instance.fork_guard import Fence
 from upgrader.instance.lent_sockets import Borrowed
-from upgrader.protocol import channel, image, interpreter, records
+from upgrader.protocol import channel, image, interpreter, ledger, records
 from upgrader.protocol.fd import Fd
 from upgrader.protocol.switchover import Destination, Event
 from upgrader.protocol.takeover_line import Said, Word, encode, encode_1
@@ -218,7 +218,7 @@ class LiveDestination:
     def load(self) -> Event | None:
         """LOAD, the beginning of it: LOADED comes once the instance is checked as well."""
         assert self._image
-        self.fence.add(self._image.image, self._image.ledger, *self._image.fds)
+        self.fence.add(self._image.image, self._image.ledger, self._image.fds)
         try:
             self.on_image(self._image)
         except Exception as error:
@@ -315,7 +315,7 @@ class LiveDestination:
     def _verdict(self, *, gone: bool) -> Event:
         """Whether the source serves again, or has died after it froze: then nobody has since."""
         assert self._image
-        if gone and not channel.is_taken_back(self._image.ledger):
+        if gone and not ledger.is_taken_back(self._image.ledger):
             _log.error("the instance before has died, and had given everything to this one")
             return Event.ORPHANED
         why = "the running instance has given up waiting, and serves on"

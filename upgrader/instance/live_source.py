@@ -10,18 +10,17 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
 from upgrader.codes import Code
 from upgrader.errors import BusyWork, UpgradeError
+from upgrader.instance.frozen import Built
 from upgrader.instance.successor import SuccessorProcess, first_ready
-from upgrader.protocol import channel, image, interpreter, records
+from upgrader.protocol import channel, image, interpreter, ledger, records
 from upgrader.protocol.fd import Fd
-from upgrader.protocol.identity import HasFileno
-from upgrader.protocol.kinds import Kind
 from upgrader.protocol.switchover import Event, Source
 from upgrader.protocol.table_pieces import Piece
 
@@ -37,23 +36,6 @@ class MigrationRequest:
     sock: socket.socket
     successor: SuccessorProcess
     stream: int
-
-
-@dataclass(frozen=True, slots=True)
-class Built:
-    """A frozen instance: the image of all of it, its FDs, and the last pieces of tables that come before
-    it."""
-
-    manifest: image.Manifest
-    fds: Sequence[HasFileno]
-    pieces: Sequence[Piece] = ()
-
-    def forget_secrets(self) -> None:
-        """Close the memory in which secrets have crossed: nobody reads it here."""
-        if self.manifest.tls:
-            for entry, fd in zip(self.manifest.entries, self.fds, strict=True):
-                if entry.kind == Kind.SECRETS and isinstance(fd, Fd):
-                    fd.close()
 
 
 class Steps(Protocol):
@@ -248,11 +230,11 @@ class LiveSource:
         assert self._built
         manifest = self._built.manifest
         try:
-            self._ledger = channel.new_ledger()
+            self._ledger = ledger.new_ledger()
             self._sock.settimeout(self._limit)
             for piece in self._built.pieces:
                 self._send_piece(piece, wait=True)
-            with image.seal(manifest) as memfd:
+            with image.seal(self._built.whole) as memfd:
                 checksum = image.checksum(memfd)
                 channel.send_image(
                     self._sock,
@@ -263,6 +245,7 @@ class LiveSource:
                     version=self._request.stream,
                     limit=self._limit,
                     timeout=self._last - self._clock(),
+                    crowds=[each.numbers for each in self._built.crowds],
                 )
         except (UpgradeError, OSError) as error:
             return self.not_sent(error)
@@ -291,7 +274,7 @@ class LiveSource:
     def take_back(self) -> Event | None:
         """TAKE_BACK; where nothing was sent, there is nothing to take back."""
         if self._ledger:
-            channel.take_back(self._ledger)
+            ledger.take_back(self._ledger)
         return None
 
     def resume(self) -> Event | None:

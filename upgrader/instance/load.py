@@ -233,8 +233,9 @@ class Loader:
             self._declarations, self._parameters, manifest, self._dropped,
             self._migration.progress if self._migration else lambda loaded: None,
             load_tls.take(manifest, stream.fds, self._declarations) if manifest.tls else {},
+            self._own,
         )  # fmt: skip
-        self._opened += stream.fds
+        self._opened.append(stream.fds)
         for index, entry in single:
             if index >= len(stream.fds) or entry.kind in (Kind.SECRETS, Kind.TABLE):
                 continue
@@ -250,9 +251,7 @@ class Loader:
                 backends.setdefault(entry.backend, open_backends.Received()).add(entry, fd)
                 continue
             sock = _as_socket(entry, fd)
-            self._opened.append(sock)
-            if self._migration:
-                self._migration.fence.add(sock)
+            self._own(sock)
             if entry.backend in self._declarations.dropped:
                 sock.close()
                 if self._unpassed:
@@ -262,7 +261,7 @@ class Loader:
                 continue
             bound[entry.backend] = entry, sock
         connections.load(stream.fds)
-        self._loaded.adopted = connections.adopted
+        self._loaded.adopted, self._loaded.crowds = connections.adopted, connections.crowds
         self._load_secrets(manifest.generation)
         withheld = connections.withheld + self._load_backends(manifest, backends)
         dropped = self._tell_dropped()
@@ -298,6 +297,12 @@ class Loader:
         )
         return bound
 
+    def _own(self, owner: Closeable) -> None:
+        """Close it if this instance is refused, and in forked processes before the commit."""
+        self._opened.append(owner)
+        if self._migration:
+            self._migration.fence.add(owner)
+
     def _check(
         self, manifest: image.Manifest, stream: ReceivedImage, single: list[image.ManifestEntry]
     ) -> None:
@@ -309,8 +314,12 @@ class Loader:
             raise ImageError(
                 "image", f"of service {manifest.service!r}, this is {self._declarations.service!r}"
             )
-        if len(manifest.entries) != stream.announced:
-            raise ImageError("image", f"{len(manifest.entries)} entries, {stream.announced} FDs")
+        if manifest.count != stream.announced:
+            raise ImageError("image", f"{manifest.count} entries, {stream.announced} FDs")
+        for crowd in manifest.crowds or ():
+            crowd.check()
+            if len(stream.fds) < manifest.count:
+                raise ImageError(str(crowd), f"are cut off after {len(stream.fds)} FDs")
         _check_unique([f"state {saved.name!r}" for saved in manifest.states])
         moved = {e.backend: e for e in manifest.entries if e.connection is not None}
         own = [e for e in single if e.kind not in (Kind.PASSED, Kind.SECRETS, Kind.TABLE)]
@@ -331,9 +340,9 @@ class Loader:
                 known = bound is not None and bound.kind == entry.kind
             if not known:
                 unclaimed[str(entry)] = entry.backend
-        for entry in moved.values():  # one of each listener stands for all
-            if entry.backend not in declared.connections | declared.protocols:
-                unclaimed[str(entry)] = entry.backend
+        for item in (*moved.values(), *(manifest.crowds or ())):  # one stands for all of a listener
+            if item.backend not in declared.connections | declared.protocols:
+                unclaimed[str(item)] = item.backend
         for backend, saved in manifest.sessions.items():
             connections = declared.connections.get(backend)
             if connections is not None and connections.session is None:

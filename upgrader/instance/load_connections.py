@@ -11,14 +11,16 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from stat import S_ISSOCK
+from stat import S_IFSOCK, S_ISSOCK
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from upgrader.errors import MismatchError, UnreadableState
 from upgrader.instance.adopted import Adopted
+from upgrader.instance.adopted_crowd import AdoptedCrowd
 from upgrader.protocol import image
+from upgrader.protocol.fd import Number
 from upgrader.protocol.identity import identify
 from upgrader.protocol.kinds import Waiting
 from upgrader.protocol.state import check_readable, decoder, load
@@ -26,12 +28,17 @@ from upgrader.protocol.state import check_readable, decoder, load
 if TYPE_CHECKING:
     from upgrader.instance.declarations import Declarations, Protocols
     from upgrader.protocol.connection_state import ConnectionState
+    from upgrader.protocol.crowd import Crowd
     from upgrader.protocol.fd import Fd
+    from upgrader.protocol.identity import Identity
     from upgrader.protocol.parameters import Parameters
+    from upgrader.protocol.received_fds import ReceivedFds
     from upgrader.protocol.saved_state import SavedState
 
 #: Loads what goes with a connection, by its place in the manifest.
 _Load = Callable[[int, "ConnectionState"], object]
+_SOCKET = S_IFSOCK >> 12
+_AT_ONCE = 1024  # of a crowd between two signs of life
 _SIGN_OF_LIFE = 0.02  # seconds between two; a state may take its time to be made
 
 
@@ -48,7 +55,7 @@ class _Loading:
 class ConnectionLoader:
     """The connections of one image, by listener. `dropped` gets the fields that this version does not
     know, by the state that they are of; `progress` is told now and then how many are loaded;
-    `tls`: what goes with those that speak TLS, by their places."""
+    `tls`: what goes with those that speak TLS, by their places; `own` is told of what owns FDs here."""
 
     def __init__(
         self,
@@ -58,8 +65,10 @@ class ConnectionLoader:
         dropped: dict[str, set[str]],
         progress: Callable[[int], object],
         tls: Mapping[int, Any],
+        own: Callable[[AdoptedCrowd], object],
     ) -> None:
         self.adopted: list[Adopted] = []
+        self.crowds: list[AdoptedCrowd] = []
         self.withheld: list[image.LeftBehind] = []
         self._declarations = declarations
         self._parameters = parameters
@@ -67,40 +76,91 @@ class ConnectionLoader:
         self._dropped = dropped
         self._progress = progress
         self._tls = tls
+        self._own = own
+        self._known: dict[str, _Loading | None] = {}  # by listener
+        self._now = time.monotonic()
 
-    def load(self, fds: Sequence[Fd]) -> None:
-        """Load all that have come: `fds` are those of the manifest's entries, in its order. Raises
-        MismatchError for one that is another, and IncompatibleState or UnreadableState for a state
-        that cannot be read."""
-        known: dict[str, _Loading | None] = {}
-        adopt, fstat, clock, over_tls = self.adopted.append, os.fstat, time.monotonic, self._tls
-        now = told = clock()
+    def load(self, fds: ReceivedFds) -> None:
+        """Load all that have come: `fds` are those of the manifest's entries, in its order, then of its
+        crowds. Raises MismatchError for one that is another, and IncompatibleState or UnreadableState for
+        a state that cannot be read."""
+        fstat, clock, over_tls = os.fstat, time.monotonic, self._tls
+        told = clock()
         for place, (entry, fd) in enumerate(zip(self._manifest.entries, fds, strict=False)):
             connection = entry.connection
             if connection is None:
                 continue
-            listener, said = entry.backend, entry.identity
+            said = entry.identity
             # The inode of a socket is unique while it is open: one question to the kernel is enough.
             found = fstat(fd.fileno())
             if found.st_ino != said.inode or not S_ISSOCK(found.st_mode):
                 raise MismatchError(str(entry), said, identify(fd))
-            if listener not in known:
-                known[listener] = self._prepare(listener)
-            if loading := known[listener]:
-                as_it_came, decode, load = loading.as_it_comes, loading.decode, loading.load
-                try:
-                    session = decode(connection.session) if decode else load(place, connection)
-                except Exception:  # whatever the author's __post_init__ raises, too
-                    if decode is None:
-                        raise
-                    session, as_it_came = load(place, connection), False
-                tls = over_tls.get(place) if over_tls else None
-                adopt(Adopted(listener, fd, said, connection, session, now, tls, as_it_came))
-            else:
-                self._leave(listener, fd)
+            tls = over_tls.get(place) if over_tls else None
+            self._adopt(place, entry.backend, fd, said, connection, tls)
             if clock() > told + _SIGN_OF_LIFE:
                 told = clock()
                 self._progress(place)
+        first = len(self._manifest.entries)
+        for crowd in self._manifest.crowds or ():
+            self._load_crowd(crowd, fds, first)
+            first += len(crowd)
+
+    def _adopt(
+        self,
+        place: int,
+        listener: str,
+        fd: Fd,
+        said: Identity,
+        connection: ConnectionState,
+        tls: Any = None,
+    ) -> None:
+        if listener not in self._known:
+            self._known[listener] = self._prepare(listener)
+        loading = self._known[listener]
+        if loading is None:
+            self._leave(listener, fd)
+            return
+        as_it_came, decode, load = loading.as_it_comes, loading.decode, loading.load
+        try:
+            session = decode(connection.session) if decode else load(place, connection)
+        except Exception:  # whatever the author's __post_init__ raises, too
+            if decode is None:
+                raise
+            session, as_it_came = load(place, connection), False
+        adopted = Adopted(listener, fd, said, connection, session, self._now, tls, as_it_came)
+        self.adopted.append(adopted)
+
+    def _load_crowd(self, crowd: Crowd, fds: ReceivedFds, first: int) -> None:
+        """The FDs of a crowd are those from this place on."""
+        listener = crowd.backend
+        numbers = fds.numbers[first : first + len(crowd)]
+        self._identify(crowd, numbers)
+        if listener not in self._known:
+            self._known[listener] = self._prepare(listener)
+        loading = self._known[listener]
+        if loading and loading.as_it_comes and _can_be_read(crowd, loading.decode):
+            adopted = AdoptedCrowd(crowd, fds.take(first, len(crowd)), loading.decode, self._now)
+            self._own(adopted)
+            self.crowds.append(adopted)
+            return
+        for place in range(len(crowd)):
+            fd, state = fds[first + place], crowd.state(place)
+            self._adopt(first + place, listener, fd, crowd.identity(place), state)
+            if not place % _AT_ONCE:
+                self._progress(first + place)
+
+    def _identify(self, crowd: Crowd, numbers: Sequence[int]) -> None:
+        """Raise MismatchError unless each of these FDs is the socket that it should be."""
+        said, fstat = crowd.numbers, os.fstat
+        for first in range(0, len(crowd), _AT_ONCE):
+            some = numbers[first : first + _AT_ONCE]
+            # By place, which for thousands of them takes half the time: 0 is the mode, 1 the inode.
+            found = [status[1] if status[0] >> 12 == _SOCKET else 0 for status in map(fstat, some)]
+            if found != said[first : first + _AT_ONCE].tolist():
+                place = next(i for i, inode in enumerate(found, first) if inode != said[i])
+                found_one = identify(Number(numbers[place]))
+                raise MismatchError(str(crowd), crowd.identity(place), found_one)
+            self._progress(first)
 
     def _leave(self, listener: str, fd: Fd) -> None:
         fd.close()
@@ -137,6 +197,18 @@ class ConnectionLoader:
         # What an author's own code makes of a session may be another one each time.
         as_it_comes = decode is not None and not hasattr(cls, "__post_init__")
         return _Loading(load_session, decode, as_it_comes)
+
+
+def _can_be_read(crowd: Crowd, decode: Callable[[bytes], object] | None) -> bool:
+    """Whether all sessions of a crowd can; they are made once more when they are wanted."""
+    if decode is None:
+        return True
+    try:
+        for session in set(crowd.sessions):
+            decode(session)
+    except Exception:  # whoever loads them says why
+        return False
+    return True
 
 
 def _checked(protocols: Protocols, found: SavedState | None) -> _Load:

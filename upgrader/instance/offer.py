@@ -2,7 +2,7 @@
 """What a destination says that it can take, before anything is disturbed: whether that is enough."""
 
 from collections.abc import Callable, Container, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import msgspec
@@ -83,7 +83,8 @@ class Offer:
             for name, backend in here.backends.items()
             if transfers(name) and name not in withheld
         }
-        _check_format(parameters, moving)
+        formats = _check_format(parameters, moving)
+        readers = replace(readers, crowds=image.CROWDS in formats)
         _check_kinds(parameters, moving, backends)
         try:
             tls = msgspec.convert(parameters.get("tls") or {}, dict[str, str])
@@ -105,8 +106,11 @@ class Offer:
         return self.readers.sessions.get(listener, 0) if self.made else None
 
 
-def _check_format(parameters: Mapping[str, Any], moving: Mapping[str, DeclaredBackend]) -> None:
-    """Raise VarlinkError unless a destination reads the image that these backends need."""
+def _check_format(
+    parameters: Mapping[str, Any], moving: Mapping[str, DeclaredBackend]
+) -> list[object]:
+    """The formats that a destination reads; raises VarlinkError unless that of the image which these
+    backends need is among them."""
     offered = parameters.get("images") or [parameters.get("image")]  # version 0.1.0 says only one
     if not isinstance(offered, list):
         raise invalid("images")
@@ -117,6 +121,7 @@ def _check_format(parameters: Mapping[str, Any], moving: Mapping[str, DeclaredBa
             f"{what}: the library of the new version reads image format {offered}, and this needs"
             f" format {wanted}", Code.LIMIT,
         )  # fmt: skip
+    return offered
 
 
 def _check_kinds(

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from socket import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -19,14 +19,14 @@ from upgrader.backends.listener import path_inode
 from upgrader.errors import BackendError, BusError, ChannelError, NotifyError, UnsavableState
 from upgrader.instance import image_in_fd_store
 from upgrader.instance.declarations import Declarations
+from upgrader.instance.frozen import Frozen
 from upgrader.protocol import channel, connection_secrets, image
 from upgrader.protocol.connection_state import ConnectionState
 from upgrader.protocol.fd import Fd
-from upgrader.protocol.identity import HasFileno, Identity, identify
+from upgrader.protocol.identity import HasFileno, identify
 from upgrader.protocol.kinds import Kind
 from upgrader.protocol.saved_state import SavedState
 from upgrader.protocol.state import convert_for, describe, save
-from upgrader.protocol.tls_state import TlsSecrets, TlsState
 from upgrader.systemd.bus import Bus
 from upgrader.systemd.fdstore import FdStore, Stored, StoreName
 from upgrader.systemd.own_unit import TIMEOUT
@@ -38,23 +38,13 @@ _TLS, _NEVER_LEFT = "TLS connection", "its secrets are never left with systemd"
 _log = logging.getLogger("upgrader")
 
 
-class Frozen(msgspec.Struct, frozen=True):
-    """A connection at a safe point: everything that moves with it."""
-
-    listener: str
-    sock: HasFileno
-    identity: Identity
-    state: ConnectionState
-    tls: tuple[TlsState, TlsSecrets] | None = None
-    secret: bytes = b""  #: what may be in no image
-
-
 @dataclass(frozen=True, slots=True)
 class Readers:
     """Which versions the next instance has: of states by name, of connections' states by listener."""
 
     states: Mapping[str, int] = field(default_factory=dict)
     sessions: Mapping[str, int] = field(default_factory=dict)
+    crowds: bool = False  #: whether it takes those that are alike as columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,23 +105,24 @@ def build(
     over_tls = [frozen for frozen in connections if frozen.tls]
     if over_tls:  # the last ones: what is left with PID 1 ends before them
         connections = [frozen for frozen in connections if not frozen.tls] + over_tls
-    kind, entry = Kind.CONNECTION, image.ManifestEntry  # there may be thousands
     for frozen in connections:
-        state = sessions.convert(frozen, len(entries)) if sessions.converts else frozen.state
-        entries.append(entry(frozen.listener, kind, frozen.identity, 0, state))
+        state = sessions.convert(frozen, len(entries)) if sessions.converts else None
+        entries.append(entry_of(frozen, state))
         fds.append(frozen.sock)
     tls = dict(enumerate((f.tls for f in over_tls if f.tls), len(entries) - len(over_tls)))
     if tls:
         from upgrader.protocol import secret_memory  # there since TLS was declared
 
         memory = secret_memory.write({place: secrets for place, (_, secrets) in tls.items()})
-        entries.append(entry("tls", Kind.SECRETS, identify(memory)))
+        entries.append(image.ManifestEntry("tls", Kind.SECRETS, identify(memory)))
         fds.append(memory)
     for name, owner in beyond:
         entries.append(image.ManifestEntry(name, Kind.PASSED, identify(owner)))
         fds.append(owner)
     passed = [bound.name for bound in declarations.sockets.values() if not bound.persistent]
-    more = {"tls": {place: state for place, (state, _) in tls.items()}} if tls else {}
+    more: dict[str, Any] = (
+        {"tls": {place: state for place, (state, _) in tls.items()}} if tls else {}
+    )
     make = image.ManifestOverTls if tls else image.Manifest
     manifest = make(
         service=declarations.service,
@@ -152,6 +143,13 @@ def build(
         **more,
     )
     return manifest, fds
+
+
+def entry_of(frozen: Frozen, state: ConnectionState | None = None) -> image.ManifestEntry:
+    """The entry of a connection, with this state in place of its own."""
+    return image.ManifestEntry(
+        frozen.listener, Kind.CONNECTION, frozen.identity, 0, state or frozen.state
+    )
 
 
 def secrets(generation: int, connections: Sequence[Frozen]) -> list[tuple[StoreName, Fd]]:

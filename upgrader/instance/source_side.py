@@ -31,9 +31,10 @@ from upgrader.systemd.listen_fds import own_number
 if TYPE_CHECKING:  # loaded by the instances that migrate live
     import msgspec
 
-    from upgrader.instance import rounds, save
+    from upgrader.instance import frozen, rounds, save
     from upgrader.instance.copying import Copying
     from upgrader.instance.exec_mode import Execution
+    from upgrader.instance.frozen import Moving
     from upgrader.instance.interfaces import Loop
     from upgrader.instance.live_source import LiveSource, MigrationRequest
     from upgrader.protocol import identity, image, phase, state, switchover
@@ -42,6 +43,7 @@ if TYPE_CHECKING:  # loaded by the instances that migrate live
 else:
     msgspec = later("msgspec")
     phase = later("upgrader.protocol.phase")
+    frozen = later("upgrader.instance.frozen")
     rounds = later("upgrader.instance.rounds")
     save = later("upgrader.instance.save")
     state = later("upgrader.protocol.state")
@@ -171,9 +173,10 @@ class SourceSide:
         manifest = None
         try:
             with no_collection():
-                frozen, busy = loop.freeze()
-                secrets = save.secrets(report.generation, frozen)
-                manifest, fds = self.build(frozen, busy)
+                moving, busy = loop.freeze()
+                connections = frozen.spread(moving)
+                secrets = save.secrets(report.generation, connections)
+                manifest, fds = self.build(connections, busy)
                 for item in manifest.left_behind[:20]:
                     _log.warning("left behind: %s of %r: %s", item.what, item.backend, item.why)
                 message = f"generation {report.generation} becomes {' '.join(command.arguments)}"
@@ -194,7 +197,7 @@ class SourceSide:
 
     def build(
         self,
-        frozen: Sequence[save.Frozen],
+        moving: Sequence[Moving],
         busy: Sequence[image.LeftBehind],
         readers: save.Readers | None = None,
         *,
@@ -207,7 +210,8 @@ class SourceSide:
         what has copied tables."""
         report = self.report
         return save.build(
-            self.declarations, report.generation, report.version, frozen, busy, report.overrides,
+            self.declarations, report.generation, report.version, frozen.spread(moving), busy,
+            report.overrides,
             readers or save.Readers(), partial=partial, beyond=beyond, withheld=self._withheld(),
             held_at=self._held_at, rounds=copied,
         )  # fmt: skip
@@ -268,7 +272,7 @@ class SourceSide:
 
     def park(
         self,
-        connections: Sequence[save.Frozen],
+        moving: Sequence[Moving],
         busy: Sequence[image.LeftBehind],
         turns: Sequence[str],
     ) -> bool:
@@ -286,6 +290,7 @@ class SourceSide:
         secrets: list[tuple[StoreName, Fd]] = []
         try:
             with no_collection():
+                connections = frozen.spread(moving)
                 secrets = save.secrets(report.generation, connections)
                 for name, fd in secrets:
                     self.store.push(name, fd)

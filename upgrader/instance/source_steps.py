@@ -11,7 +11,7 @@ import msgspec
 
 from upgrader.codes import Code
 from upgrader.instance import save
-from upgrader.instance.live_source import Built
+from upgrader.instance.frozen import Built, gather, in_crowds, spread
 from upgrader.protocol import image, phase, state
 from upgrader.protocol.identity import HasFileno
 from upgrader.protocol.kinds import Standing
@@ -43,17 +43,17 @@ class SourceSteps:
 
     def freeze(self) -> Built:
         """Build the image."""
-        from upgrader.instance.live_source import Built
-
         progress = self._report.progress
         progress.enter(phase.Phase.FROZEN)
         negotiation = self._side.answering.negotiation
         readers = negotiation.offer.readers if negotiation else None
-        frozen, busy = self._loop.freeze()
+        moving, busy = self._loop.freeze()
+        takes = in_crowds(self._side.declarations, readers) if readers else ()
+        connections, crowds = gather(moving, takes)
         takes_passed = negotiation is not None and negotiation.offer.takes_passed
         beyond: list[tuple[str, HasFileno]] = []
         if takes_passed:
-            secrets = save.secrets(self._report.generation, frozen)
+            secrets = save.secrets(self._report.generation, connections)
             beyond = self._side.declarations.beyond_image()
             beyond += [(str(name), fd) for name, fd in secrets]
         else:
@@ -61,9 +61,12 @@ class SourceSteps:
             here = self._side.declarations
             busy += [image.LeftBehind(item.name, "FD", why) for item in here.passed]
         pieces = self._copied.finish() if self._copied else []
-        manifest, fds = self._side.build(frozen, busy, readers, beyond=beyond, copied=self._copied)
-        self._built = built = Built(manifest, fds, pieces)
-        progress.enter(phase.Phase.LOADING, fds=len(fds), left_behind=len(manifest.left_behind))
+        manifest, fds = self._side.build(
+            connections, busy, readers, beyond=beyond, copied=self._copied
+        )
+        self._built = built = Built(manifest, fds, pieces, crowds)
+        count, left = built.whole.count, len(manifest.left_behind)
+        progress.enter(phase.Phase.LOADING, fds=count, left_behind=left)
         return built
 
     def resume(self, code: Code, reason: str) -> None:
@@ -121,7 +124,10 @@ class SourceSteps:
             self._side.store.remove(self._name(Stored.INSURANCE))
         else:
             manifest, fds = save.lasting(self._with_tables(), self._image.fds)
-            self._park(manifest, fds, Stored.CHANNEL)
+            members = spread(self._image.crowds)
+            entries = [*manifest.entries, *map(save.entry_of, members)]
+            manifest = msgspec.structs.replace(manifest, entries=entries)
+            self._park(manifest, [*fds, *(each.sock for each in members)], Stored.CHANNEL)
 
     def _with_tables(self) -> image.Manifest:
         """The image with its tables: nobody has written to those since."""

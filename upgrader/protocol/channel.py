@@ -12,24 +12,22 @@ import contextlib
 import errno
 import fcntl
 import logging
-import os
 import socket
-import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from upgrader.errors import ChannelBusy, ChannelError, ForeignError, ProtocolError, UpgradeError
 from upgrader.protocol import records
-from upgrader.protocol.fd import Fd, received
+from upgrader.protocol.fd import Fd
 from upgrader.protocol.identity import HasFileno
+from upgrader.protocol.ledger import count_attempt, new_ledger
+from upgrader.protocol.received_fds import ReceivedFds
 from upgrader.protocol.record_order import Incoming, batches
 
 _SO_PEEK_OFF = 42  # <asm-generic/socket.h>; Python has no name for it
 _SPACE = socket.CMSG_SPACE(records.MAX_FDS * array.array("i").itemsize)
-_LEDGER = struct.Struct("!I")  # attempts to load this image
 _log = logging.getLogger("upgrader")
-_OPEN, _TAKEN_BACK = b"\0", b"\1"  # behind it: whether the source of a live image serves again
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +46,7 @@ class ReceivedImage:
     announced: int  #: FDs that the source had for the manifest
     image: Fd
     ledger: Fd
-    fds: list[Fd]
+    fds: ReceivedFds
     reason: records.EndReason | None  #: None: the source died before it could say
 
 
@@ -69,8 +67,22 @@ def send(
 
     It blocks only with `wait`, and as long as the timeout of the socket.
     """
-    numbers = array.array("i", [owner.fileno() for owner in fds])
-    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)] if fds else []
+    _send(sock, record, _numbers(fds), version=version, wait=wait)
+
+
+def _numbers(fds: Sequence[HasFileno]) -> "array.array[int]":
+    return array.array("i", [owner.fileno() for owner in fds])
+
+
+def _send(
+    sock: socket.socket,
+    record: records.Record,
+    numbers: "array.array[int]",
+    *,
+    version: int,
+    wait: bool = False,
+) -> None:
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)] if numbers else []
     flags = socket.MSG_NOSIGNAL | (0 if wait else socket.MSG_DONTWAIT)
     sent = sock.sendmsg([records.encode(record, version)], rights, flags)
     if sent != records.RECORD_SIZE:
@@ -86,6 +98,14 @@ def receive(
     ProtocolError for a bad record, ChannelError when FDs were cut off or nothing can be read; the
     FDs that came are closed then.
     """
+    if (item := _receive(sock, peek=peek, wait=wait)) is None:
+        return None
+    return item[0], list(item[1])
+
+
+def _receive(
+    sock: socket.socket, *, peek: bool, wait: bool
+) -> tuple[records.Record, ReceivedFds] | None:
     flags = socket.MSG_CMSG_CLOEXEC | (socket.MSG_PEEK if peek else 0)
     flags |= 0 if wait else socket.MSG_DONTWAIT
     try:
@@ -96,7 +116,7 @@ def receive(
         raise
     except OSError as error:
         raise ChannelError(f"the channel cannot be read: {error.strerror}") from error
-    fds = received(ancillary)
+    fds = ReceivedFds.of(ancillary)
     try:
         if result & socket.MSG_CTRUNC:
             raise ChannelError(
@@ -107,8 +127,7 @@ def receive(
             return None
         return records.decode(frame), fds
     except UpgradeError:
-        for fd in fds:
-            fd.close()
+        fds.close()
         raise
 
 
@@ -150,11 +169,14 @@ def park(
             store(reader)
             return writer
 
-        ledger = stack.enter_context(new_ledger())
+        attempts = stack.enter_context(new_ledger())
         writer = begin()
         try:
             send(
-                writer, records.Hello(generation, len(fds)), [image, ledger], version=records.PARKED
+                writer,
+                records.Hello(generation, len(fds)),
+                [image, attempts],
+                version=records.PARKED,
             )
         except OSError as error:
             raise ChannelError(
@@ -273,37 +295,6 @@ def _take(sock: socket.socket) -> bool:
         return False
 
 
-def count_attempt(ledger: Fd) -> int:
-    """Count one more attempt to load an image; returns how many there were before."""
-    number = ledger.fileno()
-    try:
-        (attempts,) = _LEDGER.unpack(os.pread(number, _LEDGER.size, 0) or bytes(_LEDGER.size))
-        os.pwrite(number, _LEDGER.pack(attempts + 1), 0)
-    except (OSError, struct.error) as error:
-        raise ProtocolError("ledger", f"cannot be kept: {error}") from error
-    return int(attempts)
-
-
-def new_ledger() -> Fd:
-    """The file that goes with an image and that both sides may write, whoever dies."""
-    ledger = Fd(os.memfd_create("upgrader-ledger", os.MFD_CLOEXEC))
-    os.write(ledger.fileno(), _LEDGER.pack(0) + _OPEN)
-    return ledger
-
-
-def take_back(ledger: Fd) -> None:
-    """Say, before the source serves again, that its image is worth nothing any more."""
-    os.pwrite(ledger.fileno(), _TAKEN_BACK, _LEDGER.size)
-
-
-def is_taken_back(ledger: Fd) -> bool:
-    """Whether the source of an image has served again; anything unclear counts as yes."""
-    try:
-        return os.pread(ledger.fileno(), 1, _LEDGER.size) != _OPEN
-    except OSError:
-        return True
-
-
 def receive_image(
     sock: socket.socket, first: tuple[records.Record, list[Fd]] | None = None
 ) -> ReceivedImage:
@@ -322,17 +313,19 @@ def _collect(
     *socks: socket.socket, peek: bool, before: tuple[records.Record, list[Fd]] | None = None
 ) -> ReceivedImage:
     incoming = Incoming()
-    first: list[Fd] = []
-    fds: list[Fd] = []
+    first: Sequence[Fd] = ()
+    fds = ReceivedFds()
+    if before:
+        incoming.receive(before[0], len(before[1]))
+        first = before[1]
     for sock in socks:
-        while incoming.end is None and (item := before or receive(sock, peek=peek, wait=not peek)):
-            before = None
+        while incoming.end is None and (item := _receive(sock, peek=peek, wait=not peek)):
             record, came = item
             incoming.receive(record, len(came))
             if isinstance(record, records.Hello):
-                first = came
+                first = list(came)
             else:
-                fds += came
+                fds.join(came)
     if not first:
         raise ProtocolError("stream", "is empty: it has been spent")
     reason = incoming.end.reason if incoming.end else None
@@ -345,21 +338,26 @@ def send_image(
     sock: socket.socket,
     generation: int,
     image: Fd,
-    ledger: Fd,
+    attempts: Fd,
     fds: Sequence[HasFileno],
     *,
     version: int,
     limit: float,
     timeout: float,
+    crowds: Iterable[Sequence[int]] = (),
 ) -> None:
-    """Send an image with all its FDs to a live destination, waiting while its queue is full.
+    """Send an image with all its FDs to a live destination, waiting while its queue is full. `crowds`: the
+    numbers of those that come after the others.
 
     Raises OSError: TimeoutError if it takes nothing for `limit` seconds, or not all in `timeout`.
     ETOOMANYREFS (FDs in flight) passes as it takes them, so that is tried again as long.
     """
     end = time.monotonic() + timeout
+    numbers = _numbers(fds)
+    for each in crowds:
+        numbers.extend(each)
 
-    def send_in_time(record: records.Record, fds: Sequence[HasFileno]) -> None:
+    def send_in_time(record: records.Record, numbers: "array.array[int]") -> None:
         give_up = min(time.monotonic() + limit, end)
         while True:
             left = give_up - time.monotonic()
@@ -367,16 +365,17 @@ def send_image(
                 raise TimeoutError(f"the image is not taken within {limit:.1f} s")
             sock.settimeout(left)
             try:
-                return send(sock, record, fds, version=version, wait=True)
+                return _send(sock, record, numbers, version=version, wait=True)
             except OSError as error:
                 if error.errno != errno.ETOOMANYREFS:
                     raise
                 time.sleep(0.001)
 
-    send_in_time(records.Hello(generation, len(fds)), [image, ledger])
-    for batch in batches(len(fds)):
-        send_in_time(batch, fds[batch.first : batch.first + batch.count])
-    send_in_time(records.End(len(fds), records.EndReason.COMPLETE), ())
+    count = len(numbers)
+    send_in_time(records.Hello(generation, count), _numbers([image, attempts]))
+    for batch in batches(count):
+        send_in_time(batch, numbers[batch.first : batch.first + batch.count])
+    send_in_time(records.End(count, records.EndReason.COMPLETE), numbers[:0])
 
 
 def _send_batches(

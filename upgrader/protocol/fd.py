@@ -71,6 +71,19 @@ class Fd:
         return f"Fd({self._number})"
 
 
+class Number:
+    """The number of an FD that somebody else owns."""
+
+    __slots__ = ("_number",)
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def fileno(self) -> int:
+        """The number."""
+        return self._number
+
+
 def received(ancillary: Iterable[tuple[int, int, bytes]]) -> list[Fd]:
     """Own the FDs that recvmsg(2) has brought along; a number that was cut off is left out."""
     return [

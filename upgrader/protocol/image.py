@@ -18,6 +18,7 @@ import msgspec
 
 from upgrader.errors import ImageError
 from upgrader.protocol.connection_state import ConnectionState
+from upgrader.protocol.crowd import Crowd
 from upgrader.protocol.fd import Fd
 from upgrader.protocol.identity import Identity
 from upgrader.protocol.kinds import Kind
@@ -26,8 +27,11 @@ from upgrader.protocol.tls_state import TlsState
 
 MAGIC = b"UPGRADER"
 #: Formats that are read. 2: kinds of backends that version 0.1.0 does not know, and their facts; 3:
-#: states of which the tables are apart. An older library refuses that by number, and the image is kept.
-FORMATS = (1, 2, 3)
+#: states of which the tables are apart; 4: connections that are alike, as columns. An older library refuses
+#: that by number, and the image is kept.
+FORMATS = (1, 2, 3, 4)
+#: The format from which on connections come as columns.
+CROWDS = 4
 #: Largest manifest, in bytes: a bound on what a damaged header can make us allocate.
 MAX_BYTES = 1 << 30
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
@@ -110,13 +114,25 @@ class Manifest(msgspec.Struct, frozen=True):
     backends: dict[str, BackendFacts] | msgspec.UnsetType = msgspec.UNSET
 
     @property
+    def count(self) -> int:
+        """How many FDs it is of."""
+        return len(self.entries) + sum(map(len, self.crowds or ()))
+
+    @property
     def tls(self) -> dict[int, TlsState] | msgspec.UnsetType:
         """What goes with TLS connections, by the place of an entry."""
         return msgspec.UNSET
 
     @property
+    def crowds(self) -> list[Crowd] | msgspec.UnsetType:
+        """Connections that are alike, whose FDs come after those of all entries."""
+        return msgspec.UNSET
+
+    @property
     def format(self) -> int:
         """The oldest format that has all of it."""
+        if self.crowds:
+            return CROWDS
         if any(state.tables for state in self.states):
             return 3
         return 2 if self.backends else 1
@@ -129,7 +145,21 @@ class ManifestOverTls(Manifest, frozen=True):
     tls: dict[int, TlsState] | msgspec.UnsetType = msgspec.UNSET
 
 
-_DECODER = msgspec.msgpack.Decoder(Manifest)  # made before clients wait
+class ManifestInColumns(ManifestOverTls, frozen=True):
+    """With connections that are alike, for the same reason."""
+
+    crowds: list[Crowd] | msgspec.UnsetType = msgspec.UNSET
+
+
+def in_columns(manifest: Manifest, crowds: list[Crowd]) -> Manifest:
+    """A manifest with these besides."""
+    fields = {name: getattr(manifest, name) for name in manifest.__struct_fields__}
+    return ManifestInColumns(**fields, crowds=crowds)
+
+
+# Made before clients wait.
+_DECODER = msgspec.msgpack.Decoder(Manifest)
+_IN_COLUMNS = msgspec.msgpack.Decoder(ManifestInColumns)
 
 
 def seal(manifest: Manifest) -> Fd:
@@ -174,6 +204,8 @@ def unseal(memfd: Fd) -> Manifest:
     """
     with opened(memfd, "image", MAGIC, FORMATS) as (document, _):
         try:
+            if HEADER.unpack(os.pread(memfd.fileno(), HEADER.size, 0))[1] >= CROWDS:
+                return _IN_COLUMNS.decode(document)
             manifest = _DECODER.decode(document)
             if Kind.SECRETS in {entry.kind for entry in manifest.entries}:
                 return msgspec.msgpack.decode(document, type=ManifestOverTls)

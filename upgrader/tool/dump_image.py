@@ -16,6 +16,7 @@ from upgrader.protocol import image
 from upgrader.protocol.channel import ParkedChannel
 from upgrader.protocol.fd import Fd
 from upgrader.protocol.image import Manifest
+from upgrader.protocol.kinds import Kind
 from upgrader.systemd.fdstore import Stored, StoreName
 from upgrader.systemd.unit import Unit
 from upgrader.tool import pid1_fd
@@ -98,6 +99,8 @@ def _dump(where: str, memfd: Fd, manifest: Manifest) -> Dump:
     for entry in manifest.entries:
         address = entry.identity.address if entry.connection is None else ""
         entries[(entry.backend, entry.kind, address)] += 1
+    for crowd in manifest.crowds or ():
+        entries[(crowd.backend, Kind.CONNECTION, "")] += len(crowd)
     return Dump(
         where=where,
         service=manifest.service,

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What is at a safe point, with everything that moves with it: a connection, many that are alike, an
+instance."""
+
+from __future__ import annotations
+
+import operator
+from array import array
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from stat import S_IFSOCK
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from upgrader.protocol import image
+from upgrader.protocol.connection_state import ConnectionState
+from upgrader.protocol.crowd import Crowd
+from upgrader.protocol.fd import Fd, Number
+from upgrader.protocol.identity import HasFileno, Identity
+from upgrader.protocol.kinds import Kind, Waiting
+from upgrader.protocol.state import describe
+from upgrader.protocol.table_pieces import Piece
+from upgrader.protocol.tls_state import TlsSecrets, TlsState
+
+if TYPE_CHECKING:
+    from upgrader.instance.declarations import Declarations
+    from upgrader.instance.save import Readers
+
+
+class Frozen(msgspec.Struct, frozen=True):
+    """A connection at a safe point: everything that moves with it."""
+
+    listener: str
+    sock: HasFileno
+    identity: Identity
+    state: ConnectionState
+    tls: tuple[TlsState, TlsSecrets] | None = None
+    secret: bytes = b""  #: what may be in no image
+
+
+class FrozenCrowd(msgspec.Struct, frozen=True):
+    """Connections that are alike, with the numbers of their FDs in the same order; somebody else owns
+    those."""
+
+    crowd: Crowd
+    numbers: array[int]
+
+    def each(self) -> Iterator[Frozen]:
+        """One after the other."""
+        crowd = self.crowd
+        for place, number in enumerate(self.numbers):
+            yield Frozen(crowd.backend, Number(number), crowd.identity(place), crowd.state(place))
+
+    def only(self, places: Sequence[int]) -> FrozenCrowd:
+        """Those in these places, of which there is one at least."""
+        crowd = self.crowd
+        inodes = array("Q", map(crowd.numbers.__getitem__, places)).tobytes()
+        sessions = crowd.sessions
+        if len(sessions) > 1:
+            sessions = list(map(sessions.__getitem__, places))
+        numbers = array("i", map(self.numbers.__getitem__, places))
+        return FrozenCrowd(
+            msgspec.structs.replace(crowd, inodes=inodes, sessions=sessions), numbers
+        )
+
+
+Moving = Frozen | FrozenCrowd
+
+
+class _Columns:
+    """A crowd as it grows."""
+
+    def __init__(self) -> None:
+        self.numbers = array("i")
+        self.inodes = array("Q")
+        self.sessions: list[bytes] = []
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A frozen instance: the image of all of it but its crowds, its FDs, the last pieces of tables that
+    come before it, and its crowds."""
+
+    manifest: image.Manifest
+    fds: Sequence[HasFileno]
+    pieces: Sequence[Piece] = ()
+    crowds: Sequence[FrozenCrowd] = ()
+
+    @property
+    def whole(self) -> image.Manifest:
+        """The image of all of it."""
+        crowds = [each.crowd for each in self.crowds]
+        return image.in_columns(self.manifest, crowds) if crowds else self.manifest
+
+    def forget_secrets(self) -> None:
+        """Close the memory in which secrets have crossed: nobody reads it here."""
+        if self.manifest.tls:
+            for entry, fd in zip(self.manifest.entries, self.fds, strict=True):
+                if entry.kind == Kind.SECRETS and isinstance(fd, Fd):
+                    fd.close()
+
+
+def spread(moving: Iterable[Moving]) -> list[Frozen]:
+    """All of them, one by one."""
+    found: list[Frozen] = []
+    for item in moving:
+        if isinstance(item, Frozen):
+            found.append(item)
+        else:
+            found += item.each()
+    return found
+
+
+def gather(
+    moving: Iterable[Moving], listeners: Collection[str]
+) -> tuple[list[Frozen], list[FrozenCrowd]]:
+    """Those that are no members of a crowd, and the crowds, of connections of these listeners."""
+    alone: list[Frozen] = []
+    found: dict[tuple[str, int, int, str], _Columns] = {}
+    message = Waiting.MESSAGE
+    for item in moving:
+        if isinstance(item, FrozenCrowd):
+            crowd = item.crowd
+            if crowd.backend not in listeners:
+                alone += item.each()
+                continue
+            columns = found.setdefault(_alike(crowd), _Columns())
+            columns.numbers.extend(item.numbers)
+            columns.inodes.frombytes(crowd.inodes)
+            columns.sessions += crowd.each_session
+            continue
+        state, what = item.state, item.identity
+        if (
+            item.tls is None
+            and item.listener in listeners
+            and state.waiting is message
+            and not (state.unread or state.unsent or item.secret)
+            and what.file_type == S_IFSOCK
+        ):
+            key = item.listener, what.family, what.type, what.address
+            columns = found.get(key) or found.setdefault(key, _Columns())
+            columns.numbers.append(item.sock.fileno())
+            columns.inodes.append(what.inode)
+            columns.sessions.append(state.session)
+        else:
+            alone.append(item)
+    return alone, [
+        FrozenCrowd(Crowd(*key, each.inodes.tobytes(), _shortened(each.sessions)), each.numbers)
+        for key, each in found.items()
+    ]
+
+
+_alike = operator.attrgetter("backend", "family", "type", "address")
+
+
+def _shortened(sessions: list[bytes]) -> list[bytes]:
+    return sessions[:1] if sessions.count(sessions[0]) == len(sessions) else sessions
+
+
+def in_crowds(declarations: Declarations, readers: Readers) -> list[str]:
+    """The listeners of which the next instance takes connections that are alike as columns: no older
+    version may want their sessions in another form."""
+    return [
+        listener
+        for listener, connections in declarations.connections.items()
+        if readers.crowds
+        and (connections.session is None or not describe(connections.session).backward)
+    ]
