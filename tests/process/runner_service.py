@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.support import SETTLE, Closing
+from tests.support import SETTLE, Closing, eventually
 from upgrader.testing import Service
 from upgrader.testing.pid1_bus import Typed
 
@@ -57,3 +57,21 @@ class Client(Closing):
     def close(self) -> None:
         self._file.close()
         self._sock.close()
+
+
+def who(service: RunnerService) -> int:
+    """The program that answers a new client."""
+    with service.connect() as client:
+        return int(client.ask("who"))
+
+
+def another(service: RunnerService, first: int) -> int:
+    """The program that answers beside the first one, which may answer for a moment more."""
+    seen: list[int] = []
+
+    def answers() -> bool:
+        seen.append(who(service))
+        return seen[-1] != first
+
+    assert eventually(answers)
+    return seen[-1]

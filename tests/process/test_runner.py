@@ -14,30 +14,12 @@ from typing import Any
 
 import pytest
 
-from tests.process.runner_service import UNAWARE, Client, RunnerService
+from tests.process.runner_service import UNAWARE, Client, RunnerService, another, who
 from tests.support import SETTLE, eventually, runs, started
 from upgrader.codes import Code
 from upgrader.protocol.status_text import Origin
 from upgrader.runner.processes import parent
 from upgrader.testing import Service, ServiceError
-
-
-def who(service: RunnerService) -> int:
-    """The program that answers a new client."""
-    with service.connect() as client:
-        return int(client.ask("who"))
-
-
-def another(service: RunnerService, first: int) -> int:
-    """The program that answers beside the first one, which may answer for a moment more."""
-    seen: list[int] = []
-
-    def answers() -> bool:
-        seen.append(who(service))
-        return seen[-1] != first
-
-    assert eventually(answers)
-    return seen[-1]
 
 
 def refuses(service: RunnerService) -> bool:

@@ -3,7 +3,8 @@
 at when it gets SIGTERM. Answers lines: `who` with its PID; between `begin` and `end` it is at
 something; at `again` it starts another one as its main process.
 
-FLAW: exit (before it is ready), hang (never ready), blocking (flips O_NONBLOCK).
+FLAW: exit (before it is ready), hang (never ready), blocking (flips O_NONBLOCK), shuts (its first socket,
+at its end), long (asks for more time to start).
 """
 
 import asyncio
@@ -98,9 +99,13 @@ async def main() -> None:
         loop.add_reader(each, echo, each)
     loop.add_signal_handler(signal.SIGTERM, over.set)
     loop.add_signal_handler(signal.SIGHUP, notify, f"RELOADING=1\nSTATUS=reloaded by {os.getpid()}")
+    if FLAW == "long":
+        notify("EXTEND_TIMEOUT_USEC=30000000\nSTATUS=reads a lot")
     if FLAW != "hang":
         notify(f"READY=1\nSTATUS=serving\nMAINPID={os.getpid()}")
     await over.wait()
+    if FLAW == "shuts":
+        sockets[0].shutdown(socket.SHUT_RDWR)
     for each in datagrams:
         loop.remove_reader(each)
     for server in servers:

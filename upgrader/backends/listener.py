@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import socket
 import stat
 
@@ -136,6 +137,13 @@ def release(listener: socket.socket) -> None:
     `listen_again` takes it back. Connections that nobody has accepted are reset."""
     with contextlib.suppress(OSError):
         listener.shutdown(socket.SHUT_RD)
+
+
+def is_shut(listener: socket.socket) -> bool:
+    """Whether shutdown(2) has ended a UNIX listener, for good: nobody can connect to it any more."""
+    poll = select.poll()
+    poll.register(listener, 0)
+    return listener.family == socket.AF_UNIX and bool(poll.poll(0))
 
 
 def path_inode(sock: socket.socket) -> int:

@@ -11,7 +11,7 @@ import os
 import socket
 from collections.abc import Sequence
 
-from upgrader.backends.listener import Address, bind, listen_again, path_inode
+from upgrader.backends.listener import Address, bind, is_shut, listen_again, path_inode
 from upgrader.errors import BindError, BusError, DeclarationError, MismatchError
 from upgrader.instance.commit import LoadedInstance, Rebinding
 from upgrader.instance.declarations import Declarations
@@ -282,5 +282,7 @@ def _fits(address: Address, candidate: _Candidate, *, alone: bool) -> bool:
     name = sock.getsockname()
     if sock.family != socket.AF_UNIX or not isinstance(name, str) or not name:
         return True
+    if name.startswith("/") and sock.type == socket.SOCK_STREAM and is_shut(sock):
+        return False
     found = path_inode(sock)
     return found != 0 and candidate.inode in (0, found)

@@ -20,7 +20,7 @@ from upgrader.runner.children import Children
 from upgrader.runner.notifications import Notifications, relayed
 from upgrader.runner.options import Listen, RunnerOptions
 from upgrader.runner.passing import Given
-from upgrader.runner.processes import RunningProcess, end
+from upgrader.runner.processes import HARD, RunningProcess, end, orphans
 from upgrader.runner.spawn import Held, StartOrder, soft_limits
 from upgrader.systemd.bus import Bus
 from upgrader.systemd.fdstore import StoreName
@@ -192,7 +192,8 @@ class Host:
         return held
 
     async def run(self, words: Sequence[str], **variables: str) -> None:
-        """Run a command to its end, with further variables; raises VerifyError unless that is 0."""
+        """Run a command to its end, and what it leaves in the background, with further variables; raises
+        VerifyError unless that is 0."""
         held = self.hold(StartOrder(words, {**self._environment, **variables}))
         name, serves = f"{TRIAL}{held.process.pid}", self.serves
         try:
@@ -205,6 +206,8 @@ class Host:
             await in_thread(end, [held.process], ())
             raise
         finally:
+            # What it has left in the background would stay for as long as the unit is there.
+            await in_thread(end, orphans(held.process.pid), HARD)
             if not (serves or self.is_live):  # else the one that serves gives it up
                 await in_thread(self.instance.forget, name)
         if status != 0:
@@ -268,7 +271,8 @@ class Host:
             self.named = int(named)
             if self.serves:
                 self.on_named()
-        if self.serves and (lines := relayed(fields)):
+        # Nobody but a first instance is heard by PID 1 before it serves.
+        if (self.serves or not self.is_live) and (lines := relayed(fields)):
             with contextlib.suppress(UpgradeError):
                 self.instance._parts.report.notifier.send(*lines)
 

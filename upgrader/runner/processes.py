@@ -140,6 +140,12 @@ def session(leader: int) -> list[RunningProcess]:
     return found
 
 
+def orphans(leader: int) -> list[RunningProcess]:
+    """What this process has adopted of the session of a process that it has started, and that has ended."""
+    children = RunningProcess.of(os.getpid()).children()
+    return [each for each in children if _stat(each.pid)[3:4] == [str(leader)]]
+
+
 def parent(pid: int) -> int:
     """The parent of a process, 0 if it is not there."""
     stat = _stat(pid)

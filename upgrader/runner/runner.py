@@ -28,6 +28,8 @@ from upgrader.runner.options import RunnerOptions
 from upgrader.runner.processes import HARD, RunningProcess, end
 from upgrader.runner.program_report import ProgramReport
 from upgrader.runner.program_state import ProgramState
+from upgrader.runner.shared_sockets import record
+from upgrader.runner.shut_listeners import ShutListeners
 from upgrader.runner.spawn import find_program
 from upgrader.runner.start import ProgramStart
 from upgrader.systemd.subreaper import adopt_orphans
@@ -117,8 +119,8 @@ class Runner:
         self._host.on_named = self._go_on_with_another
         self._go_on_with_another()
         try:
-            with self._paths.watched():
-                status = await self._end()
+            with self._paths.watched(), ShutListeners(record(self._host.sockets)) as listeners:
+                status = await self._ends_unless(listeners.lost)
         finally:
             self._draining.cancel()
         # What it has left behind would serve beside the next one.
@@ -150,6 +152,15 @@ class Runner:
         self._host.notifications.program = pid
         self._paths.note_pid(pid)
         self._report.begin(self._program)
+
+    async def _ends_unless(self, lost: asyncio.Future[None]) -> int:
+        """How the program has ended; raises what `lost` raises if that comes before."""
+        ending = asyncio.ensure_future(self._end())
+        try:
+            await asyncio.wait((ending, lost), return_when=asyncio.FIRST_COMPLETED)
+            return ending.result() if ending.done() else lost.result() or 1
+        finally:
+            ending.cancel()
 
     async def _end(self) -> int:
         """How the program has ended, and no other one goes on for it."""

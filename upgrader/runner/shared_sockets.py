@@ -27,7 +27,7 @@ class SocketSettings:
     """The settings of one listener, as they were when this was made."""
 
     def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
+        self.sock = sock
         self._blocking = os.get_blocking(sock.fileno())
         self._backlog = _backlog(sock)
         self._options = {each: _option(sock, *each) for each in _OPTIONS}
@@ -35,7 +35,7 @@ class SocketSettings:
     def require_kept(self, program: str) -> None:
         """Raise VerifyError if O_NONBLOCK is another than before: a program that waits in accept(2)
         when it does not expect to answers nobody any more."""
-        if os.get_blocking(self._sock.fileno()) is not self._blocking:
+        if os.get_blocking(self.sock.fileno()) is not self._blocking:
             raise VerifyError(
                 f"{program} has changed O_NONBLOCK of a listener that another one serves",
                 remedy="restart the unit instead",
@@ -51,18 +51,22 @@ class SocketSettings:
                 "the program waits in accept(2), and the one that serves its listeners does not",
                 remedy="stop and start the unit instead",
             )
-        os.set_blocking(self._sock.fileno(), True)
+        os.set_blocking(self.sock.fileno(), True)
         self._blocking = True
+
+    def listen_again(self) -> None:
+        """Have it listen, which a program has shut down; raises OSError."""
+        self.sock.listen(self._backlog or BACKLOG)
 
     def restore(self, *, options: bool) -> None:
         """Put back the backlog and O_NONBLOCK, and with `options` all that is known."""
         with contextlib.suppress(OSError):
-            os.set_blocking(self._sock.fileno(), self._blocking)
+            os.set_blocking(self.sock.fileno(), self._blocking)
             if self._backlog:
-                self._sock.listen(self._backlog)
+                self.sock.listen(self._backlog)
             for (level, number), value in self._options.items() if options else ():
-                if value is not None and _option(self._sock, level, number) != value:
-                    self._sock.setsockopt(level, number, value)
+                if value is not None and _option(self.sock, level, number) != value:
+                    self.sock.setsockopt(level, number, value)
 
 
 def _option(sock: socket.socket, level: int, number: int) -> int | None:
