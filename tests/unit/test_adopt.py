@@ -142,6 +142,25 @@ def test_names_of_listeners() -> None:
     } == named
 
 
+def test_who_may_connect_to_a_path() -> None:
+    """It is said to the runner, if it would make another file."""
+    sockets = listening("unix:/run/app.sock", "unix:/run/other.sock")
+    known = replace(
+        facts("nginx.service", sockets), modes={"unix:/run/app.sock": "0660:root:www-data"}
+    )
+
+    (mode,) = options(adoption(known)).socket_modes
+    assert ("app", 0o660, "root", "www-data") == (mode.name, mode.mode, mode.user, mode.group)
+
+
+def test_a_listener_of_one_interface() -> None:
+    """A runner would listen on all of them."""
+    (sock,) = listening("0.0.0.0:80")
+    found = adoption(facts("nginx.service", [replace(sock, interface="eth0")]))
+
+    assert ["interface"] == [each.kind for each in found.refusals]
+
+
 def test_options_of_the_admin_come_last() -> None:
     """They are the runner's."""
     found = adoption(facts("nginx.service"), ["--check", "curl -f x", "--drain-limit=5s"])

@@ -56,6 +56,7 @@ def test_options_as_variables_of_the_unit() -> None:
     """Each has one; what the command line says comes first, and its listeners are all there are."""
     given = {
         "UPGRADER_RUN_LISTEN": "http=:80 https=:443",
+        "UPGRADER_RUN_SOCKET_MODE": "a=0600 b=660:root",
         "UPGRADER_RUN_DRAIN_LIMIT": "2h",
         "UPGRADER_RUN_CHECK": "curl -f 'a b'",
         "UPGRADER_RUN_READY": "",
@@ -65,6 +66,7 @@ def test_options_as_variables_of_the_unit() -> None:
 
     assert ["http", "https"] == [each.name for each in options.listen]
     assert (5.0, ("curl", "-f", "a b")) == (options.drain_limit, options.check)
+    assert [0o600, 0o660] == [each.mode for each in options.socket_modes]
     assert ["a"] == [each.name for each in listens.listen]
     assert 7200.0 == listens.drain_limit
     for wrong in {"UPGRADER_RUN_READY": "soon"}, {"UPGRADER_RUN_REDY": "notify"}:
@@ -75,7 +77,16 @@ def test_options_as_variables_of_the_unit() -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [[], ["--"], ["--ready=soon", "--", "x"], ["--ready=after", "--", "x"], ["--pass=x", "y"]],
+    [
+        [],
+        ["--"],
+        ["--ready=soon", "--", "x"],
+        ["--ready=after", "--", "x"],
+        ["--pass=x", "y"],
+        ["--socket-mode=a=rw", "x"],
+        ["--socket-mode=a=1777", "x"],
+        ["--socket-mode=a=1:b:c:d", "x"],
+    ],
 )
 def test_a_command_line_that_makes_no_sense(words: list[str]) -> None:
     """It is refused as usual."""

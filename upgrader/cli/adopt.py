@@ -67,10 +67,9 @@ def adopt(
                 finish(_undone(*remove(systemd, unit)), as_json)
             found = plan(systemd, unit, options)
             if write and found.lines:
-                if not untried and (refusal := try_out(systemd, systemd.unit(unit), found, say)):
+                tried = None if untried else try_out(systemd, systemd.unit(unit), found, say)
+                if refusal := tried or put(systemd, found):
                     found = found.refused(refusal)
-                else:
-                    put(systemd, found)
             serves = systemd.unit(unit).serves
     except UnitError as error:
         give_up(Verb.ADOPT, unit, error, as_json)

@@ -8,15 +8,19 @@ import shlex
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from upgrader.protocol.programs import Passing, Readiness, known, signal_named
 from upgrader.protocol.rendezvous import RUNNER
 from upgrader.protocol.systemd_syntax import LONGEST, time_span
 
+if TYPE_CHECKING:
+    from upgrader.runner.socket_modes import SocketMode
+
 _USAGE = "python -m upgrader.run [OPTIONS] -- PROGRAM [ARGUMENTS]"
 _DATAGRAMS = "--datagrams"
 _LISTEN = "--listen"
+_SOCKET_MODE = "--socket-mode"
 _DRAIN_LIMIT = 3600.0  # seconds
 
 
@@ -50,6 +54,7 @@ class RunnerOptions:
     adapter: str
     version_command: Sequence[str]
     blocking: bool
+    socket_modes: "Sequence[SocketMode]" = ()
 
     @classmethod
     def parse(cls, arguments: Sequence[str], environment: Mapping[str, str]) -> Self:
@@ -82,6 +87,7 @@ class RunnerOptions:
             version_command=tuple(given.version_command)
             or ((words[0], *program.version) if program.version else ()),
             blocking=program.blocking,
+            socket_modes=tuple(given.socket_mode),
         )
 
 
@@ -120,7 +126,7 @@ def _said(environment: Mapping[str, str], listens: bool) -> Iterator[str]:
             _parser().error(f"there is no option for {variable}=")
     for option in table:
         text = environment.get(option.variable, "")
-        if option.name in (_LISTEN, _DATAGRAMS):
+        if option.name in (_LISTEN, _DATAGRAMS, _SOCKET_MODE):
             yield from (f"{option.name}={word}" for word in text.split() if not listens)
         elif text:
             yield f"{option.name}={text}"
@@ -140,6 +146,9 @@ def _parser() -> argparse.ArgumentParser:
         " .socket unit with FileDescriptorName=NAME (may be repeated)")  # fmt: skip
     add(_DATAGRAMS, dest="listen", metavar="NAME[=ADDRESS]", type=_datagrams, action="append",
         help="a datagram socket, likewise")  # fmt: skip
+    add(_SOCKET_MODE, metavar="NAME=MODE[:USER[:GROUP]]", type=_socket_mode, action="append",
+        default=[], help="who may connect to a UNIX listener, such as app=0660:root:www-data (may be"
+        " repeated)")  # fmt: skip
     add("--pass", dest="passing", type=_word(Passing), metavar="HOW",
         help=f"how the program is given its listeners: {', '.join(Passing)}; {{fd:NAME}} in its"
         " arguments is the number of an FD in any case")  # fmt: skip
@@ -179,6 +188,12 @@ def _listen(text: str) -> Listen:
 def _datagrams(text: str) -> Listen:
     listen = _listen(text)
     return Listen(listen.name, listen.address, datagrams=True)
+
+
+def _socket_mode(text: str) -> "SocketMode":
+    from upgrader.runner.socket_modes import SocketMode  # seldom needed
+
+    return SocketMode.parse(text)
 
 
 def _ready(text: str) -> tuple[Readiness, float]:

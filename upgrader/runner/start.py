@@ -63,6 +63,10 @@ class ProgramStart:
             return None
         if adapter.is_private and not adapter.stateful and host.options.check and self._is_beside:
             await self._try(ends=True)
+        if host.options.socket_modes:
+            from upgrader.runner.socket_modes import set_modes  # seldom needed
+
+            set_modes(host.options.socket_modes, host.listeners)
         start = self._what(host.listeners)
         settings = record(host.sockets)
         if host.options.blocking:

@@ -36,6 +36,8 @@ class ObstacleKind(StrEnum):
     BINDS = "binds"  #: the program takes no listeners
     NO_LISTENER = "no-listener"
     DATAGRAMS = "datagrams"
+    INTERFACE = "interface"  #: a listener is bound to one interface
+    UNIT_FILES = "unit-files"  #: systemd has not read them, or they undo what a drop-in sets
     PRIVATE_PIDS = "private-pids"
     BUS = "bus"  #: nothing inside the unit may ask systemd
     COMMAND = (
@@ -98,6 +100,10 @@ def plan(systemd: Systemd, name: str, options: Sequence[str] = ()) -> Adoption:
     if is_runner(unit):
         pending = unit.serves and not look(systemd, unit, patient=False).ours
         return Adoption(unit.id, path, adopted=True, pending=pending)
+    if unit.need_daemon_reload:
+        cause = "its unit files have changed since systemd has read them"
+        obstacle = AdoptObstacle(ObstacleKind.UNIT_FILES, cause, "run: systemctl daemon-reload")
+        return _refused(unit, obstacle)
     if not unit.serves:
         cause = f"it does not serve ({unit.active_state}), so nobody knows what it listens on"
         remedy = f"start it: systemctl start {unit.id}"
@@ -138,6 +144,8 @@ def adoption(known_facts: UnitFacts, options: Sequence[str] = ()) -> Adoption:
 
     def start(trial: str = "") -> str:
         listen = [word for each in listens for word in ("--listen", each.option(trial))]
+        for each in listens:
+            listen += ("--socket-mode", f"{each.name}={each.mode}") if each.mode else ()
         return start_line(known_facts, (*listen, *more), words)
 
     left_alone = tuple(str(each) for each in known_facts.sockets if each.removed)
@@ -192,6 +200,12 @@ def _about_sockets(known_facts: UnitFacts) -> Iterator[AdoptObstacle]:
     if not streams:
         yield AdoptObstacle(ObstacleKind.NO_LISTENER, "its processes listen on nothing")
     for each in known_facts.sockets:
+        if each.interface and each.is_stream and each.address not in known_facts.activated:
+            yield AdoptObstacle(
+                ObstacleKind.INTERFACE,
+                f"{each} is bound to {each.interface}, and a runner would listen on all interfaces",
+                "have a .socket unit with BindToDevice= listen there",
+            )
         if not each.is_stream:
             yield AdoptObstacle(
                 ObstacleKind.DATAGRAMS,

@@ -3,8 +3,11 @@
 on. No unit file is read."""
 
 import contextlib
+import grp
 import os
+import pwd
 import re
+import stat
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,11 +27,12 @@ _NAMES = {80: "http", 443: "https"}
 @dataclass(frozen=True, slots=True)
 class Listened:
     """One listener of the unit: its name below a runner, its address, and whether a `.socket` unit
-    passes it."""
+    passes it. `mode`: of its file, with its owner, as of --socket-mode; empty for what a runner's would be."""
 
     name: str
     address: str
     passed: bool = False
+    mode: str = ""
 
     def option(self, trial: str = "") -> str:
         """For --listen. In a trial, with `trial` as its directory, nothing is passed, and the user of
@@ -42,8 +46,8 @@ class Listened:
 @dataclass(frozen=True, slots=True)
 class UnitFacts:
     """What is known of a unit that is to be adopted. `executable`: the file that its main process
-    executes; `pid_file`: the file with its PID; `activated`: names of `.socket` units' listeners, by
-    address."""
+    executes; `pid_file`: the file with its PID; `activated`: names of `.socket` units' listeners, and
+    `modes` as `Listened.mode`, by address."""
 
     unit: Unit
     properties: Mapping[str, Any]
@@ -52,6 +56,7 @@ class UnitFacts:
     pid_file: str = ""
     activated: Mapping[str, str] = field(default_factory=dict)
     python: str = sys.executable
+    modes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def runner(self) -> tuple[str, ...]:
@@ -83,7 +88,13 @@ def facts(systemd: Systemd, unit: Unit) -> UnitFacts:
                 activated |= dict.fromkeys(_as_open(address), each.name)
     given = as_text(properties.get("PIDFile", ""))
     return UnitFacts(
-        unit, properties, sockets, executable, given or _pid_file(unit.main_pid), activated
+        unit,
+        properties,
+        sockets,
+        executable,
+        given or _pid_file(unit.main_pid),
+        activated,
+        modes={each.address: _mode(unit, properties, each) for each in sockets},
     )
 
 
@@ -107,7 +118,7 @@ def named(known_facts: UnitFacts) -> tuple[Listened, ...]:
         while name in found:
             number += 1
             name = f"{first}-{number}"
-        found[name] = Listened(name, address)
+        found[name] = Listened(name, address, mode=known_facts.modes.get(address, ""))
     return tuple(found.values())
 
 
@@ -117,6 +128,36 @@ def _name(address: str) -> str:
         return re.sub(r"[^A-Za-z0-9-]+", "-", stem).strip("-")[:50] or "socket"
     port = int(address.rpartition(":")[2])
     return _NAMES.get(port, f"port-{port}")
+
+
+def _mode(unit: Unit, properties: Mapping[str, Any], each: OpenSocket) -> str:
+    path = each.address.removeprefix("unix:")
+    if not path.startswith("/"):
+        return ""
+    try:
+        found = os.stat(f"/proc/{min(each.pids)}/root{path}")
+        user = pwd.getpwnam(unit.user or "root")
+        group = as_text(properties.get("Group", ""))
+        made = user.pw_uid, grp.getgrnam(group).gr_gid if group else user.pw_gid
+    except (OSError, KeyError):  # it is gone, or its user is one that PID 1 makes up
+        return ""
+    mode = stat.S_IMODE(found.st_mode)
+    own = "" if found.st_uid == made[0] else _user(found.st_uid)
+    owner = "" if (found.st_uid, found.st_gid) == made else f":{own}:{_group(found.st_gid)}"
+    usual = 0o777 & ~int(properties.get("UMask", 0o022))
+    return "" if mode == usual and not owner else f"{mode:04o}{owner}"
+
+
+def _user(number: int) -> str:
+    with contextlib.suppress(KeyError):
+        return pwd.getpwuid(number).pw_name
+    return str(number)
+
+
+def _group(number: int) -> str:
+    with contextlib.suppress(KeyError):
+        return grp.getgrgid(number).gr_name
+    return str(number)
 
 
 def _pid_file(pid: int) -> str:

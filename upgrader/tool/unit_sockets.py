@@ -15,6 +15,7 @@ from upgrader.tool import process_fd
 
 #: The sockets of the library itself, under the names at which they were bound.
 CONTROL = re.compile(r"/(\.(upgrader|status|draining-\d+)\.sock\.\d+|upgrader-run-[0-9a-f]{32})$")
+_LONGEST_INTERFACE = 16  # bytes: IFNAMSIZ
 _SOCKET = re.compile(r"socket:\[(\d+)\]")
 _FAMILIES = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -25,7 +26,8 @@ class OpenSocket:
     """A socket that takes what comes from outside: a listener, or a bound datagram socket.
 
     `address` is written as for --listen; `pids` are the processes that have it. `removed`: a UNIX
-    socket whose path leads to it no more, or was given to it by renaming another.
+    socket whose path leads to it no more, or was given to it by renaming another. `interface`: the only
+    one that it takes anything from, if it does.
     """
 
     inode: int
@@ -33,6 +35,7 @@ class OpenSocket:
     address: str
     pids: frozenset[int]
     removed: bool = False
+    interface: str = ""
 
     @property
     def is_stream(self) -> bool:
@@ -96,7 +99,9 @@ def _look(pid: int, number: int, inode: int) -> OpenSocket | None:
             if CONTROL.search(name):
                 return None
             removed = not os.path.exists(f"/proc/{pid}/root{name}")
-        return OpenSocket(inode, sock.type, _address(sock, name), frozenset((pid,)), removed)
+        return OpenSocket(
+            inode, sock.type, _address(sock, name), frozenset((pid,)), removed, _interface(sock)
+        )
 
 
 def _takes_datagrams(sock: socket.socket, name: object) -> bool:
@@ -116,6 +121,13 @@ def _address(sock: socket.socket, name: object) -> str:
         only = sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
         return show_address(name) if only else f":{name[1]}"
     return show_address(name)
+
+
+def _interface(sock: socket.socket) -> str:
+    with contextlib.suppress(OSError):  # a UNIX socket has none
+        found = sock.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, _LONGEST_INTERFACE)
+        return found.partition(b"\0")[0].decode(errors="replace")
+    return ""
 
 
 def _ephemeral() -> range:
