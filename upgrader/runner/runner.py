@@ -138,8 +138,10 @@ class Runner:
         """From now on, the process that the program has called its main one is the program: some upgrade
         themselves so. MAINPID= in sd_notify(3)."""
         pid = self._host.named
+        if not (pid and self._program and pid != self._program.pid):
+            return
         found = [each for each in RunningProcess.of(os.getpid()).tree()[1:] if each.pid == pid]
-        if not (found and self._program and pid != self._program.pid):
+        if not found:
             return
         self._host.children.expect(pid)
         try:
