@@ -43,11 +43,15 @@ def test_a_machine_goes_on(guest: Machine) -> None:
 
     guest.machine.run(["sh", "-c", REPLACE])
     (before,) = guest.qemus()
+    deleted = f"in the old {QEMU}, which is deleted on disk"
+    shown = " ".join(upgrader(guest.machine, "status", guest.unit).stdout.split())
+    assert f"{deleted}; next: upgrader upgrade {guest.unit}" in shown
     said = hook(guest.machine, "--libraries")
     assert f"{guest.unit}: has loaded what was replaced: {QEMU}" in said
     assert f"{guest.unit}: upgraded" in said, said
     assert guest.counts()
     assert eventually(lambda: len(guest.qemus()) == 1 and guest.qemus() != [before])
+    assert "deleted" not in upgrader(guest.machine, "status", guest.unit).stdout
 
     guest.machine.write("/srv/guest/qemu", ANOTHER)
     guest.machine.run(["chmod", "755", "/srv/guest/qemu"])

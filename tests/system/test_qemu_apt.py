@@ -78,6 +78,11 @@ def test_apt_installs_other_qemus(debian: PrivateSystemd) -> None:
         else:
             assert f"warning: {guest.unit}: not upgraded, it serves as before" in said, said
             assert "load of migration failed" in said
+            old = f"in the old {QEMU}, which is deleted on disk, because its upgrade failed"
+            assert f"{old}; install one that can go on with it, then: upgrader upgrade" in said
+            shown = debian.run(["upgrader", "status", guest.unit]).stdout
+            assert old in " ".join(shown.split())
+            print(said, shown)
             assert [before] == guest.qemus()
         assert eventually(lambda: len(guest.qemus()) == 1)
         assert [] == pings.lost(since=at)

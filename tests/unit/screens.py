@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
+import msgspec
+
 from tests.unit.debian_units import RECORDED, facts
 from tests.unit.units import unit
 from upgrader.cli import adopt as cli_adopt
@@ -50,6 +52,8 @@ NOW = 1_800_000_000.0
 #: Of a program that knows nothing of upgrader.
 NOT_OURS = cast(Obstacle, not_ours(unit(id="nginx.service"), Presence()))
 NOT_WITH_ME = "holder.refuse refused: ValueError: not with me"
+_QEMU = "/usr/bin/qemu-system-x86_64"
+REFUSED_QEMU = "preflight: process 4960 has ended with status 1: load of migration failed"
 DONE = Migration(
     Phase.DONE, "live", 1, 2, began=NOW - 7500, seconds=0.482, pause=0.0043, fds=3, bytes=2210
 )
@@ -151,6 +155,15 @@ RUNNER = Overview(
     ),
     uses_upgrader=True, last_upgrade=DONE,
 )  # fmt: skip
+MACHINE = Overview(
+    "vm@web.service", "active (running)", True, 4711, STATUS,
+    instance(
+        service="vm", states={}, trials=[], backends=[], changed=[_QEMU],
+        programs=[RunProgram(4801, memory=96_000_000, offers=["cpr-transfer"], deleted=_QEMU)],
+    ),
+    uses_upgrader=True, hold=Hold("vm@web.service", NOW - 95, REFUSED_QEMU),
+    last_upgrade=msgspec.structs.replace(FAILED, reason=REFUSED_QEMU),
+)  # fmt: skip
 NO_BUS = BusUnreachable("web.service", "No such file or directory")
 
 
@@ -165,7 +178,7 @@ def lists() -> Iterator[tuple[str, Screen, str]]:
 def states() -> Iterator[tuple[str, Screen, str]]:
     situations = {
         "all well": WELL, "held": HELD, "failed": DOWN, "draining": DRAINING, "other kinds": SWITCH,
-        "foreign": FOREIGN, "a runner": RUNNER,
+        "foreign": FOREIGN, "a runner": RUNNER, "a machine": MACHINE,
     }  # fmt: skip
     for there in _screens():
         for name, overview in situations.items():

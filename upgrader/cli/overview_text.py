@@ -19,6 +19,7 @@ from upgrader.protocol.varlink_types import (
 )
 from upgrader.protocol.wording import counted, show_age, show_bytes, show_duration, show_time
 from upgrader.tool.credentials import show_stale
+from upgrader.tool.deleted_program import show_deleted
 from upgrader.tool.hold import Hold, HoldKind
 from upgrader.tool.overview import Overview
 from upgrader.tool.plain_text import plain
@@ -126,6 +127,9 @@ def _lines(found: Overview, now: float) -> Iterator[_Line]:
         if instance.programs:
             yield "program", _programs(instance), Tone.NONE
         yield _on_disk(instance)
+        held = found.hold.kind if found.hold else None
+        if deleted := show_deleted(found.unit, instance, held):
+            yield "", deleted, Tone.NOTE
         if found.stale:
             yield "stale", show_stale(found.unit, found.stale), Tone.NOTE
         if instance.phase != Standing.SERVING or instance.expected:

@@ -23,6 +23,7 @@ from upgrader.hooks.queue import AskedBy, QueueTurn, Requests, TurnTaken
 from upgrader.protocol.parameters import Mode
 from upgrader.systemd.unit import Unit
 from upgrader.tool import hold, overview
+from upgrader.tool.deleted_program import show_deleted
 from upgrader.tool.hold import Hold, HoldKind
 from upgrader.tool.outcome import Outcome, Result
 from upgrader.tool.plain_text import plain
@@ -181,7 +182,7 @@ class Desk:
         done = outcome.result is Result.DONE
         for line in outcome.warnings:
             self.say(f"warning: {outcome.unit}: {line}")
-        remedy = [] if done else outcome.remedy.splitlines()
+        remedy = [] if done else [*outcome.remedy.splitlines(), *_goes_on(outcome)]
         return self._tell(outcome.line, *remedy, done=done, bad=not done)
 
     def later(self, unit: str, wait: float, why: str) -> None:
@@ -224,6 +225,14 @@ _REMEDIES = {
     HoldKind.FAILED: "once a good version is in place: upgrader upgrade {unit}",
     HoldKind.ADMIN: "when that is over: upgrader unhold {unit}",
 }
+
+
+def _goes_on(outcome: Outcome) -> Iterator[str]:
+    """In what the program of a unit goes on whose upgrade has failed, if that is gone."""
+    with contextlib.suppress(UpgradeError), Systemd() as systemd:
+        said = look(systemd, systemd.unit(outcome.unit)).said
+        if said and (line := show_deleted(outcome.unit, said, HoldKind.FAILED)):
+            yield line
 
 
 _MODES = {Policy.AUTO: None, Policy.LIVE: Mode.LIVE, Policy.RESTART: Mode.RESTART}

@@ -137,13 +137,14 @@ type Started (
 )
 
 # A program of a runner: whether it drains, how many processes it has, the bytes that are theirs, and
-# what it could do, as its adapter has found
+# what it could do, as its adapter has found; the path of the file that it runs, if that is deleted
 type RunProgram (
   pid: int,
   replaced: bool,
   processes: int,
   memory: int,
-  offers: []string
+  offers: []string,
+  deleted: string
 )
 
 # What came of saving a state only to see whether it can be done: bytes, seconds, when (at, in

@@ -177,13 +177,15 @@ class Trial(msgspec.Struct, frozen=True):
 
 class RunProgram(msgspec.Struct, frozen=True):
     """A program of a runner. `replaced`: it drains; `processes`: of it and below it; `memory`: bytes that
-    are their own; `offers`: what its adapter has found that the program could do."""
+    are their own; `offers`: what its adapter has found that the program could do; `deleted`: the path of the
+    file that it runs, if that was replaced or removed on disk since."""
 
     pid: int
     replaced: bool = False
     processes: int = 1
     memory: int = 0
     offers: list[str] = []
+    deleted: str = ""
 
 
 class ReplayCounts(msgspec.Struct, frozen=True):

@@ -5,6 +5,7 @@ Asked from the thread of the instance's socket, so all is kept in values that ar
 """
 
 import contextlib
+import os
 import re
 from collections.abc import Collection
 
@@ -19,6 +20,7 @@ from upgrader.systemd.cgroup import directory
 _VERSION = re.compile(r"\d+(?:\.\d+)+[\w.+~:-]*")
 _LONGEST = 64  # characters of a version
 _OUTPUT = 4096  # bytes of what a command says that are read
+_DELETED = " (deleted)"  # proc_pid_exe(5)
 
 
 class ProgramReport:
@@ -60,6 +62,7 @@ class ProgramReport:
                 processes=len(tree := _tree(pid)),
                 memory=sum(map(_memory, tree)),
                 offers=[*self._adapter.offers] if (pid,) == serving else [],
+                deleted=_deleted(pid),
             )
             for pid in self._pids
             if pid in here
@@ -77,6 +80,14 @@ def version_in(text: str) -> str:
     if match := _VERSION.search(text):
         return match[0][:_LONGEST]
     return text.strip().partition("\n")[0][:_LONGEST]
+
+
+def _deleted(pid: int) -> str:
+    """The path of the file that a process runs, if it was replaced or removed since."""
+    with contextlib.suppress(OSError):
+        path = os.readlink(f"/proc/{pid}/exe")
+        return path.removesuffix(_DELETED) if path.endswith(_DELETED) else ""
+    return ""
 
 
 def _tree(pid: int) -> list[int]:
