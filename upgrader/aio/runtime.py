@@ -103,10 +103,10 @@ class AsyncioRuntime:
         except Exception as error:
             parts.destination.refuse(error)
             raise
+        self._begin_tasks(wanted)
         await self._open(lambda: parts.destination.settle(loaded))
         parts.open(signals.heed_later)
         self._loop.call_later(parts.report.parameters.insurance, self._trust)
-        self._begin_tasks(wanted)
         try:
             ended = await self._until_the_end()
             if ended is Ended.MIGRATED and self._declarations.farewells:

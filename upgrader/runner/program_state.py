@@ -12,6 +12,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from upgrader.aio.instance import Instance
+from upgrader.aio.safe_points import SafePoints
 from upgrader.errors import UpgradeError, VerifyError
 from upgrader.protocol.fd import Fd
 from upgrader.runner.adapter import ProgramAdapter
@@ -38,6 +39,10 @@ class ProgramState:
             instance.quiesce(self.quiesce)
             instance.resumed(self.go_on)
             instance.verify(self.load)
+
+    @property
+    def _safe_points(self) -> SafePoints:
+        return self._host.instance._runtime.connections.safe_points
 
     # Of the program that serves
 
@@ -96,6 +101,7 @@ class ProgramState:
                 raise VerifyError("the program before has given no state")
             loading = host.lives(program, self._adapter.load(program, state))
             await self._in_time(loading, f"{program} has not loaded the state")
+            self._safe_points.expect(self)  # what can wait, waits until it goes on
         except BaseException:
             await self._start.refuse(program)
             if source:
@@ -129,10 +135,14 @@ class ProgramState:
         """This runner is the owner: have its program serve."""
         if self._start.incoming:
             assert self.program
-            await self._resume(self.program)
+            try:
+                await self._resume(self.program)
+            finally:
+                self._safe_points.arrive(self)
 
     async def _resume(self, program: RunningProcess) -> None:
         if (state := self._host.state) is not None:
             os.ftruncate(state.fileno(), 0)
         await self._adapter.resume(program)
+        self._safe_points.arrive(self)
         await in_thread(self._host.instance.forget, STATE)
