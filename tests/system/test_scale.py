@@ -6,6 +6,7 @@ import array
 import contextlib
 import functools
 import os
+import select
 import socket
 import statistics
 import subprocess
@@ -25,15 +26,26 @@ from upgrader.lab.private_systemd import PrivateSystemd
 IN_ONE_MESSAGE = 253
 ROUNDS = 3
 MODES = ("live", "restart", "exec")
+Row = Callable[[PrivateSystemd, Install], list[str]]
 
-#: Receives so many FDs on its standard input, and says so.
+#: Receives so many FDs on its standard input, and says so; before that it asks what each of them is, or
+#: watches each.
 RECEIVER = """
-import socket, sys
-sock, left = socket.socket(fileno=0), int(sys.argv[1])
+import array, os, select, socket, sys
+sock, left, more = socket.socket(fileno=0), int(sys.argv[1]), sys.argv[2]
 sock.send(b"x")
+fds = array.array("i")
 while left:
     _, rights, _, _ = sock.recvmsg(1, 2048)
+    fds.frombytes(rights[0][2])
     left -= len(rights[0][2]) // 4
+if more == "identify":
+    for fd in fds:
+        os.fstat(fd)
+if more == "watch":
+    epoll = select.epoll()
+    for fd in fds:
+        epoll.register(fd, select.EPOLLIN)
 sock.send(b"x")
 """
 #: Stores so many FDs in its FD store, and says how many seconds PID 1 took for it.
@@ -55,14 +67,18 @@ print(time.monotonic() - begun)
 """
 
 
-def passed(fds: Sequence[int]) -> float:
-    """Seconds to pass these FDs to another process."""
+def passed(fds: Sequence[int], more: str = "") -> float:
+    """Seconds to pass these FDs to another process. `more`: that asks what each is (`identify`), or
+    this one stops watching all of them, and that one watches them (`watch`)."""
     here, there = socket.socketpair()
-    with here, there:
-        command = [sys.executable, "-c", RECEIVER, str(len(fds))]
+    with here, there, select.epoll() as epoll:
+        for fd in fds if more == "watch" else ():
+            epoll.register(fd, select.EPOLLIN)
+        command = [sys.executable, "-c", RECEIVER, str(len(fds)), more]
         with subprocess.Popen(command, stdin=there) as receiver:
             assert here.recv(1)
             begun = time.perf_counter()
+            epoll.close()
             for first in range(0, len(fds), IN_ONE_MESSAGE):
                 rights = array.array("i", fds[first : first + IN_ONE_MESSAGE])
                 here.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
@@ -118,17 +134,22 @@ def waiting(client: Client) -> Iterator[list[float]]:
 class Measured:
     """What upgrades of one service have cost, by mode; and what the kernel takes for the same."""
 
-    def __init__(self, raw: Callable[[], float]) -> None:
+    def __init__(self, raw: Callable[[], float], beside: Callable[[str], float]) -> None:
+        """`raw`: seconds that the kernel takes for the same; `beside`: with what has to be done more."""
         self.pauses: dict[str, list[float]] = {mode: [] for mode in MODES}
         self.seconds: dict[str, list[float]] = {mode: [] for mode in MODES}
         self.waits: dict[str, list[float]] = {mode: [] for mode in MODES}
         self.raw: list[float] = []
+        self.beside: dict[str, list[float]] = {"identify": [], "watch": []}
         self._measure = raw
+        self._measure_beside = beside
 
     def round(self, service: Service, plain: Callable[[], object], active: Client) -> None:
         """One upgrade in each mode, and what they are compared with."""
         for mode in MODES:
             self.raw.append(self._measure())
+            for more, seconds in self.beside.items():
+                seconds.append(self._measure_beside(more))
             plain()
             with waiting(active) as longest:
                 pause, seconds = move(service, mode)
@@ -143,6 +164,7 @@ class Measured:
         whole, beside = statistics.median(self.seconds["restart"]), statistics.median(plain)
         return [
             f"{raw * 1000:.1f}",
+            " / ".join(f"{statistics.median(each) * 1000:.1f}" for each in self.beside.values()),
             *(
                 f"{pauses[mode] * 1000:.0f} ({pauses[mode] / raw:.1f})"
                 f" / {statistics.median(self.waits[mode]) * 1000:.0f}"
@@ -175,7 +197,8 @@ def measure(
     with service.clients(count) as clients, service.connect() as active:
         said = {held for _, _, held in ask_all(clients[:1], "fill")}
         ask_all(clients[1:])
-        measured = Measured(lambda: raw([client.sock.fileno() for client in clients]))
+        numbers = [client.sock.fileno() for client in clients]
+        measured = Measured(lambda: raw(numbers), lambda more: passed(numbers, more))
         for _ in range(rounds):
             measured.round(service, restart_bare, active)
         answers = ask_all(clients)
@@ -200,34 +223,78 @@ def test_more_than_one_message(host_machine: PrivateSystemd, install: Install, l
     )  # fmt: skip
 
 
-@pytest.mark.matrix
-def test_scale(host_machine: PrivateSystemd, install: Install) -> None:
-    """FDs, state and memory."""
-    rows = []
-    for count, lazy in [
-        (1, True), (253, True), (254, True), (1000, True), (1000, False), (8000, True),
-        (8000, False), (16_000, True),
-    ]:  # fmt: skip
+def connections(count: int, lazy: bool) -> Row:
+    def row(machine: PrivateSystemd, install: Install) -> list[str]:
         name = f"scale-{count}-{lazy}".lower()
         environment = {"LAZY": "1"} if lazy else {}
-        measured, plain = measure(host_machine, install, name, count, passed, ROUNDS, **environment)
+        measured, plain = measure(machine, install, name, count, passed, ROUNDS, **environment)
         kind = "with `lazy`" if lazy else "a handler each"
-        rows.append([f"{count:,} connections, {kind}", *measured.row(plain)])
-    for size in (1, 64, 512):
+        return [f"{count:,} connections, {kind}", *measured.row(plain)]
+
+    return row
+
+
+def state(size: int) -> Row:
+    def row(machine: PrivateSystemd, install: Install) -> list[str]:
+        raw = functools.partial(copied, size << 20)
         measured, plain = measure(
-            host_machine, install, f"state-{size}", 1, functools.partial(copied, size << 20), 1,
-            STATE_MB=str(size),
+            machine, install, f"state-{size}", 1, raw, 1, STATE_MB=str(size)
         )  # fmt: skip
-        rows.append([f"a state of {size} MB", *measured.row(plain)])
-    for size in (1, 1024):
+        return [f"a state of {size} MB", *measured.row(plain)]
+
+    return row
+
+
+def memory(size: int) -> Row:
+    def row(machine: PrivateSystemd, install: Install) -> list[str]:
         measured, plain = measure(
-            host_machine, install, f"memory-{size}", 1, passed, ROUNDS, MEMORY_MB=str(size)
+            machine, install, f"memory-{size}", 1, passed, ROUNDS, MEMORY_MB=str(size)
         )
-        rows.append([f"{size} MiB of memory", *measured.row(plain)])
-    for count in (254, 1000, 4000):
-        rows.append(
-            [f"{count:,} FDs, each stored by PID 1", f"{stored(host_machine, count) * 1000:.0f}"]
-        )
-    head = ["what moves", "kernel, ms", *(f"{mode}: pause (ratio) / wait, ms" for mode in MODES)]
-    head += ["restart, ms (ratio to a plain one)"]
-    tables.publish("scale", head, [row + [""] * (len(head) - len(row)) for row in rows])
+        return [f"{size} MiB of memory", *measured.row(plain)]
+
+    return row
+
+
+def one_by_one(count: int) -> Row:
+    def row(machine: PrivateSystemd, install: Install) -> list[str]:
+        return [f"{count:,} FDs, each stored by PID 1", f"{stored(machine, count) * 1000:.0f}"]
+
+    return row
+
+
+#: In the order of the table; `-k 8000` measures two of them.
+ROWS: dict[str, Row] = {
+    "1-lazy": connections(1, lazy=True),
+    "253-lazy": connections(253, lazy=True),
+    "254-lazy": connections(254, lazy=True),
+    "1000-lazy": connections(1000, lazy=True),
+    "1000-handlers": connections(1000, lazy=False),
+    "8000-lazy": connections(8000, lazy=True),
+    "8000-handlers": connections(8000, lazy=False),
+    "16000-lazy": connections(16_000, lazy=True),
+    "state-1": state(1),
+    "state-64": state(64),
+    "state-512": state(512),
+    "memory-1": memory(1),
+    "memory-1024": memory(1024),
+    "stored-254": one_by_one(254),
+    "stored-1000": one_by_one(1000),
+    "stored-4000": one_by_one(4000),
+}
+HEAD = [
+    "what moves", "kernel, ms", "identified / watched, ms",
+    *(f"{mode}: pause (ratio) / wait, ms" for mode in MODES),
+    "restart, ms (ratio to a plain one)",
+]  # fmt: skip
+seen: dict[str, list[str]] = {}
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("what", ROWS)
+def test_scale(host_machine: PrivateSystemd, install: Install, what: str) -> None:
+    """FDs, state and memory, a row each; the table is written once all of them are there."""
+    row = ROWS[what](host_machine, install)
+    seen[what] = row + [""] * (len(HEAD) - len(row))
+    print(*(f"{name}: {cell}" for name, cell in zip(HEAD, row, strict=False)), sep="\n")
+    if seen.keys() == ROWS.keys():
+        tables.publish("scale", HEAD, list(seen.values()))

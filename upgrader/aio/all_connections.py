@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from upgrader.instance.frozen import Moving
     from upgrader.instance.interfaces import Open
     from upgrader.protocol import image
+    from upgrader.protocol.identity import HasFileno
 else:
     hosted_listener = later("upgrader.aio.hosted_listener")
     hosted_end = later("upgrader.aio.hosted_end")
@@ -140,7 +141,11 @@ class AllConnections:
             fd.fileno() for each in declared.backends.values() if each.moved for fd in each.fds
         ]
         socks = [sock.fileno() for bound in declared.sockets.values() for sock in bound.sockets]
-        readers.watch_no_more(self._loop, moved + socks)
+        connections: list[HasFileno] = [
+            *(each.stream for handled in self.handled.values() for each in handled.connections),
+            *(each for hosting in self.hosted.values() for each in hosting.connections),
+        ]
+        readers.watch_no_more(self._loop, moved + socks, {each.fileno() for each in connections})
 
     def close_copies(self) -> None:
         """Close our copies of what has moved."""

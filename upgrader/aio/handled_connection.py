@@ -184,11 +184,15 @@ class HandledConnection(Handled):
             self._readable.set_result(None)
 
     def let_go(self) -> None:
-        """It has moved: nothing here touches it any more, but our copy of its FD stays open."""
+        """It has moved: nothing here touches it any more, but our copy of its FD stays open, and watched:
+        the next instance needs the CPU now."""
         self._moved = True
         self.stream.give_up()
-        self._stop_reading()
-        self._loop.remove_writer(self._fd)
+
+    def close_copy(self) -> None:
+        """Close our copy of what has moved."""
+        self._unwatch()
+        self.stream.sock.close()
 
     # Inside
 
@@ -236,8 +240,9 @@ class HandledConnection(Handled):
             self._readable = None
 
     def _on_readable(self) -> None:
-        if self._moved:
-            return  # the bytes belong to the next instance
+        if self._moved:  # the bytes belong to the next instance
+            self._unwatch()
+            return
         self.stream.receive()
         if self.stream.unsent:  # what TLS answers by itself
             self.flush()
@@ -248,6 +253,7 @@ class HandledConnection(Handled):
 
     def _on_writable(self) -> None:
         if self._moved:
+            self._unwatch()
             return
         self.stream.flush()
         if not self.stream.unsent:
@@ -269,14 +275,17 @@ class HandledConnection(Handled):
             self._reading = False
             self._loop.remove_reader(self._fd)
 
+    def _unwatch(self) -> None:
+        self._stop_reading()
+        self._loop.remove_writer(self._fd)
+
     def _mark(self, waiting: Waiting | None) -> None:
         self.stream.waiting = waiting
         self._safe_points.mark(self, busy=waiting is None)
 
     def _end(self) -> None:
         if self.stream.sock.fileno() >= 0:
-            self._stop_reading()
-            self._loop.remove_writer(self._fd)
+            self._unwatch()
             self.stream.close(shared=self.adopted)
         self.stream.lose()
         self._wake_writer()

@@ -191,25 +191,13 @@ class HandledListener:
 
     def freeze(self, *, crosses: bool) -> tuple[list[Moving], list[image.LeftBehind]]:
         """What moves, and what stays and why; nothing changes. `crosses`: backend-transfer is on."""
-        frozen: list[Moving] = []
-        left: list[image.LeftBehind] = []
         self._moving, self._moving_unheard, self._moving_crowds = [], [], []
         if not crosses:
             why = "backend-transfer=no"
-            return frozen, [
-                image.LeftBehind(self._name, each.address, why) for each in self._served
-            ]
+            return [], [image.LeftBehind(self._name, each.address, why) for each in self._served]
+        frozen, left, self._moving = freeze.freeze_all(self._name, self._served)
         # Looked up once: there may be thousands.
-        freeze_one, freeze_again, stays = freeze.freeze, freeze.freeze_again, image.LeftBehind
-        for connection in self._served:
-            if connection.stream.lost:
-                continue
-            item = freeze_one(self._name, connection.stream, connection.session)
-            if isinstance(item, stays):
-                left.append(item)
-            else:
-                frozen.append(item)
-                self._moving.append(connection)
+        freeze_again, stays = freeze.freeze_again, image.LeftBehind
         for adopted in self._unheard.all:
             item = freeze_again(adopted)
             if isinstance(item, stays):
@@ -232,7 +220,7 @@ class HandledListener:
         """Close our copies of all that was frozen last: else their clients would not see that the
         next instance closes them."""
         for connection in self._moving:
-            connection.stream.sock.close()
+            connection.close_copy()
         for adopted in self._moving_unheard:
             adopted.close()
         for crowd in self._moving_crowds:

@@ -7,13 +7,16 @@ import asyncio
 import contextlib
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 
-def watch_no_more(loop: asyncio.AbstractEventLoop, numbers: Iterable[int]) -> None:
+def watch_no_more(
+    loop: asyncio.AbstractEventLoop, numbers: Iterable[int], others: Collection[int]
+) -> None:
     """Call no callback of the program for these FDs any more, nor for copies of sockets among them that
-    a transport or a server of its own has: what those took would be lost."""
+    a transport or a server of its own has: what those took would be lost. `others`: FDs that are known to
+    be no such copies; there may be thousands."""
     numbers = set(numbers)
     selector = getattr(loop, "_selector", None)
     if selector is None:  # of another library: what a transport of it has, only that knows
@@ -24,7 +27,7 @@ def watch_no_more(loop: asyncio.AbstractEventLoop, numbers: Iterable[int]) -> No
         return
     asyncios: Any = loop  # its public calls refuse what a transport has
     sockets = {identity for number in numbers if (identity := _socket(number))}
-    for number in [key.fd for key in selector.get_map().values()]:
+    for number in set(selector.get_map()).difference(others):
         if number in numbers or _socket(number) in sockets:
             asyncios._remove_reader(number)
             asyncios._remove_writer(number)

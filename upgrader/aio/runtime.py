@@ -23,6 +23,7 @@ from upgrader.instance.base import Ended
 from upgrader.instance.declared_state import DeclaredState
 from upgrader.instance.destination_side import refused_by_check
 from upgrader.instance.parts import InstanceParts
+from upgrader.instance.process import no_collection
 from upgrader.protocol.later import later
 from upgrader.systemd.journal import JournalOutcome, Priority
 
@@ -201,10 +202,11 @@ class AsyncioRuntime:
         """Begin to serve, once all handlers of what was adopted wait for something; `settle` comes
         after that, but not late."""
         limit = self._parts.report.parameters.downtime_limit
-        slow = late = await self.connections.safe_points.all_come(min(limit, _AT_ONCE))
-        if slow:
-            settle()
-            late = await self.connections.safe_points.all_come(limit - _AT_ONCE)
+        with no_collection():
+            slow = late = await self.connections.safe_points.all_come(min(limit, _AT_ONCE))
+            if slow:
+                settle()
+                late = await self.connections.safe_points.all_come(limit - _AT_ONCE)
         if late:
             _log.warning(
                 "%d handlers of adopted connections have not come to their first wait within"
@@ -382,9 +384,10 @@ class AsyncioRuntime:
         source = self._parts.source
         self._two_waits.tell_noise()
         cut = list(self._parts.turns.running.values())
-        source.frozen = source.park(*self.connections.freeze(), cut)
-        if source.frozen:
-            self.connections.drop()
+        with no_collection():
+            source.frozen = source.park(*self.connections.freeze(), cut)
+            if source.frozen:
+                self.connections.drop()
         return source.frozen
 
     def freeze(self) -> tuple[list[Moving], list[image.LeftBehind]]:

@@ -3,19 +3,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from upgrader.errors import UnsavableState
-from upgrader.instance.connection import show_peer
-from upgrader.instance.frozen import Frozen
+from upgrader.instance.connection import ConnectionStream, show_peer
+from upgrader.instance.frozen import Crowds, Frozen, Moving
+from upgrader.instance.handled import Handled
 from upgrader.protocol.connection_state import ConnectionState
 from upgrader.protocol.image import LeftBehind
 from upgrader.protocol.kinds import Waiting
 from upgrader.protocol.state import encode
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from upgrader.instance.adopted import Adopted
-    from upgrader.instance.connection import ConnectionStream
+
+H = TypeVar("H", bound=Handled)
 
 
 def freeze(listener: str, stream: ConnectionStream, session: object | None) -> Frozen | LeftBehind:
@@ -33,6 +37,41 @@ def freeze(listener: str, stream: ConnectionStream, session: object | None) -> F
     state = ConnectionState(stream.waiting, unread, unsent, saved)
     tls = None if closing else stream.snapshot()
     return Frozen(listener, stream.sock, stream.identity, state, tls)
+
+
+def freeze_all(
+    listener: str, connections: Iterable[H]
+) -> tuple[list[Moving], list[LeftBehind], list[H]]:
+    """The same for all of a listener: what moves, what stays, and the connections that move."""
+    moving: list[Moving] = []
+    left: list[LeftBehind] = []
+    moved: list[H] = []
+    crowds = Crowds()
+    message = Waiting.MESSAGE
+    for connection in connections:
+        stream = connection.stream
+        if stream.lost:
+            continue
+        if (
+            type(stream) is ConnectionStream
+            and stream.waiting is message
+            and not (stream.inbox.buffer or stream.unsent)
+        ):
+            try:
+                session = encode(connection.session)
+            except UnsavableState as error:
+                left.append(LeftBehind(listener, show_peer(stream), str(error)))
+                continue
+            crowds.add(listener, stream.sock.fileno(), stream.identity, session)
+            moved.append(connection)
+            continue
+        item = freeze(listener, stream, connection.session)
+        if isinstance(item, LeftBehind):
+            left.append(item)
+        else:
+            moving.append(item)
+            moved.append(connection)
+    return [*moving, *crowds.frozen], left, moved
 
 
 def freeze_again(adopted: Adopted) -> Frozen | LeftBehind:

@@ -4,7 +4,6 @@ instance."""
 
 from __future__ import annotations
 
-import operator
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -49,8 +48,12 @@ class FrozenCrowd(msgspec.Struct, frozen=True):
     def each(self) -> Iterator[Frozen]:
         """One after the other."""
         crowd = self.crowd
-        for place, number in enumerate(self.numbers):
-            yield Frozen(crowd.backend, Number(number), crowd.identity(place), crowd.state(place))
+        inodes, sessions = crowd.numbers, crowd.each_session
+        family, kind, address = crowd.family, crowd.type, crowd.address
+        for number, inode, session in zip(self.numbers, inodes, sessions, strict=True):
+            what = Identity(inode, S_IFSOCK, family, kind, address)
+            state = ConnectionState(Waiting.MESSAGE, session=session)
+            yield Frozen(crowd.backend, Number(number), what, state)
 
     def only(self, places: Sequence[int]) -> FrozenCrowd:
         """Those in these places, of which there is one at least."""
@@ -75,6 +78,43 @@ class _Columns:
         self.numbers = array("i")
         self.inodes = array("Q")
         self.sessions: list[bytes] = []
+
+    @property
+    def fewest_sessions(self) -> list[bytes]:
+        sessions = self.sessions
+        return sessions[:1] if sessions.count(sessions[0]) == len(sessions) else sessions
+
+
+class Crowds:
+    """Puts those that are alike together."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, int, int, str], _Columns] = {}
+
+    def add(self, listener: str, number: int, what: Identity, session: bytes) -> None:
+        """A connection that waits for a message with nothing in hand, and the number of its FD."""
+        key = listener, what.family, what.type, what.address
+        columns = self._found.get(key) or self._found.setdefault(key, _Columns())
+        columns.numbers.append(number)
+        columns.inodes.append(what.inode)
+        columns.sessions.append(session)
+
+    def join(self, frozen: FrozenCrowd) -> None:
+        """All of a crowd."""
+        crowd = frozen.crowd
+        key = crowd.backend, crowd.family, crowd.type, crowd.address
+        columns = self._found.setdefault(key, _Columns())
+        columns.numbers.extend(frozen.numbers)
+        columns.inodes.frombytes(crowd.inodes)
+        columns.sessions += crowd.each_session
+
+    @property
+    def frozen(self) -> list[FrozenCrowd]:
+        """The crowds; none is empty."""
+        return [
+            FrozenCrowd(Crowd(*key, each.inodes.tobytes(), each.fewest_sessions), each.numbers)
+            for key, each in self._found.items()
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,45 +157,25 @@ def gather(
 ) -> tuple[list[Frozen], list[FrozenCrowd]]:
     """Those that are no members of a crowd, and the crowds, of connections of these listeners."""
     alone: list[Frozen] = []
-    found: dict[tuple[str, int, int, str], _Columns] = {}
-    message = Waiting.MESSAGE
+    crowds = Crowds()
     for item in moving:
         if isinstance(item, FrozenCrowd):
-            crowd = item.crowd
-            if crowd.backend not in listeners:
+            if item.crowd.backend in listeners:
+                crowds.join(item)
+            else:
                 alone += item.each()
-                continue
-            columns = found.setdefault(_alike(crowd), _Columns())
-            columns.numbers.extend(item.numbers)
-            columns.inodes.frombytes(crowd.inodes)
-            columns.sessions += crowd.each_session
             continue
-        state, what = item.state, item.identity
+        state = item.state
         if (
             item.tls is None
             and item.listener in listeners
-            and state.waiting is message
+            and state.waiting is Waiting.MESSAGE
             and not (state.unread or state.unsent or item.secret)
-            and what.file_type == S_IFSOCK
         ):
-            key = item.listener, what.family, what.type, what.address
-            columns = found.get(key) or found.setdefault(key, _Columns())
-            columns.numbers.append(item.sock.fileno())
-            columns.inodes.append(what.inode)
-            columns.sessions.append(state.session)
+            crowds.add(item.listener, item.sock.fileno(), item.identity, state.session)
         else:
             alone.append(item)
-    return alone, [
-        FrozenCrowd(Crowd(*key, each.inodes.tobytes(), _shortened(each.sessions)), each.numbers)
-        for key, each in found.items()
-    ]
-
-
-_alike = operator.attrgetter("backend", "family", "type", "address")
-
-
-def _shortened(sessions: list[bytes]) -> list[bytes]:
-    return sessions[:1] if sessions.count(sessions[0]) == len(sessions) else sessions
+    return alone, crowds.frozen
 
 
 def in_crowds(declarations: Declarations, readers: Readers) -> list[str]:

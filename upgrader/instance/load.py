@@ -220,9 +220,9 @@ class Loader:
         if self._executed:  # what was before the execve(2) cannot give up its insurance any more
             older = StoreName(Stored.INSURANCE, str(manifest.generation - 1))
             self._loaded.unwanted.append(older)
-        for entry, fd in zip(manifest.entries, stream.fds, strict=False):
-            if entry.kind == Kind.TABLE:
-                self._tables.add(fd)
+        for index, entry in single:
+            if entry.kind == Kind.TABLE and index < len(stream.fds):
+                self._tables.add(stream.fds[index])
         self._load_states(manifest)
         if self._unpassed:
             self._declarations.activated = list(manifest.activated or ())
@@ -285,12 +285,13 @@ class Loader:
             Counter(item.why[:_LONGEST] for item in left).most_common(_NAMED)
         )
         known = self._declarations.states
+        tables = self._tables.bytes if "_tables" in vars(self) else 0  # loaded if any have come
         self._loaded.status = Status(
             manifest.generation + 1,
             origin,
             manifest.generation,
             len(stream.fds),
-            os.fstat(stream.image.fileno()).st_size + self._tables.bytes,
+            os.fstat(stream.image.fileno()).st_size + tables,
             len(left),
             dropped=tuple(dropped[:_LISTED]),
             unsaved=tuple(name for name in manifest.unsaved or () if name in known),

@@ -5,7 +5,7 @@ import contextlib
 import os
 import socket
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Self, overload
 
 from upgrader.protocol.fd import Fd
@@ -46,6 +46,14 @@ class ReceivedFds(Sequence[Fd]):
             return found
         made = self._looked_at[place] = Fd(self.numbers[place])
         return made
+
+    def __iter__(self) -> Iterator[Fd]:
+        looked_at = self._looked_at
+        for place, number in enumerate(self.numbers):
+            fd = looked_at.get(place)
+            if fd is None:
+                fd = looked_at[place] = Fd(number)
+            yield fd
 
     def join(self, more: "ReceivedFds") -> None:
         """Own these as well, which come after the others; nobody has looked at them."""
