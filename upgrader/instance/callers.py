@@ -20,25 +20,29 @@ def require_root(caller: Caller) -> None:
         raise denied()
 
 
-def require_takeover(caller: Caller, unit: str) -> None:
-    """It is the control process of the unit; root may do as it does. Raises VarlinkError."""
+def require_takeover(caller: Caller, unit: str) -> str:
+    """It is the control process of the unit; root may do as it does. Returns the cgroup of the unit,
+    empty if PID 1 does not say. Raises VarlinkError."""
+    group = ""
     try:
         with Bus(_BUS) as bus:
             control = bus.get(unit, "ControlPID")
+            with contextlib.suppress(BusError):
+                group = bus.text(unit, "ControlGroup")
     except BusError as error:
         raise refused(f"systemd does not say who takeover is: {error}") from error
     if caller.pid != control and caller.uid != 0:
         raise refused(f"process {caller.pid} is not the control process of this unit")
+    return group
 
 
-def is_of_unit(group: str, unit: str) -> bool:
-    """Whether a /proc/PID/cgroup lies in the cgroup of a unit, or below (Delegate=)."""
-    with contextlib.suppress(BusError), Bus(_BUS) as bus:
-        root = bus.text(unit, "ControlGroup")
-        with open("/proc/self/cgroup", encoding="ascii", errors="replace") as file:
-            mine = file.read()
-        if root and _below(mine, root):  # else in a cgroup namespace, where names are others
-            return _below(group, root)
+def is_of_unit(group: str, unit: str, root: str) -> bool:
+    """Whether a /proc/PID/cgroup lies in the cgroup of a unit, `root` as PID 1 names it, or below
+    (Delegate=)."""
+    with open("/proc/self/cgroup", encoding="ascii", errors="replace") as file:
+        mine = file.read()
+    if root and _below(mine, root):  # else in a cgroup namespace, where names are others
+        return _below(group, root)
     return unit_of(group) == unit
 
 

@@ -209,7 +209,7 @@ class Negotiation:
 
     def register(self, caller: Caller, pid: int, upgrade: str) -> None:
         """Only takeover, and only one process at a time, which must belong to this unit."""
-        require_takeover(caller, self._host.unit)
+        root = require_takeover(caller, self._host.unit)
         if not self._host.parameters.enabled:
             raise refused("UPGRADER=off: it is a plain service, and can only be restarted")
         if self._host.parameters.mechanism is Mechanism.FD_STORE:
@@ -232,7 +232,7 @@ class Negotiation:
                     group = file.read()
             except OSError as error:
                 raise refused(f"process {pid}: {error.strerror}") from error
-            if not is_of_unit(group, self._host.unit):
+            if not is_of_unit(group, self._host.unit, root):
                 raise refused(f"process {pid} belongs to {unit_of(group) or 'no unit'}")
             self._successor = successor
             self._lender.begin()

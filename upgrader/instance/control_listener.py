@@ -6,8 +6,9 @@ import os
 import select
 import socket
 import struct
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from upgrader.protocol.fd import Fd
 from upgrader.protocol.rendezvous import DRAINING, STATUS_SOCKET
@@ -18,8 +19,7 @@ _PEERCRED = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _SO_PEERPIDFD = 77  # Linux 6.5
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(msgspec.Struct, frozen=True):
     """Who is at the other end: SO_PEERCRED, and a pidfd where the kernel gives one (6.5)."""
 
     pid: int

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from stat import S_IFSOCK, S_ISSOCK
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +41,7 @@ _AT_ONCE = 1024  # of a crowd between two signs of life
 _SIGN_OF_LIFE = 0.02  # seconds between two; a state may take its time to be made
 
 
-@dataclass(frozen=True, slots=True)
-class _Loading:
+class _Loading(msgspec.Struct, frozen=True):
     """How the connections of one listener are loaded. `decode`: the quick way for most of them, by what
     came of the session; `load` says why if that raises. `as_it_comes`: as of `Adopted`."""
 

@@ -4,7 +4,6 @@
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -14,8 +13,7 @@ from upgrader.protocol.phase import Decision, Phase
 from upgrader.protocol.varlink_types import Last, Loaded, Migration
 
 
-@dataclass(frozen=True, slots=True)
-class News:
+class News(msgspec.Struct, frozen=True):
     """A migration as it stood when something was new; later news have higher numbers."""
 
     migration: Migration

@@ -15,7 +15,8 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from upgrader.errors import ChannelBusy, ChannelError, ForeignError, ProtocolError, UpgradeError
 from upgrader.protocol import records
@@ -30,16 +31,14 @@ _SPACE = socket.CMSG_SPACE(records.MAX_FDS * array.array("i").itemsize)
 _log = logging.getLogger("upgrader")
 
 
-@dataclass(frozen=True, slots=True)
-class Parked:
+class Parked(msgspec.Struct, frozen=True):
     """What went into a parked channel: `sent` FDs of the manifest, in its order."""
 
     sent: int
     reason: records.EndReason
 
 
-@dataclass(frozen=True, slots=True)
-class ReceivedImage:
+class ReceivedImage(msgspec.Struct, frozen=True):
     """A whole stream as read: `fds[i]` belongs to entry `i`; shorter than the manifest if cut."""
 
     generation: int

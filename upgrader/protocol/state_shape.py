@@ -45,8 +45,7 @@ Path: TypeAlias = tuple["Path", str] | None
 Node: TypeAlias = "_Record | _Each | _Places | _Either"
 
 
-@dataclasses.dataclass(slots=True, eq=False)
-class _Record:
+class _Record(msgspec.Struct, eq=False):
     """Named fields of a class. `inside`: what lies in those that have more below; `first`: the
     version since which a field is there, None if it has always been; fields that may be absent are
     not in it."""
@@ -55,32 +54,28 @@ class _Record:
     names: frozenset[str]
     first: Mapping[str, int | None]
     tag: tuple[str, Any] | None
-    inside: dict[str, Node] = dataclasses.field(default_factory=dict)
+    inside: dict[str, Node] = msgspec.field(default_factory=dict)
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class _Each:
+class _Each(msgspec.Struct, frozen=True, eq=False):
     """A list, a set, or the values of a dict: the same in all."""
 
     item: Node
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class _Places:
+class _Places(msgspec.Struct, frozen=True, eq=False):
     """A tuple: something else in each place."""
 
     items: tuple[Node | None, ...]
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class _Either:
+class _Either(msgspec.Struct, frozen=True, eq=False):
     """A union."""
 
     kinds: tuple[Node, ...]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Differences:
+class Differences(msgspec.Struct, frozen=True):
     """Where saved fields and a class differ: `unknown` to the class, and `missing` in the data,
     with the version since which each is there, None if it has always been."""
 
