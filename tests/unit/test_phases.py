@@ -10,6 +10,7 @@ from upgrader.codes import Code
 from upgrader.instance.phases import News, Phases
 from upgrader.protocol.phase import Decision, Phase
 from upgrader.protocol.varlink_types import Loaded, Migration
+from upgrader.tool.course import show_times
 
 ID, OTHER = "0" * 32, "1" * 32
 
@@ -103,3 +104,10 @@ def test_r21_each_try_is_news_and_their_times_are_one() -> None:
     tried = [Phase.SETUP, Phase.COLLECTING, Phase.COLLECTING, Phase.FROZEN]
     assert tried == [each.migration.phase for each in told]
     assert progress.now.times[Phase.COLLECTING] > first > 0
+
+
+def test_where_the_time_went() -> None:
+    """Each part says what it was needed for; one of a later version goes by its name."""
+    times = {"asked": 0.018, "takeover": 0.041, Phase.SETUP: 0.076, Phase.FROZEN: 2e-4, "more": 1.0}
+    wanted = "18ms to ask systemd, 41ms for takeover, 76ms to start the new version, 200us to save"
+    assert f"time: {wanted}, 1s more" == show_times(times)

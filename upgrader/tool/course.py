@@ -4,7 +4,9 @@
 import contextlib
 import threading
 import time
+from collections.abc import Mapping
 
+from upgrader.protocol.phase import Phase
 from upgrader.protocol.varlink_types import Migration
 from upgrader.protocol.wording import show_duration
 from upgrader.tool import instance_client
@@ -13,6 +15,22 @@ from upgrader.tool.instance_client import InstanceError
 
 #: Seconds to wait for the last phase of an upgrade whose outcome is known.
 _LAST_PHASE = 1.0
+#: What each part of the time was needed for.
+_PARTS = {
+    "asked": "to ask systemd",
+    "takeover": "for takeover",
+    Phase.SETUP: "to start the new version",
+    Phase.COLLECTING: "to come to rest",
+    Phase.FROZEN: "to save",
+    Phase.LOADING: "to load",
+    Phase.COMMITTED: "to name the new main process",
+}
+
+
+def show_times(times: Mapping[str, float]) -> str:
+    """Where the time went, for people; `times` as of `Course.times`."""
+    parts = (f"{show_duration(took)} {_PARTS.get(part, part)}" for part, took in times.items())
+    return f"time: {', '.join(parts)}"
 
 
 class Course:

@@ -23,7 +23,7 @@ from upgrader.systemd.unit import Unit
 from upgrader.tool import failure_cause, instance_client
 from upgrader.tool.attempt import Attempt
 from upgrader.tool.blockers import tries_again, what_to_do
-from upgrader.tool.course import Course
+from upgrader.tool.course import Course, show_times
 from upgrader.tool.instance_client import InstanceError
 from upgrader.tool.outcome import Outcome, Result, Verb
 from upgrader.tool.presence import Presence
@@ -108,8 +108,7 @@ def reload(attempt: Attempt) -> Outcome:
             text = f"reloaded, and a start would make no other process: {outcome.after}"
             return Outcome.done(Verb.UPGRADE, unit.id, text, before=outcome.after)
     if outcome.times:
-        parts = (f"{part} {show_duration(seconds)}" for part, seconds in outcome.times.items())
-        attempt.say(f"time: {', '.join(parts)}")
+        attempt.say(show_times(outcome.times))
     return outcome
 
 

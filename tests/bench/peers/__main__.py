@@ -5,10 +5,12 @@ With `--write`, the tables and charts in docs/bench/ are written anew.
 """
 
 import argparse
+import compileall
 import shutil
 import sys
 from pathlib import Path
 
+import upgrader
 from tests.bench.peers.measure import Result, measure
 from tests.bench.peers.report import about, charts, table, write
 from tests.bench.peers.servers import SERVERS
@@ -27,6 +29,7 @@ def main() -> int:
     names = [name for name in options.servers.split(",") if _is_there(name)]
     results: list[Result] = []
     failed = False
+    compileall.compile_dir(Path(upgrader.__file__).parent, quiet=1)  # as an installed package is
     with PrivateSystemd.boot("host") as machine:
         for number in range(options.rounds):
             for name in names if number % 2 == 0 else reversed(names):
