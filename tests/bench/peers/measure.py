@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,7 +17,12 @@ import msgspec
 
 from tests.bench.peers.load import Answer, Seen
 from tests.bench.peers.servers import SERVED, SERVERS, TABLEFLIP, Server
+from upgrader.lab.demo.options import DemoError
+from upgrader.lab.demo.succession import connect, members
+from upgrader.lab.demo.waits import LONG, Delays, Switchover, Wait, attribute
 from upgrader.lab.private_systemd import PrivateSystemd
+from upgrader.protocol.varlink import INTERFACE
+from upgrader.protocol.varlink_client import call
 
 UPGRADES = 10
 PORT = 8090
@@ -50,7 +56,8 @@ class Outage(msgspec.Struct, frozen=True):
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """One server in one round. Times are in seconds; `idle` is the longest wait with no upgrade, in as
-    long a time; `new_code` and `stalls` are one an upgrade."""
+    long a time; `new_code` and `stalls` are one an upgrade; `waits`: those of more than 10 ms while it was
+    upgraded, by what most of each was (see `WaitCause`); the pause of others than ours is not known."""
 
     server: str
     requests: int
@@ -62,6 +69,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     stalls: list[float]
     idle: list[float]
     new_code: list[float]
+    waits: dict[str, int]
     start: float
     outages: dict[str, Outage]
     before: Census
@@ -78,12 +86,14 @@ def measure(machine: PrivateSystemd, name: str) -> Result:
             time.sleep(APART)
             idle.append(time.monotonic())
         before = _census(machine)
-        asked = []
-        for number in range(UPGRADES):
-            _install(machine, server, f"v{number + 2}")
-            asked.append(time.monotonic())
-            _upgrade(machine, server)
-            time.sleep(max(asked[-1] + APART - time.monotonic(), 0))
+        asked, owned = [], []
+        with Delays(members(machine, "bench.service")) as delays:
+            for number in range(UPGRADES):
+                _install(machine, server, f"v{number + 2}")
+                asked.append(time.monotonic())
+                _upgrade(machine, server)
+                time.sleep(max(asked[-1] + APART - time.monotonic(), 0))
+                owned.append(_owned(machine) if server.ours else None)
         asked.append(time.monotonic())
         after = _census(machine)
         bad = {}
@@ -111,11 +121,41 @@ def measure(machine: PrivateSystemd, name: str) -> Result:
         stalls=[_longest(seen.answers, *pair) for pair in itertools.pairwise(asked)],
         idle=[_longest(seen.answers, *pair) for pair in itertools.pairwise(idle)],
         new_code=[taken - at for at, taken in zip(asked, first, strict=False) if taken],
+        waits=_causes(during, asked, [*_switchovers(owned, first)], delays),
         start=start,
         outages={version: _outage(seen.answers, at) for version, at in bad.items()},
         before=before,
         after=after,
     )
+
+
+def _owned(machine: PrivateSystemd) -> tuple[float, float] | None:
+    """From when to when nobody served, as the running instance says; None if none answers."""
+    with contextlib.suppress(OSError, DemoError), connect(machine, "bench.service") as sock:
+        said = call(sock, f"{INTERFACE}.Describe", {})
+        owned = said["since"] - time.time() + time.monotonic()
+        return owned - said["migration"]["pause"], owned
+    return None
+
+
+def _switchovers(
+    owned: list[tuple[float, float] | None], first: list[float | None]
+) -> Iterator[Switchover | None]:
+    for times, answered in zip(owned, first, strict=True):
+        yield Switchover(*times, answered) if times and answered else None
+
+
+def _causes(
+    answers: list[Answer], asked: list[float], found: list[Switchover | None], delays: Delays
+) -> dict[str, int]:
+    """Count the long waits by what most of each was."""
+    counted: Counter[str] = Counter()
+    for (begin, end), switchover in zip(itertools.pairwise(asked), found, strict=True):
+        for each in answers:
+            wait = Wait(each.due, each.due + each.took)
+            if begin <= each.due < end and wait.seconds > LONG:
+                counted[attribute(wait, switchover, delays.during(wait))] += 1
+    return dict(counted)
 
 
 def _first(answers: list[Answer], version: str, asked: float) -> float | None:

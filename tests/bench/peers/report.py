@@ -16,11 +16,12 @@ import msgspec
 from tests.bench.peers import load
 from tests.bench.peers.measure import UPGRADES, Result
 from tests.bench.peers.servers import SERVERS
+from upgrader.lab.demo.waits import WaitCause
 from upgrader.lab.private_systemd import PrivateSystemd
 
 _HEAD = (
     "", "failed new", "failed kept", "closed", "streams broken", "took over", "stall, ms",
-    "with no upgrade, ms", "new code, ms", "of a start", "outage, broken, s", "outage, hanging, s",
+    "with no upgrade, ms", "waits over 10 ms", "new code, ms", "of a start", "outage, broken, s", "outage, hanging, s",
     "FDs", "memory, MB",
 )  # fmt: skip
 
@@ -77,6 +78,7 @@ def _cells(own: Sequence[Result]) -> Iterable[str]:
     yield f"{sum(each.took_over for each in own)} of {UPGRADES * len(own)}"
     yield _spread(own, lambda each: each.stalls)
     yield _spread(own, lambda each: each.idle)
+    yield _waits(own)
     yield _spread(own, lambda each: each.new_code)
     codes = [value for each in own for value in each.new_code]
     start = statistics.median(each.start for each in own)
@@ -88,6 +90,21 @@ def _cells(own: Sequence[Result]) -> Iterable[str]:
         yield "" if silence is None else f"{silence:.2f} ({failed} failed)"
     yield f"{own[-1].before.fds} → {own[-1].after.fds}"
     yield f"{own[-1].before.memory:.0f} → {own[-1].after.memory:.0f}"
+
+
+_WAITS = {
+    WaitCause.PAUSE: "pause",
+    WaitCause.OPENING: "first steps",
+    WaitCause.CPU: "no CPU",
+    WaitCause.OTHER: "other",
+}
+
+
+def _waits(own: Sequence[Result]) -> str:
+    counted = {
+        words: sum(each.waits.get(cause, 0) for each in own) for cause, words in _WAITS.items()
+    }
+    return ", ".join(f"{count} {words}" for words, count in counted.items() if count) or "0"
 
 
 def _spread(own: Sequence[Result], values: Callable[[Result], Sequence[float]]) -> str:
