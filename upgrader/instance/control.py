@@ -35,6 +35,8 @@ _ANSWERING = (
     "shutil",
     "upgrader.instance.exec_mode",
     "upgrader.instance.live_source",
+    "upgrader.instance.source_steps",
+    "upgrader.instance.copying",
     "upgrader.systemd.start_record",
     "upgrader.instance.control_calls",
     "upgrader.instance.control_answers",
