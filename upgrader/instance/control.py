@@ -77,33 +77,23 @@ class Answering:
         """Say what the socket calls, in another thread; `keeper` keeps FDs of a destination. `now`: listen
         at once, beside the source: whoever asks for this instance then waits until it answers."""
         if not self._report.supervised:
+            self._path = self._name = ""
             return
         if not self._path and not self._name:
             _log.info("no RuntimeDirectory=: this instance has no socket, and no live upgrade")
             return
 
         def make() -> None:
-            from functools import partial
-
             from upgrader.instance.control_answers import Negotiation
             from upgrader.instance.control_socket import Control
-            from upgrader.systemd.start_record import ask_settings
 
-            assert self._places
             report = self._report
-            report.ask_settings = partial(
-                ask_settings, report.unit, self._number, ENVIRONMENT, report.made_from
-            )
-            report.settings = found = report.ask_settings()
-            if not found.heard:
-                _log.warning("%s%s", _NOT_HEARD, _HIDDEN if report.bus_hidden else "")
-            if found.directory:
-                report.watched.add_directory(found.directory)
             self.negotiation = Negotiation(
                 report, VERSION, on_request, on_reload, keeper, on_settle
             )
-            self._control = control = Control(self._places, self.negotiation, VERSION)
-            report.progress.on_change(control.announce)
+            if self._places and not self._given_up:
+                self._control = control = Control(self._places, self.negotiation, VERSION)
+                report.progress.on_change(control.announce)
 
         self._make = make
         if now:
@@ -115,9 +105,27 @@ class Answering:
         if free_numbers() < _PLENTY:
             self._try_to_make()
 
+    def _ask_systemd(self) -> None:
+        """Ask PID 1 what it has made this process from, once."""
+        report = self._report
+        if report.ask_settings or not (self._path or self._name):
+            return
+        from functools import partial
+
+        from upgrader.systemd.start_record import ask_settings
+
+        report.ask_settings = partial(
+            ask_settings, report.unit, self._number, ENVIRONMENT, report.made_from
+        )
+        report.settings = found = report.ask_settings()
+        if not found.heard:
+            _log.warning("%s%s", _NOT_HEARD, _HIDDEN if report.bus_hidden else "")
+        if found.directory:
+            report.watched.add_directory(found.directory)
+
     def _listen(self) -> None:
-        """Listen where callers look for this instance, or will."""
-        if self._places or not self._report.supervised or not (self._path or self._name):
+        """Listen where callers will look for this instance."""
+        if self._places or self._given_up or not (self._path or self._name):
             return
         from pathlib import Path
 
@@ -125,8 +133,12 @@ class Answering:
 
         self._places = Places(Path(self._path) if self._path else self._name)
 
-    def _take_place(self) -> None:
-        if self._places:
+    def _be_found(self) -> None:
+        """Be where callers look for this instance, in place of the one before."""
+        if not self._places:  # nobody may change the unit before: PID 1 then knows only the new one
+            self._ask_systemd()
+            self._listen()
+        if self._places and not self._given_up:
             self._places.open()
 
     def open(self, then: Callable[[], object]) -> None:
@@ -134,9 +146,7 @@ class Answering:
         that thread, once it is done."""
 
         def opening() -> None:
-            while not self._closed and not (
-                self._try(self._listen) and self._try(self._take_place) and self._try_to_make()
-            ):
+            while not self._closed and not (self._try(self._be_found) and self._try_to_make()):
                 time.sleep(_AGAIN)
             if self._closed:  # perhaps before there was something to close
                 self.close()
@@ -153,19 +163,19 @@ class Answering:
     def _try_to_make(self) -> bool:
         """Load what is loaded later, and make what answers unless it is there; False as `_try`."""
 
-        def make() -> None:
+        def load_and_make() -> None:
             load_all(_ANSWERING if self._report.supervised else ())
+            self._ask_systemd()
             self._listen()
             self._make()
             self._make = lambda: None
 
-        return self._try(make)
+        return self._try(load_and_make)
 
     def _try(self, step: Callable[[], None]) -> bool:
-        """False if it may go well another time; one that never will is the last."""
+        """False if it may go well another time. After one that never will, nobody can ask it."""
         try:
-            if not self._given_up:
-                step()
+            step()
         except OSError as error:
             _log.error("%s: nobody can ask this instance: %s", self._path or self._name, error)
             if error.errno in (errno.EMFILE, errno.ENFILE):
