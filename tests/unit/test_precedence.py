@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Who goes first, where the kernel lets only one process at a time say so."""
 
+import ctypes
+import os
 import threading
+from pathlib import Path
 
 import pytest
 
 from tests.support import eventually
 from upgrader.systemd import precedence
+
+_PR_SET_DUMPABLE = 4  # linux/prctl.h
 
 
 def test_a_claim_is_made_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,3 +42,20 @@ def test_a_new_process_is_not_left_in_last_place(monkeypatch: pytest.MonkeyPatch
         courtesy.end()
 
     assert [] == answers
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not Path("/proc/self/autogroup").exists(), reason="root, and autogroups"
+)
+def test_what_the_kernel_puts_off_is_no_success() -> None:
+    """Without privileges it takes one a tenth of a second: each further one has to be tried again."""
+    if (pid := os.fork()) == 0:
+        try:
+            os.setsid()
+            os.setresuid(65534, 65534, 65534)
+            ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 1)  # else its own /proc is root's
+            put_off = [precedence._set(0) for _ in range(2000)].count(False)
+            os._exit(0 if put_off > 1000 else 1)
+        finally:
+            os._exit(2)
+    assert 0 == os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

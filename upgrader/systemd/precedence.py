@@ -52,8 +52,8 @@ class Courtesy:
 def _set(nice: int, pid: int | str = "self") -> bool:
     """False if another one was set too short a time ago."""
     try:
-        with open(f"/proc/{pid}/autogroup", "wb", buffering=0) as file:
-            file.write(b"%d" % nice)
+        with open(f"/proc/{pid}/autogroup", "w", encoding="utf-8") as file:
+            file.write(str(nice))
     except BlockingIOError:
         return False
     except OSError:
