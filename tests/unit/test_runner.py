@@ -12,7 +12,7 @@ import pytest
 
 from tests.support import SETTLE, eventually
 from upgrader.errors import DeclarationError
-from upgrader.protocol.programs import Passing, Readiness, known, program_name
+from upgrader.protocol.programs import Passing, Readiness, known, look_up, program_name
 from upgrader.runner.accepted import Accepted
 from upgrader.runner.after_stop import is_restarted
 from upgrader.runner.kept_paths import Paths, put_back, remove_links
@@ -224,6 +224,20 @@ def test_an_admin_says_more_of_a_program(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text("[mine]\nbinds = 1\n")
     with pytest.raises(ValueError, match=r"mine\.toml: mine: exclusive is a text"):
         known("mine", str(tmp_path))
+
+
+@pytest.mark.parametrize("text", [b"[other", b"\xff\xfe", b"mine = 1\nmine = 2"])
+def test_a_file_that_cannot_be_read_keeps_no_other_program_from_its_start(
+    text: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of which program it is, nobody knows; whoever adopts one is told."""
+    (tmp_path / "broken.toml").write_bytes(text)
+    (tmp_path / "mine.toml").write_text('[mine]\nready = "listening"\n')
+
+    assert Readiness.LISTENING is known("mine", str(tmp_path)).ready
+    assert "broken.toml is left out" in caplog.text
+    with pytest.raises(ValueError, match=r"broken\.toml"):
+        look_up("mine", str(tmp_path))
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6, socket.AF_UNIX])

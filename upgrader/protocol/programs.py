@@ -109,11 +109,11 @@ DIRECTORY = "/etc/upgrader/programs.d"
 
 def known(path: str, directory: str = DIRECTORY) -> Program:
     """What is known of a program, or else what most programs for systemd do; raises ValueError that
-    names the file of an admin."""
-    return look_up(path, directory) or Program()
+    names the file of an admin. One that is no TOML is left out, and logged: it may be of another program."""
+    return look_up(path, directory, strict=False) or Program()
 
 
-def look_up(path: str, directory: str = DIRECTORY) -> Program | None:
+def look_up(path: str, directory: str = DIRECTORY, *, strict: bool = True) -> Program | None:
     """What is known of a program, from an admin first; raises ValueError that names the file."""
     name, own = program_name(path), os.path.basename(path)
     for file in sorted(glob.glob(f"{glob.escape(directory)}/*.toml")):
@@ -122,10 +122,18 @@ def look_up(path: str, directory: str = DIRECTORY) -> Program | None:
         try:
             with open(file, "rb") as opened:
                 tables = tomllib.load(opened)
+        except (OSError, ValueError) as error:
+            if strict:
+                raise ValueError(f"{file}: {error}") from error
+            import logging  # seldom needed
+
+            logging.getLogger("upgrader").warning("%s is left out: %s", file, error)
+            continue
+        try:
             table = tables.get(own, tables.get(name))
             if table is not None:
                 return _read(table)
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"{file}: {name}: {error}") from error
     return PROGRAMS.get(name)
 
