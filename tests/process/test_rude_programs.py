@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Programs behind a runner that are rude to what they share, to whoever starts them, or to their checks."""
 
+import signal
 import socket
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.process.runner_service import RunnerService, another, who
-from tests.support import SETTLE, eventually, runs
+from tests.process.runner_service import UNAWARE, RunnerService, another, who
+from tests.support import SETTLE, eventually, runs, started
+from upgrader.testing import ServiceError
 
 
 @pytest.fixture
@@ -109,3 +112,15 @@ def test_a_program_that_asks_for_more_time_to_start(tmp_path: Path) -> None:
         service.start(service.command())
         assert "30000000" == service.asked
         service.stop(for_good=True)
+
+
+def test_a_program_that_is_never_ready(service: RunnerService) -> None:
+    """Whoever ends that is told what was waited for."""
+    service.environment["FLAW"] = "hang"
+    with ThreadPoolExecutor(1) as pool:
+        starting = pool.submit(service.start, service.command())
+        assert eventually(lambda: bool(started(UNAWARE)))
+        assert service.process
+        service.process.send_signal(signal.SIGTERM)
+        with pytest.raises(ServiceError, match="it has not sent READY=1"):
+            starting.result()

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 import upgrader
 from upgrader.codes import Code
 from upgrader.errors import VerifyError
+from upgrader.protocol.programs import Readiness
 from upgrader.runner.adapters import adapter_for
 from upgrader.runner.draining import Draining, ToldToDrain, draining
 from upgrader.runner.host import PROGRAM, Host, ProgramEnded, in_thread
@@ -37,6 +38,12 @@ from upgrader.systemd.subreaper import adopt_orphans
 #: Signals that an admin sends to the main process and means for the program.
 FORWARDED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
 _ORDINARY = "/proc/{}/oom_score_adj"
+#: What was waited for in vain, or the check was.
+_UNREADY = {
+    Readiness.NOTIFY: "it has not sent READY=1, or its check has not ended",
+    Readiness.LISTENING: "it does not wait for its listeners in epoll(7), or its check has not ended",
+    Readiness.AFTER: "its time was not over, or its check has not ended",
+}
 _REAPED = 5.0  # seconds in which a child that has ended is seen
 _log = logging.getLogger("upgrader")
 
@@ -99,11 +106,14 @@ class Runner:
             await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
         finally:
             stopping.cancel()
-            starting.cancel()  # does nothing if it is done
+            stopped = starting.cancel()  # not if it is done
             await asyncio.wait((starting,))
-        if starting.cancelled():
-            why = "told to stop before the program was ready"
-            raise VerifyError(why, code=Code.TAKEOVER_STOPPED)
+        if stopped:
+            starting.cancelled() or starting.exception()  # which is that it was cancelled
+            why = f"told to stop before the program was ready: {_UNREADY[self._options.ready]}"
+            raise VerifyError(
+                why, remedy="--ready says how that is known", code=Code.TAKEOVER_STOPPED
+            )
         self._program = self._state.program = starting.result()[0]
 
     # While it serves
