@@ -64,6 +64,7 @@ from upgrader.protocol import (
     varlink,
 )
 from upgrader.protocol.connection_state import ConnectionState
+from upgrader.protocol.crowd import Crowd
 from upgrader.protocol.fd import Fd
 from upgrader.protocol.identity import Identity, identify
 from upgrader.protocol.image import LeftBehind, Manifest, ManifestEntry
@@ -636,6 +637,8 @@ def decoders(place: Path, stack: contextlib.ExitStack) -> list[Decoder]:
     answer = msgspec.json.encode(SAID)
     journal = json.dumps(_JOURNAL).encode()
     document = msgspec.msgpack.encode(_MANIFEST)
+    crowds = [Crowd("door", 2, 1, "127.0.0.1:80", bytes(24), [b"\x80"] * 3)]
+    columns = msgspec.msgpack.encode(image.in_columns(_MANIFEST, crowds))
     facts = msgspec.msgpack.encode(_KNOWN)
     complete = records.EndReason.COMPLETE
     large = (records.Hello(1, 254), *batches(254), records.End(254, complete))
@@ -694,8 +697,8 @@ def decoders(place: Path, stack: contextlib.ExitStack) -> list[Decoder]:
         Decoder("body of a record", _body, (ProtocolError,), frames, change_msgpack),
         Decoder("order of records", _order, (ProtocolError,), [counted], change_bytes),
         Decoder("parked channel", _parked, (RefusedError, ChannelError), [parked], change_bytes),
-        Decoder("image", _unseal, (ImageError,), [_with_header(document), _STREAMS["v1-image.bin"], _STREAMS["v1-image-tls.bin"]], change_bytes),
-        Decoder("manifest", lambda data: _unseal(_with_header(data)), (ImageError,), [document], change_msgpack),
+        Decoder("image", _unseal, (ImageError,), [_with_header(document), _STREAMS["v1-image.bin"], _STREAMS["v1-image-tls.bin"], _STREAMS["v4-image.bin"]], change_bytes),
+        Decoder("manifest", lambda data: _unseal(_with_header(data)), (ImageError,), [document, columns], change_msgpack),
         Decoder("piece of a table", _piece, (ImageError, UnreadableState), [_piece_of(b"\x92\x81\xa1a\x01\x91\xa1b")], change_bytes),
         Decoder("keys of a table", lambda data: _piece(_piece_of(data)), (ImageError, UnreadableState), [b"\x92\x81\xa1a\x01\x91\xa1b"], change_msgpack),
         Decoder("secrets of connections", _secrets, (ImageError,), [b"UPGSECR\1\x81\x07\xc4\x01x"], change_bytes),

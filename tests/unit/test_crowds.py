@@ -18,7 +18,7 @@ from upgrader.instance.declarations import Connections, Declarations
 from upgrader.instance.declared_socket import Bound
 from upgrader.instance.frozen import Frozen, FrozenCrowd, Moving, gather, in_crowds, spread
 from upgrader.instance.offer import Offer
-from upgrader.instance.save import entry_of
+from upgrader.instance.save import entry_of, one_by_one
 from upgrader.protocol.connection_state import ConnectionState
 from upgrader.protocol.crowd import Crowd
 from upgrader.protocol.fd import Fd
@@ -100,6 +100,18 @@ def test_a_crowd_is_loaded(numbers: list[int], bench: Bench) -> None:
     assert [Session(number) for number in numbers[1:]] == [each.session for each in rest]
     assert inodes(fds[4:]) == inodes(rest)
     assert not crowd
+
+
+def test_a_crowd_is_left_with_systemd_one_by_one(bench: Bench) -> None:
+    """Nobody can say whether the version that comes next knows crowds."""
+    manifest, fds, crowds = numbered(bench, *range(COUNT))
+    whole, owners = one_by_one(manifest, fds[:3], crowds)
+    bench.park(whole, owners)
+    loaded = bench.load()
+
+    assert (1, []) == (whole.format, loaded.crowds)
+    assert [Session(7), *map(Session, range(COUNT))] == [a.session for a in loaded.adopted]
+    assert inodes(fds[2:]) == inodes(loaded.adopted)
 
 
 def test_what_is_left_of_a_crowd_moves_on(bench: Bench) -> None:

@@ -19,7 +19,7 @@ from upgrader.backends.listener import path_inode
 from upgrader.errors import BackendError, BusError, ChannelError, NotifyError, UnsavableState
 from upgrader.instance import image_in_fd_store
 from upgrader.instance.declarations import Declarations
-from upgrader.instance.frozen import Frozen
+from upgrader.instance.frozen import Frozen, FrozenCrowd, spread
 from upgrader.protocol import channel, connection_secrets, image
 from upgrader.protocol.connection_state import ConnectionState
 from upgrader.protocol.fd import Fd
@@ -366,6 +366,17 @@ def lasting(
         left = [*kept.left_behind, *lost]
         kept = msgspec.structs.replace(kept, left_behind=left, tls=msgspec.UNSET)
     return kept, list(fds[: len(own)])
+
+
+def one_by_one(
+    manifest: image.Manifest, fds: Sequence[HasFileno], crowds: Sequence[FrozenCrowd]
+) -> tuple[image.Manifest, list[HasFileno]]:
+    """With an entry for each connection of these crowds, as every version can load."""
+    members = spread(crowds)
+    whole = msgspec.structs.replace(
+        manifest, entries=[*manifest.entries, *map(entry_of, members)]
+    )  # fmt: skip
+    return whole, [*fds, *(each.sock for each in members)]
 
 
 def push(store: FdStore, unit: str, name: StoreName, reader: socket) -> None:

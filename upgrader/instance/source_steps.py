@@ -11,7 +11,7 @@ import msgspec
 
 from upgrader.codes import Code
 from upgrader.instance import save
-from upgrader.instance.frozen import Built, gather, in_crowds, spread
+from upgrader.instance.frozen import Built, gather, in_crowds
 from upgrader.protocol import image, phase, state
 from upgrader.protocol.identity import HasFileno
 from upgrader.protocol.kinds import Standing
@@ -124,10 +124,8 @@ class SourceSteps:
             self._side.store.remove(self._name(Stored.INSURANCE))
         else:
             manifest, fds = save.lasting(self._with_tables(), self._image.fds)
-            members = spread(self._image.crowds)
-            entries = [*manifest.entries, *map(save.entry_of, members)]
-            manifest = msgspec.structs.replace(manifest, entries=entries)
-            self._park(manifest, [*fds, *(each.sock for each in members)], Stored.CHANNEL)
+            manifest, fds = save.one_by_one(manifest, fds, self._image.crowds)
+            self._park(manifest, fds, Stored.CHANNEL)
 
     def _with_tables(self) -> image.Manifest:
         """The image with its tables: nobody has written to those since."""
