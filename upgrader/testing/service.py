@@ -25,6 +25,7 @@ from upgrader.protocol.varlink_client import call
 from upgrader.systemd.cgroup import own_unit
 from upgrader.systemd.fdstore import Stored, StoreName
 from upgrader.systemd.subreaper import adopt_orphans
+from upgrader.testing.leftovers import end_processes_with
 from upgrader.testing.live import LiveUpgrade, ServiceError, describe
 from upgrader.testing.notify_socket import NotifySocket
 from upgrader.testing.pid1_bus import Pid1Bus, Typed
@@ -240,10 +241,11 @@ class Service:
         return self._stderr.read_text(errors="replace") if self._stderr.exists() else ""
 
     def close(self) -> None:
-        """End everything and forget what is stored."""
+        """End everything, what the program has started as well, and forget what is stored."""
         if self._live:
             self._live._close()
         self.kill()
+        end_processes_with(f"RUNTIME_DIRECTORY={self.runtime_directory}")
         self._bus.close()
         self._notify.close()
         self._directory.cleanup()
