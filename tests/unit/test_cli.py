@@ -13,8 +13,15 @@ import pytest
 import upgrader.tool.upgrade
 from upgrader import cli
 from upgrader.protocol.status_text import Origin, Status
+from upgrader.tool import systemd_client
 from upgrader.tool.outcome import ExitCode, Outcome, Result, Verb
-from upgrader.tool.unit_errors import InvalidUnitName, MissingPackage, NoSuchUnit, unit_name
+from upgrader.tool.unit_errors import (
+    BusUnreachable,
+    InvalidUnitName,
+    MissingPackage,
+    NoSuchUnit,
+    unit_name,
+)
 from upgrader.tool.upgrade import Wish
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,8 +55,8 @@ def outcome(monkeypatch: pytest.MonkeyPatch) -> list[Outcome]:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["upgrade"], "name units, or give --all"),
-        (["upgrade", "--all", "web"], "name units, or give --all, not both"),
+        (["upgrade"], "name a unit, or give --all"),
+        (["upgrade", "--all", "web"], "--all stands for all units: name none"),
         (["upgrade", "web", "--mode", "warm"], "'warm' is not one of 'auto', 'live', 'restart'"),
         (["upgrade", "web", "--timeout", "5x"], "'5x' is not a time span"),
         (["upgrade", "web", "--timeout", "0"], "not a time to wait"),
@@ -308,6 +315,15 @@ def test_n6_without_a_session_the_remedy_is_one(
     assert (4, "") == (done.returncode, done.stdout)
     assert all(word in done.stderr for word in words), done.stderr
     assert "dbus.socket" not in done.stderr
+
+
+def test_a_machine_without_systemd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nobody is told to ask systemctl there."""
+    monkeypatch.setattr(systemd_client, "_BOOTED", str(tmp_path / "nothing"))
+    monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", f"unix:path={tmp_path}/nobody")
+    with pytest.raises(BusUnreachable, match="it does not run on this machine") as caught:
+        systemd_client.Systemd()
+    assert "upgrader demo --shell" in caught.value.remedy
 
 
 def test_n7_a_terminal_gets_colours_and_lines_that_fit() -> None:

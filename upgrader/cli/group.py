@@ -63,8 +63,9 @@ def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 def cli(ctx: click.Context) -> None:
     """Upgrade systemd services in place, without losing a connection or any state.
 
-    A service that uses the upgrader library hands its sockets, connections and state to its next
-    version: directly if both can run side by side, else by way of systemd during a restart.
+    A service that uses the upgrader library gives its sockets, connections and state to its next
+    version: directly if both can run side by side, else by way of systemd during a restart. Of any
+    other program, a runner gives the listeners to the next version: see `upgrader adopt`.
     """
     if ctx.invoked_subcommand is None:
         ctx.invoke(cli.commands["list"], names=False, as_json=False, user=False)

@@ -132,7 +132,8 @@ def upgrade(
     except ValueError as error:
         raise click.UsageError(f"--exec-command: {error}") from error
     if everything == bool(units):
-        raise click.UsageError("name units, or give --all, not both")
+        wrong = "--all stands for all units: name none" if units else "name a unit, or give --all"
+        raise click.UsageError(wrong)
     try:
         names = expand(units, everything=everything, user=user)
     except UnitError as error:

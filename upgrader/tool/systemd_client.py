@@ -45,6 +45,8 @@ _BUS = (b"org.freedesktop.DBus", b"/org/freedesktop/DBus", b"org.freedesktop.DBu
 
 #: As systemctl falls back to: takes root only, no references, and sends all signals unasked.
 _PRIVATE = "/run/systemd/private"
+#: It is there as long as systemd is PID 1: sd_booted(3).
+_BOOTED = "/run/systemd/system"
 _SIGNAL = 4  # SD_BUS_MESSAGE_SIGNAL
 # sd_bus_process() may handle a message by itself and return none although more are queued.
 _EMPTY_READS = 3
@@ -351,6 +353,8 @@ def _connected(user: bool) -> "tuple[DBus, bool]":
     except BusUnreachable as error:
         if user:
             raise _no_session(error) from error
+        if not os.path.isdir(_BOOTED):
+            raise _no_systemd() from error
         if os.geteuid() != 0 or not os.path.exists(_PRIVATE):
             raise
         bus = DBusAddress(f"unix:path={_PRIVATE}".encode(), peer_to_peer=True)
@@ -358,6 +362,14 @@ def _connected(user: bool) -> "tuple[DBus, bool]":
             bus.open()
         return bus, True
     return bus, False
+
+
+def _no_systemd() -> BusUnreachable:
+    return BusUnreachable(
+        "",
+        "it does not run on this machine",
+        remedy="to look around in one that is booted for it: upgrader demo --shell",
+    )
 
 
 def _no_session(error: BusUnreachable) -> BusUnreachable:
