@@ -155,3 +155,27 @@ def crowd(service: Service, size: int = 3) -> Iterator[Crowd]:
     """That many clients of a service of generation 1."""
     with service.clients(size) as clients:
         yield Crowd(clients)
+
+
+def reload_twice(service: Service, clients: Crowd) -> None:
+    """Upgrade from generation 1 to 3: after each reload the newest serves all clients, and runs alone."""
+    for generation in (2, 3):
+        assert socket_there(service)
+        service.environment(ROUND=str(generation))
+        assert reload(service), service.messages()
+        clients.is_served_by(generation)
+        assert alone(service)
+
+
+def kill_after_the_commit(service: Service) -> None:
+    """A destination that is killed before its source can name it: Restart= starts another instance."""
+    with paused(service, "verify") as upgrade:
+        upgrade.signal("STOP", upgrade.source)
+        upgrade.go()
+        with service.connect() as other:
+            assert 2 == other.add()[2]
+            upgrade.signal("KILL", upgrade.destination)
+        upgrade.signal("CONT", upgrade.source)
+
+        upgrade.wait()  # a failure, unless its job has become part of the restart
+        service.until(ActiveState="active", NRestarts="1")

@@ -4,7 +4,16 @@
 import pytest
 
 from tests.support import eventually
-from tests.system.reloading import alone, crowd, live, paused, reload, socket_there
+from tests.system.reloading import (
+    alone,
+    crowd,
+    kill_after_the_commit,
+    live,
+    paused,
+    reload,
+    reload_twice,
+    socket_there,
+)
 from tests.system.serving import Install, Service
 from upgrader.lab.private_systemd import PrivateSystemd
 
@@ -20,12 +29,7 @@ def test_reloads_move_everything(any_machine: PrivateSystemd, install: Install) 
     """Connections, their state and half a line cross reloads and a restart; a stop is a stop."""
     service = install(any_machine, "plain", "blocking", *live(any_machine, "plain"))
     with crowd(service) as clients:
-        for generation in (2, 3):
-            assert socket_there(service)
-            service.environment(ROUND=str(generation))
-            assert reload(service), service.messages()
-            clients.is_served_by(generation)
-            assert alone(service)
+        reload_twice(service, clients)
         service.restart()
         clients.is_served_by(4)
         service.stop()
@@ -81,15 +85,6 @@ def test_a_job_in_the_middle(service: Service, job: str) -> None:
 def test_the_destination_dies_right_after_the_commit(service: Service) -> None:
     """The source parks what it still has, and Restart= brings everything back."""
     with crowd(service) as clients:
-        with paused(service, "verify") as upgrade:
-            upgrade.signal("STOP", upgrade.source)
-            upgrade.go()
-            with service.connect() as other:
-                assert 2 == other.add()[2]
-                upgrade.signal("KILL", upgrade.destination)
-            upgrade.signal("CONT", upgrade.source)
-
-            upgrade.wait()  # a failure, unless its job has become part of the restart
-            service.until(ActiveState="active", NRestarts="1")
+        kill_after_the_commit(service)
         clients.is_served_by(2)
         assert eventually(lambda: alone(service))

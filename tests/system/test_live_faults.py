@@ -7,7 +7,16 @@ import time
 import pytest
 
 from tests.support import eventually
-from tests.system.reloading import Crowd, alone, crowd, live, paused, reload, socket_there
+from tests.system.reloading import (
+    Crowd,
+    alone,
+    crowd,
+    kill_after_the_commit,
+    live,
+    paused,
+    reload,
+    socket_there,
+)
 from tests.system.serving import Install, Service
 from upgrader.lab.private_systemd import PrivateSystemd
 from upgrader.protocol.status_text import Origin
@@ -248,16 +257,7 @@ def test_the_destination_dies_right_after_the_commit(
     brings everything back."""
     service = install(any_machine, "corpse", "lively", *live(any_machine, "corpse"), PATIENT)
     with crowd(service) as clients:
-        with paused(service, "verify") as upgrade:
-            upgrade.signal("STOP", upgrade.source)
-            upgrade.go()
-            with service.connect() as other:
-                assert 2 == other.add()[2]
-                upgrade.signal("KILL", upgrade.destination)
-            upgrade.signal("CONT", upgrade.source)
-
-            upgrade.wait()  # a failure, unless its job has become part of the restart
-            service.until(ActiveState="active", NRestarts="1")
+        kill_after_the_commit(service)
         assert Origin.RESTART is service.status.origin
         clients.is_served_by(2)
         assert alone(service)

@@ -10,7 +10,7 @@ from random import Random
 import pytest
 
 from tests.support import eventually
-from tests.system.reloading import alone, crowd, live, paused, reload, socket_there
+from tests.system.reloading import alone, crowd, live, paused, reload, reload_twice, socket_there
 from tests.system.serving import Install, Service
 from upgrader.lab.private_systemd import PrivateSystemd
 from upgrader.protocol.status_text import Origin
@@ -129,12 +129,7 @@ def test_a_dynamic_user(any_machine: PrivateSystemd, install: Install) -> None:
     lines = [*live(any_machine, "dynamic"), "DynamicUser=yes", "ProtectSystem=strict"]
     service = install(any_machine, "dynamic", "lively", *lines)
     with crowd(service) as clients:
-        for generation in (2, 3):
-            assert socket_there(service)
-            service.environment(ROUND=str(generation))
-            assert reload(service), service.messages()
-            clients.is_served_by(generation)
-            assert alone(service)
+        reload_twice(service, clients)
 
 
 def test_a_pid_namespace(trixie_machine: PrivateSystemd, install: Install) -> None:

@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from tests.support import eventually
-from tests.system.reloading import alone, crowd, live, reload, socket_there
+from tests.system.reloading import alone, crowd, live, reload, reload_twice, socket_there
 from tests.system.serving import Install, Service
 from tests.system.tool import upgrader
 from upgrader.lab.private_systemd import PrivateSystemd
@@ -111,12 +111,7 @@ def test_u3_notify_reload_with_takeover(trixie_machine: PrivateSystemd, install:
     lines = live(trixie_machine, "both")
     service = install(trixie_machine, "both", "lively", "Type=notify-reload", *lines)
     with crowd(service) as clients:
-        for generation in (2, 3):
-            assert socket_there(service)
-            service.environment(ROUND=str(generation))
-            assert reload(service), service.messages()
-            clients.is_served_by(generation)
-            assert alone(service)
+        reload_twice(service, clients)
         assert reload(service), service.messages()
         assert reloads(service, 1)
         assert upgrader(trixie_machine, "check", service.unit).returncode == 0

@@ -17,7 +17,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from itertools import chain, repeat
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from upgrader.backends.kind import BackendKind
@@ -92,12 +91,7 @@ class BlockingRuntime:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._selector.close()
         self._waker.close()
         self._wake.close()

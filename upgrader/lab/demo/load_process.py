@@ -6,7 +6,6 @@ import select
 import subprocess
 import sys
 import time
-from types import TracebackType
 from typing import Self, TypeVar
 
 from upgrader.lab.demo.options import DemoError
@@ -37,12 +36,7 @@ class LoadProcess:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.communicate()
         self._errors.close()

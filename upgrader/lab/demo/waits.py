@@ -8,7 +8,6 @@ from collections import defaultdict
 from enum import StrEnum
 from pathlib import Path
 from time import monotonic
-from types import TracebackType
 from typing import Self
 
 import msgspec
@@ -67,12 +66,7 @@ class Delays:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
 
