@@ -32,6 +32,9 @@ def test_a_machine_goes_on(guest: Machine) -> None:
     has it upgraded by the hook. An upgrade to a QEMU that cannot load it is refused in QEMU's own words, by
     a preflight that nobody needs to ask for, before a restart as well: nothing is left of that, and no
     ping is lost after it."""
+    said = upgrader(guest.machine, "check", guest.unit).stdout
+    assert "has bound" not in said  # its monitor: the next QEMU has another one
+    assert "Restart=" not in said  # a guest that is shut down stays so
     with pinging(guest.machine) as pings:
         assert guest.counts()
         done = upgrader(guest.machine, "upgrade", guest.unit, "--mode", "live")

@@ -61,6 +61,19 @@ def test_sockets_that_a_program_has_bound_and_that_nobody_accepts_from() -> None
             assert any(words in e.what and f":{port}" in e.what for e in found), (words, found)
 
 
+def test_a_socket_that_was_made_for_one_program(tmp_path: Path) -> None:
+    """The next program has another one."""
+    path = str(tmp_path / "own")
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(path)
+        bound.listen()
+        instance, pid = Description("web", programs=[RunProgram(7, sockets=[path])]), os.getpid()
+        runner = unit(start_limit_usec=0, main_pid=1)
+        found = about_runner(runner, instance, {"ExecStopPostEx": AFTER}, (pid,), (pid,), "python3")
+
+        assert not [each for each in found if path in each.what]
+
+
 @pytest.fixture
 def clean() -> Iterator[ExitStack]:
     with ExitStack() as stack:

@@ -137,14 +137,17 @@ type Started (
 )
 
 # A program of a runner: whether it drains, how many processes it has, the bytes that are theirs, and
-# what it could do, as its adapter has found; the path of the file that it runs, if that is deleted
+# what it could do, as its adapter has found; the path of the file that it runs, if that is deleted; paths of
+# sockets that its adapter has made for it alone; whether its end with status 0 is that of the unit
 type RunProgram (
   pid: int,
   replaced: bool,
   processes: int,
   memory: int,
   offers: []string,
-  deleted: string
+  deleted: string,
+  sockets: []string,
+  may_end: bool
 )
 
 # What came of saving a state only to see whether it can be done: bytes, seconds, when (at, in

@@ -178,7 +178,8 @@ class Trial(msgspec.Struct, frozen=True):
 class RunProgram(msgspec.Struct, frozen=True):
     """A program of a runner. `replaced`: it drains; `processes`: of it and below it; `memory`: bytes that
     are their own; `offers`: what its adapter has found that the program could do; `deleted`: the path of the
-    file that it runs, if that was replaced or removed on disk since."""
+    file that it runs, if that was replaced or removed on disk since; `sockets`: paths of those that its adapter
+    has made for it alone; `may_end`: its end with status 0 is that of the unit."""
 
     pid: int
     replaced: bool = False
@@ -186,6 +187,8 @@ class RunProgram(msgspec.Struct, frozen=True):
     memory: int = 0
     offers: list[str] = []
     deleted: str = ""
+    sockets: list[str] = []
+    may_end: bool = False
 
 
 class ReplayCounts(msgspec.Struct, frozen=True):

@@ -92,6 +92,8 @@ class ProgramAdapter:
         self.host = host
         #: What the program that was started last could do, for `upgrader status`; it decides nothing.
         self.offers: Sequence[str] = ()
+        #: Paths of UNIX sockets that were made for it alone, as each program has others.
+        self.sockets: Sequence[str] = ()
 
     @property
     def is_private(self) -> bool:

@@ -63,6 +63,8 @@ class ProgramReport:
                 memory=sum(map(_memory, tree)),
                 offers=[*self._adapter.offers] if (pid,) == serving else [],
                 deleted=_deleted(pid),
+                sockets=[*self._adapter.sockets] if (pid,) == serving else [],
+                may_end=self._adapter.may_end,
             )
             for pid in self._pids
             if pid in here

@@ -143,7 +143,9 @@ def _findings(systemd: Systemd, unit: Unit, present: Presence, ours: bool) -> It
             "systemctl daemon-reload, then check again; an upgrade reads it by itself",
         )
     values = systemd.properties(unit)
-    yield from about_settings(systemd, unit, values)
+    programs = present.said.programs if present.said else ()
+    may_end = any(each.may_end for each in programs)
+    yield from about_settings(systemd, unit, values, may_end=may_end)
     if held := hold.standing(unit, present.said, user=systemd.user):
         remedies = {
             hold.HoldKind.ADMIN: f"when that is over: upgrader unhold {unit.id}",

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Find what surprises in a unit whose main process is a runner, for `check`."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from upgrader.protocol.programs import MOST_DRAINED
@@ -29,7 +29,8 @@ def about_runner(
     `others`: those of them that belong to upgrades; `python`: the interpreter of its main process."""
     yield from _about_settings(unit, values, python)
     yield from _about_memory(unit, instance)
-    yield from _about_sockets(unit, pids)
+    own = {f"unix:{path}" for each in instance.programs for path in each.sockets}
+    yield from _about_sockets(unit, pids, own)
     looked_after = [*others, *(each.pid for each in instance.programs)]
     if strays := unit_processes.strays(unit.main_pid, looked_after, pids):
         yield Finding(
@@ -75,8 +76,9 @@ def _about_memory(unit: Unit, instance: Description) -> Iterator[Finding]:
         )
 
 
-def _about_sockets(unit: Unit, pids: Sequence[int]) -> Iterator[Finding]:
-    """What its programs bind themselves, and what nobody accepts from."""
+def _about_sockets(unit: Unit, pids: Sequence[int], own: Collection[str]) -> Iterator[Finding]:
+    """What its programs bind themselves, and what nobody accepts from; `own`: addresses that no other
+    program wants."""
     try:
         sockets = open_sockets(pids)
     except PermissionError:
@@ -86,7 +88,7 @@ def _about_sockets(unit: Unit, pids: Sequence[int]) -> Iterator[Finding]:
             "run the command as root, with sudo for instance",
         )
         return
-    for each in sockets:
+    for each in (found for found in sockets if found.address not in own):
         if unit.main_pid not in each.pids and not each.removed:
             yield Finding(
                 Severity.WARNING,

@@ -15,11 +15,14 @@ from upgrader.tool.systemd_client import Systemd
 _LATE = ("ExecCondition", "ExecStartPre", "ExecStartPost")
 
 
-def about_settings(systemd: Systemd, unit: Unit, values: Mapping[str, Any]) -> Iterator[Finding]:
-    """All that is worth a warning; `values`: the D-Bus properties of the unit."""
+def about_settings(
+    systemd: Systemd, unit: Unit, values: Mapping[str, Any], *, may_end: bool
+) -> Iterator[Finding]:
+    """All that is worth a warning; `values`: the D-Bus properties of the unit; `may_end`: if its program
+    ends without a failure, nobody wants it started again."""
     yield from _about_systemd(systemd, unit)
     yield from _about_reload(unit)
-    yield from _about_processes(unit, values)
+    yield from _about_processes(unit, values, may_end=may_end)
 
 
 def _about_systemd(systemd: Systemd, unit: Unit) -> Iterator[Finding]:
@@ -43,7 +46,7 @@ def _about_reload(unit: Unit) -> Iterator[Finding]:
         )
 
 
-def _about_processes(unit: Unit, values: Mapping[str, Any]) -> Iterator[Finding]:
+def _about_processes(unit: Unit, values: Mapping[str, Any], *, may_end: bool) -> Iterator[Finding]:
     """Settings that do no harm to a restart, and surprise in a live upgrade."""
     for name in _LATE:
         if values.get(name):
@@ -62,7 +65,7 @@ def _about_processes(unit: Unit, values: Mapping[str, Any]) -> Iterator[Finding]
     if unit.restart == "no":
         what = "Restart=no: after a crash nothing starts it again, and what it had is lost"
         yield Finding.to_set(Severity.WARNING, unit, what, "Restart=always")
-    elif unit.restart not in ("always", "on-success"):
+    elif unit.restart not in ("always", "on-success") and not may_end:
         what = (
             f"Restart={unit.restart}: if the program ends by itself, and without a failure, nothing"
             " starts it again"

@@ -106,6 +106,7 @@ class QemuAdapter(ProgramAdapter):
             listener.bind(str(path))
             path.chmod(0o600)
             listener.listen()
+            self.sockets = (str(path),)
             if start.incoming and not start.private:
                 until_ready.enter_context(tap.guarded(self._devices()))
             yield StartOrder(
