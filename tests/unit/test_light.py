@@ -165,21 +165,19 @@ exec(compile(open(sys.argv[2]).read(), sys.argv[2], "exec"))
 """
 
 
-def test_a_program_at_ready(tmp_path: Path) -> None:
-    """It has what it needs to serve, and msgspec is not part of that; in a moment it has the rest, as
-    the files may be another version's later."""
-    text = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert text
-    program = tmp_path / "program.py"
-    program.write_text(text[1].replace("127.0.0.1:7000", f"unix:{tmp_path}/listener"))
-    place, listed = tmp_path / "notify", tmp_path / "listed"
-    command = [sys.executable, "-c", WATCH, str(listed), str(program)]
+def at_ready(program: str, place: Path) -> set[str]:
+    """The modules that a program has loaded at READY=1; it has msgspec in a moment."""
+    file, listed = place / "program.py", place / "listed"
+    file.write_text(program)
+    command = [sys.executable, "-c", WATCH, str(listed), str(file)]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
-        notify.bind(str(place))
+        notify.bind(str(place / "notify"))
         notify.settimeout(SETTLE)
-        environment = {**os.environ, "NOTIFY_SOCKET": str(place)}
+        environment = {**os.environ, "NOTIFY_SOCKET": str(place / "notify")}
         environment.pop("RUNTIME_DIRECTORY", None)
-        with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
+        with subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
+        ) as process:
             try:
                 ready = done = False
                 while not done:
@@ -189,12 +187,47 @@ def test_a_program_at_ready(tmp_path: Path) -> None:
                     modules = set(listed.read_text().split())
                     for fd in fds:  # what the barrier waits for
                         os.close(fd)
-                assert PROGRAM == ours(modules)
-                assert not {"msgspec", "pathlib", "shutil"} & modules
                 maps = Path(f"/proc/{process.pid}/maps")
                 assert eventually(lambda: "/msgspec/" in maps.read_text())
             finally:
                 process.kill()
+    return modules
+
+
+def test_a_program_at_ready(tmp_path: Path) -> None:
+    """It has what it needs to serve, and msgspec is not part of that; in a moment it has the rest, as
+    the files may be another version's later."""
+    text = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    assert text
+    modules = at_ready(text[1].replace("127.0.0.1:7000", f"unix:{tmp_path}/listener"), tmp_path)
+
+    assert PROGRAM == ours(modules)
+    assert not {"msgspec", "pathlib", "shutil"} & modules
+
+
+#: A runner, and a program that is ready at once.
+BEHIND = """
+import sys
+
+from upgrader.runner.main import main
+
+program = "import os, socket; address = os.environ['NOTIFY_SOCKET'];"
+program += "address = chr(0) + address[1:] if address[0] == '@' else address;"
+program += "notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); notify.connect(address);"
+program += "notify.send(b'READY=1'); os.read(0, 1)"
+main(["--listen", "main=unix:@upgrader-light", "--", sys.executable, "-c", program])
+"""
+
+
+def test_a_runner_at_ready(tmp_path: Path) -> None:
+    """It is between PID 1 and the start of each program."""
+    modules = at_ready(BEHIND, tmp_path)
+
+    assert not {"msgspec", "hashlib", "shutil", "tempfile", "tomllib", "random"} & modules
+    beside = ours(modules) - PROGRAM
+    assert {"instance.watched_files", "protocol.programs"} == {
+        name for name in beside if not name.startswith(("runner", "systemd"))
+    }
 
 
 def test_a_name_is_not_lost_to_its_module() -> None:
@@ -235,10 +268,3 @@ def test_values() -> None:
     for values, named in ((), {}), ((1, 2, 3), {}), ((1,), {"x": 2}), ((1,), {"z": 2}):
         with pytest.raises(TypeError, match="Point has the fields x, y"):
             Point(*values, **named)  # type: ignore[arg-type]
-
-
-def test_a_runner_loads_nothing_that_is_seldom_needed() -> None:
-    """It is between PID 1 and the start of each program."""
-    code = "import sys, upgrader.runner.runner; print(*sys.modules)"
-    loaded = subprocess.check_output([sys.executable, "-c", code], text=True).split()
-    assert set() == {"shutil", "tempfile", "tomllib", "random"} & {*loaded}

@@ -1,25 +1,31 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What a runner decides by values alone: its command line, what a program is told, what is left."""
 
+import ast
 import asyncio
 import os
+import resource
 import signal
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.support import SETTLE, eventually
 from upgrader.errors import DeclarationError
+from upgrader.protocol.fd import Fd
 from upgrader.protocol.programs import Passing, Readiness, known, look_up, program_name
 from upgrader.runner.accepted import Accepted
 from upgrader.runner.after_stop import is_restarted
 from upgrader.runner.kept_paths import Paths, put_back, remove_links
+from upgrader.runner.launcher import Launcher
 from upgrader.runner.options import Listen, RunnerOptions, option_table
 from upgrader.runner.passing import Given, arguments, variables
 from upgrader.runner.processes import RunningProcess, end
 from upgrader.runner.shared_sockets import SocketSettings
+from upgrader.runner.spawn import Held, StartOrder, soft_limits
 from upgrader.systemd.own_unit import StopReason
 
 
@@ -325,3 +331,28 @@ def test_a_path_that_nobody_has_put_back(tmp_path: Path) -> None:
         remove_links(listen)
 
     assert [path] == [*tmp_path.iterdir()]
+
+
+def test_a_program_gets_all_its_fds() -> None:
+    """However many there are, at the numbers from 3 on, and no others; its launcher was started when fewer files
+    were allowed."""
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, allowed[1]))
+    try:
+        launcher = Launcher()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, allowed)
+    reading, writing = os.pipe()
+    count = 600
+    with open(reading, "rb") as answers, Fd(writing) as last, Fd(os.dup(2)) as other:
+        code = f"import os; os.write({2 + count}, repr(os.listdir('/proc/self/fd')).encode())"
+        fds = [*[other] * (count - 1), last]
+        words = [sys.executable, "-I", "-S", "-c", code]
+        held = Held(StartOrder(words, {}, fds, limits=soft_limits()), launcher)
+        held.release()
+        last.close()
+        seen = answers.read().decode()
+    # Its own look has one more.
+    assert {*map(str, range(count + 4))} == {*ast.literal_eval(seen)}
+    assert 0 == os.waitpid(held.process.pid, 0)[1]
+    held.process.pidfd.close()

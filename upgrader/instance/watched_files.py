@@ -6,13 +6,19 @@ and another image may be mounted where the same inode has the same dates.
 """
 
 import contextlib
-import hashlib
 import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from upgrader.protocol.later import later
+
+if TYPE_CHECKING:
+    import hashlib
+else:
+    hashlib = later("hashlib")
 
 #: Larger files, such as an interpreter, are told by what stat(2) says alone.
 _READ = 1 << 20

@@ -5,9 +5,10 @@ import glob
 import os
 import re
 import signal
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+
+from upgrader.protocol.values import Value
 
 
 class Passing(StrEnum):
@@ -29,8 +30,7 @@ class Readiness(StrEnum):
     AFTER = "after"  #: it has lived for a time span, `after:SPAN`
 
 
-@dataclass(frozen=True, slots=True)
-class Program:
+class Program(Value):
     """One program: what its own documentation says of inherited listeners, its end and its reload.
 
     `drain`: the signal at which it ends after what it is at; `reload`: the signal at which it reads

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Protocol
 
 from upgrader.protocol.fd import Fd
-from upgrader.protocol.identity import identify
 from upgrader.protocol.programs import Passing, Readiness
 from upgrader.runner.getsocks import OldHaproxy
 from upgrader.runner.options import RunnerOptions
@@ -141,7 +140,7 @@ class ProgramAdapter:
             case Readiness.AFTER:
                 await asyncio.sleep(self.host.options.ready_after)
             case Readiness.LISTENING:
-                inodes = [identify(each.sock).inode for each in start.listeners]
+                inodes = [os.fstat(each.sock.fileno()).st_ino for each in start.listeners]
                 while not listens(program, inodes):
                     await asyncio.sleep(_LOOK)
 

@@ -6,6 +6,8 @@ The exchange is `_getsocks` of HAProxy's stats socket (src/cli.c, src/sock.c): t
 all of them with a namespace, an interface and options for each, then an acknowledgement.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import socket
@@ -13,9 +15,12 @@ import struct
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from upgrader.errors import DeclarationError
-from upgrader.protocol.identity import HasFileno
+
+if TYPE_CHECKING:
+    from upgrader.protocol.identity import HasFileno
 
 _MOST = 252  # MAX_SEND_FD: more are sent in several messages
 _COUNT = struct.Struct("i")

@@ -17,6 +17,7 @@ from upgrader.errors import BusError, DeclarationError, UpgradeError, VerifyErro
 from upgrader.protocol.fd import Fd
 from upgrader.protocol.parameters import Mode
 from upgrader.runner.children import Children
+from upgrader.runner.launcher import Launcher
 from upgrader.runner.notifications import Notifications, relayed
 from upgrader.runner.options import Listen, RunnerOptions
 from upgrader.runner.passing import Given
@@ -55,9 +56,10 @@ class ProgramEnded(UpgradeError):
 class Host:
     """That of one runner; implements `adapter.AdapterHost`."""
 
-    def __init__(self, options: RunnerOptions) -> None:
+    def __init__(self, options: RunnerOptions, launcher: Launcher | None = None) -> None:
         """Before the library changes anything of this process."""
         self.options = options
+        self._launcher = launcher  # for the first program
         self.given = given_environment()
         self.directory = Path(self.given.get("RUNTIME_DIRECTORY", "").partition(":")[0] or "/run")
         self.serves = False  #: this is the owner, and PID 1 listens to it
@@ -175,7 +177,9 @@ class Host:
         raises OSError and NotifyError."""
         own = [*order.own_pid]
         own += [n for n in ("SYSTEMD_EXEC_PID", "WATCHDOG_PID") if n in order.environment]
-        environment = dict(order.environment)
+        environment, launcher = dict(order.environment), None
+        if notifies:
+            launcher, self._launcher = self._launcher, None
         if notifies and "NOTIFY_SOCKET" in environment:
             environment["NOTIFY_SOCKET"] = self.notifications.address
         held = Held(
@@ -186,7 +190,8 @@ class Host:
                 own,
                 self._limits,
                 ignores_sigpipe=self.properties.get("IgnoreSIGPIPE", True),
-            )
+            ),
+            launcher,
         )
         self.children.expect(held.process.pid)
         return held

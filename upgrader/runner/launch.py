@@ -5,6 +5,7 @@ Its own PID must be in the environment, and what Python changes for itself must 
 line of the runner has to run between fork(2) and execve(2).
 """
 
+import fcntl
 import json
 import os
 import resource
@@ -14,24 +15,34 @@ import sys
 
 
 def main() -> None:
-    """Read the order from the FD in the first argument; say there why it cannot be followed."""
+    """Take FDs, and then the order, from the one in the first argument; say there why it cannot be followed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     line = socket.socket(fileno=int(sys.argv[1]))
-    line.set_inheritable(False)
+    fds: list[int] = []
+    text = b" "
+    while text == b" ":  # each with FDs
+        text, more, _, _ = socket.recv_fds(line, 1, 253)
+        fds += more
     with line.makefile("rb") as file:
-        text = file.readline()
+        text += file.readline()
     if not text.endswith(b"\n"):
         return  # the runner has ended
     order = json.loads(text)
     try:
-        for number, limits in order["limits"]:
+        # Above all that they become, so that none is overwritten before its turn.
+        above = order["first"] + len(fds)
+        moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for fd in (*fds, line.fileno())]
+        for fd in (*fds, line.detach()):
+            os.close(fd)
+        line = socket.socket(fileno=moved.pop())
+        for number, fd in enumerate(moved, order["first"]):
+            os.dup2(fd, number)
+        for number, limits in ((resource.RLIMIT_NOFILE, (soft, hard)), *order["limits"]):
             resource.setrlimit(number, limits)
         for number in order["default"]:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        for number, fd in enumerate(order["fds"], order["first"]):
-            os.dup2(fd, number)
-        for fd in order["fds"]:
-            os.close(fd)
         environment = order["environment"] | dict.fromkeys(order["own_pid"], str(os.getpid()))
         os.execvpe(order["arguments"][0], order["arguments"], environment)
     except Exception as error:

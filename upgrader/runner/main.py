@@ -1,17 +1,26 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The entry of `python -m upgrader.run`: as a main process, or with --after-stop for ExecStopPost=."""
 
-import asyncio
-import logging
-import os
-from collections.abc import Sequence
+from __future__ import annotations
 
-from upgrader.errors import UpgradeError
-from upgrader.runner.options import RunnerOptions
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run as told; the exit code of the process."""
+    from upgrader.runner.launcher import Launcher
+
+    # What becomes the program starts while this process imports what it needs itself.
+    launcher = Launcher() if "--" in arguments else None
+    import asyncio
+    import logging
+    import os
+
+    from upgrader.errors import UpgradeError
+    from upgrader.runner.options import RunnerOptions
+
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     if [*arguments] == ["--after-stop"]:
         from upgrader.runner.after_stop import end_left_over
@@ -20,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     from upgrader.runner.runner import Runner
 
     try:
-        asyncio.run(Runner(RunnerOptions.parse(arguments, os.environ)).run())
+        asyncio.run(Runner(RunnerOptions.parse(arguments, os.environ), launcher).run())
     except UpgradeError as error:  # at a desk; nobody has to look into this program because of it
         raise SystemExit(f"python -m upgrader.run: {error}") from error
     return 0

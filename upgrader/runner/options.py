@@ -2,17 +2,18 @@
 """The command line of a runner, read; ExecStopPost= reads that of ExecStart= as well."""
 
 import argparse
+import functools
 import os
 import re
 import shlex
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from upgrader.protocol.programs import Passing, Readiness, known, signal_named
 from upgrader.protocol.rendezvous import RUNNER
 from upgrader.protocol.systemd_syntax import LONGEST, time_span
+from upgrader.protocol.values import Value
 
 if TYPE_CHECKING:
     from upgrader.runner.socket_modes import SocketMode
@@ -24,8 +25,7 @@ _SOCKET_MODE = "--socket-mode"
 _DRAIN_LIMIT = 3600.0  # seconds
 
 
-@dataclass(frozen=True, slots=True)
-class Listen:
+class Listen(Value):
     """One listener, or datagram socket: its name, and where to bind it unless a `.socket` unit passes it."""
 
     name: str
@@ -33,8 +33,7 @@ class Listen:
     datagrams: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class RunnerOptions:
+class RunnerOptions(Value):
     """What a runner is told. `ready_after` and `drain_limit` are in seconds; `reload` is a signal, a
     command, or None; `test`: arguments with which the program only tests its configuration; `adapter`:
     see `adapters`, empty for the one of most programs; `blocking`: its listeners must be."""
@@ -91,8 +90,7 @@ class RunnerOptions:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class OptionText:
+class OptionText(Value):
     """One option as people read it: its name, the variable of the unit that says the same, what its value
     is called, and its help."""
 
@@ -132,8 +130,19 @@ def _said(environment: Mapping[str, str], listens: bool) -> Iterator[str]:
             yield f"{option.name}={text}"
 
 
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    """That of argparse asks the module shutil for the width, which takes a start milliseconds to import."""
+    try:
+        columns = int(os.environ.get("COLUMNS", "0")) or os.get_terminal_size().columns
+    except (OSError, ValueError):
+        columns = 80
+    return argparse.HelpFormatter(prog, width=columns - 2)
+
+
+@functools.cache
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
+        formatter_class=_formatter,
         prog="python -m upgrader.run",
         usage=_USAGE,
         allow_abbrev=False,

@@ -1,21 +1,25 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Make the words and variables by which a program is told which of its FDs are listeners."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from upgrader.errors import DeclarationError
-from upgrader.protocol.identity import HasFileno
 from upgrader.protocol.kinds import show_address
 from upgrader.protocol.programs import Passing
+from upgrader.protocol.values import Value
 from upgrader.systemd.listen_fds import FIRST
+
+if TYPE_CHECKING:
+    from upgrader.protocol.identity import HasFileno
 
 _PLACE = re.compile(r"\{(fd|address):([^{}]*)\}")
 
 
-@dataclass(frozen=True, slots=True)
-class Given:
+class Given(Value):
     """One listener as the program gets it: its name, and the address that it is bound to."""
 
     name: str

@@ -4,18 +4,26 @@
 Asked from the thread of the instance's socket, so all is kept in values that are replaced as a whole.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import re
 from collections.abc import Collection
+from typing import TYPE_CHECKING
 
 from upgrader.errors import VerifyError
-from upgrader.protocol.varlink_types import RunProgram
+from upgrader.protocol.later import later
 from upgrader.runner.adapter import ProgramAdapter
 from upgrader.runner.connections import count
 from upgrader.runner.host import Host
 from upgrader.runner.processes import RunningProcess, members
 from upgrader.systemd.cgroup import directory
+
+if TYPE_CHECKING:
+    from upgrader.protocol import varlink_types
+else:
+    varlink_types = later("upgrader.protocol.varlink_types")
 
 _VERSION = re.compile(r"\d+(?:\.\d+)+[\w.+~:-]*")
 _LONGEST = 64  # characters of a version
@@ -49,14 +57,14 @@ class ProgramReport:
             with contextlib.suppress(OSError, VerifyError):
                 self._version = version_in(await self._host.output(words, _OUTPUT))
 
-    def programs(self) -> list[RunProgram]:
+    def programs(self) -> list[varlink_types.RunProgram]:
         """All that live, the one that serves first."""
         here: Collection[int] = ()
         with contextlib.suppress(OSError):
             here = set(members(directory()))
         serving = self._pids[:1]
         return [
-            RunProgram(
+            varlink_types.RunProgram(
                 pid,
                 replaced=(pid,) != serving,
                 processes=len(tree := _tree(pid)),

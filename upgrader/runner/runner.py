@@ -25,6 +25,7 @@ from upgrader.runner.adapters import adapter_for
 from upgrader.runner.draining import Draining, ToldToDrain, draining
 from upgrader.runner.host import PROGRAM, Host, ProgramEnded, in_thread
 from upgrader.runner.kept_paths import Paths, put_back
+from upgrader.runner.launcher import Launcher
 from upgrader.runner.options import RunnerOptions
 from upgrader.runner.processes import HARD, RunningProcess, end
 from upgrader.runner.program_report import ProgramReport
@@ -51,9 +52,10 @@ _log = logging.getLogger("upgrader")
 class Runner:
     """One runner, from its start to its end."""
 
-    def __init__(self, options: RunnerOptions) -> None:
+    def __init__(self, options: RunnerOptions, launcher: Launcher | None = None) -> None:
+        """The first program is made of the `launcher`."""
         self._options = options
-        self._host = Host(options)
+        self._host = Host(options, launcher)
         self._adapter = adapter_for(self._host)
         self._program: RunningProcess | None = None
         self._paths = Paths(options.pid_file)

@@ -5,26 +5,27 @@ Held back, because nothing may run that nobody would find after a crash: what mu
 noted first.
 """
 
+from __future__ import annotations
+
 import contextlib
-import fcntl
 import json
 import os
 import resource
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from upgrader.errors import VerifyError
-from upgrader.protocol.fd import Fd
-from upgrader.protocol.identity import HasFileno
+from upgrader.runner.launcher import Launcher
 from upgrader.runner.processes import RunningProcess
 from upgrader.systemd.listen_fds import FIRST
 
-_LAUNCH = str(Path(__file__).with_name("launch.py"))
+if TYPE_CHECKING:
+    from upgrader.protocol.identity import HasFileno
+
+_AT_ONCE = 250  # FDs in one message: SCM_MAX_FD is 253
 _PATIENCE = 30.0  # seconds for an interpreter to start
 #: Below it in `/proc/self/fd/N` there are listeners; see `credentials`.
 _CREDENTIALS = "CREDENTIALS_DIRECTORY"
@@ -48,32 +49,17 @@ class StartOrder:
 class Held:
     """A process that is held back, and ends if this one ends before it is released."""
 
-    def __init__(self, order: StartOrder) -> None:
-        """Raises OSError if none can be made."""
-        ours, theirs = socket.socketpair()
+    def __init__(self, order: StartOrder, launcher: Launcher | None = None) -> None:
+        """Made of a `launcher` that nobody else has; raises OSError if none can be made."""
+        launcher = launcher or Launcher()
         self._order = order
-        self._line = ours
-        count = len(order.fds)
-        # Above all that they become, so that none is overwritten before its turn.
-        high = [_above(fd.fileno(), FIRST + count + 2) for fd in (*order.fds, theirs)]
+        self._line = launcher.line
+        self.process = RunningProcess(launcher.pidfd)
+        numbers = [fd.fileno() for fd in order.fds]
         credentials = _inherited(order.environment)
-        if credentials is not None:
-            high.append(_above(credentials, FIRST + count + 2))
-        self._numbers = [fd.fileno() for fd in high]
-        try:
-            # Not posix_spawn(3), which has two signals of the C library ignored in whatever it starts.
-            started = subprocess.Popen(
-                [sys.executable, "-I", "-S", _LAUNCH, str(high[count].fileno())],
-                env=dict(order.environment),
-                pass_fds=self._numbers,
-                start_new_session=True,
-            )
-        finally:
-            theirs.close()
-            for fd in high:
-                fd.close()
-        started.returncode = 0  # its end is not for Popen to see
-        self.process = RunningProcess(Fd(os.pidfd_open(started.pid)))
+        numbers += [] if credentials is None else [credentials]
+        for first in range(0, len(numbers), _AT_ONCE):
+            socket.send_fds(self._line, [b" "], numbers[first : first + _AT_ONCE])
 
     def release(self) -> None:
         """Have it become the program; raises VerifyError if that cannot be done."""
@@ -81,7 +67,6 @@ class Held:
         environment = dict(order.environment)
         if _inherited(environment) is not None:
             environment[_CREDENTIALS] = f"/proc/self/fd/{FIRST + len(order.fds)}"
-        count = len(order.fds)
         default = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
         if order.ignores_sigpipe:  # as Python does
             default -= {signal.SIGPIPE}
@@ -93,7 +78,6 @@ class Held:
                 "limits": [*(order.limits or {}).items()],
                 "default": sorted(map(int, default)),
                 "first": FIRST,
-                "fds": [*self._numbers[:count], *self._numbers[count + 1 :]],
             }
         )
         try:
@@ -125,10 +109,6 @@ def find_program(word: str) -> str:
 def soft_limits() -> dict[int, tuple[int, int]]:
     """The limits that a library may raise for this process."""
     return {resource.RLIMIT_NOFILE: resource.getrlimit(resource.RLIMIT_NOFILE)}
-
-
-def _above(number: int, lowest: int) -> Fd:
-    return Fd(fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, lowest))
 
 
 def _inherited(environment: Mapping[str, str]) -> int | None:

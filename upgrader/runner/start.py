@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from socket import socket as Socket
 
 from upgrader.errors import VerifyError
-from upgrader.protocol.identity import identify
 from upgrader.protocol.rendezvous import PREFLIGHT, PREFLIGHT_1
 from upgrader.runner.accepted import Accepted
 from upgrader.runner.adapter import ProgramAdapter, StartRequest
@@ -120,7 +119,7 @@ class ProgramStart:
         """Whether another program may have a listener. After a restart, that which is bound anew has none."""
         if self._host.is_live:
             return True
-        inode = identify(sock).inode
+        inode = os.fstat(sock.fileno()).st_ino
         return any(has(each, inode) for each in self._host.programs().values() if not each.ended)
 
     def _what(self, listeners: Sequence[Given], *, private: bool = False) -> StartRequest:
