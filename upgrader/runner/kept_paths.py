@@ -9,6 +9,7 @@ import functools
 import logging
 import os
 import socket
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -138,9 +139,11 @@ def _link(path: Path) -> Path:
 
 def _put_back(path: Path) -> None:
     """Put a file back that is missing, if there is a link."""
+    link = _link(path)
     with contextlib.suppress(OSError):
-        os.link(_link(path), path)
-        _log.info("%s was removed by an old program, and is back", path)
+        if stat.S_ISSOCK(link.lstat().st_mode):  # whoever else may write there
+            os.link(link, path, follow_symlinks=False)
+            _log.info("%s was removed by an old program, and is back", path)
 
 
 def _replace(path: Path, make: Callable[[Path], object]) -> None:
