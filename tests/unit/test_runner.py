@@ -20,12 +20,12 @@ from upgrader.protocol.programs import Passing, Readiness, known, look_up, progr
 from upgrader.runner.accepted import Accepted
 from upgrader.runner.after_stop import is_restarted
 from upgrader.runner.kept_paths import Paths, put_back, remove_links
-from upgrader.runner.launcher import Launcher
 from upgrader.runner.options import Listen, RunnerOptions, option_table
 from upgrader.runner.passing import Given, arguments, variables
 from upgrader.runner.processes import RunningProcess, end
 from upgrader.runner.shared_sockets import SocketSettings
 from upgrader.runner.spawn import Held, StartOrder, soft_limits
+from upgrader.runner.waiting_process import WaitingProcess
 from upgrader.systemd.own_unit import StopReason
 
 
@@ -334,12 +334,12 @@ def test_a_path_that_nobody_has_put_back(tmp_path: Path) -> None:
 
 
 def test_a_program_gets_all_its_fds() -> None:
-    """However many there are, at the numbers from 3 on, and no others; its launcher was started when fewer files
+    """However many there are, at the numbers from 3 on, and no others; it waited where fewer files
     were allowed."""
     allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (100, allowed[1]))
     try:
-        launcher = Launcher()
+        waiting = WaitingProcess()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, allowed)
     reading, writing = os.pipe()
@@ -348,7 +348,7 @@ def test_a_program_gets_all_its_fds() -> None:
         code = f"import os; os.write({2 + count}, repr(os.listdir('/proc/self/fd')).encode())"
         fds = [*[other] * (count - 1), last]
         words = [sys.executable, "-I", "-S", "-c", code]
-        held = Held(StartOrder(words, {}, fds, limits=soft_limits()), launcher)
+        held = Held(StartOrder(words, {}, fds, limits=soft_limits()), waiting)
         held.release()
         last.close()
         seen = answers.read().decode()

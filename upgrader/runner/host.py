@@ -17,12 +17,12 @@ from upgrader.errors import BusError, DeclarationError, UpgradeError, VerifyErro
 from upgrader.protocol.fd import Fd
 from upgrader.protocol.parameters import Mode
 from upgrader.runner.children import Children
-from upgrader.runner.launcher import Launcher
 from upgrader.runner.notifications import Notifications, relayed
 from upgrader.runner.options import Listen, RunnerOptions
 from upgrader.runner.passing import Given
 from upgrader.runner.processes import HARD, RunningProcess, end, orphans
 from upgrader.runner.spawn import Held, StartOrder, soft_limits
+from upgrader.runner.waiting_process import WaitingProcess
 from upgrader.systemd.bus import Bus
 from upgrader.systemd.fdstore import StoreName
 from upgrader.systemd.listen_fds import forget
@@ -56,10 +56,10 @@ class ProgramEnded(UpgradeError):
 class Host:
     """That of one runner; implements `adapter.AdapterHost`."""
 
-    def __init__(self, options: RunnerOptions, launcher: Launcher | None = None) -> None:
+    def __init__(self, options: RunnerOptions, waiting: WaitingProcess | None = None) -> None:
         """Before the library changes anything of this process."""
         self.options = options
-        self._launcher = launcher  # for the first program
+        self._waiting = waiting  # for the first program
         self.given = given_environment()
         self.directory = Path(self.given.get("RUNTIME_DIRECTORY", "").partition(":")[0] or "/run")
         self.serves = False  #: this is the owner, and PID 1 listens to it
@@ -177,9 +177,9 @@ class Host:
         raises OSError and NotifyError."""
         own = [*order.own_pid]
         own += [n for n in ("SYSTEMD_EXEC_PID", "WATCHDOG_PID") if n in order.environment]
-        environment, launcher = dict(order.environment), None
+        environment, waiting = dict(order.environment), None
         if notifies:
-            launcher, self._launcher = self._launcher, None
+            waiting, self._waiting = self._waiting, None
         if notifies and "NOTIFY_SOCKET" in environment:
             environment["NOTIFY_SOCKET"] = self.notifications.address
         held = Held(
@@ -191,7 +191,7 @@ class Host:
                 self._limits,
                 ignores_sigpipe=self.properties.get("IgnoreSIGPIPE", True),
             ),
-            launcher,
+            waiting,
         )
         self.children.expect(held.process.pid)
         return held

@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str]) -> int:
     """Run as told; the exit code of the process."""
-    from upgrader.runner.launcher import Launcher
+    from upgrader.runner.waiting_process import WaitingProcess
 
     # What becomes the program starts while this process imports what it needs itself.
-    launcher = Launcher() if "--" in arguments else None
+    waiting = WaitingProcess() if "--" in arguments else None
     import asyncio
     import logging
     import os
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     from upgrader.runner.runner import Runner
 
     try:
-        asyncio.run(Runner(RunnerOptions.parse(arguments, os.environ), launcher).run())
+        asyncio.run(Runner(RunnerOptions.parse(arguments, os.environ), waiting).run())
     except UpgradeError as error:  # at a desk; nobody has to look into this program because of it
         raise SystemExit(f"python -m upgrader.run: {error}") from error
     return 0

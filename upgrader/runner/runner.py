@@ -25,7 +25,6 @@ from upgrader.runner.adapters import adapter_for
 from upgrader.runner.draining import Draining, ToldToDrain, draining
 from upgrader.runner.host import PROGRAM, Host, ProgramEnded, in_thread
 from upgrader.runner.kept_paths import Paths, put_back
-from upgrader.runner.launcher import Launcher
 from upgrader.runner.options import RunnerOptions
 from upgrader.runner.processes import HARD, RunningProcess, end
 from upgrader.runner.program_report import ProgramReport
@@ -34,6 +33,7 @@ from upgrader.runner.shared_sockets import record
 from upgrader.runner.shut_listeners import ShutListeners
 from upgrader.runner.spawn import find_program
 from upgrader.runner.start import ProgramStart
+from upgrader.runner.waiting_process import WaitingProcess
 from upgrader.systemd.subreaper import adopt_orphans
 
 #: Signals that an admin sends to the main process and means for the program.
@@ -52,10 +52,10 @@ _log = logging.getLogger("upgrader")
 class Runner:
     """One runner, from its start to its end."""
 
-    def __init__(self, options: RunnerOptions, launcher: Launcher | None = None) -> None:
-        """The first program is made of the `launcher`."""
+    def __init__(self, options: RunnerOptions, waiting: WaitingProcess | None = None) -> None:
+        """`waiting`: what the first program is made of."""
         self._options = options
-        self._host = Host(options, launcher)
+        self._host = Host(options, waiting)
         self._adapter = adapter_for(self._host)
         self._program: RunningProcess | None = None
         self._paths = Paths(options.pid_file)

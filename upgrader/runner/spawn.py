@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from upgrader.errors import VerifyError
-from upgrader.runner.launcher import Launcher
 from upgrader.runner.processes import RunningProcess
+from upgrader.runner.waiting_process import WaitingProcess
 from upgrader.systemd.listen_fds import FIRST
 
 if TYPE_CHECKING:
@@ -49,12 +49,12 @@ class StartOrder:
 class Held:
     """A process that is held back, and ends if this one ends before it is released."""
 
-    def __init__(self, order: StartOrder, launcher: Launcher | None = None) -> None:
-        """Made of a `launcher` that nobody else has; raises OSError if none can be made."""
-        launcher = launcher or Launcher()
+    def __init__(self, order: StartOrder, waiting: WaitingProcess | None = None) -> None:
+        """`waiting`: the process, which nobody else has; raises OSError if none can be made."""
+        waiting = waiting or WaitingProcess()
         self._order = order
-        self._line = launcher.line
-        self.process = RunningProcess(launcher.pidfd)
+        self._line = waiting.line
+        self.process = RunningProcess(waiting.pidfd)
         numbers = [fd.fileno() for fd in order.fds]
         credentials = _inherited(order.environment)
         numbers += [] if credentials is None else [credentials]

@@ -15,7 +15,7 @@ from upgrader.protocol.fd import Fd
 _LAUNCH = os.path.join(os.path.dirname(__file__), "launch.py")
 
 
-class Launcher:
+class WaitingProcess:
     """One of them, in a session of its own; it ends if this process does, or closes its line."""
 
     def __init__(self) -> None:
