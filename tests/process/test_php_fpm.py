@@ -16,7 +16,7 @@ import pytest
 
 from tests.fastcgi import ask
 from tests.process.runner_service import RunnerService
-from tests.support import SETTLE, cannot_run, eventually, php_fpm, runs, started
+from tests.support import SETTLE, cannot_run, descendants, eventually, php_fpm, runs, started
 from upgrader.protocol.fd import Fd
 from upgrader.runner.processes import parent
 from upgrader.testing import ServiceError
@@ -97,6 +97,11 @@ class Slow:
         return self.master
 
 
+def workers(master: int) -> int:
+    """How many of its workers live."""
+    return len([pid for pid, line in descendants().items() if line and parent(pid) == master])
+
+
 class Removals:
     """How often a file is removed, by inotify(7)."""
 
@@ -163,6 +168,8 @@ def test_one_of_three_that_drain_is_ended(service: PhpService) -> None:
         slow.append(Slow(service, f"slow{number}"))
         service.restart(service.command())
         masters.append(service.another(*masters))
+        if number < 2:  # else the next one may be accepted by an old worker
+            assert eventually(lambda old=masters[number]: workers(old) == 1)  # type: ignore[misc]
     assert eventually(lambda: not runs(masters[0]))
 
     assert 0 == removals.close()
