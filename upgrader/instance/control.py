@@ -133,20 +133,19 @@ class Answering:
 
         self._places = Places(Path(self._path) if self._path else self._name)
 
-    def _be_found(self) -> None:
-        """Be where callers look for this instance, in place of the one before."""
-        if not self._places:  # nobody may change the unit before: PID 1 then knows only the new one
-            self._ask_systemd()
-            self._listen()
+    def _take_place(self) -> None:
+        """From now on, have those who ask wait for this instance and not find the source; where there was
+        none, it is found once it answers."""
         if self._places and not self._given_up:
             self._places.open()
+        self._ask_systemd()
 
     def open(self, then: Callable[[], object]) -> None:
         """Answer from now on; made in a thread if it is not there yet: clients wait. Call `then` in
         that thread, once it is done."""
 
         def opening() -> None:
-            while not self._closed and not (self._try(self._be_found) and self._try_to_make()):
+            while not self._closed and not (self._try(self._take_place) and self._try_to_make()):
                 time.sleep(_AGAIN)
             if self._closed:  # perhaps before there was something to close
                 self.close()
