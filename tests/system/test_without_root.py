@@ -46,7 +46,8 @@ class Deployed:
         self.machine = machine
         self.put(GOOD)
         command = f"{' '.join(machine.python)} {self._path}"
-        lines = ("ExecStart=", f"ExecStart={command}")
+        patience = "Environment=UPGRADER_DOWNTIME_LIMIT=20s"
+        lines = ("ExecStart=", f"ExecStart={command}", patience)
         self.service: Service = installed(machine, install, name, *lines)
         self.lines = (*live(machine, name), *lines)
 

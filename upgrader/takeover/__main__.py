@@ -370,8 +370,9 @@ def _limited(limits: Sequence[Limit]) -> TakeoverError:
 
 
 def _as_the_source_says(sock: socket.socket, upgrade: str, error: BaseException) -> BaseException:
-    """Why it has come to nothing: one that the source has given up on, it kills, and knows why."""
-    if not isinstance(error, TakeoverError) or error.code is not Code.ENDED_EARLY:
+    """Why it has come to nothing: the new process that the source has given up on is killed, or sees
+    its channel end, and blames itself; the source knows why."""
+    if not isinstance(error, TakeoverError) or not error.code.suspects_version:
         return error
     with contextlib.suppress(OSError, VarlinkError):
         last: Any = call(sock, f"{INTERFACE}.Describe", {}).get("last")
@@ -379,7 +380,9 @@ def _as_the_source_says(sock: socket.socket, upgrade: str, error: BaseException)
             upgrade,
             "aborted",
         ):
-            return TakeoverError(str(last.get("reason")), Code(str(last.get("code"))))
+            code = Code(str(last.get("code")))
+            if error.code is Code.ENDED_EARLY or not code.suspects_version:
+                return TakeoverError(str(last.get("reason")), code)
     return error
 
 

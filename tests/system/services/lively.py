@@ -2,16 +2,9 @@
 """Answers lines and counts them. STEP says where this version of it waits until the file GO is there
 (and says by the file MARK that it does), FLAW what is wrong with it."""
 
-# ruff: noqa: E402 -- its weight is read before anything is imported: it lasts for a part of a start only
-import os
-
-WEIGHTED = ""
-if os.path.exists("/proc/self/autogroup"):
-    with open("/proc/self/autogroup") as weight:
-        WEIGHTED = weight.read().split()[-1]
-
 import asyncio
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -24,7 +17,6 @@ FLAW = os.environ.get("FLAW", "")
 MARK = Path(os.environ["RUNTIME_DIRECTORY"], "mark")
 GO = Path(os.environ["RUNTIME_DIRECTORY"], "go")
 STARTED_WITH = dict(os.environ)
-WEIGHT = Path("/proc/self/autogroup")
 
 
 def waits(step: str) -> bool:
@@ -83,9 +75,6 @@ async def main() -> None:
                         await peer.write(b"done\n")
                     case [b"environment"]:
                         await peer.write(json.dumps(STARTED_WITH).encode() + b"\n")
-                    case [b"weights"]:
-                        now = WEIGHT.read_text().split()[-1]
-                        await peer.write(f"{WEIGHTED} {now}\n".encode())
                     case [b"credential", name]:
                         there = Path(os.environ["CREDENTIALS_DIRECTORY"], name.decode())
                         told = there.read_bytes().strip() if there.exists() else b"missing"
