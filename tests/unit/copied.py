@@ -11,7 +11,7 @@ from upgrader.instance.offer import Offer
 from upgrader.instance.rounds import Rounds
 from upgrader.instance.save import Readers
 from upgrader.protocol.saved_state import SavedState
-from upgrader.protocol.state import load, save
+from upgrader.protocol.state_codec import load, save
 from upgrader.protocol.table_reader import TableReader
 
 

@@ -22,7 +22,7 @@ from upgrader.protocol.image import Manifest, ManifestEntry, seal
 from upgrader.protocol.kinds import Kind, Waiting
 from upgrader.protocol.parameters import Parameters
 from upgrader.protocol.saved_state import SavedState
-from upgrader.protocol.state import save
+from upgrader.protocol.state_codec import save
 from upgrader.systemd.fdstore import FdStore
 from upgrader.systemd.listen_fds import Passed
 from upgrader.systemd.notify import Notifier

@@ -28,7 +28,8 @@ from upgrader.protocol.kinds import Kind, Waiting
 from upgrader.protocol.parameters import Transfer
 from upgrader.protocol.received_fds import ReceivedFds
 from upgrader.protocol.saved_state import SavedState
-from upgrader.protocol.state import describe, encode
+from upgrader.protocol.state import describe
+from upgrader.protocol.state_codec import encode
 
 COUNT = 5
 

@@ -20,7 +20,7 @@ from upgrader.instance.connection import ConnectionStream
 from upgrader.instance.freeze import freeze_all
 from upgrader.instance.frozen import FrozenCrowd
 from upgrader.protocol.kinds import Waiting
-from upgrader.protocol.state import encode
+from upgrader.protocol.state_codec import encode
 
 
 @upgrader.state("number")

@@ -33,7 +33,7 @@ from upgrader.protocol.identity import Identity, identify
 from upgrader.protocol.image import Manifest, ManifestEntry, seal
 from upgrader.protocol.kinds import Kind, Waiting
 from upgrader.protocol.saved_state import SavedState
-from upgrader.protocol.state import encode, save
+from upgrader.protocol.state_codec import encode, save
 from upgrader.protocol.status_text import Origin
 
 

@@ -16,7 +16,7 @@ from upgrader.errors import ImageError, UnsavableState
 from upgrader.instance.declarations import Declarations
 from upgrader.instance.offer import Offer
 from upgrader.instance.rounds import Rounds
-from upgrader.protocol.state import load, save
+from upgrader.protocol.state_codec import load, save
 from upgrader.protocol.table import retire
 from upgrader.protocol.table_pieces import Piece
 from upgrader.protocol.table_reader import TableReader

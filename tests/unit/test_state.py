@@ -39,16 +39,8 @@ from upgrader.instance.declared_socket import Bound
 from upgrader.instance.declared_state import DeclaredState
 from upgrader.protocol.kinds import Kind
 from upgrader.protocol.saved_state import SavedState
-from upgrader.protocol.state import (
-    check_readable,
-    convert_for,
-    describe,
-    encode,
-    header,
-    load,
-    retire,
-    save,
-)
+from upgrader.protocol.state import check_readable, describe, retire
+from upgrader.protocol.state_codec import convert_for, encode, header, load, save
 
 
 @upgrader.state("room", version=1)

@@ -11,7 +11,8 @@ import pytest
 import upgrader
 from upgrader.errors import DeclarationError, Retired
 from upgrader.instance.declarations import Connections, Declarations
-from upgrader.protocol.state import load, retire, save
+from upgrader.protocol.state import retire
+from upgrader.protocol.state_codec import load, save
 
 
 class User(msgspec.Struct, frozen=True):

@@ -17,7 +17,7 @@ from upgrader.cli.screen import Screen
 from upgrader.instance.control_answers import Negotiation
 from upgrader.instance.control_listener import Caller
 from upgrader.instance.self_report import SelfReport
-from upgrader.protocol.state import save
+from upgrader.protocol.state_codec import save
 from upgrader.protocol.state_trial import blame, measure
 from upgrader.protocol.varlink import VarlinkError
 from upgrader.protocol.varlink_types import Description, Trial

@@ -18,7 +18,6 @@ from upgrader.instance.declared_socket import Bound, check_name
 from upgrader.instance.declared_state import DeclaredState, unreadable_annotation
 from upgrader.protocol.kinds import Kind
 from upgrader.protocol.later import later
-from upgrader.protocol.state import header, save
 from upgrader.protocol.values import Value
 from upgrader.systemd.fdstore import StoreName
 
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from upgrader.backends.kind import BackendKind
     from upgrader.instance import declared_backend
     from upgrader.instance.declared_backend import DeclaredBackend
-    from upgrader.protocol import saved_state
+    from upgrader.protocol import saved_state, state_codec
     from upgrader.protocol.identity import HasFileno
     from upgrader.protocol.saved_state import SavedState
     from upgrader.systemd.listen_fds import Passed
@@ -35,6 +34,7 @@ else:
     declared_backend = later("upgrader.instance.declared_backend")
     datagrams = later("upgrader.backends.datagrams")
     saved_state = later("upgrader.protocol.saved_state")
+    state_codec = later("upgrader.protocol.state_codec")
 
 T = TypeVar("T")
 
@@ -164,7 +164,7 @@ class Declarations:
                 raise DeclarationError(declared.description.item, why, remedy="use a dict there")
             declared.fill(None)
             try:
-                save(declared.value)
+                state_codec.save(declared.value)
             except UnsavableState as error:
                 raise DeclarationError(error.item, f"cannot be saved: {error.reason}") from error
         self.arguments(connections.handler, skip=1)
@@ -278,7 +278,7 @@ class Declarations:
     def sessions(self) -> dict[str, SavedState]:
         """For each listener whose connections have a state of their own: its name and versions."""
         own = {
-            name: header(connections.session)
+            name: state_codec.header(connections.session)
             for name, connections in self.connections.items()
             if connections.session is not None
         }

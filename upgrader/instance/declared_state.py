@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from upgrader.errors import DeclarationError, UnsavableState
 from upgrader.protocol.later import later
-from upgrader.protocol.state import convert_for, describe, retire, save
+from upgrader.protocol.state import describe, retire
 
 if TYPE_CHECKING:
-    from upgrader.protocol import state_reread, state_trial, table, varlink_types
+    from upgrader.protocol import state_codec, state_reread, state_trial, table, varlink_types
     from upgrader.protocol.saved_state import SavedState
     from upgrader.protocol.varlink_types import Trial
 else:
+    state_codec = later("upgrader.protocol.state_codec")
     state_reread = later("upgrader.protocol.state_reread")
     state_trial = later("upgrader.protocol.state_trial")
     table = later("upgrader.protocol.table")
@@ -75,7 +76,7 @@ class DeclaredState(Generic[T]):
             if measured.bytes <= _CONVERTED:
                 found = state_reread.reread(self.value, d)
                 if d.backward:
-                    convert_for(self.cls, save(self.value), None)
+                    state_codec.convert_for(self.cls, state_codec.save(self.value), None)
         except UnsavableState as error:
             problem = error.reason
         except Exception:
@@ -101,7 +102,7 @@ class DeclaredState(Generic[T]):
         if self._given is None:
             return False
         try:
-            return save(self.value).data != self._given
+            return state_codec.save(self.value).data != self._given
         except (UnsavableState, RuntimeError):  # it could be saved then
             return True
 

@@ -12,7 +12,7 @@ from upgrader.instance.handled import Handled
 from upgrader.protocol.connection_state import ConnectionState
 from upgrader.protocol.image import LeftBehind
 from upgrader.protocol.kinds import Waiting
-from upgrader.protocol.state import encode
+from upgrader.protocol.state_codec import encode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -25,7 +25,6 @@ from upgrader.instance.open_sockets import Opening
 from upgrader.protocol.fd import Fd
 from upgrader.protocol.kinds import KIND_NAME, Kind
 from upgrader.protocol.later import later
-from upgrader.protocol.state import load
 from upgrader.protocol.status_text import Origin, Status
 from upgrader.systemd.fdstore import FdStore, Stored, StoreName
 from upgrader.systemd.listen_fds import Passed
@@ -50,6 +49,7 @@ if TYPE_CHECKING:
         identity,
         image,
         records,
+        state_codec,
         state_shape,
         table_reader,
     )
@@ -66,6 +66,7 @@ else:
     identity = later("upgrader.protocol.identity", loading=True)
     image = later("upgrader.protocol.image", loading=True)
     records = later("upgrader.protocol.records", loading=True)
+    state_codec = later("upgrader.protocol.state_codec", loading=True)
     state_shape = later("upgrader.protocol.state_shape", loading=True)
     table_reader = later("upgrader.protocol.table_reader", loading=True)
 
@@ -383,7 +384,7 @@ class Loader:
                 self._migration.progress(0)
             if declared := self._declarations.states.get(saved.name):
                 fill = functools.partial(self._tables.fill, saved) if saved.tables else None
-                value, unknown = load(declared.cls, saved, fill)
+                value, unknown = state_codec.load(declared.cls, saved, fill)
                 declared.fill(value)
                 if unknown:
                     self._dropped.setdefault(declared.description.item, set()).update(unknown)

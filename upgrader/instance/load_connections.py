@@ -22,7 +22,8 @@ from upgrader.protocol import image
 from upgrader.protocol.fd import Number
 from upgrader.protocol.identity import identify
 from upgrader.protocol.kinds import Waiting
-from upgrader.protocol.state import check_readable, decoder, load
+from upgrader.protocol.state import check_readable
+from upgrader.protocol.state_codec import decoder, load
 
 if TYPE_CHECKING:
     from upgrader.instance.declarations import Declarations, Protocols

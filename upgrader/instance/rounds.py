@@ -21,7 +21,7 @@ from upgrader.instance.declared_state import DeclaredState
 from upgrader.instance.offer import Offer
 from upgrader.protocol import state_trial, table
 from upgrader.protocol.saved_state import SavedState
-from upgrader.protocol.state import save
+from upgrader.protocol.state_codec import save
 from upgrader.protocol.table_pieces import MOST, SIZE, Head, Piece, Writing
 
 #: Bytes of a state up to which it is not worth a round: it is encoded within a millisecond.

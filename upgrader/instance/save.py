@@ -26,7 +26,8 @@ from upgrader.protocol.fd import Fd
 from upgrader.protocol.identity import HasFileno, identify
 from upgrader.protocol.kinds import Kind
 from upgrader.protocol.saved_state import SavedState
-from upgrader.protocol.state import convert_for, describe, save
+from upgrader.protocol.state import describe
+from upgrader.protocol.state_codec import convert_for, save
 from upgrader.systemd.bus import Bus
 from upgrader.systemd.fdstore import FdStore, Stored, StoreName
 from upgrader.systemd.own_unit import TIMEOUT

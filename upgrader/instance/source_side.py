@@ -37,7 +37,7 @@ if TYPE_CHECKING:  # loaded by the instances that migrate live
     from upgrader.instance.frozen import Moving
     from upgrader.instance.interfaces import Loop
     from upgrader.instance.live_source import LiveSource, MigrationRequest
-    from upgrader.protocol import identity, image, phase, state, switchover
+    from upgrader.protocol import identity, image, phase, switchover
     from upgrader.protocol.fd import Fd
     from upgrader.systemd import own_unit
 else:
@@ -46,7 +46,6 @@ else:
     frozen = later("upgrader.instance.frozen")
     rounds = later("upgrader.instance.rounds")
     save = later("upgrader.instance.save")
-    state = later("upgrader.protocol.state")
     image = later("upgrader.protocol.image")
     identity = later("upgrader.protocol.identity")
     switchover = later("upgrader.protocol.switchover")

@@ -12,7 +12,7 @@ import msgspec
 from upgrader.codes import Code
 from upgrader.instance import save
 from upgrader.instance.frozen import Built, gather, in_crowds
-from upgrader.protocol import image, phase, state
+from upgrader.protocol import image, phase, state_codec
 from upgrader.protocol.identity import HasFileno
 from upgrader.protocol.kinds import Standing
 from upgrader.systemd import own_unit
@@ -131,7 +131,7 @@ class SourceSteps:
         """The image with its tables: nobody has written to those since."""
         manifest, declared = self._image.manifest, self._side.declarations.states
         states = [
-            state.save(declared[each.name].value) if each.tables else each
+            state_codec.save(declared[each.name].value) if each.tables else each
             for each in manifest.states
         ]
         return msgspec.structs.replace(manifest, states=states)

@@ -16,7 +16,8 @@ from upgrader.errors import ImageError, UnreadableState
 from upgrader.protocol import table_pieces
 from upgrader.protocol.fd import Fd
 from upgrader.protocol.saved_state import SavedState
-from upgrader.protocol.state import StateVersions, require_explained
+from upgrader.protocol.state import StateVersions
+from upgrader.protocol.state_codec import require_explained
 from upgrader.protocol.table import Table
 
 

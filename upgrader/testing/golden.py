@@ -7,7 +7,7 @@ from typing import TypeVar
 import msgspec
 
 from upgrader.protocol.saved_state import SavedState
-from upgrader.protocol.state import load, save
+from upgrader.protocol.state_codec import load, save
 
 T = TypeVar("T")
 
