@@ -27,6 +27,11 @@ def guest(host_machine: PrivateSystemd) -> Iterator[Machine]:
     machine.remove()
 
 
+def runners(guest: Machine) -> int:
+    """How many have a socket for their program in its directory."""
+    return guest.machine.run(["ls", f"/run/vm/{guest.name}"]).stdout.count("upgrader-run-")
+
+
 def test_a_machine_goes_on(guest: Machine) -> None:
     """Upgraded live, its guest counts on, and few pings are lost; a package that replaces QEMU
     has it upgraded by the hook. An upgrade to a QEMU that cannot load it is refused in QEMU's own words, by
@@ -60,6 +65,7 @@ def test_a_machine_goes_on(guest: Machine) -> None:
     guest.machine.run(["chmod", "755", "/srv/guest/qemu"])
     guest.describe(binary="/srv/guest/qemu")
     before = guest.qemus()
+    assert eventually(lambda: 1 == runners(guest))
     for options in ((), ("--mode", "restart"), ("--no-preflight",)):
         with pinging(guest.machine) as pings:
             refused = upgrade(guest, *options)
@@ -69,5 +75,6 @@ def test_a_machine_goes_on(guest: Machine) -> None:
         assert "load of migration failed" in refused["cause"], refused
         assert refused["cause"].startswith("preflight: ") is ("--no-preflight" not in options)
         assert before == guest.qemus()
+        assert eventually(lambda: 1 == runners(guest))
         assert [] == pings.lost(since=at)
         assert len(pings.lost()) <= LOST

@@ -79,6 +79,8 @@ def test_a_file_for_everybody() -> None:
         assert 0o666 == stat.S_IMODE(Path(other.address).stat().st_mode)
         other.close()
         assert [living.address] == [*map(str, place.iterdir())]
+        living.withdraw()
+        assert [] == [*place.iterdir()]
         living.close()
         place.chmod(0o700)
         hidden = Notifications(lambda fields: None, place)

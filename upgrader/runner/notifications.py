@@ -65,11 +65,15 @@ class Notifications:
             for fd in said.fds:
                 fd.close()
 
+    def withdraw(self) -> None:
+        """Leave no file behind, however this process ends: no program is started any more."""
+        if not self.address.startswith("@"):
+            Path(self.address).unlink(missing_ok=True)
+
     def close(self) -> None:
         """Listen no more."""
         self._sock.close()
-        if not self.address.startswith("@"):
-            Path(self.address).unlink(missing_ok=True)
+        self.withdraw()
 
     def _is_programs(self, pid: int) -> bool:
         """Whether a process is the program, below it, or was: an orphan is this process's child."""

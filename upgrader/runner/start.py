@@ -81,14 +81,21 @@ class ProgramStart:
         return program
 
     async def refuse(
-        self, program: RunningProcess, settings: Sequence[SocketSettings] | None = None
+        self,
+        program: RunningProcess,
+        settings: Sequence[SocketSettings] | None = None,
+        *,
+        final: bool = True,
     ) -> None:
-        """End a program and all below it, and put back what it has changed."""
+        """End a program and all below it, and put back what it has changed. If that is `final`, none is
+        started after it, and takeover kills this process as soon as it says so."""
         await in_thread(self._adapter.end, [program], REFUSED)
         # An orphan of the program is this process's child by now.
         left = RunningProcess.of(os.getpid()).tree()[1:]
         await in_thread(end, left, ((self._host.options.drain, REFUSED), *HARD))
         await in_thread(self._put_back, self.settings if settings is None else settings)
+        if final:
+            self._host.notifications.withdraw()
         if not self._host.is_live:  # else the one that serves gives it up
             for kept in (PROGRAM, TRIAL):
                 await in_thread(self._host.instance.forget, f"{kept}{program.pid}")
@@ -141,7 +148,7 @@ class ProgramStart:
                 program = await self._start(order, start, [])
             if not ends:
                 return program
-            await self.refuse(program, [])
+            await self.refuse(program, [], final=self.is_preflight)
         return None
 
     async def _start(
