@@ -10,20 +10,15 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import re
 import socket
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from upgrader.errors import (
-    ImageError,
-    MismatchError,
-    UnclaimedError,
-)
+from upgrader.errors import ImageError, MismatchError
 from upgrader.instance.commit import LoadedInstance
 from upgrader.instance.open_sockets import Opening
 from upgrader.protocol.fd import Fd
-from upgrader.protocol.kinds import KIND_NAME, Kind
+from upgrader.protocol.kinds import Kind
 from upgrader.protocol.later import later
 from upgrader.protocol.status_text import Origin, Status
 from upgrader.systemd.fdstore import FdStore, Stored, StoreName
@@ -34,6 +29,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from upgrader.instance import (
+        check_image,
         choose_image,
         foreign_fds,
         gap,
@@ -56,6 +52,7 @@ if TYPE_CHECKING:
     from upgrader.protocol.channel import ReceivedImage
     from upgrader.protocol.parameters import Parameters
 else:
+    check_image = later("upgrader.instance.check_image", loading=True)
     choose_image = later("upgrader.instance.choose_image")
     foreign_fds = later("upgrader.instance.foreign_fds", loading=True)
     gap = later("upgrader.instance.gap", loading=True)
@@ -216,7 +213,7 @@ class Loader:
         self._declarations.generation = manifest.generation + 1
         # Thousands of them may be connections, which are loaded apart.
         single = [(i, e) for i, e in enumerate(manifest.entries) if e.connection is None]
-        self._check(manifest, stream, [entry for _, entry in single])
+        check_image.check(self._declarations, manifest, stream, [entry for _, entry in single])
         self._loaded.overrides = manifest.parameters or {}
         if self._executed:  # what was before the execve(2) cannot give up its insurance any more
             older = StoreName(Stored.INSURANCE, str(manifest.generation - 1))
@@ -305,54 +302,6 @@ class Loader:
         if self._migration:
             self._migration.fence.add(owner)
 
-    def _check(
-        self, manifest: image.Manifest, stream: ReceivedImage, single: list[image.ManifestEntry]
-    ) -> None:
-        """Raise for a manifest that does not fit the stream or the declarations. `single`: the
-        entries that are no connections."""
-        if manifest.generation != stream.generation:
-            raise ImageError("image", f"generation {manifest.generation}, not {stream.generation}")
-        if manifest.service != self._declarations.service:
-            raise ImageError(
-                "image", f"of service {manifest.service!r}, this is {self._declarations.service!r}"
-            )
-        if manifest.count != stream.announced:
-            raise ImageError("image", f"{manifest.count} entries, {stream.announced} FDs")
-        for crowd in manifest.crowds or ():
-            crowd.check()
-            if len(stream.fds) < manifest.count:
-                raise ImageError(str(crowd), f"are cut off after {len(stream.fds)} FDs")
-        _check_unique([f"state {saved.name!r}" for saved in manifest.states])
-        moved = {e.backend: e for e in manifest.entries if e.connection is not None}
-        own = [e for e in single if e.kind not in (Kind.PASSED, Kind.SECRETS, Kind.TABLE)]
-        _check_unique([str(entry) for entry in own if not entry.is_declared_by_kind])
-        declared = self._declarations
-        unclaimed = {  # what it is called in messages: the name it is declared under
-            f"state {saved.name!r}": saved.name
-            for saved in manifest.states
-            if saved.name not in declared.states
-        }
-        for entry in own:
-            if entry.is_declared_by_kind:
-                if not re.fullmatch(KIND_NAME, entry.kind):
-                    raise ImageError(str(entry), "is of no kind that can be")
-                known = open_backends.check_declared(declared, entry)
-            else:
-                bound = declared.sockets.get(entry.backend)
-                known = bound is not None and bound.kind == entry.kind
-            if not known:
-                unclaimed[str(entry)] = entry.backend
-        for item in (*moved.values(), *(manifest.crowds or ())):  # one stands for all of a listener
-            if item.backend not in declared.connections | declared.protocols:
-                unclaimed[str(item)] = item.backend
-        for backend, saved in manifest.sessions.items():
-            connections = declared.connections.get(backend)
-            if connections is not None and connections.session is None:
-                unclaimed[f"state {saved.name!r} of connections of {backend!r}"] = saved.name
-        left = sorted(item for item, name in unclaimed.items() if name not in declared.dropped)
-        if left:
-            raise UnclaimedError(left)
-
     def _load_backends(
         self, manifest: image.Manifest, received: Mapping[str, open_backends.Received]
     ) -> list[image.LeftBehind]:
@@ -430,9 +379,3 @@ def _as_socket(entry: image.ManifestEntry, fd: Fd) -> socket.socket:
             found = identity.identify(found_fd)
         raise MismatchError(str(entry), said, found)
     return sock
-
-
-def _check_unique(items: Sequence[str]) -> None:
-    for item, times in Counter(items).items():
-        if times > 1:
-            raise ImageError(item, f"is in the image {times} times")
