@@ -58,6 +58,7 @@ from upgrader.protocol import (
     records,
     saved_state,
     state,
+    state_codec,
     systemd_syntax,
     table_pieces,
     takeover_line,
@@ -286,7 +287,7 @@ def _ledger(data: bytes) -> None:
 
 
 def _state(data: bytes) -> None:
-    state.load(_State, saved_state.SavedState("fuzzed", 1, 1, data))
+    state_codec.load(_State, saved_state.SavedState("fuzzed", 1, 1, data))
 
 
 def _saved(data: bytes) -> None:
@@ -295,7 +296,7 @@ def _saved(data: bytes) -> None:
         saved = msgspec.msgpack.decode(data, type=saved_state.SavedState)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return
-    state.load(_State, saved)
+    state_codec.load(_State, saved)
 
 
 def _body(data: bytes) -> None:
