@@ -62,6 +62,24 @@ def test_a_listener_that_an_old_program_shuts_down(service: RunnerService) -> No
     assert "listens again; who waited there was refused" in service.stderr
 
 
+def test_a_program_that_fails_if_it_cannot_tell_its_end(service: RunnerService) -> None:
+    """Its runner is gone by then, through a restart or a crash; the next one is there for it, at the same file."""
+    for place in (service.runtime_directory, service.runtime_directory.parent):
+        place.chmod(0o755)
+    service.environment["FLAW"] = "tells"
+    service.start(service.command())
+    for ends in (service.stop, service.kill):
+        old = who(service)
+        with service.connect() as stream:
+            assert "begun" == stream.ask("begin")
+            ends()
+            service.start(service.command())
+            another(service, old)
+            assert "ended" == stream.ask("end")
+        assert eventually(lambda old=old: not runs(old))  # type: ignore[misc]
+    assert eventually(lambda: 1 == len([*service.runtime_directory.glob("upgrader-run-*")]))
+
+
 def test_a_path_whose_listener_an_old_program_shuts_down(service: RunnerService) -> None:
     """Nobody can have it listen again, so its unit fails, and the next start binds another one there."""
     service.environment["FLAW"] = "shuts"

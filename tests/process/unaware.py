@@ -4,7 +4,7 @@ at when it gets SIGTERM. Answers lines: `who` with its PID; between `begin` and 
 something; at `again` it starts another one as its main process.
 
 FLAW: exit (before it is ready), hang (never ready), blocking (flips O_NONBLOCK), shuts (its first socket,
-at its end), long (asks for more time to start).
+at its end), long (asks for more time to start), tells (that it ends, and fails unless it can).
 """
 
 import asyncio
@@ -104,6 +104,8 @@ async def main() -> None:
     if FLAW != "hang":
         notify(f"READY=1\nSTATUS=serving\nMAINPID={os.getpid()}")
     await over.wait()
+    if FLAW == "tells":
+        notify("STOPPING=1")
     if FLAW == "shuts":
         sockets[0].shutdown(socket.SHUT_RDWR)
     for each in datagrams:

@@ -16,6 +16,9 @@ from upgrader.runner.host import PROGRAM, Host, in_thread
 from upgrader.runner.kept_paths import Paths
 from upgrader.runner.processes import HARD, RunningProcess, age, end, session
 
+#: For the oldest of more than are drained: it may hear only now that it was replaced, and answers whom it has
+#: accepted.
+_BRIEF = 2.0  # seconds
 _log = logging.getLogger("upgrader")
 
 
@@ -39,13 +42,13 @@ class Draining:
         self._drains: list[asyncio.Future[None]] = []
 
     def begin(self, program: RunningProcess) -> None:
-        """Begin to drain all but this one: of more than two, the oldest ends at once."""
+        """Begin to drain all but this one: of more than two, the oldest ends soon."""
         own, limit = f"{PROGRAM}{program.pid}", self._host.options.drain_limit
         old = {name: each for name, each in self._host.programs().items() if name != own}
         youngest_first = sorted(old, key=lambda name: age(old[name]))
         self._drains = [
             asyncio.ensure_future(
-                self._drain(name, old[name], limit if place < MOST_DRAINED else 0)
+                self._drain(name, old[name], limit if place < MOST_DRAINED else _BRIEF)
             )
             for place, name in enumerate(youngest_first)
         ]
@@ -69,6 +72,7 @@ class Draining:
         await in_thread(end, session(int(name.rpartition(".")[2])), HARD)
         self._paths.restore()
         told[:] = [pid for pid in told if pid != process.pid]
+        self._host.notifications.forget(int(name.rpartition(".")[2]))
         await in_thread(self._host.instance.forget, name)
 
 

@@ -179,9 +179,9 @@ class Host:
         own += [n for n in ("SYSTEMD_EXEC_PID", "WATCHDOG_PID") if n in order.environment]
         environment, waiting = dict(order.environment), None
         if notifies:
-            waiting, self._waiting = self._waiting, None
-        if notifies and "NOTIFY_SOCKET" in environment:
-            environment["NOTIFY_SOCKET"] = self.notifications.address
+            waiting, self._waiting = self._waiting or WaitingProcess(), None
+            if "NOTIFY_SOCKET" in environment:
+                environment["NOTIFY_SOCKET"] = self.notifications.name_for(waiting.pid)
         held = Held(
             StartOrder(
                 order.arguments,

@@ -40,6 +40,8 @@ class Notifications:
             directory = None
         if directory:
             _remove_dead(directory)
+        self._directory = directory
+        self._further: list[Path] = []
         #: for NOTIFY_SOCKET=
         self._sock, self.address = notify_socket(_PREFIX, directory)
         self._sock.setblocking(False)
@@ -65,10 +67,36 @@ class Notifications:
             for fd in said.fds:
                 fd.close()
 
+    def name_for(self, pid: int) -> str:
+        """The address for a program, by which later runners find it as well."""
+        if self._directory:
+            place = _place(self._directory, pid)
+            os.rename(self.address, place)
+            self.address = str(place)
+        return self.address
+
+    def stand_in_for(self, pid: int) -> None:
+        """Be where a program sends to whose runner is gone: some fail where nobody is, in the middle of their
+        drain. What it says is not heard."""
+        if self._directory:
+            place = _place(self._directory, pid)
+            if place.exists():
+                return
+            with contextlib.suppress(OSError):
+                os.link(self.address, place)
+                self._further.append(place)
+
+    def forget(self, pid: int) -> None:
+        """Stand in for it no more: it has ended."""
+        if self._directory and (place := _place(self._directory, pid)) in self._further:
+            self._further.remove(place)
+            place.unlink(missing_ok=True)
+
     def withdraw(self) -> None:
         """Leave no file behind, however this process ends: no program is started any more."""
-        if not self.address.startswith("@"):
-            Path(self.address).unlink(missing_ok=True)
+        if self._directory:
+            for place in (Path(self.address), *self._further):
+                place.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Listen no more."""
@@ -87,6 +115,10 @@ class Notifications:
                 return False
             pid = above
         return False
+
+
+def _place(directory: Path, pid: int) -> Path:
+    return directory / f"{_PREFIX}-{pid}"
 
 
 def relayed(fields: Mapping[str, str]) -> Sequence[str]:

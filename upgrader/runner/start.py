@@ -52,6 +52,10 @@ class ProgramStart:
         the listeners, clients may be answered by it.
         """
         host, adapter = self._host, self._adapter
+        if not host.is_live:
+            for old in host.programs().values():
+                if not old.ended:
+                    host.notifications.stand_in_for(old.pid)
         words = host.options.program
         if not find_program(words[0]):
             raise VerifyError(f"{words[0]}: no such program")

@@ -29,4 +29,5 @@ class WaitingProcess:
                 start_new_session=True,
             )
         started.returncode = 0  # its end is not for Popen to see
+        self.pid = started.pid
         self.pidfd = Fd(os.pidfd_open(started.pid))

@@ -14,7 +14,7 @@ from upgrader.protocol.kinds import show_address
 from upgrader.tool import process_fd
 
 #: The sockets of the library itself, under the names at which they were bound.
-CONTROL = re.compile(r"/(\.(upgrader|status|draining-\d+)\.sock\.\d+|upgrader-run-[0-9a-f]{32})$")
+CONTROL = re.compile(r"/(\.(upgrader|status|draining-\d+)\.sock\.\d+|upgrader-run-[0-9a-f]+)$")
 _LONGEST_INTERFACE = 16  # bytes: IFNAMSIZ
 _SOCKET = re.compile(r"socket:\[(\d+)\]")
 _FAMILIES = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
