@@ -93,7 +93,11 @@ class Kept:
         self.close()
         self._connection = http.client.HTTPConnection("service")
         self._connection.sock = connect(self._service, self._listener)
-        _asked(self._connection, "/", {})
+        try:
+            _asked(self._connection, "/", {})
+        except BaseException:
+            self.close()  # one that has got no answer takes no further request
+            raise
 
     def close(self) -> None:
         """Ask no more."""

@@ -31,11 +31,12 @@ def about(machine: PrivateSystemd, rounds: int) -> list[str]:
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
+    measured = f"In each of {rounds} rounds" if rounds > 1 else "In one round"
     return [
         (
             f"{datetime.datetime.now(tz=datetime.UTC).date()}, commit {commit}; {os.cpu_count()} processors,"
             f" Linux {platform.release()}, systemd {machine.systemd_version}, Python"
-            f" {platform.python_version()}. In each of {rounds} rounds, one server after the other, the"
+            f" {platform.python_version()}. {measured}, one server after the other, the"
             f" order turned round every time: {load.RATE:g} new connections a second, {load.KEPT} kept"
             f" alive with {load.KEPT_RATE:g} requests a second each, {load.STREAMS} streams;"
             f" {UPGRADES} upgrades."
