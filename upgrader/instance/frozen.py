@@ -128,8 +128,12 @@ class Built:
     crowds: Sequence[FrozenCrowd] = ()
 
     @property
+    def count(self) -> int:
+        """How many FDs move."""
+        return len(self.fds) + sum(len(each.numbers) for each in self.crowds)
+
     def whole(self) -> image.Manifest:
-        """The image of all of it."""
+        """Make the image of all of it."""
         crowds = [each.crowd for each in self.crowds]
         return image.in_columns(self.manifest, crowds) if crowds else self.manifest
 

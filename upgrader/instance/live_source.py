@@ -234,7 +234,7 @@ class LiveSource:
             self._sock.settimeout(self._limit)
             for piece in self._built.pieces:
                 self._send_piece(piece, wait=True)
-            with image.seal(self._built.whole) as memfd:
+            with image.seal(self._built.whole()) as memfd:
                 checksum = image.checksum(memfd)
                 channel.send_image(
                     self._sock,

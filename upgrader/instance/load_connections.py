@@ -113,9 +113,7 @@ class ConnectionLoader:
         connection: ConnectionState,
         tls: Any = None,
     ) -> None:
-        if listener not in self._known:
-            self._known[listener] = self._prepare(listener)
-        loading = self._known[listener]
+        loading = self._loading(listener)
         if loading is None:
             self._leave(listener, fd)
             return
@@ -134,9 +132,7 @@ class ConnectionLoader:
         listener = crowd.backend
         numbers = fds.numbers[first : first + len(crowd)]
         self._identify(crowd, numbers)
-        if listener not in self._known:
-            self._known[listener] = self._prepare(listener)
-        loading = self._known[listener]
+        loading = self._loading(listener)
         if loading and loading.as_it_comes and _can_be_read(crowd, loading.decode):
             adopted = AdoptedCrowd(crowd, fds.take(first, len(crowd)), loading.decode, self._now)
             self._own(adopted)
@@ -147,6 +143,11 @@ class ConnectionLoader:
             self._adopt(first + place, listener, fd, crowd.identity(place), state)
             if not place % _AT_ONCE:
                 self._progress(first + place)
+
+    def _loading(self, listener: str) -> _Loading | None:
+        if listener not in self._known:
+            self._known[listener] = self._prepare(listener)
+        return self._known[listener]
 
     def _identify(self, crowd: Crowd, numbers: Sequence[int]) -> None:
         """Raise MismatchError unless each of these FDs is the socket that it should be."""

@@ -374,9 +374,8 @@ def one_by_one(
 ) -> tuple[image.Manifest, list[HasFileno]]:
     """With an entry for each connection of these crowds, as every version can load."""
     members = spread(crowds)
-    whole = msgspec.structs.replace(
-        manifest, entries=[*manifest.entries, *map(entry_of, members)]
-    )  # fmt: skip
+    entries = [*manifest.entries, *map(entry_of, members)]
+    whole = msgspec.structs.replace(manifest, entries=entries)
     return whole, [*fds, *(each.sock for each in members)]
 
 

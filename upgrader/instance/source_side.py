@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # loaded by the instances that migrate live
     from upgrader.instance import frozen, rounds, save
     from upgrader.instance.copying import Copying
     from upgrader.instance.exec_mode import Execution
-    from upgrader.instance.frozen import Moving
+    from upgrader.instance.frozen import Frozen, Moving
     from upgrader.instance.interfaces import Loop
     from upgrader.instance.live_source import LiveSource, MigrationRequest
     from upgrader.protocol import identity, image, phase, switchover
@@ -196,7 +196,7 @@ class SourceSide:
 
     def build(
         self,
-        moving: Sequence[Moving],
+        connections: Sequence[Frozen],
         busy: Sequence[image.LeftBehind],
         readers: save.Readers | None = None,
         *,
@@ -209,8 +209,7 @@ class SourceSide:
         what has copied tables."""
         report = self.report
         return save.build(
-            self.declarations, report.generation, report.version, frozen.spread(moving), busy,
-            report.overrides,
+            self.declarations, report.generation, report.version, connections, busy, report.overrides,
             readers or save.Readers(), partial=partial, beyond=beyond, withheld=self._withheld(),
             held_at=self._held_at, rounds=copied,
         )  # fmt: skip

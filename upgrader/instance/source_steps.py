@@ -65,7 +65,7 @@ class SourceSteps:
             connections, busy, readers, beyond=beyond, copied=self._copied
         )
         self._built = built = Built(manifest, fds, pieces, crowds)
-        count, left = built.whole.count, len(manifest.left_behind)
+        count, left = built.count, len(manifest.left_behind)
         progress.enter(phase.Phase.LOADING, fds=count, left_behind=left)
         return built
 

@@ -202,9 +202,9 @@ def unseal(memfd: Fd) -> Manifest:
     It is mapped, not read: what is sealed can be decoded where it is, and for hundreds of megabytes
     a copy takes longer than all else.
     """
-    with opened(memfd, "image", MAGIC, FORMATS) as (document, _):
+    with opened(memfd, "image", MAGIC, FORMATS) as (document, version, _):
         try:
-            if HEADER.unpack(os.pread(memfd.fileno(), HEADER.size, 0))[1] >= CROWDS:
+            if version >= CROWDS:
                 return _IN_COLUMNS.decode(document)
             manifest = _DECODER.decode(document)
             if Kind.SECRETS in {entry.kind for entry in manifest.entries}:
@@ -217,9 +217,9 @@ def unseal(memfd: Fd) -> Manifest:
 @contextmanager
 def opened(
     memfd: Fd, item: str, magic: bytes, formats: Sequence[int]
-) -> Iterator[tuple[memoryview, int]]:
-    """The document of a sealed memfd that begins as an image does, and its checksum. Raises ImageError
-    that says what is wrong with `item`."""
+) -> Iterator[tuple[memoryview, int, int]]:
+    """The document of a sealed memfd that begins as an image does, its format and its checksum. Raises
+    ImageError that says what is wrong with `item`."""
     number = memfd.fileno()
     try:
         seals = fcntl.fcntl(number, fcntl.F_GET_SEALS)
@@ -252,4 +252,4 @@ def opened(
     ):
         if zlib.crc32(document) != checksum:
             raise ImageError(item, "checksum does not match")
-        yield document, checksum
+        yield document, version, checksum

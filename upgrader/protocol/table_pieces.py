@@ -84,7 +84,7 @@ class Writing:
 def opened(memfd: Fd, item: str) -> Iterator[tuple[Head, int, Iterator[memoryview]]]:
     """The head of a piece, its checksum, and the frames behind it, each to be decoded while this is
     open. Raises ImageError for what is no piece, and names it `item`."""
-    with image.opened(memfd, item, MAGIC, FORMATS) as (document, checksum):
+    with image.opened(memfd, item, MAGIC, FORMATS) as (document, _, checksum):
         frames = _frames(document, item)
         with contextlib.closing(frames):  # the last one of them is a part of the document
             try:

@@ -12,7 +12,7 @@ import upgrader
 from upgrader.instance.handles import Declared
 from upgrader.protocol.programs import MOST_DRAINED
 from upgrader.runner.adapter import ProgramAdapter
-from upgrader.runner.host import PROGRAM, Host, in_thread
+from upgrader.runner.host import PROGRAM, Host, in_thread, leader
 from upgrader.runner.kept_paths import Paths
 from upgrader.runner.processes import HARD, RunningProcess, age, end, session
 
@@ -69,10 +69,10 @@ class Draining:
             _log.warning("%s has not ended within %.0f s after it was replaced", process, limit)
             await in_thread(functools.partial(self._adapter.end, [process], 0, told=True))
         # One that was killed has left its workers behind.
-        await in_thread(end, session(int(name.rpartition(".")[2])), HARD)
+        await in_thread(end, session(leader(name)), HARD)
         self._paths.restore()
         told[:] = [pid for pid in told if pid != process.pid]
-        self._host.notifications.forget(int(name.rpartition(".")[2]))
+        self._host.notifications.forget(leader(name))
         await in_thread(self._host.instance.forget, name)
 
 

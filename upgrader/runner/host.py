@@ -288,6 +288,11 @@ def _is_whole(state: Fd) -> bool:
     return bool(seals & WHOLE and os.fstat(state.fileno()).st_size)
 
 
+def leader(name: str) -> int:
+    """The PID of a process that PID 1 keeps by this name; it leads a session, and may be gone."""
+    return int(name.rpartition(".")[2])
+
+
 async def in_thread(call: Callable[..., object], *values: Any) -> None:
     """Call something that waits, while the loop goes on, and to its end whatever happens here."""
     await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, call, *values))

@@ -135,14 +135,13 @@ class ProgramState:
         """This runner is the owner: have its program serve."""
         if self._start.incoming:
             assert self.program
-            try:
-                await self._resume(self.program)
-            finally:
-                self._safe_points.arrive(self)
+            await self._resume(self.program)
 
     async def _resume(self, program: RunningProcess) -> None:
-        if (state := self._host.state) is not None:
-            os.ftruncate(state.fileno(), 0)
-        await self._adapter.resume(program)
-        self._safe_points.arrive(self)
+        try:
+            if (state := self._host.state) is not None:
+                os.ftruncate(state.fileno(), 0)
+            await self._adapter.resume(program)
+        finally:
+            self._safe_points.arrive(self)
         await in_thread(self._host.instance.forget, STATE)

@@ -13,7 +13,7 @@ from upgrader.errors import VerifyError
 from upgrader.protocol.rendezvous import PREFLIGHT, PREFLIGHT_1
 from upgrader.runner.accepted import Accepted
 from upgrader.runner.adapter import ProgramAdapter, StartRequest
-from upgrader.runner.host import PROGRAM, TRIAL, Host, in_thread
+from upgrader.runner.host import PROGRAM, TRIAL, Host, in_thread, leader
 from upgrader.runner.kept_paths import Paths
 from upgrader.runner.passing import Given
 from upgrader.runner.private_listeners import private_listeners
@@ -110,7 +110,7 @@ class ProgramStart:
         started = [RunningProcess(item.fd.duplicate()) for item in kept]
         self._adapter.end(started, REFUSED)
         # One that was killed has left its workers behind, which accept.
-        left = [each for item in kept for each in session(int(item.name.rpartition(".")[2]))]
+        left = [each for item in kept for each in session(leader(item.name))]
         end(left, ((self._host.options.drain, REFUSED), *HARD))
         self._put_back(self.settings)
 

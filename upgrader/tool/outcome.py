@@ -146,8 +146,9 @@ class Outcome:
 
     `mode` is the one that was used, None if none was; `upgrade` is the id. `bad_version`: it
     failed because of the version on disk, so nothing should start that one; `code` says why, where
-    the instances know. `retries`: nobody serves, and systemd goes on trying to start it (`Restart=`). `changed`: another instance serves than before, or none, or would, where that
-    was all that was asked.
+    the instances know. `retries`: nobody serves, and systemd goes on trying to start it
+    (`Restart=`). `changed`: another instance serves than before, or none, or would, where that was
+    all that was asked.
 
     `before` and `after` are what the instances say of themselves; `text` completes the line of a
     success, `cause` and `remedy` that of a failure. `seconds` is the whole request; `pause_seconds`
