@@ -338,7 +338,7 @@ def _control(
 ) -> Callable[[bytes], None]:
     """Whatever one client says, another one is answered."""
     path = place / name
-    control = Control(Places(place / "socket"), _Answers(), "0")
+    control = Control(Places(str(place / "socket")), _Answers(), "0")
     stack.callback(control.close)
     control.open()
 

@@ -114,7 +114,7 @@ def instance() -> Instance:
 def path(tmp_path: Path, instance: Instance) -> Iterator[Path]:
     """The path of a socket that answers."""
     path = tmp_path / "upgrader.sock"
-    answering = Control(Places(path), instance, "1.0")
+    answering = Control(Places(str(path)), instance, "1.0")
     answering.open()
     instance.progress.on_change(answering.announce)
     yield path
@@ -519,7 +519,7 @@ def test_who_asks_late_is_not_told_twice(path: Path, instance: Instance) -> None
 def test_the_last_news_come_before_the_end(tmp_path: Path, instance: Instance) -> None:
     """Who waits for the end of a migration is told, although the process ends with it."""
     path = tmp_path / "a.sock"
-    answering = Control(Places(path), instance, "1.0")
+    answering = Control(Places(str(path)), instance, "1.0")
     answering.open()
     instance.progress.on_change(answering.announce)
     instance.progress.begin("live", 1)
@@ -556,12 +556,12 @@ def test_fds_are_not_taken(path: Path, instance: Instance) -> None:
 
 def test_a_second_path(tmp_path: Path, path: Path, instance: Instance) -> None:
     """An instance that is replaced answers beside the new one, whose path stays when it ends."""
-    old = Control(Places(path), instance, "1.0")
+    old = Control(Places(str(path)), instance, "1.0")
     old.open()
     beside = tmp_path / "draining-1.sock"
-    new = Control(Places(path), instance, "1.0")
+    new = Control(Places(str(path)), instance, "1.0")
     new.open()
-    old.also_at(beside)
+    old.also_at(str(beside))
     assert "x" == describe(beside)["service"] == describe(path)["service"]
 
     old.close()
@@ -576,18 +576,18 @@ def test_one_that_comes_as_another_ends_keeps_its_path(
 ) -> None:
     """The new instance takes the path just when the old one has seen its own socket there: it is
     the new one's from then on."""
-    old = Control(Places(path), instance, "1.0")
+    old = Control(Places(str(path)), instance, "1.0")
     old.open()
-    new = Control(Places(path), instance, "1.0")
-    look = Path.stat
+    new = Control(Places(str(path)), instance, "1.0")
+    look = os.stat
 
-    def stat(self: Path, **options: bool) -> os.stat_result:
-        found = look(self, **options)
+    def stat(place: str) -> os.stat_result:
+        found = look(place)
         monkeypatch.undo()
         new.open()
         return found
 
-    monkeypatch.setattr(Path, "stat", stat)
+    monkeypatch.setattr(os, "stat", stat)
     old.close()
 
     assert "x" == describe(path)["service"]
@@ -600,17 +600,17 @@ def test_nobody_reaches_what_is_not_open(tmp_path: Path, instance: Instance) -> 
     """A new instance has its socket ready, and the old one answers until it takes the place; what
     one that was killed has left is removed."""
     path = tmp_path / "upgrader.sock"
-    old = Control(Places(path), instance, "1.0")
+    old = Control(Places(str(path)), instance, "1.0")
     old.open()
     place = path.stat().st_ino
-    failed = Control(Places(path), instance, "1.0")
+    failed = Control(Places(str(path)), instance, "1.0")
     failed.close()
     both = {path, path.with_name("status.sock")}
     assert (both, place) == (set(tmp_path.iterdir()), path.stat().st_ino)
 
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(tmp_path / ".upgrader.sock.1"))
-    new = Control(Places(path), instance, "1.0")
+    new = Control(Places(str(path)), instance, "1.0")
     new.open()
 
     assert both == set(tmp_path.iterdir())
@@ -622,13 +622,13 @@ def test_nobody_reaches_what_is_not_open(tmp_path: Path, instance: Instance) -> 
 
 def test_an_instance_may_end_before_it_answers(tmp_path: Path, instance: Instance) -> None:
     """At whatever moment: nothing is left, and nobody is reached."""
-    control = Control(Places(tmp_path / "upgrader.sock"), instance, "1.0")
+    control = Control(Places(str(tmp_path / "upgrader.sock")), instance, "1.0")
     control.close()
     control.open()
     control.close()
     assert [] == list(tmp_path.iterdir())
     for _ in range(20):
-        control = Control(Places(tmp_path / "upgrader.sock"), instance, "1.0")
+        control = Control(Places(str(tmp_path / "upgrader.sock")), instance, "1.0")
         opening = threading.Thread(target=control.open)
         opening.start()
         control.close()
@@ -642,7 +642,7 @@ def test_sockets_of_the_dead_are_removed(tmp_path: Path, path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(dead))
 
-    remove_dead(tmp_path, "*.sock")
+    remove_dead(str(tmp_path), "*.sock")
 
     assert (False, True) == (dead.exists(), path.exists())
 

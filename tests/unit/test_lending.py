@@ -71,7 +71,7 @@ def answered(path: Path, answer: Callable[[socket.socket], None]) -> Borrowed | 
         thread = threading.Thread(target=serve)
         thread.start()
         try:
-            return Borrowed.ask(path, {}, 20)
+            return Borrowed.ask(str(path), {}, 20)
         finally:
             thread.join()
 

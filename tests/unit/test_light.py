@@ -230,6 +230,20 @@ def test_a_runner_at_ready(tmp_path: Path) -> None:
     }
 
 
+def test_a_destination_before_it_says_go() -> None:
+    """What it loads by then is time to new code, on top of a start."""
+    modules = loaded(
+        """
+from upgrader.instance import control_listener, live_destination, parts
+from upgrader.protocol.later import load_for_loading
+load_for_loading()
+SHOW"""
+    )
+
+    assert "msgspec" in modules
+    assert not {"pathlib", "asyncio", "shutil", "tempfile", "argparse", "ssl"} & modules
+
+
 def test_a_name_is_not_lost_to_its_module() -> None:
     """`upgrader.attach` is the class, whichever is imported first."""
     code = "import upgrader.attach; from upgrader.attach import attach; assert upgrader.attach is attach"

@@ -127,11 +127,9 @@ class Answering:
         """Listen where callers will look for this instance."""
         if self._places or self._given_up or not (self._path or self._name):
             return
-        from pathlib import Path
-
         from upgrader.instance.control_listener import Places
 
-        self._places = Places(Path(self._path) if self._path else self._name)
+        self._places = Places(self._path or self._name)
 
     def _take_place(self) -> None:
         """From now on, have those who ask wait for this instance and not find the source; where there was
@@ -187,9 +185,9 @@ class Answering:
     def drain(self) -> None:
         """Be found beside the new instance, until this process ends."""
         if self._control and self._path:
-            from pathlib import Path
+            from upgrader.instance.control_listener import beside
 
-            path = Path(self._path).with_name(DRAINING.format(self._report.generation))
+            path = beside(self._path, DRAINING.format(self._report.generation))
             try:
                 self._control.also_at(path)
             except OSError as error:

@@ -2,11 +2,11 @@
 """Make an instance's socket where callers look for it, and say who calls there."""
 
 import contextlib
+import fnmatch
 import os
 import select
 import socket
 import struct
-from pathlib import Path
 
 import msgspec
 
@@ -51,47 +51,48 @@ class Places:
     """Where an instance listens: at a path and, for all users, at another one beside it; or at an abstract
     name. Who connects waits for whoever takes the listeners. At a path, nobody can before `open`."""
 
-    def __init__(self, place: Path | str) -> None:
+    def __init__(self, place: str) -> None:
         """`place`: a path, or an abstract name, which begins with a NUL. Raises OSError."""
-        self.path = place if isinstance(place, Path) else None
+        #: The path, empty for an abstract name.
+        self.path = "" if place.startswith("\0") else place
         self.listeners: list[socket.socket] = []
         self.for_all: socket.socket | None = None  #: where one may only read
-        self._inodes: dict[Path, int] = {}
-        self._wanted: dict[Path, Path] = {}
-        if isinstance(place, str):
+        self._inodes: dict[str, int] = {}
+        self._wanted: dict[str, str] = {}
+        if not self.path:
             self.listeners.append(listen(place))
             return
         try:
             self._listen_beside(place, 0o600)
-            self.for_all = self._listen_beside(place.with_name(STATUS_SOCKET), 0o666)
+            self.for_all = self._listen_beside(beside(place, STATUS_SOCKET), 0o666)
         except BaseException:
             self.close()
             raise
 
-    def _listen_beside(self, path: Path, mode: int) -> socket.socket:
-        listener, beside = listen_beside(path, mode)
+    def _listen_beside(self, path: str, mode: int) -> socket.socket:
+        listener, bound = listen_beside(path, mode)
         self.listeners.append(listener)
-        self._inodes[beside] = beside.stat().st_ino
-        self._wanted[beside] = path
+        self._inodes[bound] = os.stat(bound).st_ino
+        self._wanted[bound] = path
         return listener
 
     def open(self) -> None:
         """Take the place of the instance before, once; raises OSError."""
         if not self.path or not self._wanted:
             return
-        names = [BESIDE.format(path.name, "*") for path in self._wanted.values()]
-        for beside, path in list(self._wanted.items()):
-            self._inodes[path] = self._inodes.pop(beside)
-            os.rename(beside, path)
-            del self._wanted[beside]
+        names = [BESIDE.format(os.path.basename(path), "*") for path in self._wanted.values()]
+        for bound, path in list(self._wanted.items()):
+            self._inodes[path] = self._inodes.pop(bound)
+            os.rename(bound, path)
+            del self._wanted[bound]
         for pattern in (DRAINING.format("*"), *names):
-            remove_dead(self.path.parent, pattern)
+            remove_dead(os.path.dirname(self.path), pattern)
 
-    def also_at(self, path: Path) -> socket.socket:
+    def also_at(self, path: str) -> socket.socket:
         """Listen at a second path, too; raises OSError."""
-        listener, beside = listen_beside(path)
-        os.rename(beside, path)
-        self._inodes[path] = path.stat().st_ino
+        listener, bound = listen_beside(path)
+        os.rename(bound, path)
+        self._inodes[path] = os.stat(path).st_ino
         self.listeners.append(listener)
         return listener
 
@@ -122,43 +123,52 @@ def listen(name: str) -> socket.socket:
     return listener
 
 
-def listen_beside(path: Path, mode: int = 0o600) -> tuple[socket.socket, Path]:
+def beside(path: str, name: str) -> str:
+    """The path of this name in the same directory."""
+    return os.path.join(os.path.dirname(path), name)
+
+
+def listen_beside(path: str, mode: int = 0o600) -> tuple[socket.socket, str]:
     """Listen beside a place, to be renamed: the old instance's socket works until then, and there
     is no moment without one. `mode`: who may connect."""
-    beside = path.with_name(BESIDE.format(path.name, os.getpid()))
+    bound = beside(path, BESIDE.format(os.path.basename(path), os.getpid()))
     with contextlib.suppress(FileNotFoundError):
-        beside.unlink()
-    listener = listen(str(beside))
+        os.unlink(bound)
+    listener = listen(bound)
     try:
-        os.chmod(beside, mode)
+        os.chmod(bound, mode)
     except BaseException:
         listener.close()
         raise
-    return listener, beside
+    return listener, bound
 
 
-def remove_own(path: Path, inode: int) -> None:
+def remove_own(path: str, inode: int) -> None:
     """Remove the socket with this inode, and no other that takes its path meanwhile; raises OSError.
 
     Between a look at the path and unlink(2) a new instance may take it, so the path is moved first.
     """
-    if path.stat().st_ino != inode:
+    if os.stat(path).st_ino != inode:
         return
-    taken = path.with_name(BESIDE.format(path.name, f"{os.getpid()}.old"))
+    taken = beside(path, BESIDE.format(os.path.basename(path), f"{os.getpid()}.old"))
     os.rename(path, taken)
     try:
-        if taken.stat().st_ino != inode:
+        if os.stat(taken).st_ino != inode:
             os.link(taken, path)  # fails if one that is newer still has come
     finally:
-        taken.unlink()
+        os.unlink(taken)
 
 
-def remove_dead(directory: Path, pattern: str) -> None:
+def remove_dead(directory: str, pattern: str) -> None:
     """Remove sockets that nobody listens on: left by processes that were killed."""
-    for path in directory.glob(pattern):
+    names: list[str] = []
+    with contextlib.suppress(OSError):  # a directory that one may only search
+        names = os.listdir(directory)
+    for name in fnmatch.filter(names, pattern):
+        path = os.path.join(directory, name)
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as sock:
             sock.setblocking(False)
             try:
-                sock.connect(str(path))
+                sock.connect(path)
             except ConnectionRefusedError:
-                path.unlink()
+                os.unlink(path)

@@ -16,7 +16,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NoReturn
 
 import msgspec
@@ -89,7 +88,7 @@ class Control:
             self._thread = threading.Thread(target=self._run, name="upgrader-control", daemon=True)
             self._thread.start()
 
-    def also_at(self, path: Path) -> None:
+    def also_at(self, path: str) -> None:
         """Answer at a second path, too; raises OSError."""
         listener = self._places.also_at(path)
         self._later(lambda: self._selector.register(listener, selectors.EVENT_READ))
@@ -158,7 +157,7 @@ class Control:
         sock.setblocking(False)
         client = _Client(sock, caller_at(sock))
         # A path has a mode; a name in the abstract has none.
-        stranger = self._places.path is None and client.caller.uid not in (0, os.geteuid())
+        stranger = not self._places.path and client.caller.uid not in (0, os.geteuid())
         client.reads_only = stranger or listener is self._places.for_all
         self._make_room(client)
         self._clients[sock] = client

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from stat import S_IFSOCK
 from typing import TYPE_CHECKING
 
@@ -117,8 +116,7 @@ class Crowds:
         ]
 
 
-@dataclass(frozen=True, slots=True)
-class Built:
+class Built(msgspec.Struct, frozen=True):
     """A frozen instance: the image of all of it but its crowds, its FDs, the last pieces of tables that
     come before it, and its crowds."""
 

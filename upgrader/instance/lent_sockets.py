@@ -11,7 +11,6 @@ answers with a NUL, or with why it does not.
 import contextlib
 import socket
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NoReturn, Self
 
 from upgrader.codes import Code
@@ -43,12 +42,12 @@ class Borrowed:
         self._sock = sock
 
     @classmethod
-    def ask(cls, path: Path, offer: dict[str, Any], timeout: float) -> Self | None:
+    def ask(cls, path: str, offer: dict[str, Any], timeout: float) -> Self | None:
         """Ask the source; None for one whose library lends nothing. Raises ChannelError."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.settimeout(timeout)
         try:
-            sock.connect(str(path))
+            sock.connect(path)
             answer = call(sock, f"{INTERFACE}.Lend", offer, upgrade=True)
             lists = [answer.get("backends"), answer.get("kept") or [], answer.get("others") or []]
             names, names_kept, names_others = (

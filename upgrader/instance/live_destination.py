@@ -12,7 +12,6 @@ import select
 import socket
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NoReturn, Self
 
 from upgrader.codes import Code
@@ -47,7 +46,7 @@ class LiveDestination:
         *,
         timeout: float,
         on_exit: Callable[[BaseException], None] = lambda error: None,
-        path: Path = Path(),
+        path: str = "",
         adjustment: int = 0,
         upgrade: str = "",
         clock: Callable[[], float] = time.monotonic,
@@ -90,7 +89,7 @@ class LiveDestination:
             socket.socket(fileno=int(number)),
             timeout=timeout,
             on_exit=on_exit,
-            path=Path(path),
+            path=path,
             adjustment=int(adjustment),
             upgrade=upgrade,
         )
@@ -262,8 +261,9 @@ class LiveDestination:
 
     def become_ordinary(self) -> None:
         """Undo what made this process the first to go when memory runs out."""
-        with contextlib.suppress(OSError):
-            Path("/proc/self/oom_score_adj").write_text(str(self._adjustment))
+        place = "/proc/self/oom_score_adj"
+        with contextlib.suppress(OSError), open(place, "w", encoding="ascii") as file:
+            file.write(str(self._adjustment))
 
     def wait_for_source(self) -> None:
         """Return once the source has named its successor, or has ended."""
@@ -296,7 +296,7 @@ class LiveDestination:
 
     def _negotiate(self, offer: dict[str, Any]) -> Event:
         try:
-            self._sock.connect(str(self._path))
+            self._sock.connect(self._path)
             agreed = call(self._sock, f"{INTERFACE}.Migrate", offer, upgrade=True)
         except VarlinkError as error:
             code = Code(error.parameters.get("code", Code.REFUSED))

@@ -14,7 +14,6 @@ import re
 from collections.abc import Mapping
 from enum import StrEnum
 from functools import cache
-from pathlib import Path
 
 import msgspec
 
@@ -39,8 +38,9 @@ class SecretMemory(StrEnum):
 def kind() -> SecretMemory:
     """Which kind there is here, found once. Below a filter of system calls it is not tried: one that the filter
     does not know may end the process."""
-    if re.search(r"^Seccomp:\s*[^0\s]", Path("/proc/self/status").read_text(), re.MULTILINE):
-        return SecretMemory.ORDINARY
+    with open("/proc/self/status", encoding="utf-8", errors="replace") as file:
+        if re.search(r"^Seccomp:\s*[^0\s]", file.read(), re.MULTILINE):
+            return SecretMemory.ORDINARY
     number = _memfd_secret()
     if number < 0:
         return SecretMemory.ORDINARY
