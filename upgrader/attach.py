@@ -10,9 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from upgrader.errors import DeclarationError, UpgradeError
-from upgrader.systemd import journal
-from upgrader.systemd.cgroup import own_unit
-from upgrader.systemd.journal import JournalOutcome, Priority
+from upgrader.protocol.collector import no_collection
 
 if TYPE_CHECKING:  # each is loaded only by those who use it
     from upgrader import aio, blocking
@@ -32,8 +30,9 @@ class attach:  # noqa: N801, it reads as a function
         self._aio: aio.Instance | None = None
 
     def __enter__(self) -> blocking.Instance:
-        from upgrader.blocking.instance import Instance
-        from upgrader.instance.process import in_loop
+        with no_collection():
+            from upgrader.blocking.instance import Instance
+            from upgrader.instance.process import in_loop
 
         with _explained(self._service):
             if in_loop():
@@ -53,7 +52,8 @@ class attach:  # noqa: N801, it reads as a function
         self._blocking.__exit__(kind, error, trace)
 
     async def __aenter__(self) -> aio.Instance:
-        from upgrader.aio.instance import Instance
+        with no_collection():
+            from upgrader.aio.instance import Instance
 
         with _explained(self._service):
             self._aio = Instance(self._service, self._version, os.environ)
@@ -77,9 +77,11 @@ def _explained(service: str) -> Iterator[None]:
     except UpgradeError as error:
         if "NOTIFY_SOCKET" not in os.environ:
             raise
+        from upgrader.systemd import cgroup, journal
+
         message = f"{service}: {error}"
         journal.report(
-            message, Priority.ERR, unit=own_unit(), generation=0, side="destination",
-            phase="attach", outcome=JournalOutcome.FAILED,
+            message, journal.Priority.ERR, unit=cgroup.own_unit(), generation=0, side="destination",
+            phase="attach", outcome=journal.JournalOutcome.FAILED,
         )  # fmt: skip
         raise SystemExit(message) from error

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Why an upgrade ended as it did, as one word for programs; a text for people always goes with it."""
 
+from __future__ import annotations
+
 from enum import StrEnum
 
 
@@ -28,7 +30,7 @@ class Code(StrEnum):
     UNKNOWN = "unknown"  #: a word of a later version, or none at all
 
     @classmethod
-    def _missing_(cls, value: object) -> "Code":
+    def _missing_(cls, value: object) -> Code:
         return cls.UNKNOWN
 
     @property

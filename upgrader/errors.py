@@ -26,6 +26,8 @@ UpgradeError
 └── BusError                the D-Bus question to PID 1 was not answered
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 from upgrader.codes import Code

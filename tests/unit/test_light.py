@@ -21,6 +21,7 @@ TAKEOVER = {
     "codes",
     "errors",
     "protocol",
+    "protocol.collector",
     "protocol.fd",
     "protocol.later",
     "protocol.rendezvous",
@@ -72,6 +73,7 @@ FIRST = {
     "codes",
     "errors",
     "protocol",
+    "protocol.collector",
     "protocol.later",
     "protocol.rendezvous",
     "protocol.values",
@@ -114,7 +116,7 @@ def test_takeover_before_it_starts_anything() -> None:
 def test_the_package_alone() -> None:
     """A name is loaded when somebody asks for it."""
     alone = loaded("import upgrader\nSHOW")
-    assert {"_version", "protocol", "protocol.later"} == ours(alone)
+    assert {"_version", "protocol", "protocol.collector", "protocol.later"} == ours(alone)
     assert not HEAVY & alone
     one = loaded("from upgrader import VerifyError\nSHOW")
     assert {"codes", "errors"} == ours(one) - ours(alone)
@@ -157,12 +159,11 @@ PROGRAM = {
     "instance.commit",
     "instance.open_sockets",
     "instance.parts",
-    "instance.peers",
     "instance.process",
     "instance.self_report",
-    "instance.source_side",
     "instance.turns",
     "protocol",
+    "protocol.collector",
     "protocol.fd",
     "protocol.kinds",
     "protocol.later",
@@ -175,7 +176,6 @@ PROGRAM = {
     "systemd",
     "systemd.cgroup",
     "systemd.fdstore",
-    "systemd.journal",
     "systemd.listen_fds",
     "systemd.notifications",
     "systemd.notify",

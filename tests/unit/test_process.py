@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from upgrader.instance.process import free_numbers, no_collection
+from upgrader.instance.process import free_numbers
+from upgrader.protocol.collector import no_collection
 
 
 class Cycle:

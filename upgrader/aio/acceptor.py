@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Accept connections of one listener on an asyncio loop, while it is open."""
 
+from __future__ import annotations
+
 import asyncio
 import logging
 import socket

@@ -13,7 +13,7 @@ from upgrader.aio.safe_points import SafePoints
 from upgrader.aio.waiting import cancel
 from upgrader.instance.commit import LoadedInstance
 from upgrader.instance.parts import InstanceParts
-from upgrader.instance.process import no_collection
+from upgrader.protocol.collector import no_collection
 from upgrader.protocol.kinds import Kind
 from upgrader.protocol.later import later
 

@@ -15,7 +15,7 @@ from upgrader.instance.base import BaseInstance, Ended, Function
 from upgrader.instance.declarations import Protocols, check_function
 from upgrader.instance.handles import Listener
 from upgrader.instance.parts import InstanceParts
-from upgrader.instance.peers import Peers
+from upgrader.protocol.later import later
 from upgrader.protocol.parameters import OpenTls
 
 if TYPE_CHECKING:
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
     from upgrader.aio.adapter import Adapter
     from upgrader.aio.tls_layer import TlsCrossing
+    from upgrader.instance import peers as open_peers
+    from upgrader.instance.peers import Peers
+else:
+    open_peers = later("upgrader.instance.peers")
 
 #: The instance whose `async with attach(...)` this code runs in.
 attached: ContextVar[Instance] = ContextVar("upgrader.aio.attached")
@@ -38,7 +42,7 @@ class Instance(BaseInstance):
     @property
     def peers(self) -> Peers[Peer[Any]]:
         """All open connections that handlers of `connections` serve."""
-        return Peers(self._runtime.connections.peers)
+        return open_peers.Peers(self._runtime.connections.peers)
 
     def connections(
         self,

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
 from upgrader.aio.adapter import Adapter, Replay
-from upgrader.instance.process import no_collection
+from upgrader.protocol.collector import no_collection
 from upgrader.protocol.values import Value
 
 if TYPE_CHECKING:

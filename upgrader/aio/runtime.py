@@ -23,9 +23,8 @@ from upgrader.instance.base import Ended
 from upgrader.instance.declared_state import DeclaredState
 from upgrader.instance.destination_side import refused_by_check
 from upgrader.instance.parts import InstanceParts
-from upgrader.instance.process import no_collection
+from upgrader.protocol.collector import no_collection
 from upgrader.protocol.later import later
-from upgrader.systemd.journal import JournalOutcome, Priority
 
 if TYPE_CHECKING:
     from upgrader.aio import replays, table_rounds, two_waits
@@ -236,7 +235,7 @@ class AsyncioRuntime:
             f" whose handlers began anew in {replayed.seconds:.3f} s; {replayed.refused} have to dial"
             " again"
         )
-        report.tell(Priority.INFO, "destination", "replay", JournalOutcome.DONE, message)
+        report.done("destination", "replay", message)
 
     async def _all_let_in(self, *, last: bool = False) -> None:
         """Wait for the end of that; no handler takes longer than a few seconds. `last`: this instance
@@ -373,7 +372,7 @@ class AsyncioRuntime:
         if suspended := self._count_replays().suspended:
             who = wording.counted(suspended, "handler")
             message = f"{who} of connections that have moved: suspended until this process ends"
-            self._parts.report.tell(Priority.INFO, "source", "replay", JournalOutcome.DONE, message)
+            self._parts.report.done("source", "replay", message)
         if self.connections.all_open():
             self._parts.answering.drain()
         await cancel(self._tasks, self.deadline)

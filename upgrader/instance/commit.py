@@ -191,11 +191,12 @@ class LoadedInstance:
             told = to_json(self.status.replace(dropped=(), unsaved=()))
         return (f"{FACTS}={told}",)
 
-    def _tidy(self, store: FdStore) -> None:
-        store.remove(*self.unwanted)
-        for name, owner in (*self.persistent, *self.aside):
-            try:
-                store.push(name, owner)
+    def _tidy(self, store: FdStore, *, more_follows: bool = False) -> None:
+        kept = [*self.persistent, *self.aside]
+        store.remove(*self.unwanted, more_follows=more_follows or bool(kept))
+        for left, (name, owner) in zip(range(len(kept))[::-1], kept, strict=True):
+            try:  # one at a time is in flight, of those that a user may have in all
+                store.push(name, owner, more_follows=more_follows and not left)
             except NotifyError as error:  # with too many FDs of this user in flight, none can go
                 _log.warning("%s would not survive a crash: %s", name, error)
         for _, fd in self.aside:
@@ -209,7 +210,7 @@ class LoadedInstance:
             self.status = self.status.replace(pause=max(0, round(pause / 1e9, 4)))
 
     def _commit(self, notifier: Notifier, store: FdStore) -> None:
-        self._tidy(store)
+        self._tidy(store, more_follows=True)
         removed = removal(self.channel.name) if self.channel else ()
         notifier.send(
             "READY=1", f"STATUS={one_line(self.status.status_text)}", *removed, *self._facts()

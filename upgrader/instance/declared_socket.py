@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-import re
+import string
 from collections import deque
 from collections.abc import Callable, Sequence
 from socket import SOCK_DGRAM, SOCK_STREAM, SocketKind
@@ -25,7 +25,9 @@ else:
 _log = logging.getLogger("upgrader")
 
 #: A name is part of an FDNAME: at most 255 bytes, no colon, with our prefix before it.
-_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+_NAME = 100  # characters
+_FIRST = frozenset(string.ascii_letters + string.digits)
+_OTHERS = _FIRST | {*"._-"}
 
 
 class Bound:
@@ -96,5 +98,5 @@ class Bound:
 
 def check_name(item: str, name: str) -> None:
     """Raise DeclarationError for what cannot be part of an FDNAME."""
-    if not re.fullmatch(_NAME, name):
+    if not (0 < len(name) <= _NAME and name[0] in _FIRST and _OTHERS.issuperset(name)):
         raise DeclarationError(item, "a name has letters, digits, dots, dashes, at most 100")

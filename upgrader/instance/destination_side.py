@@ -22,13 +22,13 @@ from upgrader.instance.commit import LoadedInstance
 from upgrader.instance.control import Answering
 from upgrader.instance.declared_socket import check_name
 from upgrader.instance.load import Loader
-from upgrader.instance.process import begin_thread, is_main, no_collection, reserve
+from upgrader.instance.process import begin_thread, is_main, reserve
 from upgrader.instance.self_report import SelfReport
+from upgrader.protocol.collector import no_collection
 from upgrader.protocol.fd import Fd
 from upgrader.protocol.later import load_for_loading
 from upgrader.protocol.rendezvous import EXECUTED, PREFLIGHT, PREFLIGHT_1, TAKEOVER, UPGRADE
 from upgrader.systemd.fdstore import FdStore, Stored, StoreName
-from upgrader.systemd.journal import JournalOutcome, Priority
 from upgrader.systemd.listen_fds import Passed, forget, take
 from upgrader.systemd.notify import one_line
 
@@ -241,13 +241,7 @@ class DestinationSide:
                 f"STATUS=failed to load: {one_line(text)}", "ERRNO=71"
             )  # EPROTO
         if self._report.supervised:  # at a desk, the error itself is seen
-            self._report.tell(
-                Priority.ERR,
-                "destination",
-                "load",
-                JournalOutcome.FAILED,
-                f"failed to load: {text}",
-            )
+            self._report.failed("destination", "load", f"failed to load: {text}")
         self._answering.close()
 
     def keep(self, name: str, fd: HasFileno) -> None:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What an author holds of what was declared: a state, a listener, a datagram socket."""
 
+from __future__ import annotations
+
 import contextlib
 from collections.abc import Callable, Sequence
 from socket import AF_INET, AF_INET6, AF_UNIX

@@ -4,6 +4,8 @@
 Only whole messages leave: what is here when an instance is frozen moves along, unread.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 from upgrader.errors import DeclarationError, UpgradeError

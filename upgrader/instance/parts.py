@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -16,24 +17,25 @@ from upgrader.instance.control import Answering
 from upgrader.instance.destination_side import DestinationSide
 from upgrader.instance.fork_guard import keep_from_children, share_again
 from upgrader.instance.notify_relay import NotifyRelay
-from upgrader.instance.process import make_room_for_fds
+from upgrader.instance.process import make_room_for_fds, watchdog_span
 from upgrader.instance.self_report import SelfReport
-from upgrader.instance.source_side import SourceSide
 from upgrader.instance.turns import Turns
 from upgrader.protocol.kinds import Kind, Standing
 from upgrader.protocol.later import later
 from upgrader.protocol.parameters import Parameters
 from upgrader.systemd.cgroup import own_unit
 from upgrader.systemd.fdstore import FdStore
-from upgrader.systemd.journal import JournalOutcome, Priority
 from upgrader.systemd.listen_fds import own_number
 
 if TYPE_CHECKING:
-    from upgrader.instance import children, replacement, unit_signals
+    from upgrader.instance import children, replacement, source_side, unit_signals
+    from upgrader.systemd import journal
 else:
     children = later("upgrader.instance.children")
     replacement = later("upgrader.instance.replacement")
+    source_side = later("upgrader.instance.source_side")
     unit_signals = later("upgrader.instance.unit_signals")
+    journal = later("upgrader.systemd.journal")
 
 _log = logging.getLogger("upgrader")
 
@@ -52,10 +54,10 @@ class InstanceParts:
         self.report = report = SelfReport(service, version, environment)
         self.declarations = report.declarations
         self.turns = Turns()
-        store = FdStore(report.notifier)
+        self._store = store = FdStore(report.notifier)
+        self._watchdog = watchdog_span(environment, own)
         self.answering = Answering(report, environment)
         self.destination = DestinationSide(report, store, self.answering, environment)
-        self.source = SourceSide(report, store, self.answering, self.destination, environment)
         if report.supervised:
             report.unit = own_unit()
             for variable in Parameters.unknown(environment):
@@ -73,6 +75,13 @@ class InstanceParts:
             self._relay = NotifyRelay(report, environment, live=self.destination.live)
         keep_from_children(self._private)
         report.open()
+
+    @functools.cached_property
+    def source(self) -> source_side.SourceSide:
+        """The part that lives on in another instance, or ends."""
+        return source_side.SourceSide(
+            self.report, self._store, self.answering, self.destination, self._watchdog
+        )
 
     def open(self, heed: Callable[[unit_signals.UnitSignals], object]) -> None:
         """Be asked by others from now on; at a desk, say where this instance serves.
@@ -114,8 +123,8 @@ class InstanceParts:
         if ended:
             how = f", {killed} of them by SIGKILL" if killed else ""
             message = f"generation {report.generation} has ended {ended} processes of its own{how}"
-            priority = Priority.WARNING if killed else Priority.INFO
-            report.tell(priority, "source", "children", JournalOutcome.DONE, message)
+            priority = journal.Priority.WARNING if killed else journal.Priority.INFO
+            report.tell(priority, "source", "children", journal.JournalOutcome.DONE, message)
 
     def _private(self) -> list[int]:
         """FDs that are no business of a forked worker: listeners and connections."""

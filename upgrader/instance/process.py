@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""This process itself: its signals, its FDs, its watchdog, its collector."""
+"""This process itself: its signals, its FDs, its watchdog."""
 
 from __future__ import annotations
 
 import _thread
 import contextlib
 import fcntl
-import gc
 import os
 import resource
 import signal
@@ -140,19 +139,3 @@ def begin_thread(call: Callable[[], object]) -> None:
     which clients wait, too.
     """
     _thread.start_new_thread(call, ())
-
-
-@contextlib.contextmanager
-def no_collection() -> Iterator[None]:
-    """Put off garbage collection: hardly any of thousands of new objects is garbage, and clients
-    wait. What there is afterwards counts as old, so that only full collections look at it."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if not gc.get_freeze_count():  # else the program has frozen some itself, for good
-            gc.freeze()
-            gc.unfreeze()  # into the oldest generation
-        if enabled:
-            gc.enable()

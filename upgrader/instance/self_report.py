@@ -21,8 +21,6 @@ from upgrader.protocol.kinds import Standing, show_address
 from upgrader.protocol.later import later
 from upgrader.protocol.parameters import Parameters
 from upgrader.protocol.status_text import Origin, Status
-from upgrader.systemd import journal
-from upgrader.systemd.journal import JournalOutcome, Priority
 from upgrader.systemd.notify import Notifier, one_line
 
 if TYPE_CHECKING:
@@ -30,12 +28,14 @@ if TYPE_CHECKING:
     from upgrader.instance.gap import Gap
     from upgrader.instance.interfaces import Open
     from upgrader.protocol import phase, varlink_types
+    from upgrader.systemd import journal
     from upgrader.systemd.unit_settings import Settings
 else:
     phase = later("upgrader.protocol.phase", loading=True)
     phases = later("upgrader.instance.phases", loading=True)
     varlink_types = later("upgrader.protocol.varlink_types", loading=True)
     watched_files = later("upgrader.instance.watched_files")
+    journal = later("upgrader.systemd.journal", loading=True)
 
 _TRIAL = 1.0  # seconds up to which a trial of the states is worth its time
 _log = logging.getLogger("upgrader")
@@ -120,6 +120,11 @@ class SelfReport:
     def bus_hidden(self) -> bool:
         """Whether there is no bus for this process, and PID 1 could not be asked otherwise."""
         return self.settings is not None and not self.settings.heard and self.settings.hidden
+
+    @property
+    def speaks(self) -> bool:
+        """Whether PID 1 may hear what its program says: no other instance has replaced this one."""
+        return self.standing is not Standing.DRAINING
 
     @property
     def watched(self) -> watched_files.WatchedFiles:
@@ -210,7 +215,7 @@ class SelfReport:
         self._status, self._upgrade, self._stayed = status, upgrade, stayed
         if self._progress:
             self._remember(self._progress)
-        self.tell(Priority.INFO, "destination", "load", JournalOutcome.DONE, status.status_text)
+        self.done("destination", "load", status.status_text)
 
     def _remember(self, progress: phases.Phases) -> None:
         status = self._status
@@ -256,15 +261,28 @@ class SelfReport:
         )
         if self.supervised:
             journal.report(
-                message, Priority.ERR, unit=self.unit, generation=self.generation, side="source",
-                phase="trial", outcome=JournalOutcome.FAILED, message_id=journal.UNSAVABLE_ID,
+                message, journal.Priority.ERR, unit=self.unit, generation=self.generation, side="source",
+                phase="trial", outcome=journal.JournalOutcome.FAILED, message_id=journal.UNSAVABLE_ID,
                 identifier=self._identifier,
             )  # fmt: skip
         else:
             _log.error("%s", message)
 
+    def done(self, side: str, phase: str, message: str) -> None:
+        """Say that a phase of a migration has ended well."""
+        self.tell(journal.Priority.INFO, side, phase, journal.JournalOutcome.DONE, message)
+
+    def failed(self, side: str, phase: str, message: str) -> None:
+        """Say that a phase of a migration has failed."""
+        self.tell(journal.Priority.ERR, side, phase, journal.JournalOutcome.FAILED, message)
+
     def tell(
-        self, priority: Priority, side: str, phase: str, outcome: JournalOutcome, message: str
+        self,
+        priority: journal.Priority,
+        side: str,
+        phase: str,
+        outcome: journal.JournalOutcome,
+        message: str,
     ) -> None:
         """Send a journal entry; at a desk, log what has failed."""
         if self.supervised:
@@ -279,7 +297,7 @@ class SelfReport:
                 phase=phase, outcome=outcome, details={n: v for n, v in details.items() if v},
                 identifier=self._identifier,
             )  # fmt: skip
-        elif priority is Priority.ERR:
+        elif priority is journal.Priority.ERR:
             _log.error("%s", message)
 
 

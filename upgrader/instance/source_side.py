@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from upgrader.codes import Code
@@ -19,14 +19,12 @@ from upgrader.errors import BusyWork, UpgradeError
 from upgrader.instance.control import Answering
 from upgrader.instance.declared_socket import Bound
 from upgrader.instance.destination_side import DestinationSide
-from upgrader.instance.process import no_collection, watchdog_span
 from upgrader.instance.self_report import SelfReport
+from upgrader.protocol.collector import no_collection
 from upgrader.protocol.kinds import Standing
 from upgrader.protocol.later import later
 from upgrader.protocol.parameters import Mechanism
 from upgrader.systemd.fdstore import FdStore, Stored, StoreName
-from upgrader.systemd.journal import JournalOutcome, Priority
-from upgrader.systemd.listen_fds import own_number
 
 if TYPE_CHECKING:  # loaded by the instances that migrate live
     import msgspec
@@ -39,7 +37,7 @@ if TYPE_CHECKING:  # loaded by the instances that migrate live
     from upgrader.instance.live_source import LiveSource, MigrationRequest
     from upgrader.protocol import identity, image, phase, switchover
     from upgrader.protocol.fd import Fd
-    from upgrader.systemd import own_unit
+    from upgrader.systemd import journal, own_unit
 else:
     msgspec = later("msgspec")
     phase = later("upgrader.protocol.phase")
@@ -50,6 +48,7 @@ else:
     identity = later("upgrader.protocol.identity")
     switchover = later("upgrader.protocol.switchover")
     own_unit = later("upgrader.systemd.own_unit")
+    journal = later("upgrader.systemd.journal")
 
 _TO_PARK = 2.0  # seconds of TimeoutStopSec= in which nothing is waited for any more
 _GRACE = 1.0  # seconds for the program's own end, however late it is
@@ -66,9 +65,9 @@ class SourceSide:
         store: FdStore,
         answering: Answering,
         destination: DestinationSide,
-        environment: Mapping[str, str],
+        watchdog: float,
     ) -> None:
-        """`destination`: what this instance was loaded by."""
+        """`destination`: what this instance was loaded by; `watchdog`: WatchdogSec= in seconds, or 0."""
         self.frozen = False  #: everything has moved; nothing here touches it any more
         self.exit_status = 0  #: of the process, once everything has moved
         self.ends_failed = False  #: if it ends by itself, systemd shall take that for a failure
@@ -81,7 +80,7 @@ class SourceSide:
         self.answering = answering
         self.destination = destination
         self._migration: LiveSource | None = None
-        self.watchdog = watchdog_span(environment, own_number(environment))
+        self.watchdog = watchdog
 
     @property
     def held(self) -> bool:
@@ -179,7 +178,7 @@ class SourceSide:
                 for item in manifest.left_behind[:20]:
                     _log.warning("left behind: %s of %r: %s", item.what, item.backend, item.why)
                 message = f"generation {report.generation} becomes {' '.join(command.arguments)}"
-                report.tell(Priority.INFO, "source", "migrate", JournalOutcome.DONE, message)
+                report.done("source", "migrate", message)
                 name = StoreName(Stored.CHANNEL, str(report.generation))
                 store = self.store if report.supervised else None
                 beyond = self.declarations.beyond_image()
@@ -231,9 +230,9 @@ class SourceSide:
         code, reason = self.answering.negotiation.over(code, why)
         message = f"generation {report.generation} serves on: {reason}"
         if code is Code.PREFLIGHT_PASSED:
-            report.tell(Priority.INFO, "source", "migrate", JournalOutcome.DONE, message)
+            report.done("source", "migrate", message)
         else:
-            report.tell(Priority.ERR, "source", "migrate", JournalOutcome.FAILED, message)
+            report.failed("source", "migrate", message)
         return reason
 
     # The end
@@ -302,7 +301,7 @@ class SourceSide:
             with contextlib.suppress(UpgradeError):
                 self.store.remove(*(name for name, _ in secrets))
             message = f"nothing could be parked, draining instead: {error}"
-            report.tell(Priority.ERR, "source", "park", JournalOutcome.FAILED, message)
+            report.failed("source", "park", message)
             return False
         message = (
             f"generation {report.generation} parked: {outcome.fds} FD{'s' * (outcome.fds != 1)}"
@@ -311,8 +310,8 @@ class SourceSide:
             message += f"\nleft behind: {item.what} of {item.backend!r}: {item.why}"
         if outcome.left_behind:
             message += f"\n{len(outcome.left_behind)} left behind in all"
-        priority = Priority.ERR if manifest.unsaved or turns else Priority.INFO
-        report.tell(priority, "source", "park", JournalOutcome.DONE, message)
+        priority = journal.Priority.ERR if manifest.unsaved or turns else journal.Priority.INFO
+        report.tell(priority, "source", "park", journal.JournalOutcome.DONE, message)
         self.store.remove(
             *(n for w in self._withheld() for n in self.declarations.backends[w].stored_names)
         )
@@ -332,8 +331,8 @@ class SourceSide:
         """Say which states were written to after they had been given away."""
         for name, declared in self.declarations.states.items():
             if declared.was_written:
-                self.report.tell(
-                    Priority.ERR, "source", "stray", JournalOutcome.FAILED,
+                self.report.failed(
+                    "source", "stray",
                     f"state {name!r} was written to after it had been given away, so that is lost: have"
                     " whatever writes to it take a turn, and look whether it is the owner still",
                 )  # fmt: skip
@@ -349,7 +348,9 @@ class SourceSide:
                 "everything is parked, and the program has not ended by itself in time"
                 f" ({seconds:.1f} s): this process ends now"
             )
-            self.report.tell(Priority.ERR, "source", "park", JournalOutcome.DONE, message)
+            self.report.tell(
+                journal.Priority.ERR, "source", "park", journal.JournalOutcome.DONE, message
+            )
             os._exit(self.exit_status)
 
         timer = threading.Timer(max(seconds, 0), end)

@@ -17,7 +17,6 @@ from upgrader.protocol.identity import HasFileno
 from upgrader.protocol.kinds import Standing
 from upgrader.systemd import own_unit
 from upgrader.systemd.fdstore import Stored, StoreName
-from upgrader.systemd.journal import JournalOutcome, Priority
 
 if TYPE_CHECKING:
     from upgrader.instance.interfaces import Loop
@@ -169,4 +168,4 @@ class SourceSteps:
         report = self._report
         report.progress.enter(phase.Phase.DONE)
         message = f"generation {report.generation} has been replaced, {how}"
-        report.tell(Priority.INFO, "source", "migrate", JournalOutcome.DONE, message)
+        report.done("source", "migrate", message)

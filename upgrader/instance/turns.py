@@ -5,6 +5,8 @@ Threads and tasks take part with `with instance.turn():` (tasks: `async with`). 
 closes the turns, which lets running ones end and makes new ones wait, and freezes when none runs.
 """
 
+from __future__ import annotations
+
 import contextlib
 import itertools
 import threading
@@ -85,7 +87,7 @@ class Turns:
         self._held = frozenset[str]()  # kinds of which none may begin, though others may
         self._reopened: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
 
-    def turn(self) -> "Turn":
+    def turn(self) -> Turn:
         """A new turn, to be entered once."""
         return Turn(self)
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import sys
 import time
 
+from upgrader.protocol.collector import no_collection
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -75,7 +77,8 @@ def names(package: str, places: Mapping[str, Sequence[str]]) -> Callable[[str], 
     def attribute(name: str) -> object:
         if name not in place:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(_load(f"{package}.{place[name]}"), name)
+        with no_collection():
+            return getattr(_load(f"{package}.{place[name]}"), name)
 
     return attribute
 

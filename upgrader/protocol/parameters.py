@@ -6,6 +6,8 @@ they come from; `upgrader set` changes them while the service runs. `UPGRADER=of
 switch: a plain service.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Collection, Mapping
 from enum import StrEnum

@@ -91,21 +91,25 @@ class StoreName(Value):
 
 
 class FdStore:
-    """Pushes to and removes from this unit's FD store; every call waits until PID 1 has done it."""
+    """Pushes to and removes from this unit's FD store; every call waits until PID 1 has done it, unless
+    it is told that more follows: PID 1 takes what one process says in its order."""
 
     def __init__(self, notifier: Notifier) -> None:
         self._notifier = notifier
 
-    def push(self, name: StoreName, fd: HasFileno | socket.socket) -> None:
+    def push(
+        self, name: StoreName, fd: HasFileno | socket.socket, *, more_follows: bool = False
+    ) -> None:
         """Store one FD; raises NotifyError. PID 1 says nothing when the store is full or off."""
         self._notifier.send("FDSTORE=1", f"FDNAME={name}", "FDPOLL=0", fds=[fd])
-        self._notifier.barrier()
+        if not more_follows:
+            self._notifier.barrier()
 
-    def remove(self, *names: StoreName | str) -> None:
+    def remove(self, *names: StoreName | str, more_follows: bool = False) -> None:
         """Remove FDs; names that are not there do no harm. Raises NotifyError."""
         for name in names:
             self._notifier.send(*removal(name))
-        if names:
+        if names and not more_follows:
             # A barrier is an FD, and may not be let through. What was sent is done all the same.
             with contextlib.suppress(NotifyError):
                 self._notifier.barrier()
