@@ -276,10 +276,12 @@ class Host:
             self.named = int(named)
             if self.serves:
                 self.on_named()
-        # Nobody but a first instance is heard by PID 1 before it serves.
-        if (self.serves or not self.is_live) and (lines := relayed(fields)):
+        report = self.instance._parts.report
+        # Nobody but a first instance is heard by PID 1 before it serves, and nobody once it is replaced.
+        heard = (self.serves or not self.is_live) and report.speaks
+        if heard and (lines := relayed(fields)):
             with contextlib.suppress(UpgradeError):
-                self.instance._parts.report.notifier.send(*lines)
+                report.notifier.send(*lines)
 
 
 def _is_whole(state: Fd) -> bool:
