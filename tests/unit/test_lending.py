@@ -12,9 +12,11 @@ import pytest
 from tests.unit.units import Keeping
 from upgrader.backends import EventFd, Pipe
 from upgrader.errors import ChannelError, NotifyError
+from upgrader.instance.control_answers import Negotiation
 from upgrader.instance.declarations import Declarations
 from upgrader.instance.lender import Lender
 from upgrader.instance.lent_sockets import Borrowed, lend, next_kept
+from upgrader.instance.self_report import SelfReport
 from upgrader.protocol.fd import Fd
 from upgrader.protocol.varlink_messages import Reply, encode
 from upgrader.systemd.listen_fds import Passed
@@ -182,3 +184,24 @@ def test_what_a_source_keeps() -> None:
     lender.wait_clean()
 
     assert [] == keeping.kept
+
+
+def test_who_insures_waits_for_who_has_borrowed(
+    pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until that hangs up, which it does once it serves, or dies."""
+    monkeypatch.setattr("upgrader.instance.control_answers._DECIDED", 0.01)
+    ours, theirs = pair
+    report = SelfReport("x", "1", {})
+    report.declarations.take_passed([], [])
+    negotiation = Negotiation(report, "1", lambda request: None, lambda: None, Keeping())
+    assert negotiation.wait_returned(0)  # nobody has
+
+    lending = threading.Thread(target=negotiation.lending, args=(ours,))
+    lending.start()
+    socket.send_fds(theirs, [b"x\0"], [theirs.fileno()])
+    assert b"\0" == theirs.recv(1024)
+    assert not negotiation.wait_returned(0)
+    theirs.close()
+    assert negotiation.wait_returned(20)
+    lending.join()

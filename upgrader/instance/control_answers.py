@@ -306,15 +306,22 @@ class Negotiation:
         """Send what is lent, and keep what the destination has kept, until that hangs up: then it
         migrates or has ended, which takeover says as well, and better."""
         successor, upgrade = self._successor, self._host.progress.last.id
+        self._lender.returned.clear()
         with sock, self._guard, contextlib.suppress(OSError):
             sock.settimeout(None)
             self._lender.send(sock)
             while kept := lent_sockets.next_kept(sock):
                 sock.sendall(self._keep_for(successor, *kept).encode() + b"\0")
+        self._lender.returned.set()
         self._host.progress.wait_decided(upgrade, _DECIDED)
         with self._lock:
             if successor and self._successor is successor and not self._migrating:
                 self._call_off(Code.ENDED_EARLY, "the new version has ended before it was ready")
+
+    def wait_returned(self, seconds: float) -> bool:
+        """Wait until the destination has hung up after that, if it has borrowed anything; returns
+        whether it has."""
+        return self._lender.returned.wait(seconds)
 
     def _keep_for(self, successor: Successor | None, name: str, fd: Fd) -> str:
         with self._lock, fd:

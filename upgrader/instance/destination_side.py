@@ -78,6 +78,7 @@ class DestinationSide:
         self._forgetting: threading.Thread | None = None
         self._migration = self._destined(environment)
         self._borrowed: Borrowed | None = None  # from before Go to the commit
+        self._returned: Borrowed | None = None  # from there on, until clients are served
 
     def _destined(self, environment: MutableMapping[str, str]) -> LiveDestination | None:
         """The migration that takeover has started this process for, if any."""
@@ -205,13 +206,13 @@ class DestinationSide:
         loaded.commit(report.notifier, self._store, own)
         if not self._migration:
             self._settled.set()
-        if self._borrowed:
-            self._borrowed.close()
-            self._borrowed = None
+        self._returned, self._borrowed = self._borrowed, None
 
     def settle(self, loaded: LoadedInstance) -> None:
         """Do what clients need not wait for, and say what this instance has been loaded from."""
         report = self._report
+        if self._returned:
+            self._returned.close()
         if migration := self._migration:
             migration.become_ordinary()
             migration.release_takeover()

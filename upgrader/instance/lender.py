@@ -31,6 +31,8 @@ class Lender:
         self._kept: list[str] = []  # for the destination under way, by name
         self._lent: tuple[Fd, ...] = ()  # what `offer` has named
         self._cleaning: threading.Thread | None = None
+        self.returned = threading.Event()  #: no destination has anything borrowed
+        self.returned.set()
 
     def begin(self) -> None:
         """Another destination: what was kept for one that has committed is its own."""

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from upgrader.instance.rounds import Rounds
     from upgrader.instance.source_side import SourceSide
 
+_TO_SERVE = 0.1  # seconds that a new owner has before this instance insures it
+
 
 class SourceSteps:
     """What the actions of a switchover mean for an instance; implements `live_source.Steps`."""
@@ -89,7 +91,10 @@ class SourceSteps:
         self._loop.give_up()
 
     def insure(self) -> None:
-        """Leave what may be replayed; what the instance before has left is older."""
+        """Leave what may be replayed; what the instance before has left is older. The destination serves
+        first: until it does, PID 1 would only be in its way."""
+        if negotiation := self._side.answering.negotiation:
+            negotiation.wait_returned(_TO_SERVE)
         backends = self._side.declarations.backends.values()
         once = {each.name for each in backends if not each.kind.replayable}
         pieces = [piece.memfd for piece in self._copied.pieces] if self._copied else []

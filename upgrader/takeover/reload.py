@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 _SHARE = 0.8
 #: Between two questions to PID 1 or to the source about what it announces to nobody.
 _PAUSE = 0.01
+_TO_SERVE = 0.1  # seconds that a new owner has before PID 1 is asked about it
 
 _NO_DIRECTORY = Limit(
     LimitKind.RUNTIME_DIRECTORY,
@@ -239,6 +240,8 @@ class Takeover:
                 except BaseException as error:
                     if not self._call_off(sock, ours, new, error):
                         raise _as_the_source_says(sock, self._upgrade, error) from error
+                # It lets go of the line once it serves; until then, PID 1 would only be in its way.
+                select.select([ours.fileno(), new.fileno(), self._told], [], [], _TO_SERVE)
                 self._confirm(new, source_pidfd)
 
     def _place(self, new: NewProcess, source: RunningInstance) -> None:
