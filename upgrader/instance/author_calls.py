@@ -8,7 +8,7 @@ import inspect
 import logging
 import threading
 from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import CancelledError, Future, wait
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,23 +66,39 @@ class AuthorCalls:
         values = self._declarations.values(function)
         name = getattr(function, "__qualname__", repr(function))
         run = self._runs[function] = _Run(lambda: function(**values), name)
-        threading.Thread(target=self._work, args=(run,), name=name, daemon=True).start()
+        self._start(run)
         return run
 
+    def _start(self, run: _Run) -> None:
+        threading.Thread(target=self._work, args=(run,), name=run.name, daemon=True).start()
+
     def _work(self, run: _Run) -> None:
-        while True:
-            try:
-                result = run.call()
-                if inspect.iscoroutine(result) and self._spawn:
-                    self._spawn(result).result()
-            except BaseException as error:
-                run.ended.set_exception(error)
+        try:
+            result = run.call()
+        except BaseException as error:
+            run.ended.set_exception(error)
+            return
+        if inspect.iscoroutine(result) and self._spawn:
+            # Who waits for it may be on that loop: no thread has to wake up in between.
+            self._spawn(result).add_done_callback(lambda done: self._over(run, _error(done)))
+        else:
+            self._over(run, None)
+
+    def _over(self, run: _Run, error: BaseException | None) -> None:
+        if error:
+            run.ended.set_exception(error)
+            return
+        with self._lock:
+            if not run.again:
+                run.ended.set_result(None)
                 return
-            with self._lock:
-                if not run.again:
-                    run.ended.set_result(None)
-                    return
-                run.again = False
+            run.again = False
+        self._start(run)
+
+
+def _error(done: Future[object]) -> BaseException | None:
+    """What it has raised."""
+    return CancelledError() if done.cancelled() else done.exception()
 
 
 def _tell_failure(run: _Run) -> None:

@@ -176,6 +176,7 @@ class LiveDestination:
             if self._is_closed():
                 return self._not_sent(Event.HANGUP, str(error))
             return self._failed(Event.REFUSED, error)
+        self._said = self._clock()  # the limit counts from here
         return Event.IMAGE
 
     def progress(self, loaded: int) -> None:
