@@ -20,6 +20,7 @@ from qemu.qmp import (
     EventListener,
     ExecInterruptedError,
     ExecuteError,
+    Message,
     QMPClient,
     QMPError,
 )
@@ -52,6 +53,16 @@ class QemuEnded(QemuError):
     """A QEMU has closed its session: it ends, and says why at its own pace."""
 
 
+class _Unlogged(QMPClient):
+    """Keeps no log of messages: they would be written for it, also in a pause, whoever reads it."""
+
+    def _cb_outbound(self, msg: Message) -> Message:
+        return msg
+
+    def _cb_inbound(self, msg: Message) -> Message:
+        return msg
+
+
 class Monitor:
     """A QMP session. Only one is served at a time: others wait for its end."""
 
@@ -65,7 +76,7 @@ class Monitor:
     async def open(cls, path: Path, limit: float) -> AsyncIterator["Monitor"]:
         """Ask the QEMU that listens at a path; raises QemuError if it does not answer within `limit`
         seconds, QemuEnded if it listens no more."""
-        client = QMPClient("upgrader")
+        client = _Unlogged("upgrader")
         try:
             async with asyncio.timeout(limit):
                 await client.connect(str(path))
@@ -229,15 +240,16 @@ async def _copy(reader: Fd, state: Fd) -> None:
     os.set_blocking(reader.fileno(), False)
     while True:
         try:
-            data = os.read(reader.fileno(), _CHUNK)
+            if size <= _LARGEST:
+                moved = os.splice(reader.fileno(), state.fileno(), _CHUNK)
+            else:
+                moved = len(os.read(reader.fileno(), _CHUNK))
         except BlockingIOError:
             await _ready(reader, loop.add_reader, loop.remove_reader)
             continue
-        if not data:
+        if not moved:
             break
-        size += len(data)
-        if size <= _LARGEST:
-            os.write(state.fileno(), data)
+        size += moved
     if size > _LARGEST:
         raise QemuError(f"a state of more than {_LARGEST >> 20} MiB: is the memory shared?")
 
@@ -247,9 +259,10 @@ async def _feed(state: Fd, writer: Fd) -> None:
     loop, place = asyncio.get_running_loop(), 0
     os.set_blocking(writer.fileno(), False)
     with writer, contextlib.suppress(BrokenPipeError):
-        while data := os.pread(state.fileno(), _CHUNK, place):
+        size = os.fstat(state.fileno()).st_size
+        while place < size:
             try:
-                place += os.write(writer.fileno(), data)
+                place += os.splice(state.fileno(), writer.fileno(), size - place, place)
             except BlockingIOError:
                 await _ready(writer, loop.add_writer, loop.remove_writer)
 
