@@ -29,7 +29,7 @@ from upgrader.lab.guest import guest as guest_files
 from upgrader.lab.private_systemd import PrivateSystemd
 from upgrader.lab.private_systemd.errors import TreeError
 from upgrader.lab.private_systemd.suites import fetch
-from upgrader.lab.virtual_machine import PREFIX, Pings, connect_interface, pinging
+from upgrader.lab.virtual_machine import PERIOD, PREFIX, Pings, connect_interface, pinging
 from upgrader.programs.qemu import Machine as Description
 from upgrader.programs.qemu import Monitor, Placing, QemuError, tap
 from upgrader.programs.qemu.shared import make_memory
@@ -39,8 +39,9 @@ pytestmark = [pytest.mark.matrix, pytest.mark.timeout(1800)]
 
 MEMORY = 512  # MiB
 TIMES = 5
-ROUNDS = 6  #: of an upgrade by hand and one by upgrader, each second one the other way round
-RATIO = 1.3  # of the ping gaps in the middle of five, to those by hand in the same run
+ROUNDS = 10  #: of an upgrade by hand and one by upgrader, each second one the other way round
+OFTEN = 0.002  # seconds between two pings there: a gap is not told more exactly
+RATIO = 1.3  # of the ping gaps in the middle of them, to those by hand in the same run
 MOST = 2  # pings that are lost in one upgrade, in the middle of five
 #: Whose QEMU is run: that of this machine (7.2 on Debian 12), of Debian 13 and of sid.
 SUITES = ("host", "trixie", "sid")
@@ -78,9 +79,9 @@ def booted(machine: PrivateSystemd, suite: str, kind: str = "q35") -> Iterator[M
 
 
 @contextlib.contextmanager
-def watched(guest: Machine) -> Iterator[Pings]:
+def watched(guest: Machine, period: float = PERIOD) -> Iterator[Pings]:
     """Pings before, during and after something; the guest counts in the end."""
-    with pinging(guest.machine) as pings:
+    with pinging(guest.machine, period=period) as pings:
         assert guest.counts(3)
         yield pings
         assert guest.counts()
@@ -232,14 +233,14 @@ def test_beside_a_migration_by_hand(host_machine: PrivateSystemd, tmp_path: Path
     ours: list[Pings] = []
 
     def once_by_hand() -> None:
-        with standing_still(guest.qemus()), pinging(host_machine, HAND[1]) as pings:
+        with standing_still(guest.qemus()), pinging(host_machine, HAND[1], OFTEN) as pings:
             assert hand.counts(3)
             hand.upgrade()
             assert hand.counts(10)
         by_hand.append(pings)
 
     def once_ours() -> None:
-        with standing_still(hand.pids), watched(guest) as pings:
+        with standing_still(hand.pids), watched(guest, OFTEN) as pings:
             done = upgrade(guest, "--mode", "live")
             assert 0 == done["exit_code"], done
         assert eventually(lambda: len(guest.qemus()) == 1)

@@ -18,7 +18,7 @@ from upgrader.lab.private_systemd import PrivateSystemd
 
 HOST, GUEST = "10.77.0.1", "10.77.0.2"  #: addresses of the machine's two ends
 PREFIX = 24
-_PERIOD = 0.01  # seconds between two pings
+PERIOD = 0.01  # seconds between two pings
 _LATE = 1.0  # seconds after which a ping is lost
 _LOOK = 0.002  # seconds between two looks at a console
 _ECHO = struct.Struct(
@@ -101,12 +101,15 @@ class Pings:
 
 
 @contextlib.contextmanager
-def pinging(machine: PrivateSystemd, address: str = GUEST) -> Iterator[Pings]:
-    """Ping a guest a hundred times a second; wait for late answers at the end."""
+def pinging(
+    machine: PrivateSystemd, address: str = GUEST, period: float = PERIOD
+) -> Iterator[Pings]:
+    """Ping a guest every `period` seconds; wait for late answers at the end."""
     sock = _icmp_socket(machine)
     pings = Pings()
     done = threading.Event()
-    thread = threading.Thread(target=_ping, args=(sock, address, pings, done), daemon=True)
+    values = (sock, address, period, pings, done)
+    thread = threading.Thread(target=_ping, args=values, daemon=True)
     with sock:
         thread.start()
         try:
@@ -138,14 +141,16 @@ def _icmp_socket(machine: PrivateSystemd) -> socket.socket:
     return made[0]
 
 
-def _ping(sock: socket.socket, address: str, pings: Pings, done: threading.Event) -> None:
+def _ping(
+    sock: socket.socket, address: str, period: float, pings: Pings, done: threading.Event
+) -> None:
     due, number = time.monotonic(), 0
     until = float("inf")
     while time.monotonic() < until:
         if done.is_set() and until == float("inf"):
             until = time.monotonic() + _LATE
         if not done.is_set() and time.monotonic() >= due:
-            number, due = number + 1, due + _PERIOD
+            number, due = number + 1, due + period
             message = _ECHO.pack(_REQUEST, 0, 0, _OURS, 0, number)
             message = _ECHO.pack(_REQUEST, 0, _checksum(message), _OURS, 0, number)
             pings.sent[number] = time.monotonic()
