@@ -7,7 +7,6 @@ only by those who use it.
 
 import sys
 
-from upgrader._version import VERSION
 from upgrader.protocol.later import names
 
 TYPE_CHECKING = False
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from upgrader.protocol.state import convert, convert_back, since, state
     from upgrader.protocol.table import Table
 
-__version__ = VERSION
+__version__ = "0.1.0"
 
 _PLACES = {
     "aio.peer": ("Peer",),

@@ -17,7 +17,6 @@ from upgrader.protocol.values import Value
 README = Path(__file__).parents[2] / "README.md"
 #: All of ours that takeover loads.
 TAKEOVER = {
-    "_version",
     "codes",
     "errors",
     "protocol",
@@ -69,7 +68,6 @@ def ours(modules: set[str]) -> set[str]:
 
 #: What it has loaded of that before it asks systemd about the unit.
 FIRST = {
-    "_version",
     "codes",
     "errors",
     "protocol",
@@ -116,7 +114,7 @@ def test_takeover_before_it_starts_anything() -> None:
 def test_the_package_alone() -> None:
     """A name is loaded when somebody asks for it."""
     alone = loaded("import upgrader\nSHOW")
-    assert {"_version", "protocol", "protocol.collector", "protocol.later"} == ours(alone)
+    assert {"protocol", "protocol.collector", "protocol.later"} == ours(alone)
     assert not HEAVY & alone
     one = loaded("from upgrader import VerifyError\nSHOW")
     assert {"codes", "errors"} == ours(one) - ours(alone)
@@ -124,7 +122,6 @@ def test_the_package_alone() -> None:
 
 #: What the program of the README has loaded of ours when it is ready.
 PROGRAM = {
-    "_version",
     "aio",
     "aio.acceptor",
     "aio.all_connections",

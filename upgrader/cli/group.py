@@ -3,7 +3,7 @@
 
 import click
 
-from upgrader._version import VERSION
+from upgrader import __version__
 from upgrader.cli.output import show, show_document
 from upgrader.tool.outcome import ExitCode
 
@@ -42,7 +42,7 @@ class _Group(Command, click.Group):
 
 def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
-        show(f"upgrader {VERSION}")
+        show(f"upgrader {__version__}")
         ctx.exit()
 
 

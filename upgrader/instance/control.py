@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from upgrader._version import VERSION
+from upgrader import __version__
 from upgrader.instance.process import ENVIRONMENT, begin_thread, free_numbers
 from upgrader.instance.self_report import SelfReport
 from upgrader.instance.turns import Settled
@@ -89,10 +89,10 @@ class Answering:
 
             report = self._report
             self.negotiation = Negotiation(
-                report, VERSION, on_request, on_reload, keeper, on_settle
+                report, __version__, on_request, on_reload, keeper, on_settle
             )
             if self._places and not self._given_up:
-                self._control = control = Control(self._places, self.negotiation, VERSION)
+                self._control = control = Control(self._places, self.negotiation, __version__)
                 report.progress.on_change(control.announce)
 
         self._make = make

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from upgrader._version import VERSION
+from upgrader import __version__
 from upgrader.protocol.parameters import Mode
 from upgrader.protocol.systemd_syntax import show_span, time_span
 from upgrader.protocol.varlink_types import Description
@@ -193,10 +193,10 @@ def _about_instance(
 ) -> Iterator[Finding]:
     """What the instance says of itself."""
 
-    if instance.library != VERSION:
+    if instance.library != __version__:
         yield Finding(
             Severity.WARNING,
-            f"it runs upgrader {instance.library}, and this command is of {VERSION}",
+            f"it runs upgrader {instance.library}, and this command is of {__version__}",
             "the next upgrade of the service brings them together",
         )
     if instance.can is not None and "journal" not in instance.can:
