@@ -10,7 +10,7 @@ from tests.system.reloading import installed
 from tests.system.serving import Client, Install, Service
 from tests.system.tool import upgrade
 from upgrader.lab.private_systemd import PrivateSystemd
-from upgrader.takeover.reload import ENDED
+from upgrader.takeover.__main__ import ENDED
 
 #: Has an instance write down what it is asked: its generation, the PID of the caller, the method.
 WATCH = """

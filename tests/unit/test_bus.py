@@ -6,7 +6,6 @@ import json
 import os
 import random
 import socket
-import struct
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -17,7 +16,6 @@ import pytest
 
 from tests.support import SETTLE
 from upgrader.errors import BusError
-from upgrader.protocol.rendezvous import BUS
 from upgrader.systemd import bus, bus_values, own_unit
 from upgrader.systemd.bus import Bus, QueuedJob
 from upgrader.systemd.cgroup import unit_of
@@ -119,47 +117,6 @@ def test_an_array_of_nothing_ends(signature: str) -> None:
     body = variant.ljust(-(-len(variant) // 4) * 4, b"\0") + (b"\x10" + bytes(3)) * 8
     with pytest.raises(ValueError, match="no bytes"):
         bus_values.read("v", body)
-
-
-def answer(serial: int, body: bytes, kind: int = 2) -> bytes:
-    """A reply to the call with this serial, or an error (3)."""
-    head = struct.pack("<4B3I", ord("l"), kind, 0, 1, len(body), 100 + serial, 8)
-    return head + b"\5\1u\0" + struct.pack("<I", serial) + body
-
-
-def test_what_is_asked_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The answers come in any order, one that nobody has asked for among them, and one is a refusal."""
-    monkeypatch.setenv(BUS, str(tmp_path / "s"))
-    variable = b"\2as\0" + struct.pack("<2I", 8, 3) + b"A=1\0"
-    answers = [answer(3, variable), answer(9, b"?"), answer(2, b"", kind=3), answer(1, bytes(8))]
-    heard = bytearray()
-
-    def serve() -> None:
-        with server.accept()[0] as sock:
-            heard.extend(sock.recv(4096))
-            sock.sendall(b"OK 1\r\n" + b"".join(answers))
-            while data := sock.recv(4096):
-                heard.extend(data)
-
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(tmp_path / "s"))
-        server.listen()
-        thread = threading.Thread(target=serve)
-        thread.start()
-        try:
-            with Bus(SETTLE) as asked:
-                asked.ask_ahead("a.service")
-                assert {} == asked.properties("a.service")
-                with pytest.raises(BusError, match="Introspect was refused"):
-                    asked.constants("a.service", {})
-                assert {"A": "1"} == asked.environment()
-                assert {} == asked._connection._replies
-        finally:
-            server.shutdown(socket.SHUT_RDWR)
-            thread.join()
-    assert [1, 1, 1] == [
-        heard.count(name) for name in (b"GetAll", b"Introspect\0", b"Environment\0")
-    ]
 
 
 @BOTH

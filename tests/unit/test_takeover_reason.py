@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from upgrader.codes import Code
-from upgrader.takeover.reload import _as_the_source_says
+from upgrader.takeover.__main__ import _as_the_source_says
 from upgrader.takeover.running_instance import TakeoverError
 
 OF_THE_CHANNEL = TakeoverError("stream: is empty", Code.LOAD_FAILED)

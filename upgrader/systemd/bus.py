@@ -9,6 +9,7 @@ https://dbus.freedesktop.org/doc/dbus-specification.html
 from __future__ import annotations
 
 import os
+import re
 import socket
 import struct
 import time
@@ -29,7 +30,6 @@ SYSTEM_BUS = "/run/dbus/system_bus_socket"
 
 _BUS = "org.freedesktop.DBus"
 _SYSTEMD = "org.freedesktop.systemd1"
-_PROPERTIES = "org.freedesktop.DBus.Properties"
 _USEC_INFINITY = 2**64 - 1
 _REPLY_SERIAL = 5  # code of the header field that says which call a reply answers
 _LIMIT = 1 << 20  # largest reply read, in bytes
@@ -81,29 +81,24 @@ class Bus:
         (jobs,) = _read("a(usssoo)", body)
         return [QueuedJob(unit=unit, type=kind) for _, unit, kind, _, _, _ in jobs]
 
-    def ask_ahead(self, unit: str) -> None:
-        """Ask for what `properties` and `constants` of a unit, and `environment`, want to know, and do not wait
-        for it; raises BusError, and is closed."""
-        try:
-            for question in (_all(unit), _description(unit), _ENVIRONMENT):
-                self._connection.ask(_SYSTEMD, *question)
-        except _UNREADABLE as error:
-            self.close()
-            raise BusError(f"{self._path}: {error or type(error).__name__}") from error
-
     def get(self, unit: str, name: str) -> Any:
         """A property of a service, such as `MainPID` or `ExecStartEx`."""
-        body = self._ask(_object(unit), _PROPERTIES, "Get", f"{_SYSTEMD}.Service", name)
+        path = "/org/freedesktop/systemd1/unit/" + _escape(unit)
+        properties = "org.freedesktop.DBus.Properties"
+        body = self._ask(path, properties, "Get", f"{_SYSTEMD}.Service", name)
         return _read("v", body)[0]
 
     def properties(self, unit: str) -> dict[str, Any]:
         """All properties of a unit of any kind."""
-        body = self._ask(*_all(unit))
+        path = "/org/freedesktop/systemd1/unit/" + _escape(unit)
+        body = self._ask(path, "org.freedesktop.DBus.Properties", "GetAll", "")
         return dict(_read("a{sv}", body)[0])
 
     def environment(self) -> dict[str, str]:
         """The variables that PID 1 gives to every process, whatever its unit says."""
-        body = self._ask(*_ENVIRONMENT)
+        interface = f"{_SYSTEMD}.Manager"
+        properties = "org.freedesktop.DBus.Properties"
+        body = self._ask("/org/freedesktop/systemd1", properties, "Get", interface, "Environment")
         items = _read("v", body)[0]
         return dict(str(item).partition("=")[::2] for item in items)
 
@@ -113,10 +108,9 @@ class Bus:
 
         https://dbus.freedesktop.org/doc/dbus-specification.html#introspection-format
         """
+        path = "/org/freedesktop/systemd1/unit/" + _escape(unit)
         interface = f"{_SYSTEMD}.Service"
-        body = self._ask(*_description(unit))
-        import re  # takeover has asked by then
-
+        body = self._ask(path, "org.freedesktop.DBus.Introspectable", "Introspect")
         described = str(_read("s", body)[0]).partition(f'"{interface}"')[2].partition("</interf")[0]
         names = set(re.findall(_CONSTANT, described))
         return {name: value for name, value in properties.items() if name in names}
@@ -170,28 +164,7 @@ class Bus:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Give up the connection."""
         self._sock.close()
-
-
-_ENVIRONMENT = (
-    "/org/freedesktop/systemd1", _PROPERTIES, "Get", f"{_SYSTEMD}.Manager", "Environment"
-)  # fmt: skip
-
-
-def _all(unit: str) -> tuple[str, str, str, str]:
-    return _object(unit), _PROPERTIES, "GetAll", ""
-
-
-def _description(unit: str) -> tuple[str, str, str]:
-    return _object(unit), "org.freedesktop.DBus.Introspectable", "Introspect"
-
-
-def _object(unit: str) -> str:
-    return "/org/freedesktop/systemd1/unit/" + _escape(unit)
 
 
 def _escape(unit: str) -> str:
@@ -214,8 +187,6 @@ class _Connection:
         self._deadline = deadline
         self._serial = 0
         self._unread = b""
-        self._ahead: dict[tuple[str, ...], int] = {}  # serials of calls that were made ahead
-        self._replies: dict[int, _BusReply] = {}  # that have come before they were wanted
 
     def authenticate(self, path: str) -> None:
         self._arm()
@@ -228,26 +199,9 @@ class _Connection:
         if not line.startswith(b"OK "):
             raise ValueError(f"authentication refused: {line!r}")
 
-    def ask(self, *request: str) -> None:
-        """Make a call whose reply is wanted later."""
-        self._ahead[request] = self._send(*request)
-
-    def call(self, *request: str) -> bytes:
-        """The reply to a call, which may have been made ahead: destination, path, interface, member and
-        arguments."""
-        serial = self._ahead.pop(request, 0) or self._send(*request)
-        while serial not in self._replies:
-            reply = self._reply()
-            if reply.kind in (2, 3) and reply.serial in (serial, *self._ahead.values()):
-                self._replies[reply.serial] = reply
-        reply = self._replies.pop(serial)
-        if reply.kind == 3:
-            raise ValueError(f"{request[3]} was refused")
-        return reply.body
-
-    def _send(
+    def call(
         self, destination: str, path: str, interface: str, member: str, *arguments: str
-    ) -> int:
+    ) -> bytes:
         self._serial += 1
         body = b""
         for argument in arguments:
@@ -272,7 +226,11 @@ class _Connection:
         message = head + struct.pack("<I", len(fields)) + fields
         self._arm()
         self._sock.sendall(message + bytes(-len(message) % 8) + body)
-        return self._serial
+        while (reply := self._reply()).serial != self._serial or reply.kind not in (2, 3):
+            pass
+        if reply.kind == 3:
+            raise ValueError(f"{member} was refused")
+        return reply.body
 
     def _reply(self) -> _BusReply:
         self._need(16)

@@ -9,12 +9,15 @@ import os
 from upgrader.codes import Code
 from upgrader.errors import UpgradeError
 from upgrader.protocol.values import Value
+from upgrader.protocol.varlink import INTERFACE
+from upgrader.protocol.varlink_client import ask
 from upgrader.systemd.live_limits import RESTART, LimitKind, Running
 from upgrader.systemd.main_command import PER_PROCESS, given_environment
 from upgrader.systemd.unit_settings import Settings, is_command_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Mapping
     from typing import Any
 
@@ -35,6 +38,16 @@ class Limited(TakeoverError):
     def __init__(self, message: str, kind: LimitKind, *, remedy: str = "") -> None:
         super().__init__(message, Code.LIMIT, remedy=remedy)
         self.kind = kind
+
+
+def begin_to_describe(sock: socket.socket, path: str) -> OSError | None:
+    """Ask the instance at `path` to describe itself, or return why it cannot be asked."""
+    try:
+        sock.connect(path)
+        ask(sock, f"{INTERFACE}.Describe")
+    except OSError as error:
+        return error
+    return None
 
 
 class RunningInstance(Value):
