@@ -39,10 +39,11 @@ _HEAD = (
 
 @pytest.fixture(scope="module")
 def table() -> Iterator[list[list[str]]]:
-    """Rows for what is done with each program."""
+    """Rows for what is done with each program; published if there is one of each."""
     rows: list[list[str]] = []
     yield rows
-    publish("programs", _HEAD, sorted(rows))
+    if len(rows) == len(KINDS):
+        publish("programs", _HEAD, sorted(rows))
 
 
 def answers(service: Service, kind: str) -> bool:
