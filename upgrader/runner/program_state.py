@@ -20,6 +20,10 @@ from upgrader.runner.host import PROGRAM, STATE, WHOLE, Host, in_thread
 from upgrader.runner.processes import RunningProcess, age
 from upgrader.runner.start import ProgramStart
 
+#: Seconds in which a program that goes on has the CPU for itself: a machine has its pages and its code
+#: prepared anew then, and all that follows the commit can wait.
+_CALM = 0.04
+
 
 class ProgramState:
     """That of one runner's program, as its source and as its destination."""
@@ -142,6 +146,7 @@ class ProgramState:
             if (state := self._host.state) is not None:
                 os.ftruncate(state.fileno(), 0)
             await self._adapter.resume(program)
+            await asyncio.sleep(_CALM)
         finally:
             self._safe_points.arrive(self)
         await in_thread(self._host.instance.forget, STATE)
