@@ -107,7 +107,8 @@ class SourceSteps:
         self._side.destination.forget_insurance()
 
     def name_successor(self, pid: int) -> None:
-        """Tell PID 1, and wait until it has taken that."""
+        """Tell PID 1, and wait until it has taken that; those who ask this instance wait for the other one."""
+        self._side.answering.give_place(pid)
         notifier = self._report.notifier
         notifier.send(f"MAINPID={pid}", *self._watchdog)
         notifier.barrier()
