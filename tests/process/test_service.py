@@ -15,7 +15,6 @@ import pytest
 
 from tests.process.chat import DEADLINE, Chat, Client
 from tests.support import eventually
-from upgrader.protocol.rendezvous import STATUS_SOCKET
 from upgrader.protocol.status_text import Origin
 
 ROUNDS = 5
@@ -275,31 +274,3 @@ def test_two_signals_are_one(chat: Chat) -> None:
         chat.start()
 
         assert "2 2" == client.ask("add")
-
-
-def test_somebody_can_be_asked_all_the_while(chat: Chat) -> None:
-    """Around a commit as well: whoever comes then waits for the new instance. A second reload that comes at
-    once would fail otherwise."""
-    chat.start()
-    path = chat.service.runtime_directory / STATUS_SOCKET
-    assert eventually(path.exists)
-    over = threading.Event()
-    failures: list[str] = []
-
-    def ask() -> None:
-        while not over.wait(0.0002):  # a queue that is full would be another matter
-            with socket.socket(socket.AF_UNIX) as sock:
-                try:
-                    sock.connect(str(path))
-                except OSError as error:
-                    failures.append(str(error))
-
-    asking = threading.Thread(target=ask)
-    asking.start()
-    try:
-        for _ in range(ROUNDS):
-            assert Origin.LIVE == chat.service.live(chat.command()).origin
-    finally:
-        over.set()
-        asking.join()
-    assert not failures

@@ -182,11 +182,6 @@ class Answering:
                 self._places.close()
         return True
 
-    def give_place(self, pid: int) -> None:
-        """Have those who ask wait for the new instance, which is the process `pid`."""
-        if self._places:
-            self._places.give(pid)
-
     def drain(self) -> None:
         """Be found beside the new instance, until this process ends."""
         if self._control and self._path:

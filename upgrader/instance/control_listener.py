@@ -83,21 +83,10 @@ class Places:
         names = [BESIDE.format(os.path.basename(path), "*") for path in self._wanted.values()]
         for bound, path in list(self._wanted.items()):
             self._inodes[path] = self._inodes.pop(bound)
-            try:
-                os.rename(bound, path)
-            except FileNotFoundError:
-                if os.stat(path).st_ino != self._inodes[path]:  # else that one has given it already
-                    raise
+            os.rename(bound, path)
             del self._wanted[bound]
         for pattern in (DRAINING.format("*"), *names):
             remove_dead(os.path.dirname(self.path), pattern)
-
-    def give(self, pid: int) -> None:
-        """Have its place be that of the process `pid`, which listens beside it, unless that has taken it
-        by itself: there is no moment in which nobody can be asked."""
-        for name in (os.path.basename(self.path), STATUS_SOCKET) if self.path else ():
-            with contextlib.suppress(OSError):
-                os.rename(beside(self.path, BESIDE.format(name, pid)), beside(self.path, name))
 
     def also_at(self, path: str) -> socket.socket:
         """Listen at a second path, too; raises OSError."""

@@ -107,8 +107,7 @@ class SourceSteps:
         self._side.destination.forget_insurance()
 
     def name_successor(self, pid: int) -> None:
-        """Tell PID 1, and wait until it has taken that; those who ask this instance wait for the other one."""
-        self._side.answering.give_place(pid)
+        """Tell PID 1, and wait until it has taken that."""
         notifier = self._report.notifier
         notifier.send(f"MAINPID={pid}", *self._watchdog)
         notifier.barrier()
