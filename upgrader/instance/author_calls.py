@@ -75,12 +75,13 @@ class AuthorCalls:
     def _work(self, run: _Run) -> None:
         try:
             result = run.call()
+            running = self._spawn(result) if inspect.iscoroutine(result) and self._spawn else None
         except BaseException as error:
-            run.ended.set_exception(error)
+            self._over(run, error)
             return
-        if inspect.iscoroutine(result) and self._spawn:
+        if running:
             # Who waits for it may be on that loop: no thread has to wake up in between.
-            self._spawn(result).add_done_callback(lambda done: self._over(run, _error(done)))
+            running.add_done_callback(lambda done: self._over(run, _error(done)))
         else:
             self._over(run, None)
 
