@@ -194,9 +194,9 @@ class LoadedInstance:
     def _tidy(self, store: FdStore, *, more_follows: bool = False) -> None:
         kept = [*self.persistent, *self.aside]
         store.remove(*self.unwanted, more_follows=more_follows or bool(kept))
-        for left, (name, owner) in zip(range(len(kept))[::-1], kept, strict=True):
+        for place, (name, owner) in enumerate(kept, 1):
             try:  # one at a time is in flight, of those that a user may have in all
-                store.push(name, owner, more_follows=more_follows and not left)
+                store.push(name, owner, more_follows=more_follows and place == len(kept))
             except NotifyError as error:  # with too many FDs of this user in flight, none can go
                 _log.warning("%s would not survive a crash: %s", name, error)
         for _, fd in self.aside:
