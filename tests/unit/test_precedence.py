@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Who goes first, where the kernel lets only one process at a time say so."""
 
+import contextlib
 import ctypes
 import os
+import socket
 import threading
 from pathlib import Path
 
@@ -10,8 +12,14 @@ import pytest
 
 from tests.support import eventually
 from upgrader.systemd import precedence
+from upgrader.systemd.main_command import MainCommand
+from upgrader.takeover.launch import NewProcess
 
 _PR_SET_DUMPABLE = 4  # linux/prctl.h
+
+needs_autogroups = pytest.mark.skipif(
+    os.geteuid() != 0 or not Path("/proc/self/autogroup").exists(), reason="root, and autogroups"
+)
 
 
 def test_a_claim_is_made_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,9 +52,27 @@ def test_a_new_process_is_not_left_in_last_place(monkeypatch: pytest.MonkeyPatch
     assert [] == answers
 
 
-@pytest.mark.skipif(
-    os.geteuid() != 0 or not Path("/proc/self/autogroup").exists(), reason="root, and autogroups"
-)
+@needs_autogroups
+def test_a_courtesy_is_not_shown_after_its_end() -> None:
+    """However late a new process runs for the first time: from its first word on it gives way."""
+
+    def make(pid: int, line: int, adjustment: int) -> MainCommand:
+        return MainCommand("/bin/sleep", ("sleep", "60"), {})
+
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, contextlib.closing(NewProcess(theirs, make)) as new:
+        try:
+            place = Path(f"/proc/{new.pid}")
+            assert place.joinpath("autogroup").read_text().endswith(" nice 19\n")
+            precedence.Courtesy(new.pid).end()
+            new.release()
+            assert eventually(lambda: place.joinpath("comm").read_text() == "sleep\n")
+            assert place.joinpath("autogroup").read_text().endswith(" nice 0\n")
+        finally:
+            new.kill()
+
+
+@needs_autogroups
 def test_what_the_kernel_puts_off_is_no_success() -> None:
     """Without privileges it takes one a tenth of a second: each further one has to be tried again."""
     if (pid := os.fork()) == 0:

@@ -88,6 +88,7 @@ def _become(
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         os.setsid()
         pid = os.getpid()
+        precedence.give_way()  # before anybody knows of it, who may take that back
         os.write(tell, str(pid).encode())
         if not os.read(gate, 1):
             return  # takeover has died
@@ -98,7 +99,6 @@ def _become(
         # Should memory run out in the overlap, the one that does not serve yet goes first.
         with open(_OOM, "w", encoding="ascii") as file:
             file.write("1000")
-        precedence.give_way()
         os.execve(path, [*command.arguments], dict(command.environment))
     except Exception as error:
         why = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
