@@ -206,6 +206,7 @@ async def run_aio() -> None:
         doors, session = declare(instance)
 
         async def talk(peer: Any, counters: Counters) -> None:
+            time.sleep(OPTIONS.get("slow", 0))
             state = peer.state or Session()
             try:
                 while state.sent < state.streaming:
@@ -261,6 +262,7 @@ def run_blocking() -> None:
         started: list[bool] = []
 
         def talk(peer: Any, counters: Counters) -> None:
+            time.sleep(OPTIONS.get("slow", 0))
             if WORK and not started:
                 started.append(True)
                 spawn(instance, counters)

@@ -8,14 +8,17 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.process.chat import DEADLINE, Chat, Client
 from tests.support import eventually
+from upgrader.protocol.rendezvous import SOCKET, STATUS_SOCKET
 from upgrader.protocol.status_text import Origin
+from upgrader.protocol.varlink import INTERFACE
+from upgrader.protocol.varlink_client import call
 
 ROUNDS = 5
 
@@ -274,3 +277,45 @@ def test_two_signals_are_one(chat: Chat) -> None:
         chat.start()
 
         assert "2 2" == client.ask("add")
+
+
+def test_somebody_can_be_asked_all_the_while(chat: Chat) -> None:
+    """Around a commit as well, however long handlers take to begin anew: whoever comes is answered by the one
+    or the other instance."""
+    chat.start()
+    own, for_all = (chat.service.runtime_directory / name for name in (SOCKET, STATUS_SOCKET))
+    assert eventually(own.exists)
+    over = threading.Event()
+    failures: list[str] = []
+    answered: set[int] = set()
+
+    def come(path: Path, question: Callable[[socket.socket], object]) -> None:
+        while not over.wait(0.0002):
+            with socket.socket(socket.AF_UNIX) as sock:
+                try:
+                    sock.connect(str(path))  # it waits if there is a queue
+                    sock.settimeout(DEADLINE)
+                    question(sock)
+                except OSError as error:
+                    failures.append(f"{path}: {error}")
+
+    def describe(sock: socket.socket) -> None:
+        answered.add(call(sock, f"{INTERFACE}.Describe", {})["generation"])
+
+    comers = [
+        threading.Thread(target=come, args=[own, describe]),
+        threading.Thread(target=come, args=[for_all, socket.socket.fileno]),
+    ]
+    for each in comers:
+        each.start()
+    try:
+        with Client(chat.path) as client:
+            client.ask("add")
+            for _ in range(ROUNDS):
+                assert Origin.LIVE == chat.service.live(chat.command(slow=0.3)).origin
+    finally:
+        over.set()
+        for each in comers:
+            each.join()
+    assert not failures
+    assert {*range(1, ROUNDS + 2)} >= answered >= {1, ROUNDS + 1}

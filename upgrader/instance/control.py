@@ -43,6 +43,8 @@ _ANSWERING = (
     "upgrader.instance.control_socket",
 )
 _AGAIN = 1.0  # seconds until the socket is tried again
+_TO_BE_FOUND = 1.0  # seconds that a new instance has to be found by those who ask
+_PAUSE = 0.002  # seconds between two looks
 _NOT_HEARD = "systemd cannot be asked from here, so there is no live upgrade"
 #: Should it park at each SIGTERM, clients of a stopped unit would hang instead of being refused. Units
 #: that the bus turns away, as dbus-daemon does with DynamicUser=, park: they cannot help it.
@@ -192,6 +194,21 @@ class Answering:
                 self._control.also_at(path)
             except OSError as error:
                 _log.warning("%s: %s: nobody sees what is drained here", path, error.strerror)
+
+    def take_place(self) -> None:
+        """Have those who ask find this instance, and no more the source: they wait until it answers."""
+        if self._places and not self._given_up:
+            self._try(self._places.open)
+
+    def leave_place(self, other_lives: Callable[[], bool]) -> None:
+        """Answer until those who ask find the new instance, and whoever has come before is answered; for as
+        long as that lives, and not for long."""
+        if not (self._places and self._control):
+            return
+        give_up = time.monotonic() + _TO_BE_FOUND
+        while not self._places.taken and other_lives() and time.monotonic() < give_up:
+            time.sleep(_PAUSE)
+        self._control.finish()
 
     def close(self) -> None:
         """Answer no more, and open nothing for it."""

@@ -88,6 +88,15 @@ class Places:
         for pattern in (DRAINING.format("*"), *names):
             remove_dead(os.path.dirname(self.path), pattern)
 
+    @property
+    def taken(self) -> bool:
+        """Whether callers find no listener of this instance any more where it was."""
+        return not any(
+            _inode(path) == self._inodes.get(path)
+            for path in (self.path, beside(self.path, STATUS_SOCKET))
+            if self.path
+        )
+
     def also_at(self, path: str) -> socket.socket:
         """Listen at a second path, too; raises OSError."""
         listener, bound = listen_beside(path)
@@ -141,6 +150,14 @@ def listen_beside(path: str, mode: int = 0o600) -> tuple[socket.socket, str]:
         listener.close()
         raise
     return listener, bound
+
+
+def _inode(path: str) -> int:
+    """Of what is at this path, -1 if nothing is."""
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return -1
 
 
 def remove_own(path: str, inode: int) -> None:

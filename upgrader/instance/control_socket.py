@@ -9,6 +9,7 @@ import contextlib
 import errno
 import logging
 import os
+import select
 import selectors
 import socket
 import threading
@@ -50,6 +51,8 @@ _PATIENCE = 0.1  # seconds until accepting is tried again
 MAX_UNREAD = 4 << 20
 #: Seconds for clients to be told the last news before this process ends.
 _LAST_WORDS = 0.2
+#: Seconds in all for those who have just come, and between two looks at them.
+_LAST_ANSWERS, _PAUSE = 1.0, 0.002
 
 _Answer = Callable[[Answers, str, Caller, Call], dict[str, Any]]
 
@@ -97,6 +100,26 @@ class Control:
         """Tell those who have asked for it that a migration has gone on; from any thread."""
         if self._watched:  # else the thread would take its turn of the interpreter in the pause
             self._later(lambda: self._tell_watchers(news))
+
+    def finish(self) -> None:
+        """Return once everybody who has come is answered, or after a while."""
+        give_up = time.monotonic() + _LAST_ANSWERS
+        done = threading.Event()
+
+        def look() -> None:
+            if not self._is_asked():
+                done.set()
+
+        while time.monotonic() < give_up and not done.wait(_PAUSE):
+            self._later(look)
+
+    def _is_asked(self) -> bool:
+        """Whether somebody has come, and is not answered yet; in the thread, which takes who comes."""
+        poll = select.poll()
+        for listener in self._places.listeners:
+            poll.register(listener, select.POLLIN)
+        waiting = (not c.heard or (c.waits and not c.watching) for c in [*self._clients.values()])
+        return bool(poll.poll(0)) or any(waiting)
 
     def close(self) -> None:
         """Tell the last news, and stop answering; a path goes only if no other instance has it."""
@@ -218,6 +241,7 @@ class Control:
             self._answer(client, msgspec.convert(varlink.decode(message), Call))
 
     def _answer(self, client: "_Client", call: Call) -> None:
+        client.heard = True
         if client.reads_only:
             self._answered(client, call, self._reply(client.caller, call, answer_reader))
             return
@@ -343,4 +367,5 @@ class _Client:
     watching: bool = False  # has asked for every phase
     seen: int = 0  # the number of the news that it has
     waits: bool = False  # its last call is not answered yet
+    heard: bool = False  # it has called once
     reads_only: bool = False  # it may be told what everybody may know

@@ -215,6 +215,7 @@ class DestinationSide:
             self._returned.close()
         if migration := self._migration:
             migration.become_ordinary()
+            self._answering.take_place()  # before another reload can come
             migration.release_takeover()
             source = str(loaded.status.source_generation)
             self._insured = StoreName(Stored.INSURANCE, source)

@@ -273,7 +273,9 @@ class LiveDestination:
         poll.poll()
 
     def release_takeover(self) -> None:
-        """Give up the line to takeover: its part is over."""
+        """Give up the line to takeover, whoever else holds it: its part is over."""
+        with contextlib.suppress(OSError):
+            self._takeover.shutdown(socket.SHUT_RDWR)
         self._takeover.close()
 
     def close(self) -> None:

@@ -114,6 +114,11 @@ class LiveSource:
         """Where the source stands."""
         return self.side.state
 
+    @property
+    def successor_lives(self) -> bool:
+        """Whether the process of the destination runs."""
+        return self._request.successor.alive
+
     def give(self) -> Source:
         """From Go to the decision; returns SERVING or COMMITTED. Nothing else of the instance may
         run meanwhile."""

@@ -142,6 +142,8 @@ class InstanceParts:
         Without destructors then: no `finally` may say goodbye to a peer that is served elsewhere.
         """
         self.source.end_migration()
+        if self.source.successor_lives():
+            self.answering.leave_place(self.source.successor_lives)
         self.answering.close()
         if self.source.frozen:
             self._end_children()

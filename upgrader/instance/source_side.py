@@ -157,6 +157,10 @@ class SourceSide:
             if self._migration.state is switchover.Source.RETIRED:
                 self._migration.side.feed(switchover.Event.STOP)
 
+    def successor_lives(self) -> bool:
+        """Whether another process has taken over, and runs."""
+        return self.frozen and self._migration is not None and self._migration.successor_lives
+
     def execute(self, execution: Execution, loop: Loop) -> None:
         """Become the new version; returns only if that fails, and this instance serves on.
 

@@ -72,6 +72,7 @@ _SHARE = 0.8
 _BUS_TIMEOUT = 5.0
 #: Between two questions to PID 1 or to the source about what it announces to nobody.
 _PAUSE = 0.01
+_TO_BE_FOUND = 1.0  # seconds that a new owner has before this reload is over
 _TO_SERVE = 0.1  # seconds that a new owner has before PID 1 is asked about it
 
 _NO_DIRECTORY = Limit(
@@ -267,8 +268,11 @@ class Takeover:
                     if not self._call_off(sock, ours, new, error):
                         raise _as_the_source_says(sock, self._upgrade, error) from error
                 # It lets go of the line once it serves; until then, PID 1 would only be in its way.
-                select.select([ours.fileno(), new.fileno(), self._told], [], [], _TO_SERVE)
+                ends = [ours.fileno(), new.fileno(), self._told]
+                select.select(ends, [], [], _TO_SERVE)
                 self._confirm(new, source_pidfd)
+                # By then it is found by whoever asks, as the next reload does.
+                select.select(ends, [], [], _TO_BE_FOUND)
 
     def _place(self, new: NewProcess, source: RunningInstance) -> None:
         """With Delegate=, PID 1 keeps its control processes in a cgroup of their own."""
