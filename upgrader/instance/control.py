@@ -133,19 +133,12 @@ class Answering:
 
         self._places = Places(self._path or self._name)
 
-    def _take_place(self) -> None:
-        """From now on, have those who ask wait for this instance and not find the source; where there was
-        none, it is found once it answers."""
-        if self._places and not self._given_up:
-            self._places.open()
-        self._ask_systemd()
-
     def open(self, then: Callable[[], object]) -> None:
         """Answer from now on; made in a thread if it is not there yet: clients wait. Call `then` in
         that thread, once it is done."""
 
         def opening() -> None:
-            while not self._closed and not (self._try(self._take_place) and self._try_to_make()):
+            while not self._closed and not (self.take_place() and self._try_to_make()):
                 time.sleep(_AGAIN)
             if self._closed:  # perhaps before there was something to close
                 self.close()
@@ -163,8 +156,8 @@ class Answering:
         """Load what is loaded later, and make what answers unless it is there; False as `_try`."""
 
         def load_and_make() -> None:
-            load_all(_ANSWERING if self._report.supervised else ())
             self._ask_systemd()
+            load_all(_ANSWERING if self._report.supervised else ())
             self._listen()
             self._make()
             self._make = lambda: None
@@ -195,10 +188,10 @@ class Answering:
             except OSError as error:
                 _log.warning("%s: %s: nobody sees what is drained here", path, error.strerror)
 
-    def take_place(self) -> None:
-        """Have those who ask find this instance, and no more the source: they wait until it answers."""
-        if self._places and not self._given_up:
-            self._try(self._places.open)
+    def take_place(self) -> bool:
+        """From now on, have those who ask wait for this instance and not find the source; where there was
+        none, it is found once it answers. False if that may go well another time."""
+        return self._try(self._places.open) if self._places and not self._given_up else True
 
     def leave_place(self, other_lives: Callable[[], bool]) -> None:
         """Answer until those who ask find the new instance, and whoever has come before is answered; for as
