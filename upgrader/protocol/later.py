@@ -60,7 +60,8 @@ def load_for_loading() -> None:
 
 def _load_each(names: Collection[str], pause: float = 0.0) -> None:
     loaded: set[str] = set()
-    while wanted := [name for name in names if name not in loaded]:
+    # A list of all at once: what another thread loads meanwhile may add some.
+    while wanted := [name for name in list(names) if name not in loaded]:
         for name in wanted:
             new = name not in sys.modules
             _load(name)
