@@ -55,6 +55,18 @@ def break_at(place: str) -> None:
         {"die": die, "hang": hang, "refuse": refuse, "leave": leave}[how]()
 
 
+class Missing:
+    """Finds a module not when it is first looked for: its package is being replaced."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name == self.name:
+            sys.meta_path.remove(self)
+            raise ModuleNotFoundError(name)
+
+
 if VERSION == 1:
 
     @upgrader.state("counters", version=1)
@@ -290,6 +302,8 @@ def run_blocking() -> None:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING)
     break_at("start")
+    if "missing" in OPTIONS:
+        sys.meta_path.insert(0, Missing(OPTIONS["missing"]))
     if OPTIONS["face"] == "aio":
         asyncio.run(run_aio())
     else:

@@ -319,3 +319,12 @@ def test_somebody_can_be_asked_all_the_while(chat: Chat) -> None:
             each.join()
     assert not failures
     assert {*range(1, ROUNDS + 2)} >= answered >= {1, ROUNDS + 1}
+
+
+def test_a_module_that_is_missing_for_a_moment(chat: Chat) -> None:
+    """A package is unpacked file by file: what answers is loaded a moment later, or there would never be a
+    live upgrade again."""
+    chat.start(missing="upgrader.instance.control_answers")
+    assert 1 == chat.service.describe()["generation"]
+    assert "nobody can ask this instance yet" in chat.service.stderr
+    assert Origin.LIVE == chat.service.live(chat.command()).origin

@@ -65,6 +65,7 @@ class Answering:
         self._control: Control | None = None
         self._make: Callable[[], None] = lambda: None
         self._opened = self._closed = self._given_up = False
+        self._failure = ""  # the last that was unexpected: said once, however often it is tried
         self.negotiation: Negotiation | None = None  #: who may migrate, once it can be asked
 
     def prepare(
@@ -175,6 +176,11 @@ class Answering:
             self._given_up = True
             if self._places:
                 self._places.close()
+        except Exception as error:  # a module may be missing while its package is replaced
+            if self._failure != (failure := repr(error)):
+                self._failure = failure
+                _log.exception("%s: nobody can ask this instance yet", self._path or self._name)
+            return False
         return True
 
     def drain(self) -> None:
