@@ -2,6 +2,7 @@
 """Clients of a program behind a runner, which note how they fare; asserts nothing."""
 
 import contextlib
+import functools
 import http.client
 import socket
 import threading
@@ -79,17 +80,22 @@ class Kept:
         self._service, self._listener = service, listener
         self._connection: http.client.HTTPConnection | None = None
         self.closed = 0  #: connections that ended without an answer to a further request
+        self.until_closed = 0.0  #: how long such a request has waited for that at most, in seconds
 
-    def get(self) -> None:
-        """Ask; again on a new connection, if an old one ends without an answer. Raises OSError or
-        ValueError."""
+    def get(self) -> float:
+        """Ask; again on a new connection, if an old one ends without an answer: returns how many seconds
+        that took. Raises OSError or ValueError."""
+        in_vain = 0.0
         if self._connection and self._connection.sock:
+            began = time.monotonic()
             try:
                 _asked(self._connection, "/", {})
             except ConnectionError:
+                in_vain = time.monotonic() - began
                 self.closed += 1
+                self.until_closed = max(self.until_closed, in_vain)
             else:
-                return
+                return 0.0
         self.close()
         self._connection = http.client.HTTPConnection("service")
         self._connection.sock = connect(self._service, self._listener)
@@ -98,6 +104,7 @@ class Kept:
         except BaseException:
             self.close()  # one that has got no answer takes no further request
             raise
+        return in_vain
 
     def close(self) -> None:
         """Ask no more."""
@@ -107,14 +114,15 @@ class Kept:
 
 @dataclass
 class Load:
-    """What clients have seen: answers, failures, the longest wait in seconds, the bytes of each stream that
-    has ended, and the connections of `Kept` clients that were closed."""
+    """What clients have seen: answers, failures, the longest wait for one in seconds, the bytes of each stream
+    that has ended, the connections of `Kept` clients that were closed, and the longest wait for that."""
 
     answers: int = 0
     failures: list[str] = field(default_factory=list)
     longest: float = 0.0
     streams: list[int] = field(default_factory=list)
     closed: int = 0
+    until_closed: float = 0.0
 
 
 class _Clients:
@@ -122,18 +130,18 @@ class _Clients:
         self.seen, self.over = Load(), threading.Event()
         self._begun, self._lock = begun, threading.Lock()
 
-    def ask(self, name: str, once: Callable[[], object]) -> None:
-        """Ask all the time."""
+    def ask(self, name: str, once: Callable[[], float]) -> None:
+        """Ask all the time; `once` returns how much of its time is counted apart."""
         self._begun.wait(SETTLE)
         while not self.over.is_set():
             began = time.monotonic()
-            failure = ""
+            failure, apart = "", 0.0
             try:
-                once()
+                apart = once()
             except (OSError, ValueError) as error:
                 failure = f"{name}: {error!r}"
             with self._lock:
-                self.seen.longest = max(self.seen.longest, time.monotonic() - began)
+                self.seen.longest = max(self.seen.longest, time.monotonic() - began - apart)
                 if failure:
                     self.seen.failures.append(failure)
                 else:
@@ -160,9 +168,13 @@ def load(
     """For each listener one new connection after the other, and streams; with `keeps`, also a client that
     keeps its connection. At the end all are over."""
     kept = Kept(service, listeners[0])
-    asking: list[tuple[str, Callable[[], object]]] = [
-        (each, lambda each=each: get(service, listener=each))  # type: ignore[misc]
-        for each in listeners
+
+    def once(listener: str) -> float:
+        get(service, listener=listener)
+        return 0.0
+
+    asking: list[tuple[str, Callable[[], float]]] = [
+        (each, functools.partial(once, each)) for each in listeners
     ]
     if keeps:
         asking.append((f"kept {listeners[0]}", kept.get))
@@ -184,7 +196,7 @@ def load(
         for thread in threads:
             thread.join(SETTLE)
         kept.close()
-        clients.seen.closed = kept.closed
+        clients.seen.closed, clients.seen.until_closed = kept.closed, kept.until_closed
 
 
 def version(service: Addressed, listener: str = "tcp") -> int:

@@ -31,9 +31,9 @@ RELOADS = {
 #: What they are called in the table.
 NAMES = {"uvicorn-unix": "uvicorn", "puma-unqueued": "puma, `queue_requests false`"}
 _HEAD = (
-    "program", "listeners", "answers", "failed", "kept connections closed", "streams cut",
-    "longest wait, ms: without upgrades", "with", "in 10 reloads of its own: failed",
-    "kept connections closed", "longest wait, ms",
+    "program", "listeners", "answers", "failed", "kept connections closed (longest wait for that)",
+    "streams cut", "longest wait for an answer, ms: without upgrades", "with",
+    "in 10 reloads of its own: failed", "kept connections closed", "longest wait for an answer, ms",
 )  # fmt: skip
 
 
@@ -74,7 +74,11 @@ def own_reloads(service: Service, kind: str) -> list[str]:
 
 
 def figures(seen: Load) -> list[str]:
-    return [str(seen.closed), f"{seen.longest * 1000:.0f}"]
+    return [_closed(seen), f"{seen.longest * 1000:.0f}"]
+
+
+def _closed(seen: Load) -> str:
+    return f"{seen.closed} ({seen.until_closed * 1000:.0f} ms)" if seen.closed else "0"
 
 
 def is_closing(kind: str, failure: str) -> bool:
@@ -117,7 +121,7 @@ def test_a_program_under_load(
     table.append(
         [
             NAMES.get(kind, kind), ", ".join(KINDS[kind].listeners), str(seen.answers), str(len(seen.failures)),
-            str(seen.closed) if KINDS[kind].keeps else "", f"{cut} of {STREAMS}", *waited, *own,
+            _closed(seen) if KINDS[kind].keeps else "", f"{cut} of {STREAMS}", *waited, *own,
         ]
     )  # fmt: skip
     assert UPGRADES + 1 == generation
