@@ -111,7 +111,7 @@ def instance() -> Instance:
 
 
 @pytest.fixture
-def path(tmp_path: Path, instance: Instance) -> Iterator[Path]:
+def control_path(tmp_path: Path, instance: Instance) -> Iterator[Path]:
     """The path of a socket that answers."""
     path = tmp_path / "upgrader.sock"
     answering = Control(Places(str(path)), instance, "1.0")
@@ -148,14 +148,14 @@ def is_dropped(sock: socket.socket) -> bool:
     return True
 
 
-def test_only_the_user_gets_in(path: Path) -> None:
+def test_only_the_user_gets_in(control_path: Path) -> None:
     """The socket's own mode is 0600, whatever the directory allows."""
-    assert 0o600 == path.stat().st_mode & 0o777
+    assert 0o600 == control_path.stat().st_mode & 0o777
 
 
-def test_calls_are_answered_in_order(path: Path, instance: Instance) -> None:
+def test_calls_are_answered_in_order(control_path: Path, instance: Instance) -> None:
     """Several at once, in pieces; one with oneway gets no answer, and is done."""
-    with connected(path) as sock:
+    with connected(control_path) as sock:
         data = b"".join(
             encode(each)
             for each in (
@@ -198,18 +198,18 @@ def test_calls_are_answered_in_order(path: Path, instance: Instance) -> None:
         (f"{varlink.SERVICE}.GetInterfaceDescription", {"interface": "a.b"}, "InterfaceNotFound"),
     ],
 )
-def test_errors_have_a_name(path: Path, method: str, parameters: Any, name: str) -> None:
+def test_errors_have_a_name(control_path: Path, method: str, parameters: Any, name: str) -> None:
     """What is wrong has the name that the standard gives it, and the connection goes on."""
-    with connected(path) as sock:
+    with connected(control_path) as sock:
         with pytest.raises(VarlinkError) as caught:
             call(sock, method, parameters)
         assert name == caught.value.name
         assert "x" == call(sock, DESCRIBE, {})["service"]
 
 
-def test_what_interface_1_does_not_say(path: Path, instance: Instance) -> None:
+def test_what_interface_1_does_not_say(control_path: Path, instance: Instance) -> None:
     """A tool and a takeover of it name no upgrade and give no code, and call a preflight otherwise."""
-    with connected(path) as sock:
+    with connected(control_path) as sock:
         for method in ("Expect", "Preflight", "Rehearse"):
             call(sock, f"{INTERFACE}.{method}", {})
             call(sock, f"{INTERFACE}.{method}", {"upgrade": "0" * 32})
@@ -253,27 +253,27 @@ def refused_to_readers(sock: socket.socket) -> None:
     assert "upgrader" == call(sock, f"{varlink.SERVICE}.GetInfo", {})["product"]
 
 
-def test_everybody_may_read(path: Path, instance: Instance) -> None:
+def test_everybody_may_read(control_path: Path, instance: Instance) -> None:
     """At a socket beside the other one, whoever calls: root is told no more there, either."""
-    beside = path.with_name("status.sock")
+    beside = control_path.with_name("status.sock")
     assert 0o666 == beside.stat().st_mode & 0o777
     with connected(beside) as sock:
         refused_to_readers(sock)
-    with connected(path) as sock:
+    with connected(control_path) as sock:
         assert "partial" not in call(sock, DESCRIBE, {})
     assert [] == instance.callers + instance.upgrades + instance.channels
 
 
 def test_readers_take_nobody_s_place(
-    path: Path, instance: Instance, monkeypatch: pytest.MonkeyPatch
+    control_path: Path, instance: Instance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many connect: of one user few are kept, and of all users not many more."""
-    beside = path.with_name("status.sock")
+    beside = control_path.with_name("status.sock")
     monkeypatch.setattr(control_socket, "MAX_CLIENTS", 3)
     uids = [0, *[5] * 20, 6]
     monkeypatch.setattr(control_socket, "caller_at", lambda sock: Caller(1, uids.pop(0)))
     with contextlib.ExitStack() as clients:
-        own = clients.enter_context(connected(path))
+        own = clients.enter_context(connected(control_path))
         assert "x" == call(own, DESCRIBE, {})["service"]
         flood = [clients.enter_context(connected(beside)) for _ in range(20)]
         honest = clients.enter_context(connected(beside))
@@ -345,11 +345,11 @@ def test_who_may_not_ask_takes_nobody_s_place(
         assert call(others[-1], DESCRIBE, {})["partial"]
 
 
-def test_what_is_no_unicode_is_replaced(path: Path, instance: Instance) -> None:
+def test_what_is_no_unicode_is_replaced(control_path: Path, instance: Instance) -> None:
     """In a question and in an answer: a path may have anything in it."""
     instance.big = "/srv/caf\udce9"
-    assert "/srv/caf?" == describe(path)["version"]
-    with connected(path) as sock, pytest.raises(VarlinkError) as raised:
+    assert "/srv/caf?" == describe(control_path)["version"]
+    with connected(control_path) as sock, pytest.raises(VarlinkError) as raised:
         call(sock, f"{INTERFACE}.\udce9", {"\udce9": "\udce9"})
     assert raised.value.parameters == {"method": f"{INTERFACE}.?"}
 
@@ -369,16 +369,16 @@ NO_CALLS = [
 
 
 @pytest.mark.parametrize("data", NO_CALLS, ids=lambda data: repr(data[:20]))
-def test_what_is_no_call_ends_the_connection(path: Path, data: bytes) -> None:
+def test_what_is_no_call_ends_the_connection(control_path: Path, data: bytes) -> None:
     """Others are answered as ever."""
-    with connected(path) as sock:
+    with connected(control_path) as sock:
         sock.sendall(data)
         assert is_dropped(sock)
-    assert "x" == describe(path)["service"]
+    assert "x" == describe(control_path)["service"]
 
 
 def test_an_answer_that_fails_ends_no_thread(
-    path: Path,
+    control_path: Path,
     instance: Instance,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -390,27 +390,27 @@ def test_an_answer_that_fails_ends_no_thread(
 
     for name, method in (("expect", "Expect"), ("reload", "Reload")):
         monkeypatch.setattr(instance, name, fail)
-        with connected(path) as sock, pytest.raises(VarlinkError, match="RecursionError"):
+        with connected(control_path) as sock, pytest.raises(VarlinkError, match="RecursionError"):
             call(sock, f"{INTERFACE}.{method}", {})
-    assert "x" == describe(path)["service"]
+    assert "x" == describe(control_path)["service"]
     caplog.clear()  # a traceback keeps what its frames have open
 
 
-def test_a_message_without_end(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_message_without_end(control_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is taken up to a limit only."""
     monkeypatch.setattr(varlink, "LIMIT", 1000)
-    with connected(path) as sock:
+    with connected(control_path) as sock:
         with contextlib.suppress(OSError):
             sock.sendall(b"x" * 5000)
         assert is_dropped(sock)
 
 
 def test_more_calls_than_answers(
-    path: Path, instance: Instance, monkeypatch: pytest.MonkeyPatch
+    control_path: Path, instance: Instance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client that asks on while its call is not answered is cut off at a limit, too."""
     monkeypatch.setattr(varlink, "LIMIT", 1000)
-    with connected(path) as sock:
+    with connected(control_path) as sock:
         sock.sendall(encode(Call(f"{INTERFACE}.Reload")))
         assert instance.reloading.wait(SETTLE)
         with contextlib.suppress(OSError):
@@ -418,17 +418,17 @@ def test_more_calls_than_answers(
                 sock.sendall(encode(Call(DESCRIBE)))
         assert is_dropped(sock)
         instance.reloaded.set()
-    assert "x" == describe(path)["service"]
+    assert "x" == describe(control_path)["service"]
     assert eventually(lambda: "upgrader-call" not in {t.name for t in threading.enumerate()})
 
 
 def test_answers_that_nobody_reads(
-    path: Path, instance: Instance, monkeypatch: pytest.MonkeyPatch
+    control_path: Path, instance: Instance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are not kept without a limit."""
     monkeypatch.setattr(control_socket, "MAX_UNREAD", 100_000)
     instance.big = "x" * 300_000
-    with connected(path) as sock:
+    with connected(control_path) as sock:
         with contextlib.suppress(OSError):
             for _ in range(20):
                 sock.sendall(encode(Call(DESCRIBE)))
@@ -437,43 +437,43 @@ def test_answers_that_nobody_reads(
         assert hangup.poll(SETTLE * 1000)
 
 
-def test_an_answer_larger_than_a_socket_buffer(path: Path, instance: Instance) -> None:
+def test_an_answer_larger_than_a_socket_buffer(control_path: Path, instance: Instance) -> None:
     """It arrives whole, and nobody waits for the one who reads it slowly."""
     instance.big = "x" * 900_000
-    with connected(path) as slow:
+    with connected(control_path) as slow:
         slow.sendall(encode(Call(DESCRIBE)))
-        assert instance.big == describe(path)["version"]
+        assert instance.big == describe(control_path)["version"]
         buffer = bytearray()
         while (message := varlink.take(buffer)) is None:
             buffer += slow.recv(4096)
         assert instance.big == json.loads(message)["parameters"]["version"]
 
 
-def test_a_slow_call_holds_up_nobody(path: Path, instance: Instance) -> None:
+def test_a_slow_call_holds_up_nobody(control_path: Path, instance: Instance) -> None:
     """While the service is busy with a reload, others are answered; then the reload is."""
-    with connected(path) as sock:
+    with connected(control_path) as sock:
         sock.sendall(encode(Call(f"{INTERFACE}.Reload")))
         assert instance.reloading.wait(SETTLE)
-        assert "x" == describe(path)["service"]
+        assert "x" == describe(control_path)["service"]
         instance.reloaded.set()
         assert b"{}\0" == sock.recv(100)
 
 
-def test_one_connection_too_many(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_connection_too_many(control_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The one that has been silent for longest goes, so that nobody can keep others out."""
     monkeypatch.setattr(control_socket, "MAX_CLIENTS", 3)
     with contextlib.ExitStack() as clients:
-        first, *_ = [clients.enter_context(connected(path)) for _ in range(3)]
+        first, *_ = [clients.enter_context(connected(control_path)) for _ in range(3)]
         assert "x" == call(first, DESCRIBE, {})["service"]
-        second = clients.enter_context(connected(path))
+        second = clients.enter_context(connected(control_path))
         assert "x" == call(second, DESCRIBE, {})["service"]
         assert "x" == call(first, DESCRIBE, {})["service"]
 
 
-def test_a_silent_connection(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_connection(control_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is closed after a while; one that waits for the phases of a migration is not."""
     monkeypatch.setattr(control_socket, "IDLE", 0.05)
-    with connected(path) as watching, connected(path) as silent:
+    with connected(control_path) as watching, connected(control_path) as silent:
         phases = watch(watching, f"{INTERFACE}.QueryMigration")
         assert next(phases)
         assert is_dropped(silent)
@@ -482,11 +482,11 @@ def test_a_silent_connection(path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             watching.recv(1)
 
 
-def test_every_phase_is_told_once(path: Path, instance: Instance) -> None:
+def test_every_phase_is_told_once(control_path: Path, instance: Instance) -> None:
     """To all who asked with `more`, however fast one follows the other; the last reply says that it
     is the last, and then the connection takes calls again."""
     phases = [Phase.COLLECTING, Phase.FROZEN, Phase.LOADING, Phase.COMMITTED, Phase.DONE]
-    with connected(path) as one, connected(path) as two:
+    with connected(control_path) as one, connected(control_path) as two:
         told = [watch(sock, f"{INTERFACE}.QueryMigration") for sock in (one, two)]
         assert ["none", "none"] == [next(each)["migration"]["phase"] for each in told]
         instance.progress.begin("live", 3)
@@ -498,11 +498,11 @@ def test_every_phase_is_told_once(path: Path, instance: Instance) -> None:
         assert "done" == call(two, f"{INTERFACE}.QueryMigration", {})["migration"]["phase"]
 
 
-def test_who_asks_late_is_not_told_twice(path: Path, instance: Instance) -> None:
+def test_who_asks_late_is_not_told_twice(control_path: Path, instance: Instance) -> None:
     """News that are still on their way are older than what the first reply says."""
     instance.progress.begin("live", 3)
     for _ in range(50):
-        with connected(path) as sock:
+        with connected(control_path) as sock:
             instance.progress.enter(Phase.FROZEN)
             sock.sendall(encode(Call(f"{INTERFACE}.QueryMigration", more=True)))
             instance.progress.enter(Phase.LOADING, fds=1)
@@ -532,9 +532,9 @@ def test_the_last_news_come_before_the_end(tmp_path: Path, instance: Instance) -
         assert ["done"] == [each["migration"]["phase"] for each in told]
 
 
-def test_a_connection_becomes_a_channel(path: Path, instance: Instance) -> None:
+def test_a_connection_becomes_a_channel(control_path: Path, instance: Instance) -> None:
     """Nothing that follows the call is read with it."""
-    with connected(path) as sock:
+    with connected(control_path) as sock:
         sock.sendall(encode(Call(f"{INTERFACE}.Migrate", upgrade=True)))
         assert b'{"parameters":{"generation":7}}\0' == sock.recv(1000)
         assert eventually(lambda: bool(instance.channels))
@@ -542,10 +542,10 @@ def test_a_connection_becomes_a_channel(path: Path, instance: Instance) -> None:
         assert b"the stream" == instance.channels[0].recv(100)
 
 
-def test_fds_are_not_taken(path: Path, instance: Instance) -> None:
+def test_fds_are_not_taken(control_path: Path, instance: Instance) -> None:
     """FDs that come with a call are closed, not kept."""
     read, write = os.pipe()
-    with connected(path) as sock:
+    with connected(control_path) as sock:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [write]))]
         sock.sendmsg([encode(Call(DESCRIBE))], rights)
         assert b"x" in sock.recv(1000)
@@ -554,31 +554,31 @@ def test_fds_are_not_taken(path: Path, instance: Instance) -> None:
     os.close(read)
 
 
-def test_a_second_path(tmp_path: Path, path: Path, instance: Instance) -> None:
+def test_a_second_path(tmp_path: Path, control_path: Path, instance: Instance) -> None:
     """An instance that is replaced answers beside the new one, whose path stays when it ends."""
-    old = Control(Places(str(path)), instance, "1.0")
+    old = Control(Places(str(control_path)), instance, "1.0")
     old.open()
     beside = tmp_path / "draining-1.sock"
-    new = Control(Places(str(path)), instance, "1.0")
+    new = Control(Places(str(control_path)), instance, "1.0")
     new.open()
     old.also_at(str(beside))
-    assert "x" == describe(beside)["service"] == describe(path)["service"]
+    assert "x" == describe(beside)["service"] == describe(control_path)["service"]
 
     old.close()
 
     assert not beside.exists()
-    assert "x" == describe(path)["service"]
+    assert "x" == describe(control_path)["service"]
     new.close()
 
 
 def test_one_that_comes_as_another_ends_keeps_its_path(
-    tmp_path: Path, path: Path, instance: Instance, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, control_path: Path, instance: Instance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The new instance takes the path just when the old one has seen its own socket there: it is
     the new one's from then on."""
-    old = Control(Places(str(path)), instance, "1.0")
+    old = Control(Places(str(control_path)), instance, "1.0")
     old.open()
-    new = Control(Places(str(path)), instance, "1.0")
+    new = Control(Places(str(control_path)), instance, "1.0")
     look = os.stat
 
     def stat(place: str) -> os.stat_result:
@@ -590,8 +590,8 @@ def test_one_that_comes_as_another_ends_keeps_its_path(
     monkeypatch.setattr(os, "stat", stat)
     old.close()
 
-    assert "x" == describe(path)["service"]
-    assert {path, path.with_name("status.sock")} == set(tmp_path.iterdir())
+    assert "x" == describe(control_path)["service"]
+    assert {control_path, control_path.with_name("status.sock")} == set(tmp_path.iterdir())
     new.close()
     assert [] == list(tmp_path.iterdir())
 
@@ -636,7 +636,7 @@ def test_an_instance_may_end_before_it_answers(tmp_path: Path, instance: Instanc
         assert [] == list(tmp_path.iterdir())
 
 
-def test_sockets_of_the_dead_are_removed(tmp_path: Path, path: Path) -> None:
+def test_sockets_of_the_dead_are_removed(tmp_path: Path, control_path: Path) -> None:
     """Only those on which nobody listens."""
     dead = tmp_path / "draining-1.sock"
     with socket.socket(socket.AF_UNIX) as sock:
@@ -644,7 +644,7 @@ def test_sockets_of_the_dead_are_removed(tmp_path: Path, path: Path) -> None:
 
     remove_dead(str(tmp_path), "*.sock")
 
-    assert (False, True) == (dead.exists(), path.exists())
+    assert (False, True) == (dead.exists(), control_path.exists())
 
 
 STRUCTS = [
@@ -672,7 +672,7 @@ def test_the_interface_has_the_fields_of_the_values(struct: type[msgspec.Struct]
             assert kinds[field.type] == described[field.name]
 
 
-def test_a_process_without_free_fds_answers(path: Path) -> None:
+def test_a_process_without_free_fds_answers(control_path: Path) -> None:
     """Its clients may use up all numbers but those for the ones who ask, one after the other."""
     with contextlib.ExitStack() as stack:
         asking = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(20)]
@@ -685,6 +685,6 @@ def test_a_process_without_free_fds_answers(path: Path) -> None:
             os.dup(0)
         for sock in asking:
             sock.settimeout(SETTLE)
-            sock.connect(str(path))
+            sock.connect(str(control_path))
             assert "x" == call(sock, DESCRIBE, {})["service"]
             sock.close()
