@@ -4,6 +4,8 @@
 
 from dataclasses import dataclass
 
+from tests.pages import ROOT, blocks
+
 #: Bytes of what is sent slowly, and how many of them in a second.
 STREAM = 120_000
 RATE = 40_000
@@ -169,7 +171,8 @@ async def app(scope, receive, send):
 class Kind:
     """One program: the file that has its version, the command line, and options of its runner.
 
-    `listeners`: those that it can have; `keeps`: whether it keeps connections for further requests.
+    `listeners`: those that it can have; `keeps`: whether it keeps connections for further requests;
+    `settings`: what it finds in puma.rb.
     """
 
     file: str
@@ -178,14 +181,18 @@ class Kind:
     options: tuple[str, ...] = ()
     listeners: tuple[str, ...] = ("tcp", "unix")
     keeps: bool = True
+    settings: str = ""
 
 
 _UVICORN_COMMAND = "@BIN@/uvicorn --workers 2 --lifespan off --no-access-log --app-dir /srv/@NAME@ --fd {fd:@LISTENER@} app:app"
 _PUMA_COMMAND = (
     "puma --quiet --threads 16:16 -b tcp://127.0.0.1:@PORT@ -b unix:///run/@NAME@/socket"
 )
-#: A setting with which it waits for each request, rather than have it in a queue.
-UNQUEUED = "queue_requests false\n"
+_PUMA_SET_COMMAND = f"{_PUMA_COMMAND} -C /srv/@NAME@/puma.rb /srv/@NAME@/config.ru"
+#: Settings with which it answers everybody whom it has accepted: it has no requests in a queue, or waits for those
+#: that have not come yet.
+_UNQUEUED = "queue_requests false\n"
+(_WAITING,) = blocks(ROOT / "docs" / "programs.md", "ruby")
 #: Each by the name of its binary, and what is special.
 KINDS = {
     "nginx": Kind("/etc/@NAME@.conf", _NGINX, "nginx -c /etc/@NAME@.conf", ("--pid-file", "/run/@NAME@/nginx.pid")),
@@ -200,9 +207,8 @@ KINDS = {
         "index.php", _PHP, "php-fpm --nodaemonize --fpm-config /srv/@NAME@/fpm.conf", keeps=False
     ),
     "puma": Kind("config.ru", _PUMA, f"{_PUMA_COMMAND} /srv/@NAME@/config.ru"),
-    "puma-unqueued": Kind(
-        "config.ru", _PUMA, f"{_PUMA_COMMAND} -C /srv/@NAME@/puma.rb /srv/@NAME@/config.ru"
-    ),
+    "puma-unqueued": Kind("config.ru", _PUMA, _PUMA_SET_COMMAND, settings=_UNQUEUED),
+    "puma-waiting": Kind("config.ru", _PUMA, _PUMA_SET_COMMAND, settings=_WAITING),
     "uvicorn": Kind("app.py", _UVICORN, _UVICORN_COMMAND, listeners=("tcp",)),
     "uvicorn-unix": Kind("app.py", _UVICORN, _UVICORN_COMMAND, listeners=("unix",)),
 }  # fmt: skip

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.support import cannot_run, php_fpm
-from tests.system.program_texts import KINDS, PHP_FPM, SLOW, STREAM, UNQUEUED, filled
+from tests.system.program_texts import KINDS, PHP_FPM, SLOW, STREAM, filled
 from tests.system.reloading import processes
 from tests.system.serving import Install, Service
 from upgrader.lab.private_systemd import PrivateSystemd
@@ -77,8 +77,8 @@ def program(
     ]
     if kind == "php-fpm":
         machine.write(f"/srv/{service.name}/fpm.conf", _text(service, PHP_FPM))
-    if kind == "puma-unqueued":
-        machine.write(f"/srv/{service.name}/puma.rb", UNQUEUED)
+    if what.settings:
+        machine.write(f"/srv/{service.name}/puma.rb", what.settings)
     if kind == "haproxy":
         _serve_slowly(service)
     service.configure(

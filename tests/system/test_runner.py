@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.support import eventually
-from tests.system.program_clients import get, load, version
-from tests.system.program_texts import STREAM
+from tests.system.program_clients import connect, get, load, version
+from tests.system.program_texts import KINDS, STREAM
 from tests.system.programs import (
     command_line,
     masters,
@@ -172,6 +172,29 @@ def test_a_stop_in_the_overlap(host_machine: PrivateSystemd, install: Install) -
 
     assert eventually(lambda: gone(service)), processes(service)
     assert eventually(lambda: asked.poll() is not None)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("listener", ["tcp", "unix"])
+@pytest.mark.parametrize("kind", ["puma-unqueued", "puma-waiting"])
+def test_puma_answers_whom_it_has_accepted(
+    host_machine: PrivateSystemd, install: Install, kind: str, listener: str
+) -> None:
+    """Their requests come only when it drains."""
+    service = program(host_machine, install, kind, "pumaslow")
+    settings = KINDS[kind].settings.replace("sleep 1 ", "sleep 30 ")  # machines are slow at times
+    service.machine.write(f"/srv/{service.name}/puma.rb", settings)
+    service.start()
+    with connect(service, listener) as waiting:
+        assert 1 == version(service, listener)  # it accepts in order
+        write_version(service, kind, 2)
+        answer = upgrade(service, "--mode", "live")
+        assert 0 == answer["exit_code"], answer
+        assert eventually(lambda: "Gracefully stopping" in service.messages()), service.messages()
+        assert 2 == version(service, listener)
+        waiting.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        answered = b"".join(iter(lambda: waiting.recv(65536), b""))
+    assert answered.endswith(b" 1\n"), answered
 
 
 @pytest.mark.parametrize(

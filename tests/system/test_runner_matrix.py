@@ -27,9 +27,14 @@ CLOSING = ("puma", "uvicorn", "uvicorn-unix")
 #: without `--workers` ends by it.
 RELOADS = {
     "uvicorn": signal.SIGHUP, "uvicorn-unix": signal.SIGHUP, "puma-unqueued": signal.SIGUSR2,
+    "puma-waiting": signal.SIGUSR2,
 }  # fmt: skip
 #: What they are called in the table.
-NAMES = {"uvicorn-unix": "uvicorn", "puma-unqueued": "puma, `queue_requests false`"}
+NAMES = {
+    "uvicorn-unix": "uvicorn",
+    "puma-unqueued": "puma, `queue_requests false`",
+    "puma-waiting": "puma, which waits for requests",
+}
 _HEAD = (
     "program", "listeners", "answers", "failed", "kept connections closed (longest wait for that)",
     "streams cut", "longest wait for an answer, ms: without upgrades", "with",
