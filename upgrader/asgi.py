@@ -24,10 +24,10 @@ except ModuleNotFoundError as error:
     why = f"{error.name} is not installed here: pip install 'upgrader[uvicorn]'"
     raise SystemExit(f"upgrader.asgi: {why}") from error
 
-from upgrader.aio import Instance
+from upgrader.aio.instance import AsyncioInstance
 from upgrader.attach import attach
 from upgrader.errors import UpgradeError
-from upgrader.integrations.uvicorn import Adapter
+from upgrader.integrations.uvicorn import UvicornAdapter
 
 Path: TypeAlias = str | os.PathLike[str] | None
 
@@ -96,10 +96,12 @@ async def _serve(config: uvicorn.Config, options: dict[str, Any]) -> None:
             await adapter.stop(deadline)
 
 
-async def _start(instance: Instance, config: uvicorn.Config, options: Mapping[str, Any]) -> Adapter:
+async def _start(
+    instance: AsyncioInstance, config: uvicorn.Config, options: Mapping[str, Any]
+) -> UvicornAdapter:
     """Import the application and run its start-up, before anything is disturbed."""
     try:
-        adapter = Adapter(config, move_websockets=options["websockets"] == "move")
+        adapter = UvicornAdapter(config, move_websockets=options["websockets"] == "move")
         await adapter.__aenter__()
     except SystemExit as error:  # uvicorn has logged why
         raise _refused(instance, UpgradeError("the application cannot be loaded")) from error
@@ -110,7 +112,7 @@ async def _start(instance: Instance, config: uvicorn.Config, options: Mapping[st
     return adapter
 
 
-def _watch(instance: Instance, config: uvicorn.Config, env_file: Path) -> None:
+def _watch(instance: AsyncioInstance, config: uvicorn.Config, env_file: Path) -> None:
     """A renewed certificate is served after a reload; of the other files, a new process takes note."""
     for path in (env_file, config.log_config, config.ssl_ca_certs):
         if isinstance(path, str | os.PathLike):
@@ -130,7 +132,7 @@ def _renew_certificate(config: uvicorn.Config) -> None:
             )
 
 
-def _declare(instance: Instance, state: Mapping[str, Any]) -> None:
+def _declare(instance: AsyncioInstance, state: Mapping[str, Any]) -> None:
     """Declare what an application that knows nothing of an instance has left in its lifespan's state."""
     for name, declare in (QUIESCE, instance.quiesce), (REPLACED, instance.replaced):
         if name in state:
@@ -147,7 +149,7 @@ def version_of(application: object, module: object = None) -> str:
     return version or str(getattr(module, "__version__", ""))
 
 
-def _refused(instance: Instance, error: Exception) -> Exception:
+def _refused(instance: AsyncioInstance, error: Exception) -> Exception:
     instance._parts.destination.refuse(error)
     return error
 

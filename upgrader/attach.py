@@ -13,7 +13,8 @@ from upgrader.errors import DeclarationError, UpgradeError
 from upgrader.protocol.collector import no_collection
 
 if TYPE_CHECKING:  # each is loaded only by those who use it
-    from upgrader import aio, blocking
+    from upgrader.aio.instance import AsyncioInstance
+    from upgrader.blocking.instance import Instance
 
 
 class attach:  # noqa: N801, it reads as a function
@@ -26,10 +27,10 @@ class attach:  # noqa: N801, it reads as a function
     def __init__(self, service: str, *, version: str = "") -> None:
         self._service = service
         self._version = version
-        self._blocking: blocking.Instance | None = None
-        self._aio: aio.Instance | None = None
+        self._blocking: Instance | None = None
+        self._aio: AsyncioInstance | None = None
 
-    def __enter__(self) -> blocking.Instance:
+    def __enter__(self) -> Instance:
         with no_collection():
             from upgrader.blocking.instance import Instance
             from upgrader.instance.process import in_loop
@@ -51,12 +52,12 @@ class attach:  # noqa: N801, it reads as a function
         assert self._blocking is not None
         self._blocking.__exit__(kind, error, trace)
 
-    async def __aenter__(self) -> aio.Instance:
+    async def __aenter__(self) -> AsyncioInstance:
         with no_collection():
-            from upgrader.aio.instance import Instance
+            from upgrader.aio.instance import AsyncioInstance
 
         with _explained(self._service):
-            self._aio = Instance(self._service, self._version, os.environ)
+            self._aio = AsyncioInstance(self._service, self._version, os.environ)
         return await self._aio.__aenter__()
 
     async def __aexit__(

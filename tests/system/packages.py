@@ -85,6 +85,7 @@ def files(version: str) -> dict[str, str]:
     return {
         "web/__init__.py": "",
         "web/http11.py": (_EXAMPLE / "http11.py").read_text(),
+        "web/session.py": (_EXAMPLE / "session.py").read_text(),
         "web/__main__.py": program(version),
         UNIT: unit_file(version),
     }

@@ -29,10 +29,10 @@ else:
     open_peers = later("upgrader.instance.peers")
 
 #: The instance whose `async with attach(...)` this code runs in.
-attached: ContextVar[Instance] = ContextVar("upgrader.aio.attached")
+attached: ContextVar[AsyncioInstance] = ContextVar("upgrader.aio.attached")
 
 
-class Instance(BaseInstance):
+class AsyncioInstance(BaseInstance):
     """An instance on the running asyncio loop."""
 
     def __init__(self, service: str, version: str, environment: MutableMapping[str, str]) -> None:
@@ -131,7 +131,7 @@ class Instance(BaseInstance):
             check_function(task, waits=True)
         return await self._runtime.serve(tasks)
 
-    async def __aenter__(self) -> Instance:
+    async def __aenter__(self) -> AsyncioInstance:
         attached.set(self)
         return self
 
@@ -142,3 +142,7 @@ class Instance(BaseInstance):
         trace: TracebackType | None,
     ) -> None:
         self._parts.end(error)
+
+
+#: Its name in `upgrader.aio`.
+Instance = AsyncioInstance

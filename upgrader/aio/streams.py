@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from upgrader.aio.adapter import Adapter
-from upgrader.aio.instance import Instance, attached
+from upgrader.aio.instance import AsyncioInstance, attached
 from upgrader.errors import DeclarationError
 from upgrader.instance.handles import Listener
 
@@ -108,7 +108,7 @@ def _declare(
 class Server:
     """What programs do with an `asyncio.Server`."""
 
-    def __init__(self, instance: Instance, listener: Listener) -> None:
+    def __init__(self, instance: AsyncioInstance, listener: Listener) -> None:
         self._instance = instance
         self._listener = listener
 

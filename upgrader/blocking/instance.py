@@ -24,7 +24,7 @@ Readable = TypeVar("Readable", bound=DeclaredSocket | BackendKind)
 __all__ = ["Instance", "Peer"]
 
 
-class Peer(Generic[S]):
+class BlockingPeer(Generic[S]):
     """One connection, accepted or adopted. Its handler is called once at first, and again whenever
     more has come; every return is a safe point."""
 
@@ -79,6 +79,10 @@ class Peer(Generic[S]):
         self._connection.close()
 
 
+#: Its name in `upgrader.blocking`.
+Peer = BlockingPeer
+
+
 class Instance(BaseInstance):
     """An instance whose loop is the `for` loop of the program."""
 
@@ -89,7 +93,7 @@ class Instance(BaseInstance):
         self._runtime: BlockingRuntime | None = None  # while it serves
 
     @property
-    def peers(self) -> Peers[Peer[Any]]:
+    def peers(self) -> Peers[BlockingPeer[Any]]:
         """All open connections that handlers of `connections` serve."""
         return Peers(self._runtime.connections.served if self._runtime else [])
 
@@ -112,7 +116,7 @@ class Instance(BaseInstance):
             raise DeclarationError("serve()", "is called twice")
         by_socket = {each._bound: each for each in backends if isinstance(each, DeclaredSocket)}
         others = [each for each in backends if isinstance(each, BackendKind)]
-        with BlockingRuntime(self._parts, by_socket, others, Peer) as self._runtime:
+        with BlockingRuntime(self._parts, by_socket, others, BlockingPeer) as self._runtime:
             yield from self._runtime.serve()
 
     def __enter__(self) -> Instance:

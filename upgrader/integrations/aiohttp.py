@@ -13,7 +13,9 @@ from typing import Any, Self
 
 from aiohttp import hdrs, web
 
-from upgrader.aio.adapter import Adapter as BaseAdapter
+from upgrader.aio import adapter
+
+__all__ = ["Adapter"]
 
 _END_OF_HEAD = b"\r\n\r\n"
 _SERVICE_RESTART = 1012  # as IANA has registered it for WebSockets
@@ -23,7 +25,7 @@ _NEVER = 86400.0  # seconds; nothing is held so long
 _CLEAN_UP = 0.1
 
 
-class Adapter(BaseAdapter):
+class AiohttpAdapter(adapter.Adapter):
     """Serves a `web.Application` that no runner has been made of yet.
 
     `async with` runs what the application has on start-up and clean-up. `options` are those of
@@ -132,6 +134,10 @@ async def _say_goodbye(opened: web.WebSocketResponse, task: asyncio.Task[None] |
             await opened.close(code=_SERVICE_RESTART)
     if task:
         task.cancel()
+
+
+#: Its name in `upgrader.integrations.aiohttp`.
+Adapter = AiohttpAdapter
 
 
 class _Watched(asyncio.Protocol):

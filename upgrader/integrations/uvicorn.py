@@ -23,12 +23,14 @@ from upgrader.aio.instance import attached
 from upgrader.errors import UpgradeError
 from upgrader.integrations import uvicorn_websockets
 from upgrader.integrations.crossing import Crossing
-from upgrader.integrations.websocket_adapter import WebSocketAdapter, opened_with
+from upgrader.integrations.crossing_adapter import CrossingAdapter, opened_with
 
 try:
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 except ImportError:  # httptools is not installed
     HttpToolsProtocol = None  # type: ignore[assignment, misc]
+
+__all__ = ["Adapter", "StartupError"]
 
 #: The protocols whose connections can move.
 _KNOWN = tuple(each for each in (H11Protocol, HttpToolsProtocol) if each is not None)
@@ -41,7 +43,7 @@ class StartupError(UpgradeError):
     """The application did not start; it has said why itself."""
 
 
-class Adapter(WebSocketAdapter):
+class UvicornAdapter(CrossingAdapter):
     """Serves the application of a `uvicorn.Config`, whose HTTP protocol is h11 or httptools.
 
     `async with` runs the application's lifespan: its start-up comes before anything is disturbed.
@@ -236,6 +238,10 @@ class Adapter(WebSocketAdapter):
         scope = getattr(protocol, "scope", None) or {}
         what = scope.get("method", "HTTP") if _is_known(protocol) else "WebSocket"
         return f"{what} {scope.get('path', '')}".rstrip()
+
+
+#: Its name in `upgrader.integrations.uvicorn`.
+Adapter = UvicornAdapter
 
 
 class _WithClock:

@@ -19,8 +19,10 @@ from websockets.extensions.permessage_deflate import (
 from websockets.server import ServerProtocol
 
 from upgrader.integrations.crossing import Crossing, Handshake
+from upgrader.integrations.crossing_adapter import CrossingAdapter, opened_with
 from upgrader.integrations.hosted_websocket import HostedWebSocket
-from upgrader.integrations.websocket_adapter import WebSocketAdapter, opened_with
+
+__all__ = ["Adapter"]
 
 #: Options of `serve`, by whom they are for; all others are about sockets.
 _OF_PROTOCOL = {"origins", "extensions", "subprotocols", "max_size", "logger"}
@@ -34,7 +36,7 @@ _GRACE = 1.0  # seconds for handlers whose connections have ended
 Handler = Callable[[Any], Awaitable[None]]
 
 
-class Adapter(WebSocketAdapter):
+class WebsocketsAdapter(CrossingAdapter):
     """Serves a handler of `websockets.asyncio.server`.
 
     `options` are those of its `serve`, but for addresses and TLS: these belong to the listener. Raises
@@ -153,6 +155,10 @@ class Adapter(WebSocketAdapter):
         """Its path."""
         path = protocol.request.path.partition("?")[0] if protocol.request else ""
         return f"WebSocket {path}".rstrip()
+
+
+#: Its name in `upgrader.integrations.websockets`.
+Adapter = WebsocketsAdapter
 
 
 class _Listening:

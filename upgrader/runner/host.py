@@ -11,7 +11,7 @@ from pathlib import Path
 from socket import socket as Socket
 from typing import Any
 
-from upgrader.aio.instance import Instance
+from upgrader.aio.instance import AsyncioInstance
 from upgrader.codes import Code
 from upgrader.errors import BusError, DeclarationError, UpgradeError, VerifyError
 from upgrader.protocol.fd import Fd
@@ -70,7 +70,7 @@ class Host:
         self._environment = _of_the_program(self.given)
         self._limits = soft_limits()
 
-    def attach(self, instance: Instance, *, needs_listener: bool) -> None:
+    def attach(self, instance: AsyncioInstance, *, needs_listener: bool) -> None:
         """Declare the listeners; raises DeclarationError if there are none and one is needed."""
         self.instance = instance
         self.children = Children()

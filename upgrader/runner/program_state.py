@@ -11,7 +11,7 @@ import os
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
-from upgrader.aio.instance import Instance
+from upgrader.aio.instance import AsyncioInstance
 from upgrader.aio.safe_points import SafePoints
 from upgrader.errors import UpgradeError, VerifyError
 from upgrader.protocol.fd import Fd
@@ -37,7 +37,7 @@ class ProgramState:
         self._one_at_a_time = asyncio.Lock()
         self._saving: asyncio.Future[None] | None = None
 
-    def declare(self, instance: Instance) -> None:
+    def declare(self, instance: AsyncioInstance) -> None:
         """Have it saved before a freeze, and loaded before a commit."""
         if self._adapter.stateful:
             instance.quiesce(self.quiesce)

@@ -154,7 +154,8 @@ class Stage:
         machine.write(f"{_UNITS}/{SERVICE}", unit)
         machine.write(f"{_UNITS}/{PLAIN}", unit.replace("[Service]\n", f"[Service]\n{plain}"))
         machine.write(f"{_PACKAGE}/__init__.py", "")
-        machine.write(f"{_PACKAGE}/http11.py", _read(example / "http11.py"))
+        for module in ("http11.py", "session.py"):
+            machine.write(f"{_PACKAGE}/{module}", _read(example / module))
         for version in VERSIONS:
             self.add_version(version, _read(example / f"web{version}.py"))
         machine.write("/usr/local/bin/web-install", _SWAP, mode=0o755)

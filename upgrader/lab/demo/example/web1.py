@@ -3,12 +3,12 @@
 
 import asyncio
 import os
-import zlib
 from http import HTTPStatus
 
 import upgrader
 
 from .http11 import chunk, head, requests, response
+from .session import Session
 
 BIND = os.environ.get("WEB_BIND", "127.0.0.1:8080")
 
@@ -18,23 +18,6 @@ class Counters:
     """What the service knows."""
 
     requests: int = 0
-
-
-@upgrader.state("session", version=1)
-class Session:
-    """What it knows of one connection."""
-
-    requests: int = 0
-    streaming: bool = False
-    sequence: int = 0
-    checksum: int = 0
-
-    def advance(self, generation: int) -> bytes:
-        """The next line of the stream: its number, who sends it, and a checksum of all lines so far."""
-        self.sequence += 1
-        line = b"%d %d" % (self.sequence, generation)
-        self.checksum = zlib.crc32(line + b"\n", self.checksum)
-        return b"%s %08x\n" % (line, self.checksum)
 
 
 async def main() -> None:

@@ -3,49 +3,32 @@
 
 import asyncio
 import os
-import zlib
 from http import HTTPStatus
 
 import upgrader
 
 from .http11 import chunk, head, requests, response
+from .session import Session
 
 BIND = os.environ.get("WEB_BIND", "127.0.0.1:8080")
 
 
 @upgrader.state("counters", version=2, readable_from=1)
-class Counters:
-    """What the service knows. Version 1 can still read it, and does without the new field."""
+class Totals:
+    """What the service knows: the `Counters` of version 1, which can still read it, without the new field."""
 
     requests: int = 0
     streamed: int = upgrader.since(2, default=0)
 
 
-@upgrader.state("session", version=1)
-class Session:
-    """What it knows of one connection."""
-
-    requests: int = 0
-    streaming: bool = False
-    sequence: int = 0
-    checksum: int = 0
-
-    def advance(self, generation: int) -> bytes:
-        """The next line of the stream: its number, who sends it, and a checksum of all lines so far."""
-        self.sequence += 1
-        line = b"%d %d" % (self.sequence, generation)
-        self.checksum = zlib.crc32(line + b"\n", self.checksum)
-        return b"%s %08x\n" % (line, self.checksum)
-
-
 async def main() -> None:
     """Serve until stopped, or until another instance has taken over."""
     async with upgrader.attach("web", version="2") as instance:
-        instance.state(Counters)
+        instance.state(Totals)
         listener = instance.listener("http", bind=BIND)
 
         @instance.connections(listener, state=Session)
-        async def talk(peer: upgrader.Peer[Session], counters: Counters) -> None:
+        async def talk(peer: upgrader.Peer[Session], counters: Totals) -> None:
             if peer.state.streaming:  # adopted in the middle of a stream: the state says where
                 await stream(peer, counters)
             async for request in requests(peer):
@@ -67,7 +50,7 @@ async def main() -> None:
                 if request.close:
                     return
 
-        async def stream(peer: upgrader.Peer[Session], counters: Counters) -> None:
+        async def stream(peer: upgrader.Peer[Session], counters: Totals) -> None:
             while True:
                 line = peer.state.advance(instance.generation)
                 counters.streamed += 1

@@ -11,7 +11,7 @@ from upgrader.aio.adapter import Adapter
 from upgrader.integrations.crossing import Handshake, Traffic
 
 
-class WebSocketAdapter(Adapter):
+class CrossingAdapter(Adapter):
     """Its movable protocols have a `crossing`."""
 
     says_goodbye = True
