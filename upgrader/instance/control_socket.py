@@ -9,7 +9,6 @@ import contextlib
 import errno
 import logging
 import os
-import select
 import selectors
 import socket
 import threading
@@ -115,11 +114,9 @@ class Control:
 
     def _is_asked(self) -> bool:
         """Whether somebody has come, and is not answered yet; in the thread, which takes who comes."""
-        poll = select.poll()
-        for listener in self._places.listeners:
-            poll.register(listener, select.POLLIN)
-        waiting = (not c.heard or (c.waits and not c.watching) for c in [*self._clients.values()])
-        return bool(poll.poll(0)) or any(waiting)
+        come = any(key.fileobj is not self._wake for key, _ in self._selector.select(0))
+        waiting = (not c.heard or (c.waits and not c.watching) for c in self._clients.values())
+        return come or any(waiting)
 
     def close(self) -> None:
         """Tell the last news, and stop answering; a path goes only if no other instance has it."""
