@@ -172,7 +172,7 @@ class Kind:
     """One program: the file that has its version, the command line, and options of its runner.
 
     `listeners`: those that it can have; `keeps`: whether it keeps connections for further requests;
-    `settings`: what it finds in puma.rb.
+    `settings`: another file that it finds, and what is in it.
     """
 
     file: str
@@ -181,18 +181,19 @@ class Kind:
     options: tuple[str, ...] = ()
     listeners: tuple[str, ...] = ("tcp", "unix")
     keeps: bool = True
-    settings: str = ""
+    settings: tuple[str, str] = ("", "")
 
 
 _UVICORN_COMMAND = "@BIN@/uvicorn --workers 2 --lifespan off --no-access-log --app-dir /srv/@NAME@ --fd {fd:@LISTENER@} app:app"
+_UVICORN_SET_COMMAND = f"{_UVICORN_COMMAND} --http waiting:Waiting"
 _PUMA_COMMAND = (
     "puma --quiet --threads 16:16 -b tcp://127.0.0.1:@PORT@ -b unix:///run/@NAME@/socket"
 )
 _PUMA_SET_COMMAND = f"{_PUMA_COMMAND} -C /srv/@NAME@/puma.rb /srv/@NAME@/config.ru"
-#: Settings with which it answers everybody whom it has accepted: it has no requests in a queue, or waits for those
-#: that have not come yet.
-_UNQUEUED = "queue_requests false\n"
-(_WAITING,) = blocks(ROOT / "docs" / "programs.md", "ruby")
+#: Settings with which they answer everybody whom they have accepted.
+_UNQUEUED = "puma.rb", "queue_requests false\n"
+_PUMA_WAITING = "puma.rb", blocks(ROOT / "docs" / "programs.md", "ruby")[0]
+_UVICORN_WAITING = "waiting.py", blocks(ROOT / "docs" / "programs.md", "python")[0]
 #: Each by the name of its binary, and what is special.
 KINDS = {
     "nginx": Kind("/etc/@NAME@.conf", _NGINX, "nginx -c /etc/@NAME@.conf", ("--pid-file", "/run/@NAME@/nginx.pid")),
@@ -208,9 +209,15 @@ KINDS = {
     ),
     "puma": Kind("config.ru", _PUMA, f"{_PUMA_COMMAND} /srv/@NAME@/config.ru"),
     "puma-unqueued": Kind("config.ru", _PUMA, _PUMA_SET_COMMAND, settings=_UNQUEUED),
-    "puma-waiting": Kind("config.ru", _PUMA, _PUMA_SET_COMMAND, settings=_WAITING),
+    "puma-waiting": Kind("config.ru", _PUMA, _PUMA_SET_COMMAND, settings=_PUMA_WAITING),
     "uvicorn": Kind("app.py", _UVICORN, _UVICORN_COMMAND, listeners=("tcp",)),
     "uvicorn-unix": Kind("app.py", _UVICORN, _UVICORN_COMMAND, listeners=("unix",)),
+    "uvicorn-waiting": Kind(
+        "app.py", _UVICORN, _UVICORN_SET_COMMAND, listeners=("tcp",), settings=_UVICORN_WAITING
+    ),
+    "uvicorn-waiting-unix": Kind(
+        "app.py", _UVICORN, _UVICORN_SET_COMMAND, listeners=("unix",), settings=_UVICORN_WAITING
+    ),
 }  # fmt: skip
 
 

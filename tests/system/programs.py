@@ -77,8 +77,9 @@ def program(
     ]
     if kind == "php-fpm":
         machine.write(f"/srv/{service.name}/fpm.conf", _text(service, PHP_FPM))
-    if what.settings:
-        machine.write(f"/srv/{service.name}/puma.rb", what.settings)
+    file, text = what.settings
+    if file:
+        machine.write(f"/srv/{service.name}/{file}", text)
     if kind == "haproxy":
         _serve_slowly(service)
     service.configure(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """nginx and others of the distribution, unmodified, behind a runner under a real systemd."""
 
+import http.client
 import time
 from pathlib import Path
 
@@ -174,27 +175,36 @@ def test_a_stop_in_the_overlap(host_machine: PrivateSystemd, install: Install) -
     assert eventually(lambda: asked.poll() is not None)
 
 
+#: What those say that are told to end, and how many of their processes.
+_DRAINS = {"puma": ("Gracefully stopping", 1), "uvicorn": ("Shutting down", 2)}
+
+
 @pytest.mark.matrix
-@pytest.mark.parametrize("listener", ["tcp", "unix"])
-@pytest.mark.parametrize("kind", ["puma-unqueued", "puma-waiting"])
-def test_puma_answers_whom_it_has_accepted(
+@pytest.mark.parametrize(
+    ("kind", "listener"),
+    [(kind, each) for kind in KINDS if KINDS[kind].settings[0] for each in KINDS[kind].listeners],
+)
+def test_who_was_accepted_is_answered(
     host_machine: PrivateSystemd, install: Install, kind: str, listener: str
 ) -> None:
-    """Their requests come only when it drains."""
-    service = program(host_machine, install, kind, "pumaslow")
-    settings = KINDS[kind].settings.replace("sleep 1 ", "sleep 30 ")  # machines are slow at times
-    service.machine.write(f"/srv/{service.name}/puma.rb", settings)
+    """By the old program, though the request comes only when it drains."""
+    service = program(host_machine, install, kind, f"{kind}-{listener}")
+    file, text = KINDS[kind].settings
+    text = text.replace("sleep 1 ", "sleep 30 ").replace("else 1,", "else 30,")  # for slow machines
+    service.machine.write(f"/srv/{service.name}/{file}", text)
     service.start()
+    says, count = _DRAINS[kind.partition("-")[0]]
     with connect(service, listener) as waiting:
-        assert 1 == version(service, listener)  # it accepts in order
+        assert 1 == version(service, listener)  # connections are accepted in order
         write_version(service, kind, 2)
         answer = upgrade(service, "--mode", "live")
         assert 0 == answer["exit_code"], answer
-        assert eventually(lambda: "Gracefully stopping" in service.messages()), service.messages()
+        assert eventually(lambda: service.messages().count(says) == count), service.messages()
         assert 2 == version(service, listener)
         waiting.sendall(b"GET / HTTP/1.0\r\n\r\n")
-        answered = b"".join(iter(lambda: waiting.recv(65536), b""))
-    assert answered.endswith(b" 1\n"), answered
+        with http.client.HTTPResponse(waiting) as response:
+            response.begin()
+            assert b"1" == response.read().split()[1]
 
 
 @pytest.mark.parametrize(

@@ -26,14 +26,16 @@ CLOSING = ("puma", "uvicorn", "uvicorn-unix")
 #: Reloads that programs of the distribution have, and that the table of programs cannot promise: uvicorn
 #: without `--workers` ends by it.
 RELOADS = {
-    "uvicorn": signal.SIGHUP, "uvicorn-unix": signal.SIGHUP, "puma-unqueued": signal.SIGUSR2,
-    "puma-waiting": signal.SIGUSR2,
+    **dict.fromkeys(("uvicorn", "uvicorn-unix", "uvicorn-waiting", "uvicorn-waiting-unix"), signal.SIGHUP),
+    **dict.fromkeys(("puma-unqueued", "puma-waiting"), signal.SIGUSR2),
 }  # fmt: skip
 #: What they are called in the table.
 NAMES = {
     "uvicorn-unix": "uvicorn",
     "puma-unqueued": "puma, `queue_requests false`",
     "puma-waiting": "puma, which waits for requests",
+    "uvicorn-waiting": "uvicorn, which waits for requests",
+    "uvicorn-waiting-unix": "uvicorn, which waits for requests",
 }
 _HEAD = (
     "program", "listeners", "answers", "failed", "kept connections closed (longest wait for that)",
