@@ -77,6 +77,8 @@ class Qemu:
             self.send({**reply, **({"id": message["id"]} if "id" in message else {})})
         if command == "migrate-incoming" and answer == {}:
             self.read_state()
+        if command == "migrate" and answer == {}:
+            self.send({"event": "STOP"})
         if command in ("migrate", "migrate-incoming") and answer == {}:
             self.send({"event": "MIGRATION", "data": {"status": "completed"}})
 
@@ -163,6 +165,26 @@ def test_a_state_goes_from_one_to_the_other(qemu: Qemu, tmp_path: Path) -> None:
 
     assert STATE == qemu.read
     assert "paused" == qemu.status
+
+
+def test_who_saves_a_machine_hears_that_it_stands_still(qemu: Qemu, tmp_path: Path) -> None:
+    """Once, and before its state is whole; an earlier stop does not count."""
+    heard: list[str] = []
+
+    def query_status() -> dict[str, Any]:
+        qemu.send({"event": "STOP"})
+        return {"status": qemu.status}
+
+    qemu.answers["query-status"] = query_status
+
+    async def saved() -> None:
+        with Fd(os.memfd_create("state")) as state:
+            async with Monitor.open(tmp_path / "qmp", 5) as asked:
+                asked.on_stop = lambda: heard.append(qemu.asked[-1])
+                await asked.save(state)
+
+    asyncio.run(saved())
+    assert ["migrate"] == heard
 
 
 def test_little_is_asked_while_a_machine_stands_still(qemu: Qemu, tmp_path: Path) -> None:

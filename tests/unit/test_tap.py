@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A TAP device as it moves: what is said of it, what another process may spoil, and its queues."""
 
+import contextlib
 import fcntl
 import os
 import struct
@@ -13,6 +14,7 @@ from tests.support import cannot_run
 from upgrader.backends import Tap
 from upgrader.errors import BackendError, MismatchError
 from upgrader.instance.declared_backend import DeclaredBackend
+from upgrader.programs.qemu import tap as qemu_tap
 from upgrader.protocol.identity import identify
 from upgrader.protocol.image import ManifestEntry
 
@@ -57,6 +59,22 @@ def test_what_is_said_of_a_device(tap: DeclaredBackend) -> None:
     assert not first["detached"]
     with open(f"/sys/class/net/{DEVICE}/tx_queue_len") as file:
         assert 2000 == int(file.read())
+
+
+def test_frames_for_nobody(tap: DeclaredBackend) -> None:
+    """Whoever reads the device next gets them; where none can be sent, nothing comes of it."""
+    subprocess.run(["ip", "link", "set", DEVICE, "up"], check=True)
+    qemu_tap.fill(DEVICE)
+    qemu_tap.fill("nowhere")
+    frames: list[bytes] = []
+    for fd in kind_of(tap).fds:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                frames.append(os.read(fd, 2000)[12:])
+
+    ours = [each for each in frames if each[12:14] == b"\x88\xb5"]
+    assert len(ours) > 1
+    assert {60} == {len(each) for each in ours}
 
 
 def test_what_another_process_spoils_is_set_again(tap: DeclaredBackend) -> None:

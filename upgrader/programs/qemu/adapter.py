@@ -167,6 +167,8 @@ class QemuAdapter(ProgramAdapter):
                 self.offers = await offers(monitor)
             if start.incoming:
                 await monitor.expect()  # so that the pause has less to do
+                if not start.private:
+                    self._fill()
         if start.private:  # nobody else asks it
             self._path(self._mark).unlink(missing_ok=True)
         if start.incoming:
@@ -187,7 +189,13 @@ class QemuAdapter(ProgramAdapter):
             note = self._note()
             if note and not note.moving:
                 self._note(moving=True, status=await monitor.status())
+            monitor.on_stop = self._fill
             await monitor.save(state)
+
+    def _fill(self) -> None:
+        """Have QEMUs that stand still read what nobody misses."""
+        for each in self._machine.taps:
+            tap.fill(each.interface)
 
     async def load(self, program: RunningProcess, state: Fd) -> None:
         """Have a QEMU that waits for it load that; the machine stands still."""

@@ -70,6 +70,8 @@ class Monitor:
         self._client = client
         self._events = events
         self._writer = Fd(-1)  # of the pipe at which a QEMU waits for a state
+        #: Called as soon as the machine stands still to be saved.
+        self.on_stop: Callable[[], None] = lambda: None
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -85,7 +87,7 @@ class Monitor:
         except (ConnectError, OSError) as error:
             raise QemuEnded(f"QEMU does not answer at {path}: {_show(error)}") from error
         try:
-            with client.listener("MIGRATION") as events:
+            with client.listener(("MIGRATION", "STOP")) as events:
                 monitor = cls(client, events)
                 with contextlib.closing(monitor):
                     yield monitor
@@ -215,10 +217,12 @@ class Monitor:
                         await asyncio.wait((said, ended), return_when=asyncio.FIRST_COMPLETED)
                         if not said.done():
                             raise QemuEnded("QEMU has ended while a state was moved")
-                        told: Any = said.result()["data"]
+                        told: Any = said.result()
                     finally:
                         said.cancel()
-                    if (status := str(told["status"])) in _DONE:
+                    if told["event"] == "STOP":
+                        self.on_stop()
+                    elif (status := str(told["data"]["status"])) in _DONE:
                         return status
         except TimeoutError as error:
             raise QemuError(f"no state has come through in {_PATIENCE:.0f} s") from error

@@ -6,6 +6,7 @@ not of its FD, so the guest of the first QEMU, which uses 12, is deaf from then 
 """
 
 import contextlib
+import socket
 from collections.abc import Iterator, Mapping
 
 from upgrader.backends.tap import Tap, TapFacts
@@ -13,6 +14,9 @@ from upgrader.errors import VerifyError
 from upgrader.instance.guard import Guard
 from upgrader.protocol.fd import Fd
 
+#: A frame for nobody: an EtherType for experiments (IEEE 802), to an address that nobody has; and how
+#: many of them: the QEMU that runs its machine reads most of them.
+_FRAME, _FRAMES = bytes.fromhex("020000000000 020000000000 88b5").ljust(60, b"\0"), 64
 _HEADER = 10  # bytes: with any, the device has headers; how large they are, its guest decides
 
 
@@ -36,6 +40,16 @@ def set_back(fd: Fd, wanted: TapFacts) -> None:
     """Set the device as it was, unless it is gone."""
     with contextlib.suppress(OSError):
         Tap(wanted["device"], header=_HEADER).guard(fd.fileno(), wanted)
+
+
+def fill(interface: str) -> None:
+    """Send frames for nobody: a QEMU whose machine stands still reads one more, which is lost, and then
+    leaves all others to the one that goes on. As far as that is allowed: see packet(7)."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
+        sock.setblocking(False)
+        sock.bind((interface, 0))
+        for _ in range(_FRAMES):
+            sock.send(_FRAME)
 
 
 @contextlib.contextmanager
