@@ -83,8 +83,8 @@ async def main() -> None:
             while True:
                 await asyncio.sleep(0.1)
                 now = time.time()
-                entries = list(board.entries.items())  # threads write, too
-                for key in [key for key, entry in entries if entry.until < now]:
+                entries = board.entries.copy()  # at once: threads write, too
+                for key in [key for key, entry in entries.items() if entry.until < now]:
                     del board.entries[key]
 
         await instance.serve([expire])

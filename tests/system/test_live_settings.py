@@ -162,6 +162,7 @@ def test_control_processes_in_a_cgroup_of_their_own(
             assert reload(service), service.messages()
             clients.is_served_by(generation)
             assert there == cgroup(service)
+            assert alone(service)  # else the next stop may find what is left of the one before
         service.restart()
         clients.is_served_by(4)
     service.stop()
