@@ -7,6 +7,7 @@ not of its FD, so the guest of the first QEMU, which uses 12, is deaf from then 
 
 import contextlib
 import socket
+import threading
 from collections.abc import Iterator, Mapping
 
 from upgrader.backends.tap import Tap, TapFacts
@@ -45,11 +46,16 @@ def set_back(fd: Fd, wanted: TapFacts) -> None:
 def fill(interface: str) -> None:
     """Send frames for nobody: a QEMU whose machine stands still reads one more, which is lost, and then
     leaves all others to the one that goes on. As far as that is allowed: see packet(7)."""
-    with contextlib.suppress(OSError), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
+    with contextlib.suppress(OSError):
+        sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+        # To close one takes the kernel some milliseconds, in which a machine may stand still.
+        closing = threading.Thread(target=sock.close, name="upgrader-fill", daemon=True)
         sock.setblocking(False)
-        sock.bind((interface, 0))
-        for _ in range(_FRAMES):
-            sock.send(_FRAME)
+        try:
+            for _ in range(_FRAMES):
+                sock.sendto(_FRAME, (interface, 0))
+        finally:
+            closing.start()
 
 
 @contextlib.contextmanager
