@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What a runner hears from its program, and from everybody else."""
 
+import asyncio
 import os
 import socket
 import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from upgrader.errors import VerifyError
 from upgrader.runner.notifications import Notifications
+from upgrader.runner.start import ProgramStart
 from upgrader.tool.unit_sockets import CONTROL
 
 
@@ -86,3 +91,23 @@ def test_a_file_for_everybody() -> None:
         hidden = Notifications(lambda fields: None, place)
         assert hidden.address.startswith("@")
         hidden.close()
+
+
+def test_a_start_that_is_refused_leaves_no_file() -> None:
+    """Also one that comes to no program: whoever hears of it may kill the process at once."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        place = Path(name)
+        place.chmod(0o755)
+        host: Any = SimpleNamespace(
+            notifications=Notifications(lambda fields: None, place),
+            options=SimpleNamespace(program=["/nowhere/program"]),
+            is_live=True,
+        )
+        none: Any = None
+        assert 1 == len([*place.iterdir()])
+
+        with pytest.raises(VerifyError, match="no such program"):
+            asyncio.run(ProgramStart(host, none, none).run())
+
+        assert [] == [*place.iterdir()]
+        host.notifications.close()

@@ -38,9 +38,8 @@ class Notifications:
         self._on_message = on_message
         if directory and not _is_reached_by_all(directory):
             directory = None
-        if directory:
-            _remove_dead(directory)
         self._directory = directory
+        self.remove_dead()
         self._further: list[Path] = []
         #: for NOTIFY_SOCKET=
         self._sock, self.address = notify_socket(_PREFIX, directory)
@@ -92,6 +91,17 @@ class Notifications:
             self._further.remove(place)
             place.unlink(missing_ok=True)
 
+    def remove_dead(self) -> None:
+        """Remove the files of runners that were killed."""
+        for path in self._directory.glob(f"{_PREFIX}-*") if self._directory else ():
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+                try:
+                    sock.connect(str(path))
+                except ConnectionRefusedError:
+                    path.unlink(missing_ok=True)
+                except OSError:
+                    continue
+
     def withdraw(self) -> None:
         """Leave no file behind, however this process ends: no program is started any more."""
         if self._directory:
@@ -133,15 +143,3 @@ def _is_reached_by_all(directory: Path) -> bool:
     with contextlib.suppress(OSError):
         return all(each.stat().st_mode & stat.S_IXOTH for each in (directory, *directory.parents))
     return False
-
-
-def _remove_dead(directory: Path) -> None:
-    """Remove the sockets of runners that were killed."""
-    for path in directory.glob(f"{_PREFIX}-*"):
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            try:
-                sock.connect(str(path))
-            except ConnectionRefusedError:
-                path.unlink(missing_ok=True)
-            except OSError:
-                continue

@@ -51,6 +51,14 @@ class ProgramStart:
         With a check, and while another program serves, it is tried in private first: as soon as it has
         the listeners, clients may be answered by it.
         """
+        try:
+            return await self._run()
+        except BaseException:
+            # None is started after it, and takeover kills this process as soon as it says so.
+            self._host.notifications.withdraw()
+            raise
+
+    async def _run(self) -> RunningProcess | None:
         host, adapter = self._host, self._adapter
         if not host.is_live:
             for old in host.programs().values():
@@ -113,6 +121,7 @@ class ProgramStart:
         left = [each for item in kept for each in session(leader(item.name))]
         end(left, ((self._host.options.drain, REFUSED), *HARD))
         self._put_back(self.settings)
+        self._host.notifications.remove_dead()
 
     def _put_back(self, settings: Sequence[SocketSettings]) -> None:
         """In a thread: undo what a program that was refused has changed."""
