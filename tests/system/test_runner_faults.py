@@ -152,6 +152,11 @@ def test_killed_in_the_freeze(host_machine: PrivateSystemd, install: Install) ->
     killed(stopping(host_machine, install, "nginx"), "nginx", "loaded", "new program", 2)
 
 
+def test_killed_once_it_has_committed(host_machine: PrivateSystemd, install: Install) -> None:
+    """The new runner, before the old one knows: that leaves everything to the next one, and waits for nobody."""
+    killed(stopping(host_machine, install, "nginx"), "nginx", "acked", "new runner", 2)
+
+
 def stopping(machine: PrivateSystemd, install: Install, kind: str) -> Service:
     """A program whose runner waits where it is told."""
     machine.copy_in(ADAPTER, "/opt/stops/stops/at.py")

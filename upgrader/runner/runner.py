@@ -219,7 +219,9 @@ class Runner:
         """End the programs, or leave them to the runner that goes on with the listeners."""
         self._host.serves = False
         if ended is upgrader.Ended.MIGRATED and self._instance._runtime.replaced:
-            await self._outlive_program()
+            # Without a next runner, PID 1 starts one once this process has ended.
+            if self._instance._parts.source.successor_lives():
+                await self._outlive_program()
             return
         if ended is upgrader.Ended.MIGRATED and self._host.may_be_left:
             return
