@@ -2,6 +2,7 @@
 """An instance that answers on its socket as it is told to, and clients of it; asserts nothing."""
 
 import contextlib
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -10,9 +11,11 @@ from typing import Any
 
 from tests.support import SETTLE
 from upgrader.codes import Code
-from upgrader.instance.control_listener import Caller
+from upgrader.instance.control_listener import Caller, Places
+from upgrader.instance.control_socket import Control
 from upgrader.instance.phases import News, Phases
 from upgrader.protocol import varlink
+from upgrader.protocol.rendezvous import socket_name
 from upgrader.protocol.varlink import INTERFACE
 from upgrader.protocol.varlink_client import call
 
@@ -83,6 +86,19 @@ def connected(path: Path) -> Iterator[socket.socket]:
         sock.connect(str(path))  # which waits while the backlog is full
         sock.settimeout(SETTLE)
         yield sock
+
+
+@contextlib.contextmanager
+def named(instance: Instance) -> Iterator[socket.socket]:
+    """A client of one that answers at an abstract name, and stops after it."""
+    name = socket_name(os.urandom(16).hex())
+    answering = Control(Places(name), instance, "1.0")
+    answering.open()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(SETTLE)
+        sock.connect(name)
+        yield sock
+    answering.close()
 
 
 def describe(path: Path) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import SETTLE
-from tests.unit.control import DESCRIBE, Instance, connected, is_dropped
+from tests.unit.control import DESCRIBE, Instance, connected, is_dropped, named
 from upgrader.instance import control_socket
 from upgrader.instance.control_listener import Caller, Places
 from upgrader.instance.control_socket import Control
@@ -105,14 +105,8 @@ def test_an_abstract_name_is_read_by_all(
 ) -> None:
     """Anybody can connect to it, and is told what everybody may know."""
     monkeypatch.setattr(control_socket, "caller_at", lambda sock: Caller(1, os.geteuid() + 1))
-    name = socket_name(os.urandom(16).hex())
-    answering = Control(Places(name), instance, "1.0")
-    answering.open()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(SETTLE)
-        sock.connect(name)
+    with named(instance) as sock:
         refused_to_readers(sock)
-    answering.close()
 
 
 def test_who_may_not_ask_takes_nobody_s_place(

@@ -8,25 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import SETTLE
-from tests.unit.control import DESCRIBE, Instance, describe
+from tests.unit.control import DESCRIBE, Instance, describe, named
 from upgrader.instance.control_listener import Places, remove_dead
 from upgrader.instance.control_socket import Control
-from upgrader.protocol.rendezvous import socket_name
 from upgrader.protocol.varlink_client import call
 
 
 def test_an_abstract_name(instance: Instance) -> None:
     """Of a unit without RuntimeDirectory=: this user is answered, as at a path, and nothing is left
     behind."""
-    name = socket_name(os.urandom(16).hex())
-    answering = Control(Places(name), instance, "1.0")
-    answering.open()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(SETTLE)
-        sock.connect(name)
+    with named(instance) as sock:
+        name = sock.getpeername()
         assert "x" == call(sock, DESCRIBE, {})["service"]
-    answering.close()
     with socket.socket(socket.AF_UNIX) as sock, pytest.raises(ConnectionRefusedError):
         sock.connect(name)
 
