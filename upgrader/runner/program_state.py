@@ -108,6 +108,7 @@ class ProgramState:
             self._safe_points.expect(self)  # what can wait, waits until it goes on
         except BaseException:
             await self._start.refuse(program)
+            host.notifications.withdraw()  # none is started after it
             if source:
                 await self._resume(source)
             raise

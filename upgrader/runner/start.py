@@ -51,12 +51,14 @@ class ProgramStart:
         With a check, and while another program serves, it is tried in private first: as soon as it has
         the listeners, clients may be answered by it.
         """
+        program = None
         try:
-            return await self._run()
-        except BaseException:
-            # None is started after it, and takeover kills this process as soon as it says so.
-            self._host.notifications.withdraw()
-            raise
+            program = await self._run()
+        finally:
+            if program is None:
+                # None is started after it, and takeover kills this process as soon as it says so.
+                self._host.notifications.withdraw()
+        return program
 
     async def _run(self) -> RunningProcess | None:
         host, adapter = self._host, self._adapter
@@ -93,21 +95,14 @@ class ProgramStart:
         return program
 
     async def refuse(
-        self,
-        program: RunningProcess,
-        settings: Sequence[SocketSettings] | None = None,
-        *,
-        final: bool = True,
+        self, program: RunningProcess, settings: Sequence[SocketSettings] | None = None
     ) -> None:
-        """End a program and all below it, and put back what it has changed. If that is `final`, none is
-        started after it, and takeover kills this process as soon as it says so."""
+        """End a program and all below it, and put back what it has changed."""
         await in_thread(self._adapter.end, [program], REFUSED)
         # An orphan of the program is this process's child by now.
         left = RunningProcess.of(os.getpid()).tree()[1:]
         await in_thread(end, left, ((self._host.options.drain, REFUSED), *HARD))
         await in_thread(self._put_back, self.settings if settings is None else settings)
-        if final:
-            self._host.notifications.withdraw()
         if not self._host.is_live:  # else the one that serves gives it up
             for kept in (PROGRAM, TRIAL):
                 await in_thread(self._host.instance.forget, f"{kept}{program.pid}")
@@ -161,7 +156,7 @@ class ProgramStart:
                 program = await self._start(order, start, [])
             if not ends:
                 return program
-            await self.refuse(program, [], final=self.is_preflight)
+            await self.refuse(program, [])
         return None
 
     async def _start(

@@ -19,6 +19,7 @@ from msgspec import structs
 
 from upgrader.backends.tap import TapFacts
 from upgrader.errors import VerifyError
+from upgrader.instance.control_listener import remove_dead
 from upgrader.programs import AdapterHost, ProgramAdapter, RunningProcess, StartOrder, StartRequest
 from upgrader.programs.qemu import shared, tap
 from upgrader.programs.qemu.machine import Machine, Placing, difference, token
@@ -81,7 +82,7 @@ class QemuAdapter(ProgramAdapter):
     async def starting(self, start: StartRequest) -> AsyncIterator[StartOrder]:
         """A QEMU: the first one of a machine, one that waits for its state, or one that is only tried."""
         self._mark = mark = os.urandom(6).hex()
-        self._remove_old_sockets()
+        remove_dead(str(self.host.directory), _SOCKET.format("*"))  # of QEMUs that have ended
         with contextlib.ExitStack() as until_ready:
             taps = {}
             for place, each in enumerate(self._machine.taps):
@@ -264,16 +265,6 @@ class QemuAdapter(ProgramAdapter):
         """End sessions: another runner may ask from now on."""
         self._open.clear()
         await self._sessions.aclose()
-
-    def _remove_old_sockets(self) -> None:
-        """Of QEMUs that have ended."""
-        for path in self.host.directory.glob(_SOCKET.format("*")):
-            with socket.socket(socket.AF_UNIX) as sock, contextlib.suppress(BlockingIOError):
-                sock.setblocking(False)
-                try:
-                    sock.connect(str(path))
-                except ConnectionRefusedError:
-                    path.unlink(missing_ok=True)
 
     def _path(self, mark: str) -> Path:
         return self.host.directory / _SOCKET.format(mark)
