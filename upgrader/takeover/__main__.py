@@ -394,4 +394,8 @@ def _as_the_source_says(sock: socket.socket, upgrade: str, error: BaseException)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    sys.stdout.flush()
+    # To take the interpreter down in order is of no use, and takes the CPU from the instance that has just
+    # begun to serve.
+    os._exit(status)
