@@ -135,10 +135,11 @@ class Answering:
         self._places = Places(self._path or self._name)
 
     def open(self, then: Callable[[], object]) -> None:
-        """Answer from now on; made in a thread if it is not there yet: clients wait. Call `then` in
-        that thread, once it is done."""
+        """Answer from now on; made in a thread if it is not there yet, and once clients have been answered.
+        Call `then` in that thread, once it is done."""
 
         def opening() -> None:
+            _after_first_clients()
             while not self._closed and not (self.take_place() and self._try_to_make()):
                 time.sleep(_AGAIN)
             if self._closed:  # perhaps before there was something to close
@@ -204,6 +205,7 @@ class Answering:
         long as that lives, and not for long."""
         if not (self._places and self._control):
             return
+        _after_first_clients()
         give_up = time.monotonic() + _TO_BE_FOUND
         while not self._places.taken and other_lives() and time.monotonic() < give_up:
             time.sleep(_PAUSE)
@@ -242,3 +244,10 @@ class Answering:
         """The version of what goes with connections of a listener that a destination can read, 0 if it
         does not say; None if there is none that could be asked."""
         return self.negotiation.offer.reader(listener) if self.negotiation else None
+
+
+def _after_first_clients() -> None:
+    """Wait while the loop has the CPU for those who have waited for the commit."""
+    from upgrader.systemd.precedence import FIRST_CLIENTS  # too much before READY
+
+    time.sleep(FIRST_CLIENTS)

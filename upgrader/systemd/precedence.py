@@ -2,7 +2,8 @@
 """Who goes first while a new version starts: what serves. Where the kernel cannot tell, all go alike.
 
 By the weight of a session among all others (sched(7), "The autogroup feature"): unlike a nice value
-it can be taken back without privileges, and system call filters know nothing of it.
+it can be taken back without privileges, and system call filters know nothing of it. It can be changed
+too seldom for what follows a commit: there, whatever can wait does.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import time
 #: Seconds after which a process that gives way should have come far enough: on a machine that is
 #: busy with something else it would hardly run.
 COURTESY = 0.15
+#: Seconds after a commit that are for the clients who have waited for it: what nobody waits for comes then.
+FIRST_CLIENTS = 0.008
 #: Seconds between two changes on one machine without privileges.
 _PAUSE = 0.1
 

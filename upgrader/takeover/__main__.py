@@ -270,6 +270,7 @@ class Takeover:
                 # It lets go of the line once it serves; until then, PID 1 would only be in its way.
                 ends = [ours.fileno(), new.fileno(), self._told]
                 select.select(ends, [], [], _TO_SERVE)
+                select.select(ends[1:], [], [], precedence.FIRST_CLIENTS)
                 self._confirm(new, source_pidfd)
                 # By then it is found by whoever asks, as the next reload does.
                 select.select(ends, [], [], _TO_BE_FOUND)
