@@ -284,7 +284,7 @@ def test_somebody_can_be_asked_all_the_while(chat: Chat) -> None:
     or the other instance."""
     chat.start()
     own, for_all = (chat.service.runtime_directory / name for name in (SOCKET, STATUS_SOCKET))
-    assert eventually(own.exists)
+    assert eventually(lambda: own.exists() and for_all.exists())
     over = threading.Event()
     failures: list[str] = []
     answered: set[int] = set()
