@@ -94,6 +94,16 @@ def test_a_demo_needs_little(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("alone")
+def test_more_than_the_tests_need(tmp_path: Path) -> None:
+    """The programs of a matrix, and the peers of the bench, besides all that tests need."""
+    (tmp_path / "end").touch()
+    test, matrix, bench = (wanted(tmp_path, each, each) for each in ("test", "matrix", "bench"))
+
+    assert test | {"golang-go", "puma", "ruby-sd-notify"} <= matrix
+    assert test | {"golang-go", "libserver-starter-perl"} <= bench
+
+
+@pytest.mark.usefixtures("alone")
 def test_two_checkouts_install_one_after_the_other(tmp_path: Path) -> None:
     """The second one says that it waits, and asks apt-get only after the first one's has ended."""
     log = tmp_path / "log"
