@@ -81,9 +81,9 @@ class Instance:
 
 
 @contextlib.contextmanager
-def connected(path: Path) -> Iterator[socket.socket]:
+def connected(place: Path | str) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.connect(str(path))  # which waits while the backlog is full
+        sock.connect(str(place))  # which waits while the backlog is full
         sock.settimeout(SETTLE)
         yield sock
 
@@ -92,13 +92,10 @@ def connected(path: Path) -> Iterator[socket.socket]:
 def named(instance: Instance) -> Iterator[socket.socket]:
     """A client of one that answers at an abstract name, and stops after it."""
     name = socket_name(os.urandom(16).hex())
-    answering = Control(Places(name), instance, "1.0")
-    answering.open()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(SETTLE)
-        sock.connect(name)
-        yield sock
-    answering.close()
+    with contextlib.closing(Control(Places(name), instance, "1.0")) as answering:
+        answering.open()
+        with connected(name) as sock:
+            yield sock
 
 
 def describe(path: Path) -> Any:
