@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.unit.played import Credulous, Path, Play, paths, walk
+from tests.unit.paths import Path, paths, walk
+from tests.unit.played import Credulous, Play
 from tests.unit.protocol import Rules
 from upgrader.protocol.switchover import (
     DESTINATION,
